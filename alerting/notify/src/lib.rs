@@ -1,0 +1,1 @@
+//! Channels: email, Slack, webhook

@@ -1,0 +1,1 @@
+//! Simulated cluster, checkers, tests on real processes

@@ -1,0 +1,1 @@
+//! Outbound service desks, each a channel behind the outbox

@@ -1,0 +1,1 @@
+//! The desk part of the meta machine: tickets, status, priority, audit

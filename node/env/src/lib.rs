@@ -1,0 +1,14 @@
+//! The seams to the outside world: clock, randomness, disk, and their simulated side.
+//!
+//! Cores take these as traits; the real ones live in `io` and are handed in by `ops/hindcast`.
+
+pub mod clock;
+pub mod disk;
+pub mod io;
+pub mod rng;
+pub mod sim_disk;
+
+pub use clock::{Clock, SimClock};
+pub use disk::{Disk, DiskError, DiskFile, ReadAt};
+pub use rng::{Rng, SeededRng};
+pub use sim_disk::SimDisk;

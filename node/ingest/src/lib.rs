@@ -1,0 +1,1 @@
+//! Adapters that turn each protocol into one batch type

@@ -1,0 +1,47 @@
+//! What a Raft group replicates: the seam between the driver and the state machines.
+
+use bytes::Bytes;
+use hindcast_env::DiskError;
+
+/// One committed entry. `data` is never empty: raft's own empty entries stop at the driver.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub index: u64,
+    pub term: u64,
+    pub data: Bytes,
+}
+
+/// Why a machine cannot go on. The node stops: its copy can no longer be trusted to follow the others.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error("the stored state does not verify: {0}")]
+    Damaged(String),
+}
+
+/// A replicated state machine. Owned by one apply worker; never awaits. Deterministic: same entries, same state.
+pub trait Machine: Send {
+    /// Index of the last entry that the state holds, in memory or on disk. After open: where the log continues.
+    fn applied(&self) -> u64;
+
+    /// Applies the next entry and returns what its proposer is told. Bad content is an answer, never an error.
+    fn apply(&mut self, entry: &Entry) -> Result<Bytes, MachineError>;
+
+    /// The index up to which the state is on disk outside the log; the log may be cut up to it.
+    fn durable(&self) -> u64;
+
+    /// Called between applies, often: the place to flush, compact and drop. Must return soon.
+    fn maintain(&mut self) -> Result<(), MachineError>;
+
+    /// Writes the whole state at `applied()` as synced files (no folders) into `dir`, which exists and is empty.
+    /// After this `durable()` may still be lower: a Raft snapshot for a peer is not our own checkpoint.
+    fn export(&mut self, dir: &str) -> Result<(), MachineError>;
+
+    /// Replaces the state by the files in `dir` (written by `export` on a peer, verified on the way here),
+    /// durably: afterwards `applied()` and `durable()` are `index`.
+    fn install(&mut self, dir: &str, index: u64) -> Result<(), MachineError>;
+
+    /// Digest of the logical state at `applied()` (I3): equal on all nodes, whatever their files look like.
+    fn digest(&self) -> [u8; 32];
+}

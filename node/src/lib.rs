@@ -1,0 +1,1 @@
+//! Routing, write path, shard machine, peer transport, write servers

@@ -1,0 +1,3 @@
+//! Memtable, segments, retention, pins and read views of one shard
+
+pub mod read;

@@ -1,0 +1,72 @@
+//! What a read asks a shard for, and what it gets: plain values that also cross the peer protocol.
+
+use hindcast_model::{Labels, LogLine, Matcher, Owner, ResourceId, Sample, Slot, TenantId, TimestampNs};
+use std::collections::BTreeSet;
+
+/// Samples of every series that matches, with event time in `from..=to`.
+#[derive(Clone, Debug)]
+pub struct SelectSeries {
+    pub tenant: TenantId,
+    pub matchers: Vec<Matcher>,
+    pub from: TimestampNs,
+    pub to: TimestampNs,
+    /// Only what was committed in this shard up to and including this index. `None`: everything.
+    /// Exact at recorded cuts; elsewhere it is an error of the caller (`ReadError::NoCut`).
+    pub as_of: Option<u64>,
+    /// Only series owned by one of these. `None`: any owner, or none.
+    pub owners: Option<BTreeSet<ResourceId>>,
+}
+
+/// One series in an answer. `samples` ascend by time, each time once (the last commit won).
+#[derive(Clone, Debug, PartialEq)]
+pub struct SeriesData {
+    pub labels: Labels,
+    pub owner: Owner,
+    pub slot: Slot,
+    pub samples: Vec<Sample>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Newest first: `limit` keeps the newest.
+    Backward,
+    /// Oldest first: `limit` keeps the oldest.
+    Forward,
+}
+
+/// Lines of every stream that matches, with event time in `from..=to`.
+#[derive(Clone, Debug)]
+pub struct SelectLines {
+    pub tenant: TenantId,
+    pub matchers: Vec<Matcher>,
+    pub from: TimestampNs,
+    pub to: TimestampNs,
+    pub as_of: Option<u64>,
+    pub owners: Option<BTreeSet<ResourceId>>,
+    /// Only lines that hold all of these (case-sensitive); what other filters need is left to the caller.
+    pub contains: Vec<String>,
+    /// At most so many lines over all streams, from the end that `direction` names. `None`: all.
+    pub limit: Option<usize>,
+    pub direction: Direction,
+}
+
+/// One stream in an answer. `lines` ascend by (time, commit position, place in the batch), whatever the direction.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StreamData {
+    pub labels: Labels,
+    pub owner: Owner,
+    pub slot: Slot,
+    pub lines: Vec<LogLine>,
+}
+
+/// Which label sets exist, without their data.
+#[derive(Clone, Debug)]
+pub struct SearchLabels {
+    pub tenant: TenantId,
+    /// Log streams instead of series.
+    pub streams: bool,
+    /// A label set matches if all matchers of any of these match; empty: all.
+    pub any_of: Vec<Vec<Matcher>>,
+    pub from: TimestampNs,
+    pub to: TimestampNs,
+}

@@ -1,0 +1,1 @@
+//! The hindcast binary: command line, configuration, wiring

@@ -1,0 +1,1 @@
+//! LogQL: lexer, parser, printer

@@ -1,0 +1,3 @@
+//! Plan, execute, gather; replay; Prometheus and Loki APIs
+
+pub mod shards;
