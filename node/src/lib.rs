@@ -1,1 +1,4 @@
-//! Routing, write path, shard machine, peer transport, write servers
+//! One node: routing, write path, shard machine, peer transport, write servers.
+
+pub mod io;
+pub mod write;

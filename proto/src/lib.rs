@@ -4,6 +4,7 @@
 
 pub mod edge;
 pub mod history;
+pub mod topology;
 
 /// Generated from `proto/hindcast/v1/*.proto`.
 #[allow(clippy::all, missing_docs, reason = "generated code")]

@@ -1,1 +1,3 @@
-//! The hindcast binary: command line, configuration, wiring
+//! The hindcast binary as a library: command line, configuration, wiring.
+
+pub mod cli;

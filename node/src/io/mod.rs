@@ -1,0 +1,1 @@
+//! The shells of this crate: sockets, timers, threads.

@@ -1,0 +1,55 @@
+//! The write path as its callers see it: one batch in, one honest answer out.
+
+use hindcast_model::{Batch, Class, Classify, ShardId, TimestampNs};
+
+/// What became of a confirmed batch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Written {
+    pub samples: u64,
+    pub lines: u64,
+    /// Every part was known already; nothing was stored again.
+    pub duplicate: bool,
+}
+
+/// Why a batch was not confirmed. Only `Unconfirmed` leaves open whether it is stored.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum WriteError {
+    #[error("the batch's sequence is older than what shard {shard} remembers; whether it was stored cannot be told")]
+    SequenceTooOld { shard: ShardId },
+    #[error(
+        "the batch takes {bytes} bytes as one entry of shard {shard}, more than {entry_bytes_max}; send smaller batches"
+    )]
+    TooLarge {
+        shard: ShardId,
+        bytes: usize,
+        entry_bytes_max: usize,
+    },
+    #[error("shard {shard} already queues {queued_bytes_max} bytes of writes; retry in a second")]
+    QueueFull { shard: ShardId, queued_bytes_max: usize },
+    #[error("shard {shard} has no leader right now; the batch was not stored there, retry with the same id")]
+    NoLeader { shard: ShardId },
+    #[error("shard {shard} did not confirm in time; the batch may be stored, retry with the same id")]
+    Unconfirmed { shard: ShardId },
+    #[error("a sample or line at {at} is older than {floor}, the oldest that is kept")]
+    TooOld { at: TimestampNs, floor: TimestampNs },
+}
+
+impl Classify for WriteError {
+    fn class(&self) -> Class {
+        match self {
+            Self::SequenceTooOld { .. } | Self::TooOld { .. } => Class::FixRequest,
+            Self::TooLarge { .. } => Class::TooLarge,
+            Self::QueueFull { .. } => Class::RetryLater,
+            Self::NoLeader { .. } => Class::Unavailable,
+            Self::Unconfirmed { .. } => Class::RetrySameId,
+        }
+    }
+}
+
+/// Where adapters hand their batches. The node's router is one; tests record.
+#[async_trait::async_trait]
+pub trait BatchSink: Send + Sync {
+    /// Confirmed means: committed by quorum, fsynced there and applied at the leaders of every shard touched;
+    /// else the worst class of its parts.
+    async fn write(&self, batch: Batch) -> Result<Written, WriteError>;
+}
