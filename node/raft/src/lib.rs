@@ -1,10 +1,19 @@
 //! Replication: the raft-rs driver, the segmented log, the meta machine and its store, Raft snapshots.
 
+pub mod local_meta;
 pub mod machine;
+pub mod mem_store;
 pub mod meta;
+pub mod meta_machine;
+pub mod meta_snapshot;
 
+pub use local_meta::LocalMeta;
 pub use machine::{Entry, Machine, MachineError};
+pub use mem_store::{MemStore, MemStores};
 pub use meta::{
     ApplyContext, Changes, HistoryLine, MachineCommand, Meta, MetaCommand, MetaError, MetaRead, MetaStore,
     MetaStoreError, MetaTx, Part, PartInput, PartOutput, Refusal,
+};
+pub use meta_machine::{
+    LeftwardRow, MetaMachine, MetaMachineConfig, MetaReply, StoreFactory, decode_reply, history_rows, leftward_rows,
 };
