@@ -1,3 +1,11 @@
-//! Plan, execute, gather; replay; Prometheus and Loki APIs
+//! Queries over the shards: PromQL and LogQL, evaluated in a fixed order of summation; the Prometheus and Loki APIs.
+//!
+//! Pure but for `io/`: the data comes through the seam [`shards::Shards`], which `ops/hindcast` and the simulator fill.
 
+pub mod engine;
 pub mod shards;
+pub mod testing;
+pub mod value;
+
+pub use engine::{Engine, InstantQuery, LabelsQuery, Limits, LogsQuery, OWNER_LABEL, Options, QueryError, RangeQuery};
+pub use value::{Answer, LogStream, LogsValue, MatrixSeries, Value, VectorSample};

@@ -1,0 +1,234 @@
+//! One shard in memory, for tests of this crate and of those to its right: a vector of series and of streams.
+//!
+//! Promises what `shards::Shards` promises, and nothing about speed. `as_of` is not kept: all data is always known.
+
+use crate::shards::{Completeness, LabelsRequest, LinesRequest, SeriesRequest, Shards, ShardsError};
+use hindcast_model::matcher::matches_all;
+use hindcast_model::{GroupId, Labels, LogLine, Matcher, Owner, ResourceId, Sample, ShardId, TenantId, TimestampNs};
+use hindcast_storage::read::{Direction, SeriesData, StreamData};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What one series or stream is filed under: the order of summation.
+type Place = (TenantId, u16, u64, Labels);
+
+#[derive(Clone)]
+struct Series {
+    owner: Owner,
+    samples: BTreeMap<TimestampNs, f64>,
+}
+
+#[derive(Clone)]
+struct Stream {
+    owner: Owner,
+    lines: Vec<LogLine>,
+}
+
+#[derive(Default)]
+struct Data {
+    series: BTreeMap<Place, Series>,
+    streams: BTreeMap<Place, Stream>,
+    complete_to: Option<TimestampNs>,
+    missing: Vec<String>,
+    writes: u64,
+}
+
+/// Series and streams of all tenants, in shard 1.
+#[derive(Default)]
+pub struct OneShard {
+    data: Mutex<Data>,
+}
+
+fn place(tenant: &TenantId, owner: &Owner, labels: &Labels) -> Place {
+    (
+        tenant.clone(),
+        owner.slot(labels).0,
+        labels.fingerprint(),
+        labels.clone(),
+    )
+}
+
+impl OneShard {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn data(&self) -> MutexGuard<'_, Data> {
+        // A panicking test leaves plain data behind.
+        self.data.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a series without an owner, or samples to it. The last value of a time wins.
+    pub fn add(&self, tenant: &TenantId, labels: Labels, samples: impl IntoIterator<Item = Sample>) {
+        self.add_owned(tenant, labels, Owner::None, samples);
+    }
+
+    pub fn add_owned(
+        &self,
+        tenant: &TenantId,
+        labels: Labels,
+        owner: Owner,
+        samples: impl IntoIterator<Item = Sample>,
+    ) {
+        let mut data = self.data();
+        data.writes += 1;
+        let series = data
+            .series
+            .entry(place(tenant, &owner, &labels))
+            .or_insert_with(|| Series {
+                owner,
+                samples: BTreeMap::new(),
+            });
+        series
+            .samples
+            .extend(samples.into_iter().map(|s| (s.at.floor_ms(), s.value)));
+    }
+
+    pub fn add_lines(&self, tenant: &TenantId, labels: Labels, owner: Owner, lines: impl IntoIterator<Item = LogLine>) {
+        let mut data = self.data();
+        data.writes += 1;
+        let stream = data
+            .streams
+            .entry(place(tenant, &owner, &labels))
+            .or_insert_with(|| Stream { owner, lines: vec![] });
+        stream.lines.extend(lines);
+        stream.lines.sort_by_key(|l| l.at);
+    }
+
+    /// What `Shards::complete_to` says. Unset: the newest sample or line.
+    pub fn set_complete_to(&self, at: TimestampNs) {
+        self.data().complete_to = Some(at);
+    }
+
+    /// What answers say is missing.
+    pub fn set_missing(&self, missing: Vec<String>) {
+        self.data().missing = missing;
+    }
+
+    pub fn clear(&self) {
+        *self.data() = Data::default();
+    }
+}
+
+impl Data {
+    fn completeness(&self) -> Completeness {
+        Completeness {
+            missing: self.missing.clone(),
+            positions: [(GroupId::from(ShardId(1)), self.writes)].into(),
+        }
+    }
+}
+
+fn owned(owners: Option<&BTreeSet<ResourceId>>, owner: &Owner) -> bool {
+    owners.is_none_or(|set| owner.id().is_some_and(|id| set.contains(&id)))
+}
+
+fn selected(tenant: &TenantId, matchers: &[Matcher], place: &Place) -> bool {
+    place.0 == *tenant && matches_all(matchers, &place.3)
+}
+
+#[async_trait::async_trait]
+impl Shards for OneShard {
+    async fn series(&self, r: SeriesRequest) -> Result<(Vec<SeriesData>, Completeness), ShardsError> {
+        let data = self.data();
+        let found = data
+            .series
+            .iter()
+            .filter(|(p, s)| selected(&r.tenant, &r.matchers, p) && owned(r.owners.as_ref(), &s.owner));
+        let series = found
+            .map(|(p, s)| SeriesData {
+                labels: p.3.clone(),
+                owner: s.owner,
+                slot: s.owner.slot(&p.3),
+                samples: s
+                    .samples
+                    .iter()
+                    .filter(|(at, _)| r.from <= **at && **at <= r.to)
+                    .map(sample)
+                    .collect(),
+            })
+            .filter(|s| !s.samples.is_empty());
+        Ok((series.collect(), data.completeness()))
+    }
+
+    async fn lines(&self, r: LinesRequest) -> Result<(Vec<StreamData>, Completeness), ShardsError> {
+        let data = self.data();
+        let mut streams: Vec<StreamData> = data
+            .streams
+            .iter()
+            .filter(|(p, s)| selected(&r.tenant, &r.matchers, p) && owned(r.owners.as_ref(), &s.owner))
+            .map(|(p, s)| StreamData {
+                labels: p.3.clone(),
+                owner: s.owner,
+                slot: s.owner.slot(&p.3),
+                lines: s.lines.iter().filter(|l| wanted(&r, l)).cloned().collect(),
+            })
+            .collect();
+        if let Some(limit) = r.limit {
+            keep_lines(&mut streams, limit, r.direction);
+        }
+        streams.retain(|s| !s.lines.is_empty());
+        Ok((streams, data.completeness()))
+    }
+
+    async fn label_sets(&self, r: LabelsRequest) -> Result<(Vec<Labels>, Completeness), ShardsError> {
+        let data = self.data();
+        let within = |at: &TimestampNs| r.from <= *at && *at <= r.to;
+        let places: Vec<&Place> = if r.streams {
+            let live = data
+                .streams
+                .iter()
+                .filter(|(_, s)| s.lines.iter().any(|l| within(&l.at)));
+            live.map(|(p, _)| p).collect()
+        } else {
+            let live = data.series.iter().filter(|(_, s)| s.samples.keys().any(within));
+            live.map(|(p, _)| p).collect()
+        };
+        let sets: BTreeSet<Labels> = places
+            .into_iter()
+            .filter(|p| p.0 == r.tenant && (r.any_of.is_empty() || r.any_of.iter().any(|m| matches_all(m, &p.3))))
+            .map(|p| p.3.clone())
+            .collect();
+        Ok((sets.into_iter().collect(), data.completeness()))
+    }
+
+    async fn complete_to(&self, tenant: &TenantId) -> Result<TimestampNs, ShardsError> {
+        let data = self.data();
+        let newest = data
+            .series
+            .iter()
+            .filter(|(p, _)| p.0 == *tenant)
+            .filter_map(|(_, s)| s.samples.keys().last().copied())
+            .max();
+        Ok(data.complete_to.or(newest).unwrap_or(TimestampNs::EPOCH))
+    }
+}
+
+fn sample((at, value): (&TimestampNs, &f64)) -> Sample {
+    Sample { at: *at, value: *value }
+}
+
+fn wanted(r: &LinesRequest, l: &LogLine) -> bool {
+    let text = String::from_utf8_lossy(&l.line);
+    r.from <= l.at && l.at <= r.to && r.contains.iter().all(|c| text.contains(c.as_str()))
+}
+
+/// Keeps the newest or the oldest `limit` lines over all streams.
+fn keep_lines(streams: &mut [StreamData], limit: usize, direction: Direction) {
+    let mut order: Vec<(TimestampNs, usize, usize)> = vec![];
+    for (s, stream) in streams.iter().enumerate() {
+        order.extend(stream.lines.iter().enumerate().map(|(l, line)| (line.at, s, l)));
+    }
+    order.sort_unstable();
+    if direction == Direction::Backward {
+        order.reverse();
+    }
+    let kept: BTreeSet<(usize, usize)> = order.into_iter().take(limit).map(|(_, s, l)| (s, l)).collect();
+    for (s, stream) in streams.iter_mut().enumerate() {
+        let mut l = 0;
+        stream.lines.retain(|_| {
+            l += 1;
+            kept.contains(&(s, l - 1))
+        });
+    }
+}
