@@ -1,1 +1,7 @@
 //! The shells of this crate: sockets, timers, threads.
+pub mod cuts;
+pub mod identity;
+pub mod meta_client;
+pub mod node;
+pub mod peers;
+pub mod writer;

@@ -62,6 +62,11 @@ impl ShardMap {
         ShardId(u64::from(slot.0) * v.shards / u64::from(SLOTS) + 1)
     }
 
+    /// Whether one version holds for all of time.
+    pub fn is_single(&self) -> bool {
+        self.versions.len() == 1
+    }
+
     /// Every shard that any version names, ascending.
     pub fn shards(&self) -> Vec<ShardId> {
         let most = self.versions.iter().map(|v| v.shards).max().unwrap_or(0);

@@ -1,0 +1,55 @@
+//! Cluster time: the leader's clock, believed only as far as the voters agree with it.
+
+use hindcast_model::{SpanNs, TimestampNs};
+
+/// A clock further off the median than this is reported and not believed.
+pub const SKEW_MAX: SpanNs = SpanNs::from_secs(1);
+
+/// How far the own clock stands from the median of all voters' clocks (own included), in nanoseconds.
+/// Positive: the own clock is ahead. Offsets are those of peers relative to the own clock.
+pub fn ahead_of_median(peer_offsets: &[i64]) -> i64 {
+    let mut offsets: Vec<i64> = peer_offsets.to_vec();
+    offsets.push(0);
+    offsets.sort_unstable();
+    let mid = offsets.len() / 2;
+    let median = if offsets.len() % 2 == 1 {
+        offsets[mid]
+    } else {
+        // Halves first: two far-off clocks must not overflow.
+        offsets[mid - 1] / 2 + offsets[mid] / 2
+    };
+    -median
+}
+
+/// The time a leader stamps: its clock corrected to the median, never before the last stamp.
+pub fn stamp(own: TimestampNs, ahead: i64, last: TimestampNs) -> TimestampNs {
+    TimestampNs(own.0.saturating_sub(ahead)).max(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn one_wrong_clock_of_three_changes_nothing() {
+        let two_hours = 7_200_000_000_000;
+        // The own clock is two hours ahead: both peers are two hours behind it.
+        assert_eq!(ahead_of_median(&[-two_hours, -two_hours + 5]), two_hours - 5);
+        // A peer is two hours ahead: nothing happens.
+        assert_eq!(ahead_of_median(&[two_hours, 3]), -3);
+        assert_eq!(ahead_of_median(&[]), 0);
+        assert_eq!(stamp(TimestampNs(100), 60, TimestampNs(50)), TimestampNs(50), "never back");
+    }
+
+    proptest! {
+        #[test]
+        fn a_minority_cannot_move_the_median_outside_the_honest_range(
+            liar in any::<i64>(), a in -1000i64..1000, b in -1000i64..1000, c in -1000i64..1000,
+        ) {
+            let ahead = ahead_of_median(&[liar, a, b, c]);
+            let honest = [0, a, b, c];
+            prop_assert!(-ahead >= *honest.iter().min().unwrap() && -ahead <= *honest.iter().max().unwrap());
+        }
+    }
+}

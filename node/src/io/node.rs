@@ -1,0 +1,364 @@
+//! Starting one node: identity, Raft groups, write path, meta client.
+
+use super::cuts::Cuts;
+use super::identity::{self, Founding, Hello, Identity, IdentityError};
+use super::meta_client::MetaClient;
+use super::peers::{CALL_FOUND, CALL_HELLO, Peers, call_address, peer_service};
+use super::writer::Writer;
+use crate::cluster_part::ClusterPart;
+use crate::entry::Control;
+use crate::shard_machine::{ShardHandle, ShardMachine};
+use bytes::Bytes;
+use hindcast_env::io::{RealDisk, SystemClock, os_rng};
+use hindcast_env::{Clock, Disk, DiskError, Rng, SeededRng};
+use hindcast_model::slot::BadShardCount;
+use hindcast_model::{GroupId, NodeId, RetentionRule, ShardMap, TenantId, TimestampNs, retention};
+use hindcast_raft::io::{GroupSpec, RaftConfig, RaftHost, SledStores};
+use hindcast_raft::{MachineError, MetaMachine, MetaMachineConfig, Part, RaftError};
+use hindcast_storage::{Floor, ShardConfig, StorageError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tonic::Status;
+
+/// How often the oldest data is looked at.
+const RETENTION_PAUSE: Duration = Duration::from_secs(60);
+const FOUNDING_PAUSE: Duration = Duration::from_millis(200);
+
+/// What a node must be told.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    pub id: NodeId,
+    pub data_dir: PathBuf,
+    /// Peer addresses of all nodes, this one included; empty: a node on its own.
+    pub join: Vec<String>,
+    pub shards: u64,
+    /// `None`: 3, or 1 alone.
+    pub replicas: Option<u64>,
+    pub retention: Vec<RetentionRule>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("{data_dir} belongs to node {stored}, not to node {given}; start it with --id {stored}, or use another --data-dir")]
+    WrongNode { data_dir: PathBuf, stored: NodeId, given: NodeId },
+    #[error("this cluster cannot be founded: {0}")]
+    Founding(String),
+    #[error(transparent)]
+    Shards(#[from] BadShardCount),
+    #[error("{replicas} replicas need as many nodes; --join lists {nodes}. This version keeps every shard on every node, so give one address per replica")]
+    Replicas { replicas: u64, nodes: usize },
+    #[error("shard {group} does not open: {source}")]
+    Shard { group: GroupId, source: StorageError },
+    #[error("the meta group does not open: {0}")]
+    Meta(MachineError),
+    #[error(transparent)]
+    Raft(#[from] RaftError),
+    #[error("no peer address of {0:?} can be used: {1}")]
+    Peer(String, String),
+    #[error("no randomness from the operating system: {0}")]
+    Entropy(std::io::Error),
+}
+
+/// A running node. Clones share it.
+#[derive(Clone)]
+pub struct Node {
+    pub identity: Arc<Identity>,
+    pub raft: RaftHost,
+    pub peers: Arc<Peers>,
+    pub meta: MetaClient,
+    pub writer: Writer,
+    pub cuts: Cuts,
+    pub shards: Arc<BTreeMap<GroupId, ShardHandle>>,
+    pub clock: Arc<dyn Clock>,
+    retention: Arc<Vec<RetentionRule>>,
+}
+
+impl Node {
+    /// Starts the node; returns once its groups run, not once they have leaders. `peers` is the bound peer port,
+    /// when there are peers. `parts` stand to the right of the cluster's own, in folder order.
+    pub async fn start(
+        config: NodeConfig,
+        peer_listener: Option<TcpListener>,
+        parts: Vec<Box<dyn Part>>,
+    ) -> Result<Self, StartError> {
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(&config.data_dir)?);
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let mut rng = os_rng().map_err(StartError::Entropy)?;
+        disk.remove_dir_all("incoming")?;
+
+        let peers = Peers::new(config.id, disk.clone());
+        let identity = known_identity(&config, &*disk)?;
+        let identity = match (identity, peer_listener) {
+            (known, Some(listener)) => {
+                let shared = Arc::new(parking_lot::Mutex::new(known));
+                register_founding(&peers, config.id, disk.clone(), shared.clone());
+                serve_peers(peers.clone(), listener);
+                found_or_wait(&config, &*disk, shared, &mut rng).await?
+            }
+            (Some(known), None) => known,
+            (None, None) => {
+                let alone = new_identity(&config, BTreeMap::new(), &mut rng)?;
+                identity::store(&*disk, &alone)?;
+                alone
+            }
+        };
+        peers
+            .join(&identity.cluster, &identity.nodes)
+            .map_err(|e| StartError::Peer(format!("{:?}", identity.nodes), e.to_string()))?;
+        if identity.welcomed.contains(&config.id) && identity.welcomed.len() < identity.nodes.len() {
+            tokio::spawn(welcome_rest(identity.clone(), disk.clone()));
+        }
+
+        let map = ShardMap::even(identity.shards)?;
+        let mut groups = vec![];
+        let mut shards = BTreeMap::new();
+        for shard in map.shards() {
+            let group = GroupId::from(shard);
+            let shard_config = ShardConfig { group, ..ShardConfig::default() };
+            let machine = ShardMachine::open(disk.clone(), &format!("shard-{group}"), shard_config, clock.clone())
+                .map_err(|source| StartError::Shard { group, source })?;
+            shards.insert(group, machine.handle());
+            groups.push(GroupSpec { group, machine: Box::new(machine) });
+        }
+        let mut all_parts: Vec<Box<dyn Part>> = vec![Box::new(ClusterPart)];
+        all_parts.extend(parts);
+        let meta_config = MetaMachineConfig { verify_rows: machine_restarted(&*disk)?, ..MetaMachineConfig::new("meta") };
+        let stores = SledStores::new(config.data_dir.join("meta").join("sled"));
+        let machine = MetaMachine::open(disk.clone(), stores, all_parts, meta_config).map_err(StartError::Meta)?;
+        let rows = machine.reader();
+        groups.insert(0, GroupSpec { group: GroupId::META, machine: Box::new(machine) });
+
+        let voters = if identity.nodes.is_empty() { vec![config.id] } else { identity.nodes.keys().copied().collect() };
+        let raft_config = RaftConfig { node: config.id, voters, ..RaftConfig::default() };
+        let raft = RaftHost::start(disk, "raft", raft_config, groups, peers.clone(), clock.clone(), rng)?;
+        peers.attach(raft.clone());
+
+        let meta = MetaClient::new(config.id, raft.clone(), peers.clone(), clock.clone(), rows);
+        let writer = Writer::new(config.id, map, raft.clone(), peers.clone(), clock.clone());
+        let cuts = Cuts { meta: Arc::new(meta.clone()), writer: writer.clone() };
+        let node = Self {
+            identity: Arc::new(identity),
+            raft,
+            peers,
+            meta,
+            writer,
+            cuts,
+            shards: Arc::new(shards),
+            clock,
+            retention: Arc::new(config.retention),
+        };
+        tokio::spawn(node.clone().retain());
+        Ok(node)
+    }
+
+    pub fn id(&self) -> NodeId {
+        self.identity.node
+    }
+
+    /// Every group has a leader, and this node has applied what it had committed: reads and writes will be answered.
+    pub fn is_ready(&self) -> bool {
+        let groups = std::iter::once(GroupId::META).chain(self.shards.keys().copied());
+        groups.map(|g| self.raft.status(g)).all(|s| s.leader.is_some() && s.applied >= s.commit)
+    }
+
+    /// The oldest instant that is accepted and kept for a tenant; `None`: any.
+    pub fn floor(&self, tenant: &TenantId) -> Option<TimestampNs> {
+        let domains = hindcast_model::Domain::ALL.into_iter().map(Some).chain([None]);
+        let keeps: Option<Vec<_>> = domains.map(|d| retention::keep_for(&self.retention, tenant, d)).collect();
+        let longest = keeps?.into_iter().max()?;
+        Some(self.meta.cluster_now() - longest)
+    }
+
+    /// Proposes, for shards led here, what may go.
+    async fn retain(self) {
+        loop {
+            tokio::time::sleep(RETENTION_PAUSE).await;
+            let now = self.meta.cluster_now();
+            let all = RetentionRule { tenant: None, domain: None, keep: Some(retention::KEEP_DEFAULT) };
+            let rules = if self.retention.is_empty() { vec![all] } else { self.retention.to_vec() };
+            let floor = |r: &RetentionRule| Floor {
+                tenant: r.tenant.clone(),
+                domain: r.domain,
+                floor: r.keep.map_or(TimestampNs::MIN, |keep| now - keep),
+            };
+            let floors: Vec<Floor> = rules.iter().map(floor).collect();
+            if floors.iter().all(|f| f.floor == TimestampNs::MIN) {
+                continue;
+            }
+            for shard in self.writer.led_here() {
+                if let Err(e) = self.writer.control(shard, Control::Retain { floors: floors.clone() }).await {
+                    tracing::warn!(%shard, error = %e, "retention could not be proposed; tried again in a minute");
+                }
+            }
+        }
+    }
+}
+
+fn known_identity(config: &NodeConfig, disk: &dyn Disk) -> Result<Option<Identity>, StartError> {
+    let known = identity::load(disk)?;
+    match &known {
+        Some(k) if k.node != config.id => Err(StartError::WrongNode {
+            data_dir: config.data_dir.clone(),
+            stored: k.node,
+            given: config.id,
+        }),
+        _ => Ok(known),
+    }
+}
+
+fn new_identity(
+    config: &NodeConfig,
+    nodes: BTreeMap<NodeId, String>,
+    rng: &mut SeededRng,
+) -> Result<Identity, StartError> {
+    ShardMap::even(config.shards)?;
+    let count = nodes.len().max(1);
+    let replicas = config.replicas.unwrap_or(count as u64);
+    if replicas != count as u64 {
+        return Err(StartError::Replicas { replicas, nodes: count });
+    }
+    Ok(Identity {
+        cluster: format!("{:016x}{:016x}", rng.next_u64(), rng.next_u64()),
+        node: config.id,
+        nodes,
+        shards: config.shards,
+        replicas,
+        welcomed: BTreeSet::from([config.id]),
+    })
+}
+
+type SharedIdentity = Arc<parking_lot::Mutex<Option<Identity>>>;
+
+/// Answers who this node is, and takes the identity that the founder sends.
+fn register_founding(peers: &Arc<Peers>, me: NodeId, disk: Arc<dyn Disk>, shared: SharedIdentity) {
+    let own = shared.clone();
+    peers.register(
+        CALL_HELLO,
+        Arc::new(move |_, _| {
+            let hello = Hello { node: me, cluster: own.lock().as_ref().map(|i| i.cluster.clone()) };
+            Box::pin(async move { Ok(Bytes::from(hindcast_model::codec::to_bytes(&hello))) })
+        }),
+    );
+    peers.register(
+        CALL_FOUND,
+        Arc::new(move |_, body| {
+            let (disk, shared) = (disk.clone(), shared.clone());
+            Box::pin(async move {
+                let sent: Identity =
+                    hindcast_model::codec::from_bytes(&body).map_err(|e| Status::invalid_argument(e.to_string()))?;
+                let mut own = shared.lock();
+                match own.as_ref() {
+                    Some(known) if known.cluster == sent.cluster => Ok(Bytes::new()),
+                    Some(_) => Err(Status::failed_precondition("this node belongs to another cluster")),
+                    None => {
+                        let mine = Identity { node: me, welcomed: BTreeSet::new(), ..sent };
+                        identity::store(&*disk, &mine).map_err(|e| Status::internal(e.to_string()))?;
+                        *own = Some(mine);
+                        Ok(Bytes::new())
+                    }
+                }
+            })
+        }),
+    );
+}
+
+fn serve_peers(peers: Arc<Peers>, listener: TcpListener) {
+    let server = tonic::transport::Server::builder()
+        .initial_stream_window_size(16 * 1024 * 1024)
+        .initial_connection_window_size(32 * 1024 * 1024)
+        .max_frame_size(1024 * 1024)
+        .tcp_nodelay(true)
+        .add_service(peer_service(peers));
+    tokio::spawn(async move {
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        if let Err(error) = server.serve_with_incoming(incoming).await {
+            tracing::error!(%error, "the peer port closed");
+        }
+    });
+}
+
+async fn hello(me: NodeId, address: &str) -> Option<Hello> {
+    let answer = call_address(address, me, CALL_HELLO, Bytes::new()).await.ok()?;
+    hindcast_model::codec::from_bytes(&answer).ok()
+}
+
+async fn found_or_wait(
+    config: &NodeConfig,
+    disk: &dyn Disk,
+    shared: SharedIdentity,
+    rng: &mut SeededRng,
+) -> Result<Identity, StartError> {
+    let mut said = String::new();
+    loop {
+        if let Some(known) = shared.lock().clone() {
+            return Ok(known);
+        }
+        let mut answers = BTreeMap::new();
+        for address in &config.join {
+            answers.insert(address.clone(), hello(config.id, address).await);
+        }
+        match identity::next_step(config.id, &answers) {
+            Founding::Refuse(why) => return Err(StartError::Founding(why)),
+            Founding::Wait(why) => {
+                if why != said {
+                    tracing::info!("{why}");
+                    said = why;
+                }
+                tokio::time::sleep(FOUNDING_PAUSE).await;
+            }
+            Founding::Found => {
+                let nodes = answers.into_iter().filter_map(|(addr, h)| Some((h?.node, addr))).collect();
+                let founded = new_identity(config, nodes, rng)?;
+                // The founder's own file first: after a crash it welcomes the rest and never founds again.
+                identity::store(disk, &founded)?;
+                *shared.lock() = Some(founded.clone());
+                tracing::info!(cluster = founded.cluster, nodes = founded.nodes.len(), "founded a cluster");
+                return Ok(founded);
+            }
+        }
+    }
+}
+
+/// Sends the identity to nodes that have none yet, each once.
+async fn welcome_rest(mut identity: Identity, disk: Arc<dyn Disk>) {
+    let body = Bytes::from(hindcast_model::codec::to_bytes(&identity));
+    while identity.welcomed.len() < identity.nodes.len() {
+        let rest: Vec<_> =
+            identity.nodes.iter().filter(|(id, _)| !identity.welcomed.contains(id)).map(|(i, a)| (*i, a.clone())).collect();
+        for (id, address) in rest {
+            match call_address(&address, identity.node, CALL_FOUND, body.clone()).await {
+                Ok(_) => {
+                    identity.welcomed.insert(id);
+                    if let Err(error) = identity::store(&*disk, &identity) {
+                        tracing::error!(%error, "the identity file cannot be written");
+                        return;
+                    }
+                }
+                Err(status) => tracing::debug!(%id, %status, "not welcomed yet"),
+            }
+        }
+        tokio::time::sleep(FOUNDING_PAUSE).await;
+    }
+}
+
+/// Whether the machine has booted since this data was last open: then what was not synced may be gone, and every
+/// row is compared. Notes the boot for the next start.
+fn machine_restarted(disk: &dyn Disk) -> Result<bool, DiskError> {
+    const FILE: &str = "boot_id";
+    let boot = RealDisk::new("/proc/sys/kernel/random").and_then(|d| d.read("boot_id"));
+    // Without a boot id nothing can be ruled out.
+    let Ok(boot) = boot else { return Ok(true) };
+    let before = disk.read(FILE).ok();
+    if before.as_ref() == Some(&boot) {
+        return Ok(false);
+    }
+    hindcast_env::disk::replace_file(disk, FILE, &boot)?;
+    Ok(before.is_some())
+}

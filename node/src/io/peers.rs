@@ -1,0 +1,359 @@
+//! The peer transport: one multiplexed HTTP/2 connection per node pair, for Raft messages, calls and snapshots.
+//!
+//! Raft messages may be dropped at any time: Raft repairs it. Calls are answered or fail; what a call means is known
+//! to whoever registered its kind.
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use hindcast_env::Disk;
+use hindcast_model::{GroupId, NodeId};
+use hindcast_proto::v1;
+use hindcast_proto::v1::peer_client::PeerClient;
+use hindcast_proto::v1::peer_server::{Peer, PeerServer};
+use hindcast_raft::{RaftHost, Transport, WireMessage};
+use parking_lot::{Mutex, RwLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Response, Status, Streaming};
+
+/// Lists of Raft messages that wait for one peer; further ones are dropped.
+const QUEUED_LISTS_MAX: usize = 4096;
+/// One message on the stream carries about so many bytes of entries (`raft-notes.md` §3: by bytes, never by count).
+const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// Larger than any batch of appends, entries of `ENTRY_BYTES_MAX` included.
+const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
+const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Answers calls of one kind.
+pub type CallHandler = Arc<dyn Fn(NodeId, Bytes) -> BoxFuture<'static, Result<Bytes, Status>> + Send + Sync>;
+
+/// Calls that are answered before this node belongs to a cluster.
+pub const CALL_HELLO: &str = "hello";
+pub const CALL_FOUND: &str = "found";
+
+/// Connects lazily and again and again; settings as measured in `raft-notes.md` §3.
+pub fn channel_to(address: &str) -> Result<Channel, tonic::transport::Error> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+        .connect_timeout(Duration::from_secs(2))
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(5))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .initial_stream_window_size(16 * 1024 * 1024)
+        .initial_connection_window_size(32 * 1024 * 1024);
+    Ok(endpoint.connect_lazy())
+}
+
+fn client(channel: Channel) -> PeerClient<Channel> {
+    PeerClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// One call to an address, for nodes that are not yet of one cluster.
+pub async fn call_address(address: &str, from: NodeId, kind: &str, body: Bytes) -> Result<Bytes, Status> {
+    let channel = channel_to(address).map_err(|e| Status::invalid_argument(e.to_string()))?;
+    let mut request =
+        Request::new(v1::CallRequest { from: from.0, cluster: String::new(), kind: kind.to_owned(), body });
+    request.set_timeout(Duration::from_secs(2));
+    Ok(client(channel).call(request).await?.into_inner().body)
+}
+
+struct PeerLink {
+    channel: Channel,
+    queue: mpsc::Sender<Vec<WireMessage>>,
+}
+
+/// The sending side, and the register of calls.
+pub struct Peers {
+    me: NodeId,
+    cluster: OnceLock<String>,
+    links: RwLock<BTreeMap<NodeId, PeerLink>>,
+    handlers: RwLock<BTreeMap<String, CallHandler>>,
+    raft: OnceLock<RaftHost>,
+    disk: Arc<dyn Disk>,
+    /// Counts incoming snapshots, for folder names.
+    incoming: Mutex<u64>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Peers {
+    pub fn new(me: NodeId, disk: Arc<dyn Disk>) -> Arc<Self> {
+        Arc::new(Self {
+            me,
+            cluster: OnceLock::new(),
+            links: RwLock::default(),
+            handlers: RwLock::default(),
+            raft: OnceLock::new(),
+            disk,
+            incoming: Mutex::new(0),
+            runtime: tokio::runtime::Handle::current(),
+        })
+    }
+
+    pub fn register(&self, kind: &str, handler: CallHandler) {
+        self.handlers.write().insert(kind.to_owned(), handler);
+    }
+
+    /// From now on calls and messages of this cluster, and no other, are taken.
+    pub fn join(&self, cluster: &str, nodes: &BTreeMap<NodeId, String>) -> Result<(), tonic::transport::Error> {
+        let _ = self.cluster.set(cluster.to_owned());
+        for (id, address) in nodes.iter().filter(|(id, _)| **id != self.me) {
+            let channel = channel_to(address)?;
+            let (queue, waiting) = mpsc::channel(QUEUED_LISTS_MAX);
+            tokio::spawn(send_raft(self.me, cluster.to_owned(), channel.clone(), waiting));
+            self.links.write().insert(*id, PeerLink { channel, queue });
+        }
+        Ok(())
+    }
+
+    pub fn attach(&self, raft: RaftHost) {
+        let _ = self.raft.set(raft);
+    }
+
+    pub fn ids(&self) -> Vec<NodeId> {
+        self.links.read().keys().copied().collect()
+    }
+
+    /// Asks another node; `timeout` covers everything.
+    pub async fn call(&self, to: NodeId, kind: &str, body: Bytes, timeout: Duration) -> Result<Bytes, Status> {
+        let channel = self.links.read().get(&to).map(|l| l.channel.clone());
+        let channel = channel.ok_or_else(|| Status::unavailable(format!("node {to} is not known here")))?;
+        let cluster = self.cluster.get().cloned().unwrap_or_default();
+        let mut request = Request::new(v1::CallRequest { from: self.me.0, cluster, kind: kind.to_owned(), body });
+        request.set_timeout(timeout);
+        match tokio::time::timeout(timeout, client(channel).call(request)).await {
+            Ok(answer) => Ok(answer?.into_inner().body),
+            Err(_) => Err(Status::deadline_exceeded(format!("node {to} did not answer in {timeout:?}"))),
+        }
+    }
+
+    fn check_cluster(&self, cluster: &str) -> Result<(), Status> {
+        match self.cluster.get() {
+            Some(own) if own == cluster => Ok(()),
+            Some(_) => Err(Status::permission_denied("this node belongs to another cluster")),
+            None => Err(Status::unavailable("this node belongs to no cluster yet")),
+        }
+    }
+
+    /// Takes the files of a snapshot into a folder of their own, verified.
+    async fn take_snapshot(&self, mut chunks: Streaming<v1::SnapshotChunk>) -> Result<(), Status> {
+        let first = chunks.message().await?.and_then(|c| c.header);
+        let header = first.ok_or_else(|| Status::invalid_argument("a snapshot begins with its header"))?;
+        self.check_cluster(&header.cluster)?;
+        let raft = self.raft.get().ok_or_else(|| Status::unavailable("not ready for snapshots yet"))?.clone();
+        let dir = {
+            let mut n = self.incoming.lock();
+            *n += 1;
+            format!("incoming/{}-{}", header.group, *n)
+        };
+        let disk = &self.disk;
+        let io = |e: hindcast_env::DiskError| Status::internal(e.to_string());
+        disk.remove_dir_all(&dir).map_err(io)?;
+        disk.create_dir_all(&dir).map_err(io)?;
+        let mut open: Option<(String, Box<dyn hindcast_env::DiskFile>, u64, blake3::Hasher)> = None;
+        let finish = |done: (String, Box<dyn hindcast_env::DiskFile>, u64, blake3::Hasher)| -> Result<(), Status> {
+            let (name, mut file, len, hash) = done;
+            let expected = header.files.iter().find(|f| f.name == name);
+            let whole = expected.is_some_and(|f| f.bytes == len && f.hash == hash.finalize().as_bytes()[..]);
+            if !whole {
+                return Err(Status::data_loss(format!("snapshot file {name} did not arrive whole")));
+            }
+            file.sync().map_err(io)
+        };
+        let mut taken = 0;
+        while let Some(chunk) = chunks.message().await? {
+            if open.as_ref().is_none_or(|(name, ..)| *name != chunk.file) {
+                if let Some(done) = open.take() {
+                    finish(done)?;
+                    taken += 1;
+                }
+                if chunk.file.is_empty() || chunk.file.contains('/') || chunk.file.starts_with('.') {
+                    return Err(Status::invalid_argument("a snapshot file has a plain name"));
+                }
+                let file = disk.create(&format!("{dir}/{}", chunk.file)).map_err(io)?;
+                open = Some((chunk.file.clone(), file, 0, blake3::Hasher::new()));
+            }
+            if let Some((_, file, len, hash)) = &mut open {
+                file.write_at(*len, &chunk.data).map_err(io)?;
+                *len += chunk.data.len() as u64;
+                hash.update(&chunk.data);
+            }
+        }
+        if let Some(done) = open.take() {
+            finish(done)?;
+            taken += 1;
+        }
+        if taken != header.files.len() {
+            return Err(Status::data_loss(format!("{taken} of {} snapshot files arrived", header.files.len())));
+        }
+        disk.sync_dir(&dir).map_err(io)?;
+        raft.receive_snapshot(GroupId(header.group), header.message, dir);
+        Ok(())
+    }
+}
+
+/// Keeps one stream to a peer open and feeds it; what waits while it is down is dropped.
+async fn send_raft(me: NodeId, cluster: String, channel: Channel, mut waiting: mpsc::Receiver<Vec<WireMessage>>) {
+    loop {
+        let (feed, stream) = mpsc::channel::<v1::RaftBatch>(64);
+        let mut peer = client(channel.clone());
+        let mut call =
+            tokio::spawn(async move { peer.raft(tokio_stream::wrappers::ReceiverStream::new(stream)).await });
+        loop {
+            let first = tokio::select! {
+                first = waiting.recv() => match first {
+                    Some(first) => first,
+                    None => return,
+                },
+                _ = &mut call => break,
+            };
+            let mut messages: Vec<WireMessage> = first;
+            let mut bytes: usize = messages.iter().map(wire_bytes).sum();
+            while bytes < BATCH_BYTES_MAX {
+                let Ok(more) = waiting.try_recv() else { break };
+                bytes += more.iter().map(wire_bytes).sum::<usize>();
+                messages.extend(more);
+            }
+            let wire = |m: WireMessage| v1::RaftMessage { group: m.group.0, head: m.head, data: m.data };
+            let batch = v1::RaftBatch {
+                from: me.0,
+                cluster: cluster.clone(),
+                messages: messages.into_iter().map(wire).collect(),
+            };
+            if feed.send(batch).await.is_err() {
+                break;
+            }
+        }
+        call.abort();
+        tokio::time::sleep(RECONNECT_PAUSE).await;
+        // Old news: Raft sends what still matters again.
+        while waiting.try_recv().is_ok() {}
+    }
+}
+
+fn wire_bytes(m: &WireMessage) -> usize {
+    m.head.len() + m.data.iter().map(Bytes::len).sum::<usize>()
+}
+
+/// What a snapshot consists of: read from the files, so that the receiver can tell whether all arrived.
+fn snapshot_files(disk: &dyn Disk, dir: &str) -> Result<Vec<v1::SnapshotFile>, Status> {
+    let io = |e: hindcast_env::DiskError| Status::internal(e.to_string());
+    let mut files = vec![];
+    for name in disk.list(dir).map_err(io)? {
+        let file = disk.open_read(&format!("{dir}/{name}")).map_err(io)?;
+        let (mut hash, mut at) = (blake3::Hasher::new(), 0);
+        while at < file.len() {
+            let len = SNAPSHOT_CHUNK_BYTES.min((file.len() - at) as usize);
+            hash.update(&file.read_at(at, len).map_err(io)?);
+            at += len as u64;
+        }
+        files.push(v1::SnapshotFile {
+            name,
+            bytes: file.len(),
+            hash: Bytes::copy_from_slice(hash.finalize().as_bytes()),
+        });
+    }
+    Ok(files)
+}
+
+impl Transport for Peers {
+    fn send(&self, to: NodeId, messages: Vec<WireMessage>) {
+        if let Some(link) = self.links.read().get(&to) {
+            // Full: dropped, as promised.
+            let _ = link.queue.try_send(messages);
+        }
+    }
+
+    fn send_snapshot(
+        &self,
+        to: NodeId,
+        group: GroupId,
+        message: Bytes,
+        dir: String,
+        done: Box<dyn FnOnce(bool) + Send>,
+    ) {
+        let Some(channel) = self.links.read().get(&to).map(|l| l.channel.clone()) else { return done(false) };
+        let (disk, cluster, me) = (self.disk.clone(), self.cluster.get().cloned().unwrap_or_default(), self.me);
+        self.runtime.spawn(async move {
+            let (feed, stream) = mpsc::channel::<v1::SnapshotChunk>(16);
+            let reader = tokio::task::spawn_blocking(move || -> Result<(), Status> {
+                let io = |e: hindcast_env::DiskError| Status::internal(e.to_string());
+                let gone = |_| Status::cancelled("the receiver went away");
+                let files = snapshot_files(&*disk, &dir)?;
+                let header =
+                    v1::SnapshotHeader { from: me.0, cluster, group: group.0, message, files: files.clone() };
+                let first =
+                    v1::SnapshotChunk { header: Some(header), file: String::new(), data: Bytes::new() };
+                feed.blocking_send(first).map_err(gone)?;
+                for f in files {
+                    let file = disk.open_read(&format!("{dir}/{}", f.name)).map_err(io)?;
+                    let mut at = 0;
+                    // An empty file is sent as one empty chunk.
+                    loop {
+                        let len = SNAPSHOT_CHUNK_BYTES.min((f.bytes - at) as usize);
+                        let data = file.read_at(at, len).map_err(io)?;
+                        at += len as u64;
+                        let chunk = v1::SnapshotChunk { header: None, file: f.name.clone(), data };
+                        feed.blocking_send(chunk).map_err(gone)?;
+                        if at >= f.bytes {
+                            break;
+                        }
+                    }
+                }
+                Ok(())
+            });
+            let sent = client(channel).snapshot(tokio_stream::wrappers::ReceiverStream::new(stream)).await;
+            let read = reader.await;
+            let ok = sent.is_ok() && matches!(read, Ok(Ok(())));
+            if let Err(status) = sent {
+                tracing::warn!(%to, %group, %status, "a Raft snapshot was not taken");
+            }
+            done(ok);
+        });
+    }
+}
+
+/// The receiving side.
+pub struct PeerService(Arc<Peers>);
+
+pub fn peer_service(peers: Arc<Peers>) -> PeerServer<PeerService> {
+    PeerServer::new(PeerService(peers))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    async fn raft(&self, request: Request<Streaming<v1::RaftBatch>>) -> Result<Response<v1::RaftClosed>, Status> {
+        let mut batches = request.into_inner();
+        while let Some(batch) = batches.message().await? {
+            self.0.check_cluster(&batch.cluster)?;
+            let Some(raft) = self.0.raft.get() else { continue };
+            let message = |m: v1::RaftMessage| WireMessage { group: GroupId(m.group), head: m.head, data: m.data };
+            raft.receive(NodeId(batch.from), batch.messages.into_iter().map(message).collect());
+        }
+        Ok(Response::new(v1::RaftClosed {}))
+    }
+
+    async fn call(&self, request: Request<v1::CallRequest>) -> Result<Response<v1::CallResponse>, Status> {
+        let request = request.into_inner();
+        if request.kind != CALL_HELLO && request.kind != CALL_FOUND {
+            self.0.check_cluster(&request.cluster)?;
+        }
+        let handler = self.0.handlers.read().get(&request.kind).cloned();
+        let handler =
+            handler.ok_or_else(|| Status::unimplemented(format!("calls of kind {:?} are not known here", request.kind)))?;
+        let body = handler(NodeId(request.from), request.body).await?;
+        Ok(Response::new(v1::CallResponse { body }))
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<v1::SnapshotChunk>>,
+    ) -> Result<Response<v1::SnapshotTaken>, Status> {
+        self.0.take_snapshot(request.into_inner()).await?;
+        Ok(Response::new(v1::SnapshotTaken {}))
+    }
+}

@@ -1,0 +1,298 @@
+//! The write path: a batch is split by shard, each part goes to its leader, waiting parts are folded into one entry.
+
+use super::peers::Peers;
+use crate::entry::{self, Control};
+use crate::shard_machine::{Applied, PartApplied};
+use crate::write::{BatchSink, WriteError, Written};
+use bytes::Bytes;
+use futures::future::join_all;
+use hindcast_env::Clock;
+use hindcast_model::limits::ENTRY_BYTES_MAX;
+use hindcast_model::{Batch, GroupId, NodeId, ShardId, ShardMap, codec};
+use hindcast_raft::{ProposeError, RaftHost};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tonic::Status;
+
+/// Parts that wait at a leader, per shard, in bytes; beyond, writers are told to retry.
+pub const QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// A fold ends when it holds so many bytes of parts.
+const FOLD_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Entries of one shard in flight at once; more gives latency, not throughput (`storage-spike.md` §4).
+const ENTRIES_IN_FLIGHT_MAX: usize = 4;
+/// How long a writer waits for its quorum before it is told `Unconfirmed`.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
+const LEADER_PAUSE: Duration = Duration::from_millis(50);
+
+const CALL_WRITE: &str = "write";
+const CALL_CONTROL: &str = "control";
+
+/// What became of one part; crosses the peer protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Fate {
+    Applied(PartApplied),
+    /// Surely not proposed here.
+    NotLeader,
+    QueueFull,
+    /// May be stored.
+    Unconfirmed,
+}
+
+struct Waiting {
+    part: Bytes,
+    answer: oneshot::Sender<Fate>,
+}
+
+struct Fold {
+    queue: mpsc::UnboundedSender<Waiting>,
+    /// What bounds the queue.
+    queued_bytes: Arc<AtomicUsize>,
+}
+
+/// The node's router. Clones share it.
+#[derive(Clone)]
+pub struct Writer(Arc<Inner>);
+
+struct Inner {
+    me: NodeId,
+    map: ShardMap,
+    raft: RaftHost,
+    peers: Arc<Peers>,
+    clock: Arc<dyn Clock>,
+    folds: BTreeMap<ShardId, Fold>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ForwardedPart {
+    shard: ShardId,
+    part: Bytes,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ForwardedControl {
+    shard: ShardId,
+    control: Control,
+}
+
+impl Writer {
+    pub fn new(me: NodeId, map: ShardMap, raft: RaftHost, peers: Arc<Peers>, clock: Arc<dyn Clock>) -> Self {
+        let folds = map.shards().into_iter().map(|shard| {
+            let (queue, waiting) = mpsc::unbounded_channel();
+            let queued_bytes = Arc::new(AtomicUsize::new(0));
+            tokio::spawn(fold(shard, raft.clone(), clock.clone(), waiting, queued_bytes.clone()));
+            (shard, Fold { queue, queued_bytes })
+        });
+        let folds = folds.collect();
+        let writer = Self(Arc::new(Inner { me, map, raft, peers: peers.clone(), clock, folds }));
+        let w = writer.clone();
+        peers.register(
+            CALL_WRITE,
+            Arc::new(move |_, body| {
+                let w = w.clone();
+                Box::pin(async move {
+                    let f: ForwardedPart =
+                        codec::from_bytes(&body).map_err(|e| Status::invalid_argument(e.to_string()))?;
+                    Ok(codec::to_bytes(&w.write_here(f.shard, f.part).await).into())
+                })
+            }),
+        );
+        let w = writer.clone();
+        peers.register(
+            CALL_CONTROL,
+            Arc::new(move |_, body| {
+                let w = w.clone();
+                Box::pin(async move {
+                    let f: ForwardedControl =
+                        codec::from_bytes(&body).map_err(|e| Status::invalid_argument(e.to_string()))?;
+                    Ok(codec::to_bytes(&w.control_here(f.shard, &f.control).await).into())
+                })
+            }),
+        );
+        writer
+    }
+
+    pub fn shard_map(&self) -> &ShardMap {
+        &self.0.map
+    }
+
+    /// Hands a part to this node's fold of the shard.
+    async fn write_here(&self, shard: ShardId, part: Bytes) -> Fate {
+        let Some(fold) = self.0.folds.get(&shard) else { return Fate::NotLeader };
+        if self.0.raft.status(shard.into()).leader != Some(self.0.me) {
+            return Fate::NotLeader;
+        }
+        let bytes = part.len();
+        if fold.queued_bytes.fetch_add(bytes, Ordering::SeqCst) + bytes > QUEUED_BYTES_MAX {
+            fold.queued_bytes.fetch_sub(bytes, Ordering::SeqCst);
+            return Fate::QueueFull;
+        }
+        let (answer, answered) = oneshot::channel();
+        if fold.queue.send(Waiting { part, answer }).is_err() {
+            fold.queued_bytes.fetch_sub(bytes, Ordering::SeqCst);
+            return Fate::NotLeader;
+        }
+        answered.await.unwrap_or(Fate::Unconfirmed)
+    }
+
+    /// Brings one part to its leader, wherever it is; again while that is harmless.
+    async fn write_part(&self, shard: ShardId, part: Bytes, has_id: bool) -> Result<PartApplied, WriteError> {
+        let deadline = self.0.clock.monotonic().as_duration() + WRITE_TIMEOUT;
+        let mut may_be_stored = false;
+        loop {
+            let leader = self.0.raft.status(shard.into()).leader;
+            let fate = match leader {
+                None => Fate::NotLeader,
+                Some(leader) if leader == self.0.me => self.write_here(shard, part.clone()).await,
+                Some(leader) => {
+                    let body = codec::to_bytes(&ForwardedPart { shard, part: part.clone() });
+                    match self.0.peers.call(leader, CALL_WRITE, body.into(), PROPOSE_TIMEOUT).await {
+                        Ok(fate) => codec::from_bytes(&fate).unwrap_or(Fate::Unconfirmed),
+                        Err(_) => Fate::Unconfirmed,
+                    }
+                }
+            };
+            match fate {
+                Fate::Applied(applied) => return Ok(applied),
+                Fate::QueueFull => {
+                    return Err(WriteError::QueueFull { shard, queued_bytes_max: QUEUED_BYTES_MAX });
+                }
+                Fate::NotLeader => {}
+                Fate::Unconfirmed => may_be_stored = true,
+            }
+            // With an id the shard tells a second attempt from a first; without one only a sure refusal is retried.
+            let again = has_id || !may_be_stored;
+            if !again || self.0.clock.monotonic().as_duration() >= deadline {
+                return Err(if may_be_stored {
+                    WriteError::Unconfirmed { shard }
+                } else {
+                    WriteError::NoLeader { shard }
+                });
+            }
+            tokio::time::sleep(LEADER_PAUSE).await;
+        }
+    }
+
+    async fn control_here(&self, shard: ShardId, control: &Control) -> Option<u64> {
+        let data = entry::encode_control(self.0.clock.now(), control);
+        self.0.raft.propose(shard.into(), data, PROPOSE_TIMEOUT).await.ok().map(|(index, _)| index)
+    }
+
+    /// Proposes a control command at the shard's leader; the index at which it stands. Controls are idempotent,
+    /// so that a second attempt after an unknown outcome is harmless.
+    pub async fn control(&self, shard: ShardId, control: Control) -> Result<u64, WriteError> {
+        let deadline = self.0.clock.monotonic().as_duration() + WRITE_TIMEOUT;
+        loop {
+            let index = match self.0.raft.status(shard.into()).leader {
+                None => None,
+                Some(leader) if leader == self.0.me => self.control_here(shard, &control).await,
+                Some(leader) => {
+                    let body = codec::to_bytes(&ForwardedControl { shard, control: control.clone() });
+                    let answer = self.0.peers.call(leader, CALL_CONTROL, body.into(), PROPOSE_TIMEOUT).await;
+                    answer.ok().and_then(|a| codec::from_bytes::<Option<u64>>(&a).ok()).flatten()
+                }
+            };
+            match index {
+                Some(index) => return Ok(index),
+                None if self.0.clock.monotonic().as_duration() >= deadline => {
+                    return Err(WriteError::Unconfirmed { shard });
+                }
+                None => tokio::time::sleep(LEADER_PAUSE).await,
+            }
+        }
+    }
+
+    /// Proposes the same control in every shard; indices by group.
+    pub async fn control_all(&self, control: &Control) -> Result<hindcast_model::Positions, WriteError> {
+        let all = self.0.map.shards().into_iter().map(|shard| async move {
+            let index = self.control(shard, control.clone()).await?;
+            Ok((GroupId::from(shard), index))
+        });
+        join_all(all).await.into_iter().collect()
+    }
+
+    /// Shards that this node leads now.
+    pub fn led_here(&self) -> Vec<ShardId> {
+        let shards = self.0.map.shards().into_iter();
+        shards.filter(|s| self.0.raft.status((*s).into()).leader == Some(self.0.me)).collect()
+    }
+}
+
+#[async_trait::async_trait]
+impl BatchSink for Writer {
+    async fn write(&self, batch: Batch) -> Result<Written, WriteError> {
+        let (samples, lines, has_id) = (batch.samples(), batch.lines(), batch.id.is_some());
+        let parts = crate::route::split(&self.0.map, batch);
+        let mut writes = vec![];
+        for (shard, part) in parts {
+            let part = Bytes::from(entry::encode_part(&part));
+            if part.len() > ENTRY_BYTES_MAX {
+                let bytes = part.len();
+                return Err(WriteError::TooLarge { shard, bytes, entry_bytes_max: ENTRY_BYTES_MAX });
+            }
+            writes.push(async move {
+                match self.write_part(shard, part, has_id).await? {
+                    PartApplied::SequenceTooOld => Err(WriteError::SequenceTooOld { shard }),
+                    applied => Ok(applied),
+                }
+            });
+        }
+        let mut fates = join_all(writes).await;
+        // The worst class of the parts: what may be stored outweighs what surely is not.
+        if let Some(i) = fates.iter().position(|f| matches!(f, Err(WriteError::Unconfirmed { .. })))
+            && let Err(e) = fates.swap_remove(i)
+        {
+            return Err(e);
+        }
+        let applied = fates.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let duplicate = !applied.is_empty() && applied.iter().all(|a| *a == PartApplied::Duplicate);
+        Ok(Written { samples, lines, duplicate })
+    }
+}
+
+/// Collects what waits and proposes it, a bounded number of entries at a time.
+async fn fold(
+    shard: ShardId,
+    raft: RaftHost,
+    clock: Arc<dyn Clock>,
+    mut waiting: mpsc::UnboundedReceiver<Waiting>,
+    queued_bytes: Arc<AtomicUsize>,
+) {
+    let room = Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT_MAX));
+    loop {
+        // Room first: what arrives while all entries are in flight is folded into the next one.
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let Some(first) = waiting.recv().await else { return };
+        let mut bytes = first.part.len();
+        let mut folded = vec![first];
+        while bytes < FOLD_BYTES_MAX {
+            let Ok(more) = waiting.try_recv() else { break };
+            bytes += more.part.len();
+            folded.push(more);
+        }
+        let (raft, clock, queued_bytes) = (raft.clone(), clock.clone(), queued_bytes.clone());
+        tokio::spawn(async move {
+            let parts: Vec<Bytes> = folded.iter().map(|w| w.part.clone()).collect();
+            let data = entry::encode_write(clock.now(), &parts);
+            let fates = match raft.propose(shard.into(), data, PROPOSE_TIMEOUT).await {
+                Ok((_, answer)) => match codec::from_bytes(&answer) {
+                    Ok(Applied::Write(applied)) => applied.into_iter().map(Fate::Applied).collect(),
+                    _ => vec![],
+                },
+                Err(ProposeError::NotLeader { .. }) => vec![Fate::NotLeader; folded.len()],
+                Err(ProposeError::Full { .. } | ProposeError::TooLarge { .. }) => vec![Fate::QueueFull; folded.len()],
+                Err(_) => vec![],
+            };
+            queued_bytes.fetch_sub(bytes, Ordering::SeqCst);
+            drop(permit);
+            let mut fates = fates.into_iter();
+            for waiting in folded {
+                let _ = waiting.answer.send(fates.next().unwrap_or(Fate::Unconfirmed));
+            }
+        });
+    }
+}

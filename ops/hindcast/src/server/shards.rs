@@ -1,0 +1,245 @@
+//! The seam `Shards` over this node's own replicas.
+//!
+//! Every node holds every shard (as many replicas as nodes, so far), so no sample crosses the wire for a read: the
+//! replica waits until it has applied what the leader had committed (ReadIndex), or what a cut names, then answers.
+
+use futures::future::join_all;
+use hindcast_model::{GroupId, Labels, Positions, Sample, TenantId, TimestampNs};
+use hindcast_node::io::node::Node;
+use hindcast_node::shard_machine::ShardHandle;
+use hindcast_query::shards::{Completeness, LabelsRequest, LinesRequest, SeriesRequest, Shards, ShardsError};
+use hindcast_storage::ReadError;
+use hindcast_storage::read::{Direction, SearchLabels, SelectLines, SelectSeries, SeriesData, StreamData};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// How long a read waits for the shard's leader, or for a replica that is behind a cut.
+const FRESH_TIMEOUT: Duration = Duration::from_secs(5);
+const BEHIND_PAUSE: Duration = Duration::from_millis(5);
+
+#[derive(Clone)]
+pub struct LocalShards {
+    node: Node,
+}
+
+impl LocalShards {
+    pub fn new(node: Node) -> Self {
+        Self { node }
+    }
+
+    /// Waits until the replica may answer; the applied index, or why it may not.
+    async fn fresh(&self, group: GroupId, as_of: Option<u64>) -> Result<u64, String> {
+        match as_of {
+            None => {
+                let read = self.node.raft.read_index(group, FRESH_TIMEOUT).await;
+                read.map_err(|e| format!("shard {group} gave no linearizable read: {e}"))
+            }
+            Some(index) => {
+                let caught_up = async {
+                    while self.node.shards.get(&group).is_some_and(|s| s.reader.applied() < index) {
+                        tokio::time::sleep(BEHIND_PAUSE).await;
+                    }
+                };
+                let waited = tokio::time::timeout(FRESH_TIMEOUT, caught_up).await;
+                waited.map_err(|_| format!("shard {group} of this node is behind the cut's position {index}"))?;
+                Ok(index)
+            }
+        }
+    }
+
+    /// Runs `read` on every shard, each on a thread that may block; answers in the order of shards.
+    async fn scatter<T: Send + 'static>(
+        &self,
+        as_of: Option<&Positions>,
+        read: impl Fn(ShardHandle, Option<u64>) -> Result<T, ReadError> + Clone + Send + 'static,
+    ) -> Result<(Vec<T>, Completeness), ShardsError> {
+        let asked = self.node.shards.iter().map(|(group, handle)| {
+            let (group, handle, read) = (*group, handle.clone(), read.clone());
+            let position = as_of.map(|p| p.get(&group).copied());
+            async move {
+                // A shard that the cut does not name held nothing then.
+                let position = match position {
+                    Some(None) => return Ok(None),
+                    Some(Some(index)) => Some(index),
+                    None => None,
+                };
+                let applied = self.fresh(group, position).await?;
+                let answer = tokio::task::spawn_blocking(move || read(handle, position)).await;
+                match answer {
+                    Ok(Ok(answer)) => Ok(Some((group, applied, answer))),
+                    Ok(Err(e)) => Err(format!("shard {group}: {e}")),
+                    Err(e) => Err(format!("shard {group}: the read ended early: {e}")),
+                }
+            }
+        });
+        let (mut answers, mut completeness) = (vec![], Completeness::default());
+        let mut asked_any = false;
+        for answer in join_all(asked).await {
+            match answer {
+                Ok(Some((group, applied, answer))) => {
+                    asked_any = true;
+                    completeness.positions.insert(group, applied);
+                    answers.push(answer);
+                }
+                Ok(None) => asked_any = true,
+                Err(why) => completeness.missing.push(why),
+            }
+        }
+        if asked_any { Ok((answers, completeness)) } else { Err(ShardsError::Unavailable(completeness.missing.join("; "))) }
+    }
+}
+
+/// Joins neighbours of one label set and slot (a window that spans a move of slots); the first wins a tie in time.
+fn merge_series(mut all: Vec<SeriesData>) -> Vec<SeriesData> {
+    all.sort_by_cached_key(|s| (s.slot, s.labels.fingerprint(), s.labels.clone()));
+    let mut merged: Vec<SeriesData> = Vec::with_capacity(all.len());
+    for series in all {
+        match merged.last_mut() {
+            Some(last) if last.slot == series.slot && last.labels == series.labels => {
+                let mut samples: Vec<Sample> = std::mem::take(&mut last.samples);
+                samples.extend(series.samples);
+                samples.sort_by_key(|s| s.at);
+                samples.dedup_by_key(|s| s.at);
+                last.samples = samples;
+            }
+            _ => merged.push(series),
+        }
+    }
+    merged
+}
+
+fn merge_streams(mut all: Vec<StreamData>) -> Vec<StreamData> {
+    all.sort_by_cached_key(|s| (s.slot, s.labels.fingerprint(), s.labels.clone()));
+    let mut merged: Vec<StreamData> = Vec::with_capacity(all.len());
+    for stream in all {
+        match merged.last_mut() {
+            Some(last) if last.slot == stream.slot && last.labels == stream.labels => {
+                last.lines.extend(stream.lines);
+                last.lines.sort_by_key(|l| l.at);
+            }
+            _ => merged.push(stream),
+        }
+    }
+    merged
+}
+
+/// Keeps the `limit` lines at the end that `direction` names, over all streams.
+fn keep_limit(streams: &mut Vec<StreamData>, limit: usize, direction: Direction) {
+    let mut times: Vec<TimestampNs> = streams.iter().flat_map(|s| s.lines.iter().map(|l| l.at)).collect();
+    if times.len() <= limit {
+        return;
+    }
+    times.sort_unstable();
+    if direction == Direction::Backward {
+        times.reverse();
+    }
+    let Some(bound) = limit.checked_sub(1).map(|i| times[i]) else {
+        streams.clear();
+        return;
+    };
+    // Of the lines at the bound only so many fit; streams in order take theirs first.
+    let inside = |at: TimestampNs| if direction == Direction::Backward { at > bound } else { at < bound };
+    let mut room = limit - times.iter().filter(|at| inside(**at)).count();
+    for stream in streams.iter_mut() {
+        stream.lines.retain(|l| {
+            inside(l.at) || {
+                let fits = l.at == bound && room > 0;
+                room -= usize::from(fits);
+                fits
+            }
+        });
+    }
+    streams.retain(|s| !s.lines.is_empty());
+}
+
+#[async_trait::async_trait]
+impl Shards for LocalShards {
+    async fn series(&self, r: SeriesRequest) -> Result<(Vec<SeriesData>, Completeness), ShardsError> {
+        let SeriesRequest { tenant, matchers, from, to, as_of, owners } = r;
+        let read = move |shard: ShardHandle, as_of| {
+            let select =
+                SelectSeries { tenant: tenant.clone(), matchers: matchers.clone(), from, to, as_of, owners: owners.clone() };
+            shard.reader.series(&select)
+        };
+        let (answers, completeness) = self.scatter(as_of.as_ref(), read).await?;
+        Ok((merge_series(answers.into_iter().flatten().collect()), completeness))
+    }
+
+    async fn lines(&self, r: LinesRequest) -> Result<(Vec<StreamData>, Completeness), ShardsError> {
+        let LinesRequest { tenant, matchers, from, to, as_of, owners, contains, limit, direction } = r;
+        let read = move |shard: ShardHandle, as_of| {
+            let select = SelectLines {
+                tenant: tenant.clone(),
+                matchers: matchers.clone(),
+                from,
+                to,
+                as_of,
+                owners: owners.clone(),
+                contains: contains.clone(),
+                limit,
+                direction,
+            };
+            shard.reader.lines(&select)
+        };
+        let (answers, completeness) = self.scatter(as_of.as_ref(), read).await?;
+        let mut streams = merge_streams(answers.into_iter().flatten().collect());
+        if let Some(limit) = limit {
+            keep_limit(&mut streams, limit, direction);
+        }
+        Ok((streams, completeness))
+    }
+
+    async fn label_sets(&self, r: LabelsRequest) -> Result<(Vec<Labels>, Completeness), ShardsError> {
+        let LabelsRequest { tenant, streams, any_of, from, to } = r;
+        let read = move |shard: ShardHandle, _| {
+            let search = SearchLabels { tenant: tenant.clone(), streams, any_of: any_of.clone(), from, to };
+            shard.reader.label_sets(&search)
+        };
+        let (answers, completeness) = self.scatter(None, read).await?;
+        let sets: BTreeSet<Labels> = answers.into_iter().flatten().collect();
+        Ok((sets.into_iter().collect(), completeness))
+    }
+
+    async fn complete_to(&self, tenant: &TenantId) -> Result<TimestampNs, ShardsError> {
+        let now = self.node.meta.cluster_now();
+        let each = self.node.shards.values().map(|s| s.sources.read().complete_to(tenant, now));
+        Ok(each.min().unwrap_or(TimestampNs::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hindcast_model::{LogLine, Owner, Slot};
+
+    fn stream(name: &str, times: &[i64]) -> StreamData {
+        let line = |at: &i64| LogLine { at: TimestampNs(*at), line: "x".into(), metadata: vec![] };
+        StreamData {
+            labels: Labels::from_pairs([("s", name)]),
+            owner: Owner::None,
+            slot: Slot(1),
+            lines: times.iter().map(line).collect(),
+        }
+    }
+
+    fn kept(limit: usize, direction: Direction) -> Vec<(String, Vec<i64>)> {
+        let mut streams = vec![stream("a", &[1, 3, 5]), stream("b", &[2, 3, 4])];
+        keep_limit(&mut streams, limit, direction);
+        streams.into_iter().map(|s| (s.labels.value("s").to_owned(), s.lines.iter().map(|l| l.at.0).collect())).collect()
+    }
+
+    #[test]
+    fn a_limit_holds_over_all_streams_from_the_asked_end() {
+        assert_eq!(kept(3, Direction::Backward), [("a".into(), vec![3, 5]), ("b".into(), vec![4])]);
+        assert_eq!(kept(3, Direction::Forward), [("a".into(), vec![1, 3]), ("b".into(), vec![2])]);
+        assert_eq!(kept(0, Direction::Forward), []);
+        assert_eq!(kept(9, Direction::Forward).len(), 2);
+    }
+
+    #[test]
+    fn lines_of_one_stream_from_two_shards_are_one_stream() {
+        let merged = merge_streams(vec![stream("a", &[1, 5]), stream("a", &[3])]);
+        assert_eq!(merged.len(), 1);
+        assert_eq!(merged[0].lines.iter().map(|l| l.at.0).collect::<Vec<_>>(), [1, 3, 5]);
+    }
+}
