@@ -1,0 +1,217 @@
+//! Loki's push: JSON, or a snappy block of `logproto.PushRequest`. Times are nanoseconds.
+
+use crate::decompress::{Encoding, decompress};
+use crate::own::keep_lines;
+use crate::owners::{Seen, name_labels};
+use crate::wire::{Reader, WireError, label};
+use crate::{AdaptError, Adapted, LimitsContext, Protocol, Refusal, Rejections};
+use bytes::Bytes;
+use hindcast_model::{Batch, LogLine, TenantId, TimestampNs};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+/// One stream as it came.
+struct Pushed {
+    /// What the sender wrote, for messages.
+    shown: String,
+    labels: Result<Vec<(String, String)>, Refusal>,
+    lines: Vec<LogLine>,
+}
+
+/// Turns a protobuf body, as it came over the wire, into a batch without an id.
+pub fn adapt_protobuf(tenant: &TenantId, body: &Bytes, limits: &LimitsContext) -> Result<Adapted, AdaptError> {
+    let decoded = decompress(Encoding::Snappy, body)?;
+    let pushed = read_protobuf(&decoded).map_err(|e| e.of(Protocol::Loki))?;
+    Ok(to_batch(tenant, pushed, limits))
+}
+
+/// Turns a decompressed JSON body into a batch without an id.
+pub fn adapt_json(tenant: &TenantId, body: &[u8], limits: &LimitsContext) -> Result<Adapted, AdaptError> {
+    let malformed = |why: String| AdaptError::Malformed {
+        protocol: Protocol::Loki,
+        why,
+    };
+    let push: JsonPush = serde_json::from_slice(body).map_err(|e| malformed(e.to_string()))?;
+    let mut pushed = Vec::with_capacity(push.streams.len());
+    for stream in push.streams {
+        let mut lines = Vec::with_capacity(stream.values.len());
+        for JsonLine(at, line, metadata) in stream.values {
+            let at = at
+                .parse()
+                .map_err(|_| malformed(format!("{at:?} is not a time in nanoseconds")))?;
+            lines.push(LogLine {
+                at: TimestampNs(at),
+                line: line.into(),
+                metadata: metadata.into_iter().collect(),
+            });
+        }
+        pushed.push(Pushed {
+            shown: format!("{:?}", stream.stream),
+            labels: Ok(stream.stream.into_iter().collect()),
+            lines,
+        });
+    }
+    Ok(to_batch(tenant, pushed, limits))
+}
+
+#[derive(Deserialize)]
+struct JsonPush {
+    streams: Vec<JsonStream>,
+}
+
+#[derive(Deserialize)]
+struct JsonStream {
+    stream: BTreeMap<String, String>,
+    values: Vec<JsonLine>,
+}
+
+/// `["<ns>", "<line>"]` or `["<ns>", "<line>", {metadata}]`.
+struct JsonLine(String, String, BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for JsonLine {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Bare((String, String)),
+            Full((String, String, BTreeMap<String, String>)),
+        }
+        Ok(match Form::deserialize(d)? {
+            Form::Bare((at, line)) => Self(at, line, BTreeMap::new()),
+            Form::Full((at, line, metadata)) => Self(at, line, metadata),
+        })
+    }
+}
+
+fn read_protobuf(body: &[u8]) -> Result<Vec<Pushed>, WireError> {
+    let mut pushed = vec![];
+    let mut reader = Reader::new(body);
+    while let Some((number, field)) = reader.next()? {
+        if number != 1 {
+            continue;
+        }
+        let (mut text, mut lines) = ("", vec![]);
+        let mut stream = Reader::new(field.bytes("a stream")?);
+        while let Some((number, field)) = stream.next()? {
+            match number {
+                1 => text = field.text("a stream's labels")?,
+                2 => lines.push(entry(field.bytes("an entry")?)?),
+                _ => {}
+            }
+        }
+        pushed.push(Pushed {
+            shown: text.to_owned(),
+            labels: parse_labels(text).map_err(|why| Refusal::BadLabels { why }),
+            lines,
+        });
+    }
+    Ok(pushed)
+}
+
+fn entry(message: &[u8]) -> Result<LogLine, WireError> {
+    let (mut at, mut line, mut metadata) = (0i64, "", vec![]);
+    let mut reader = Reader::new(message);
+    while let Some((number, field)) = reader.next()? {
+        match number {
+            1 => at = time(field.bytes("a timestamp")?)?,
+            2 => line = field.text("a line")?,
+            3 => {
+                let (name, value) = label(field.bytes("structured metadata")?)?;
+                metadata.push((name.to_owned(), value.to_owned()));
+            }
+            _ => {}
+        }
+    }
+    metadata.sort();
+    Ok(LogLine {
+        at: TimestampNs(at),
+        line: Bytes::copy_from_slice(line.as_bytes()),
+        metadata,
+    })
+}
+
+/// A `google.protobuf.Timestamp`, in nanoseconds; saturates.
+fn time(message: &[u8]) -> Result<i64, WireError> {
+    let (mut seconds, mut nanos) = (0i64, 0i64);
+    let mut reader = Reader::new(message);
+    while let Some((number, field)) = reader.next()? {
+        match number {
+            1 => seconds = field.varint("seconds")? as i64,
+            2 => nanos = field.varint("nanos")? as i64,
+            _ => {}
+        }
+    }
+    Ok(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
+}
+
+fn to_batch(tenant: &TenantId, pushed: Vec<Pushed>, limits: &LimitsContext) -> Adapted {
+    let mut batch = Batch::new(tenant.clone());
+    let mut rejected = Rejections::default();
+    let mut seen = Seen::default();
+    for Pushed { shown, labels, lines } in pushed {
+        match labels.and_then(|pairs| name_labels(tenant, pairs, &[], false)) {
+            Ok(named) => {
+                seen.note(&named.resource);
+                batch.streams.extend(keep_lines(named, lines, limits, &mut rejected));
+            }
+            Err(why) => rejected.add(lines.len() as u64, &why, || shown),
+        }
+    }
+    seen.into_batch(&mut batch);
+    Adapted { batch, rejected }
+}
+
+/// Labels as Loki's clients write them: `{job="a", host="b"}`, values quoted as in JSON, Go or backticks.
+fn parse_labels(text: &str) -> Result<Vec<(String, String)>, String> {
+    let inner = text.trim().strip_prefix('{').and_then(|t| t.strip_suffix('}'));
+    let mut rest = inner.ok_or("labels stand in braces")?.trim();
+    let mut pairs = vec![];
+    while !rest.is_empty() {
+        let (name, after) = rest.split_once('=').ok_or("a label has no '='")?;
+        let (value, after) = quoted(after.trim_start())?;
+        pairs.push((name.trim().to_owned(), value));
+        rest = after.trim_start();
+        if !rest.is_empty() {
+            rest = rest
+                .strip_prefix(',')
+                .ok_or("labels are parted by commas")?
+                .trim_start();
+        }
+    }
+    Ok(pairs)
+}
+
+fn quoted(text: &str) -> Result<(String, &str), String> {
+    if let Some(raw) = text.strip_prefix('`') {
+        let (value, rest) = raw.split_once('`').ok_or("a value does not end")?;
+        return Ok((value.to_owned(), rest));
+    }
+    let mut chars = text.strip_prefix('"').ok_or("a value stands in quotes")?.char_indices();
+    let mut value = String::new();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return Ok((value, &text[at + 2..])),
+            '\\' => value.push(match chars.next().ok_or("a value does not end")?.1 {
+                'n' => '\n',
+                't' => '\t',
+                'r' => '\r',
+                'x' => hex_char(&mut chars, 2)?,
+                'u' => hex_char(&mut chars, 4)?,
+                'U' => hex_char(&mut chars, 8)?,
+                c @ ('"' | '\\' | '\'') => c,
+                other => return Err(format!("\\{other} is no escape")),
+            }),
+            c => value.push(c),
+        }
+    }
+    Err("a value does not end".to_owned())
+}
+
+fn hex_char(chars: &mut std::str::CharIndices<'_>, digits: usize) -> Result<char, String> {
+    let hex: String = chars.take(digits).map(|(_, c)| c).collect();
+    let code = (hex.len() == digits)
+        .then(|| u32::from_str_radix(&hex, 16).ok())
+        .flatten();
+    code.and_then(char::from_u32)
+        .ok_or_else(|| format!("{hex:?} is no character"))
+}

@@ -1,0 +1,453 @@
+//! OTLP metrics to Prometheus series.
+//!
+//! - Gauges and sums become one series; explicit histograms `_bucket`, `_sum`, `_count`; summaries a series per
+//!   quantile. Exponential histograms become classic ones with bounds of their own, made coarser to at most four
+//!   buckets per doubling, so that the bounds stay the same while the sender's scale moves.
+//! - Delta sums and histograms become cumulative ones ([`DeltaState`]).
+//! - A point that says "no recorded value" becomes the staleness marker.
+//! - Resource attributes become a `target_info` series at the time of the resource's newest point.
+//!
+//! A data point is taken whole or refused whole; refusals count data points, as OTLP's partial success does.
+
+use super::delta::{Amount, Bound, DeltaState};
+use super::names::{self, Form, derived, label_pairs, metric_name};
+use super::{as_text, attributes_of};
+use crate::owners::{Seen, owner_of};
+use crate::{Adapted, LimitsContext, Refusal, Rejections, check, identity};
+use hindcast_model::limits::{LABEL_VALUE_BYTES_MAX, LABELS_MAX};
+use hindcast_model::resource::owning_resource;
+use hindcast_model::{Batch, Labels, METRIC_NAME, Owner, STALE_NAN_BITS, Sample, SeriesBlock, TenantId, TimestampNs};
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::common::v1::KeyValue;
+use opentelemetry_proto::tonic::metrics::v1::{
+    AggregationTemporality, DataPointFlags, ExponentialHistogramDataPoint, HistogramDataPoint, Metric, NumberDataPoint,
+    ResourceMetrics, SummaryDataPoint, exponential_histogram_data_point::Buckets, metric::Data,
+    number_data_point::Value as Number,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Buckets of one histogram; each becomes a series.
+pub const HISTOGRAM_BUCKETS_MAX: usize = 512;
+/// The finest scale that is stored: 2^2 buckets per doubling.
+const EXPONENTIAL_SCALE_MAX: i32 = 2;
+/// Below it one bucket spans more than all doubles.
+const EXPONENTIAL_SCALE_MIN: i32 = -11;
+
+/// Turns a request into a batch without an id: the shell adds the hash of the body that it came from.
+pub fn adapt(
+    tenant: &TenantId,
+    request: ExportMetricsServiceRequest,
+    limits: &LimitsContext,
+    deltas: &mut DeltaState,
+) -> Adapted {
+    let mut batch = Batch::new(tenant.clone());
+    let mut rejected = Rejections::default();
+    let mut seen = Seen::default();
+    for of_resource in request.resource_metrics {
+        let ResourceMetrics {
+            resource,
+            scope_metrics,
+            ..
+        } = of_resource;
+        let mut one = OneResource {
+            tenant,
+            limits,
+            attrs: attributes_of(resource),
+            given: (None, None),
+            deltas: &mut *deltas,
+            batch: &mut batch,
+            rejected: &mut rejected,
+            seen: &mut seen,
+            targets: BTreeSet::new(),
+            newest: None,
+        };
+        one.given = identity::given(&one.attrs);
+        for metric in scope_metrics.into_iter().flat_map(|s| s.metrics) {
+            one.metric(metric);
+        }
+        one.finish();
+    }
+    seen.into_batch(&mut batch);
+    Adapted { batch, rejected }
+}
+
+/// The metrics of one resource on their way into the batch.
+struct OneResource<'r> {
+    tenant: &'r TenantId,
+    limits: &'r LimitsContext,
+    attrs: Vec<(String, String)>,
+    given: (Option<String>, Option<String>),
+    deltas: &'r mut DeltaState,
+    batch: &'r mut Batch,
+    rejected: &'r mut Rejections,
+    seen: &'r mut Seen,
+    /// `job` and `instance` of the series so far.
+    targets: BTreeSet<(String, String)>,
+    newest: Option<TimestampNs>,
+}
+
+/// Where and when a data point belongs.
+struct Place {
+    labels: Labels,
+    owner: Owner,
+    at: TimestampNs,
+    /// When a delta began, where that is known and before `at`.
+    start: Option<TimestampNs>,
+    stale: bool,
+}
+
+impl OneResource<'_> {
+    fn metric(&mut self, metric: Metric) {
+        let Metric { name, unit, data, .. } = metric;
+        let stored = |form| metric_name(&name, &unit, form);
+        match data {
+            None => self.refuse(1, &Refusal::UnknownData, || name.clone()),
+            Some(Data::Gauge(gauge)) => self.numbers(&stored(Form::Gauge), gauge.data_points, Some(false), false),
+            Some(Data::Sum(sum)) => {
+                let form = if sum.is_monotonic {
+                    Form::MonotonicSum
+                } else {
+                    Form::Other
+                };
+                let delta = is_delta(sum.aggregation_temporality);
+                self.numbers(&stored(form), sum.data_points, delta, sum.is_monotonic);
+            }
+            Some(Data::Histogram(h)) => {
+                let (stored, delta) = (stored(Form::Other), is_delta(h.aggregation_temporality));
+                for point in h.data_points {
+                    let amount = explicit(&point);
+                    let times = (point.start_time_unix_nano, point.time_unix_nano);
+                    self.histogram(&stored, point.attributes, times, point.flags, amount, delta);
+                }
+            }
+            Some(Data::ExponentialHistogram(h)) => {
+                let (stored, delta) = (stored(Form::Other), is_delta(h.aggregation_temporality));
+                for point in h.data_points {
+                    let amount = exponential(&point);
+                    let times = (point.start_time_unix_nano, point.time_unix_nano);
+                    self.histogram(&stored, point.attributes, times, point.flags, amount, delta);
+                }
+            }
+            Some(Data::Summary(summary)) => {
+                let stored = stored(Form::Other);
+                for point in summary.data_points {
+                    self.summary(&stored, point);
+                }
+            }
+        }
+    }
+
+    fn refuse(&mut self, points: u64, why: &Refusal, what: impl FnOnce() -> String) {
+        self.rejected.add(points, why, what);
+    }
+
+    /// Names a data point and checks it, with `extra` further labels and the longest suffix in mind.
+    fn place(
+        &mut self,
+        name: &str,
+        attributes: Vec<KeyValue>,
+        (start, time): (u64, u64),
+        flags: u32,
+        extra: Option<&str>,
+    ) -> Option<Place> {
+        let mut pairs = label_pairs(&as_text(attributes));
+        pairs.push((METRIC_NAME.to_owned(), name.to_owned()));
+        let bare = Labels::new(pairs);
+        let resource = owning_resource(self.tenant, &bare, &self.attrs).map(Arc::new);
+        let (kind, key) = identity::derived(&self.attrs, resource.as_deref());
+        let mut labels = bare;
+        for (label, given, derived) in [("job", &self.given.0, kind), ("instance", &self.given.1, key)] {
+            if let Some(value) = given {
+                labels = labels.with(label, value);
+            } else if let Some(value) = derived.filter(|_| labels.get(label).is_none()) {
+                labels = labels.with(label, &value);
+            }
+        }
+        let at = time_of(time).floor_ms();
+        let mut widest: Vec<(String, String)> = labels.iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
+        widest.extend(extra.map(|n| (n.to_owned(), "0".to_owned())));
+        let fits = check::labels(&widest, true).and_then(|()| self.limits.time(at));
+        if let Err(why) = fits {
+            self.refuse(1, &why, || labels.to_string());
+            return None;
+        }
+        self.seen.note(&resource);
+        self.newest = self.newest.max(Some(at));
+        self.targets
+            .insert((labels.value("job").to_owned(), labels.value("instance").to_owned()));
+        Some(Place {
+            owner: owner_of(resource.as_deref()),
+            labels,
+            at,
+            start: Some(time_of(start).floor_ms()).filter(|s| start > 0 && *s < at && self.limits.time(*s).is_ok()),
+            stale: flags & DataPointFlags::NoRecordedValueMask as u32 != 0,
+        })
+    }
+
+    fn emit(&mut self, labels: Labels, owner: Owner, samples: Vec<Sample>) {
+        self.batch.series.push(SeriesBlock { labels, owner, samples });
+    }
+
+    /// A delta's running total; `None` when it was refused.
+    fn total(&mut self, place: &Place, delta: &Amount) -> Option<(Amount, Option<TimestampNs>)> {
+        match self
+            .deltas
+            .add(self.tenant, &place.labels, place.at, delta, self.limits.now)
+        {
+            Ok(total) => Some((total.amount, place.start.filter(|_| total.starts))),
+            Err(why) => {
+                self.refuse(1, &why, || place.labels.to_string());
+                None
+            }
+        }
+    }
+
+    fn numbers(&mut self, name: &str, points: Vec<NumberDataPoint>, delta: Option<bool>, monotonic: bool) {
+        let Some(delta) = delta else {
+            return self.refuse(points.len() as u64, &Refusal::UnknownTemporality, || name.to_owned());
+        };
+        for point in points {
+            let times = (point.start_time_unix_nano, point.time_unix_nano);
+            let Some(place) = self.place(name, point.attributes, times, point.flags, None) else {
+                continue;
+            };
+            let value = match point.value {
+                _ if place.stale => f64::from_bits(STALE_NAN_BITS),
+                Some(Number::AsDouble(v)) => v,
+                Some(Number::AsInt(v)) => v as f64,
+                None => {
+                    self.refuse(1, &Refusal::NoValue, || place.labels.to_string());
+                    continue;
+                }
+            };
+            let (value, reset) = if delta && !place.stale {
+                match self.total(&place, &Amount::Number(value)) {
+                    Some((Amount::Number(total), reset)) => (total, reset.filter(|_| monotonic)),
+                    _ => continue,
+                }
+            } else {
+                (value, None)
+            };
+            let samples = with_reset(place.at, value, reset);
+            self.emit(place.labels, place.owner, samples);
+        }
+    }
+
+    fn histogram(
+        &mut self,
+        name: &str,
+        attributes: Vec<KeyValue>,
+        times: (u64, u64),
+        flags: u32,
+        amount: Result<Amount, Refusal>,
+        delta: Option<bool>,
+    ) {
+        // The suffix counts towards the checks: `le` as a label, `_bucket` within the value of the name.
+        let Some(place) = self.place(name, attributes, times, flags, Some("le")) else {
+            return;
+        };
+        let amount = match (amount, delta) {
+            (Err(why), _) => return self.refuse(1, &why, || place.labels.to_string()),
+            (_, None) => return self.refuse(1, &Refusal::UnknownTemporality, || place.labels.to_string()),
+            (Ok(amount), Some(_)) => amount,
+        };
+        let (amount, reset) = if delta == Some(true) && !place.stale {
+            match self.total(&place, &amount) {
+                Some(total) => total,
+                None => return,
+            }
+        } else {
+            (amount, None)
+        };
+        let Amount::Histogram { buckets, count, sum } = amount else {
+            return;
+        };
+        let value = |v: f64| if place.stale { f64::from_bits(STALE_NAN_BITS) } else { v };
+        let mut below = 0.0;
+        for (bound, n) in buckets {
+            below += n;
+            let labels = derived(&place.labels, "_bucket", Some(("le", names::number(bound.0))));
+            self.emit(labels, place.owner, with_reset(place.at, value(below), reset));
+        }
+        let all = derived(&place.labels, "_bucket", Some(("le", "+Inf".to_owned())));
+        self.emit(all, place.owner, with_reset(place.at, value(count), reset));
+        if let Some(sum) = sum {
+            let labels = derived(&place.labels, "_sum", None);
+            self.emit(labels, place.owner, with_reset(place.at, value(sum), reset));
+        }
+        let labels = derived(&place.labels, "_count", None);
+        self.emit(labels, place.owner, with_reset(place.at, value(count), reset));
+    }
+
+    fn summary(&mut self, name: &str, point: SummaryDataPoint) {
+        let times = (point.start_time_unix_nano, point.time_unix_nano);
+        let Some(place) = self.place(name, point.attributes, times, point.flags, Some("quantile")) else {
+            return;
+        };
+        if point.quantile_values.len() > HISTOGRAM_BUCKETS_MAX {
+            let why = bad_buckets(format!(
+                "{} quantiles, more than {HISTOGRAM_BUCKETS_MAX}",
+                point.quantile_values.len()
+            ));
+            return self.refuse(1, &why, || place.labels.to_string());
+        }
+        let value = |v: f64| if place.stale { f64::from_bits(STALE_NAN_BITS) } else { v };
+        for q in point.quantile_values {
+            let labels = derived(&place.labels, "", Some(("quantile", names::number(q.quantile))));
+            self.emit(labels, place.owner, with_reset(place.at, value(q.value), None));
+        }
+        for (suffix, v) in [("_sum", point.sum), ("_count", point.count as f64)] {
+            let labels = derived(&place.labels, suffix, None);
+            self.emit(labels, place.owner, with_reset(place.at, value(v), None));
+        }
+    }
+
+    /// `target_info`, and who runs on what.
+    fn finish(self) {
+        let Some(at) = self.newest else { return };
+        let (edges, ends) = identity::edges(self.tenant, &self.attrs);
+        ends.into_iter().for_each(|r| self.seen.note(&Some(r.into())));
+        for edge in edges {
+            if !self.batch.edges.contains(&edge) {
+                self.batch.edges.push(edge);
+            }
+        }
+        let identifies = ["service.name", "service.namespace", "service.instance.id"];
+        let mut telling = self.attrs.clone();
+        telling.retain(|(n, v)| !identifies.contains(&n.as_str()) && v.len() <= LABEL_VALUE_BYTES_MAX);
+        if telling.is_empty() {
+            return;
+        }
+        for (job, instance) in self.targets {
+            let mut pairs = label_pairs(&telling);
+            pairs.retain(|(n, _)| n != "job" && n != "instance");
+            // Resources with more attributes than a label set holds are told in part; the resource keeps all.
+            pairs.truncate(LABELS_MAX - 3);
+            let fixed = [(METRIC_NAME, "target_info"), ("job", &job), ("instance", &instance)];
+            pairs.extend(fixed.map(|(n, v)| (n.to_owned(), v.to_owned())));
+            if let Err(why) = check::labels(&pairs, true) {
+                // No data point of the sender's: the reason is told, nothing is counted as lost.
+                self.rejected.add(0, &why, || "target_info".to_owned());
+                continue;
+            }
+            let labels = Labels::new(pairs);
+            let resource = owning_resource(self.tenant, &labels, &self.attrs);
+            self.batch.series.push(SeriesBlock {
+                labels,
+                owner: owner_of(resource.as_ref()),
+                samples: vec![Sample { at, value: 1.0 }],
+            });
+        }
+    }
+}
+
+fn time_of(unix_nano: u64) -> TimestampNs {
+    TimestampNs(i64::try_from(unix_nano).unwrap_or(i64::MAX))
+}
+
+/// `None`: neither delta nor cumulative.
+fn is_delta(temporality: i32) -> Option<bool> {
+    match AggregationTemporality::try_from(temporality) {
+        Ok(AggregationTemporality::Delta) => Some(true),
+        Ok(AggregationTemporality::Cumulative) => Some(false),
+        _ => None,
+    }
+}
+
+fn with_reset(at: TimestampNs, value: f64, reset: Option<TimestampNs>) -> Vec<Sample> {
+    let zero = reset.map(|at| Sample { at, value: 0.0 });
+    zero.into_iter().chain([Sample { at, value }]).collect()
+}
+
+fn bad_buckets(why: impl Into<String>) -> Refusal {
+    Refusal::BadBuckets { why: why.into() }
+}
+
+fn explicit(point: &HistogramDataPoint) -> Result<Amount, Refusal> {
+    let (bounds, counts) = (&point.explicit_bounds, &point.bucket_counts);
+    if bounds.len() > HISTOGRAM_BUCKETS_MAX {
+        return Err(bad_buckets(format!(
+            "{} bounds, more than {HISTOGRAM_BUCKETS_MAX}",
+            bounds.len()
+        )));
+    }
+    let only_count = counts.is_empty() && bounds.is_empty();
+    if !only_count && counts.len() != bounds.len() + 1 {
+        return Err(bad_buckets(format!(
+            "{} counts for {} bounds",
+            counts.len(),
+            bounds.len()
+        )));
+    }
+    if !bounds.iter().is_sorted_by(|a, b| a < b) || bounds.iter().any(|b| b.is_nan()) {
+        return Err(bad_buckets("the bounds do not rise"));
+    }
+    // The last count lies above all bounds; `+Inf` is the count of all.
+    let finite = bounds.iter().zip(counts).filter(|(b, _)| **b != f64::INFINITY);
+    Ok(Amount::Histogram {
+        buckets: finite.map(|(b, n)| (Bound(*b), *n as f64)).collect(),
+        count: point.count as f64,
+        sum: point.sum,
+    })
+}
+
+/// Classic buckets of an exponential histogram: each bound of its own between the first and the last bucket in
+/// use, and the lower edge of the first, so that quantiles are not drawn down to zero.
+fn exponential(point: &ExponentialHistogramDataPoint) -> Result<Amount, Refusal> {
+    if point.scale < EXPONENTIAL_SCALE_MIN {
+        return Err(bad_buckets(format!(
+            "scale {} is less than {EXPONENTIAL_SCALE_MIN}",
+            point.scale
+        )));
+    }
+    let shift = point.scale.saturating_sub(EXPONENTIAL_SCALE_MAX).clamp(0, 63) as u32;
+    let scale = point.scale.min(EXPONENTIAL_SCALE_MAX);
+    let edge = |index: i64| (index as f64 * f64::from(-scale).exp2()).exp2();
+    let mut buckets: BTreeMap<Bound, f64> = BTreeMap::new();
+    let positive = coarse(point.positive.as_ref(), shift)?;
+    let negative = coarse(point.negative.as_ref(), shift)?;
+    for (index, n) in negative {
+        buckets.insert(Bound(-edge(index)), n);
+    }
+    if point.zero_count > 0 {
+        buckets.insert(Bound(point.zero_threshold.max(0.0)), point.zero_count as f64);
+    }
+    if let Some((first, _)) = positive.first_key_value() {
+        buckets.entry(Bound(edge(*first))).or_default();
+    }
+    for (index, n) in positive {
+        *buckets.entry(Bound(edge(index + 1))).or_default() += n;
+    }
+    buckets.retain(|bound, _| bound.0.is_finite());
+    Ok(Amount::Histogram {
+        buckets,
+        count: point.count as f64,
+        sum: point.sum,
+    })
+}
+
+/// Counts per coarser bucket, with no gap between the first and the last in use.
+fn coarse(buckets: Option<&Buckets>, shift: u32) -> Result<BTreeMap<i64, f64>, Refusal> {
+    let mut counts: BTreeMap<i64, f64> = BTreeMap::new();
+    let Some(buckets) = buckets else {
+        return Ok(counts);
+    };
+    for (i, &n) in buckets.bucket_counts.iter().enumerate().filter(|(_, n)| **n > 0) {
+        *counts
+            .entry((i64::from(buckets.offset) + i as i64) >> shift)
+            .or_default() += n as f64;
+    }
+    if let (Some((&first, _)), Some((&last, _))) = (counts.first_key_value(), counts.last_key_value()) {
+        let span = last.abs_diff(first) + 1;
+        if span > HISTOGRAM_BUCKETS_MAX as u64 {
+            return Err(bad_buckets(format!(
+                "{span} buckets, more than {HISTOGRAM_BUCKETS_MAX}"
+            )));
+        }
+        for index in first..=last {
+            counts.entry(index).or_default();
+        }
+    }
+    Ok(counts)
+}
