@@ -4,10 +4,15 @@
 //! tasks now and then, and a query that nobody waits for any more ends there (drop the future to cancel).
 //! Times are `TimestampNs`, taken at PromQL's resolution: whole milliseconds, rounded down.
 
-use crate::shards::{Shards, ShardsError};
-use crate::value::{Answer, LogsValue, Value};
+use crate::column::{Raw, Steps, is_absent};
+use crate::eval::{Evaluator, Out};
+use crate::plan::{self, Plan, Planned, Source, SourceKind};
+use crate::shards::{Completeness, LabelsRequest, LinesRequest, SeriesRequest, Shards, ShardsError};
+use crate::value::{Answer, LogsValue, MatrixSeries, Value, VectorSample};
+use crate::{load, logs};
+use hindcast_logql::{LineFilter, LogSelector, Metric};
 use hindcast_model::{Class, Classify, Labels, Positions, ResourceId, SpanNs, TenantId, TimestampNs};
-use hindcast_promql::ParseError;
+use hindcast_promql::{AggregateOp, Expr, ParseError, ValueType};
 use hindcast_storage::read::Direction;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -150,30 +155,330 @@ impl Engine {
         Self { shards, limits }
     }
 
+    /// The value of an expression at one instant.
     pub async fn instant(&self, q: &InstantQuery) -> Result<Answer<Value>, QueryError> {
-        let _ = hindcast_promql::parse(&q.expr)?;
-        Err(QueryError::Execution("no evaluator yet".to_owned()))
+        let expr = self.parse(&q.expr)?;
+        let at = q.at.as_ms();
+        let steps = Steps {
+            start: at,
+            step: 1,
+            count: 1,
+        };
+        let planned = plan::plan(&expr, steps, lookback_ms(&q.options));
+        let (out, answer) = self.run(&q.tenant, planned, &q.options, steps, false).await?;
+        Ok(answer.map(|ordered| instant_value(out, at, ordered)))
     }
 
+    /// The values of an expression at each step from `start` to `end`.
     pub async fn range(&self, q: &RangeQuery) -> Result<Answer<Value>, QueryError> {
-        let _ = hindcast_promql::parse(&q.expr)?;
-        Err(QueryError::Execution("no evaluator yet".to_owned()))
+        let expr = self.parse(&q.expr)?;
+        if !matches!(expr.value_type(), ValueType::Scalar | ValueType::Vector) {
+            return Err(QueryError::Parameter(format!(
+                "invalid expression type {:?} for range query, must be Scalar or instant Vector",
+                expr.value_type().as_str()
+            )));
+        }
+        let steps = self.steps(q.start, q.end, q.step)?;
+        let planned = plan::plan(&expr, steps, lookback_ms(&q.options));
+        let (out, answer) = self.run(&q.tenant, planned, &q.options, steps, true).await?;
+        Ok(answer.map(|_| range_value(out, steps)))
     }
 
+    /// Log lines, or the value of a metric expression over them.
     pub async fn logs(&self, q: &LogsQuery) -> Result<Answer<LogsValue>, QueryError> {
-        let _ = (&self.shards, &self.limits, q);
-        Err(QueryError::Execution("no evaluator yet".to_owned()))
+        self.check_length(&q.expr)?;
+        match hindcast_logql::parse(&q.expr)? {
+            hindcast_logql::Expr::Lines(selector) => self.lines(q, &selector).await,
+            hindcast_logql::Expr::Metric(metric) => self.log_metric(q, &metric).await,
+        }
     }
 
-    pub async fn series(&self, _q: &LabelsQuery) -> Result<Answer<Vec<Labels>>, QueryError> {
-        Err(QueryError::Execution("no evaluator yet".to_owned()))
+    async fn lines(&self, q: &LogsQuery, selector: &LogSelector) -> Result<Answer<LogsValue>, QueryError> {
+        if q.limit > self.limits.lines_max {
+            let message = format!("limit {} is more than {} lines", q.limit, self.limits.lines_max);
+            return Err(QueryError::Parameter(message));
+        }
+        let needles = selector.filters.iter().filter_map(LineFilter::needle);
+        // A limit can be pushed down only when the shards know all filters.
+        let exact = selector.filters.iter().all(|f| f.needle().is_some());
+        let request = LinesRequest {
+            tenant: q.tenant.clone(),
+            matchers: selector.matchers.clone(),
+            from: q.start,
+            to: TimestampNs(q.end.0.saturating_sub(1)),
+            as_of: q.options.as_of.clone(),
+            owners: q.options.owners.clone(),
+            contains: needles.map(str::to_owned).collect(),
+            limit: exact.then_some(q.limit),
+            direction: q.direction,
+        };
+        let (streams, completeness) = if q.start < q.end {
+            self.shards.lines(request).await?
+        } else {
+            (vec![], Completeness::default())
+        };
+        Ok(Answer {
+            value: LogsValue::Streams(logs::streams(streams, &selector.filters, q.limit, q.direction)),
+            completeness,
+            warnings: vec![],
+        })
     }
 
-    pub async fn label_names(&self, _q: &LabelsQuery) -> Result<Answer<Vec<String>>, QueryError> {
-        Err(QueryError::Execution("no evaluator yet".to_owned()))
+    async fn log_metric(&self, q: &LogsQuery, metric: &Metric) -> Result<Answer<LogsValue>, QueryError> {
+        let steps = match q.step {
+            Some(step) => self.steps(q.start, q.end, step)?,
+            None => Steps {
+                start: q.end.as_ms(),
+                step: 1,
+                count: 1,
+            },
+        };
+        let planned = plan::plan_logs(metric, steps);
+        let (out, answer) = self
+            .run(&q.tenant, planned, &q.options, steps, q.step.is_some())
+            .await?;
+        Ok(answer.map(|ordered| {
+            LogsValue::Metric(match q.step {
+                Some(_) => range_value(out, steps),
+                None => instant_value(out, steps.start, ordered),
+            })
+        }))
     }
 
-    pub async fn label_values(&self, _q: &LabelsQuery, _name: &str) -> Result<Answer<Vec<String>>, QueryError> {
-        Err(QueryError::Execution("no evaluator yet".to_owned()))
+    /// Label sets, sorted.
+    pub async fn series(&self, q: &LabelsQuery) -> Result<Answer<Vec<Labels>>, QueryError> {
+        let mut any_of = vec![];
+        for text in &q.matching {
+            self.check_length(text)?;
+            any_of.push(if q.streams {
+                hindcast_logql::parse_selector(text)?
+            } else {
+                hindcast_promql::parse_selector(text)?
+            });
+        }
+        let request = LabelsRequest {
+            tenant: q.tenant.clone(),
+            streams: q.streams,
+            any_of,
+            from: q.start,
+            to: q.end,
+        };
+        let (value, completeness) = self.shards.label_sets(request).await?;
+        Ok(Answer {
+            value,
+            completeness,
+            warnings: vec![],
+        })
     }
+
+    /// Names of labels, sorted.
+    pub async fn label_names(&self, q: &LabelsQuery) -> Result<Answer<Vec<String>>, QueryError> {
+        let sets = self.series(q).await?;
+        Ok(sets.map(|sets| distinct(sets.iter().flat_map(|l| l.iter().map(|(n, _)| n)))))
+    }
+
+    /// Values of one label, sorted.
+    pub async fn label_values(&self, q: &LabelsQuery, name: &str) -> Result<Answer<Vec<String>>, QueryError> {
+        let sets = self.series(q).await?;
+        Ok(sets.map(|sets| distinct(sets.iter().filter_map(|l| l.get(name)))))
+    }
+
+    fn check_length(&self, text: &str) -> Result<(), QueryError> {
+        if text.len() > self.limits.expr_bytes_max {
+            return Err(QueryError::TooLarge {
+                what: "bytes of text",
+                max: self.limits.expr_bytes_max,
+            });
+        }
+        Ok(())
+    }
+
+    fn parse(&self, text: &str) -> Result<Expr, QueryError> {
+        self.check_length(text)?;
+        Ok(hindcast_promql::parse(text)?)
+    }
+
+    fn steps(&self, start: TimestampNs, end: TimestampNs, step: SpanNs) -> Result<Steps, QueryError> {
+        let refuse = |what: &str| Err(QueryError::Parameter(what.to_owned()));
+        let (start, end) = (start.as_ms(), end.as_ms());
+        let step = i64::try_from(step.as_ms()).unwrap_or(i64::MAX);
+        if step == 0 {
+            return refuse("zero or negative query resolution step widths are not accepted. Try a positive integer");
+        }
+        if end < start {
+            return refuse("end timestamp must not be before start time");
+        }
+        // Milliseconds of nanosecond times: the difference fits.
+        let count = (end - start) / step + 1;
+        if count > self.limits.steps_max as i64 {
+            return Err(QueryError::Parameter(format!(
+                "exceeded maximum resolution of {} points per timeseries. Try decreasing the query resolution (?step=XX)",
+                self.limits.steps_max
+            )));
+        }
+        Ok(Steps {
+            start,
+            step,
+            count: count as usize,
+        })
+    }
+
+    /// Loads what the plan reads, all sources at once, and evaluates. The answer's value: whether the order of the
+    /// columns is what was asked for.
+    async fn run(
+        &self,
+        tenant: &TenantId,
+        planned: Planned,
+        options: &Options,
+        steps: Steps,
+        is_range: bool,
+    ) -> Result<(Out, Answer<bool>), QueryError> {
+        let mut loads = Vec::with_capacity(planned.sources.len());
+        for source in &planned.sources {
+            loads.push(self.load(tenant, source, options));
+        }
+        let mut completeness = Completeness::default();
+        let (mut data, mut samples) = (vec![], 0usize);
+        for (raws, seen) in futures::future::try_join_all(loads).await? {
+            samples += raws.iter().map(|r| r.times.len()).sum::<usize>();
+            completeness.merge(seen);
+            data.push(raws);
+        }
+        completeness.missing.sort();
+        completeness.missing.dedup();
+        if samples > self.limits.samples_max {
+            return Err(QueryError::TooLarge {
+                what: "samples",
+                max: self.limits.samples_max,
+            });
+        }
+        let mut evaluator = Evaluator::new(data, lookback_ms(options), self.limits, is_range);
+        let out = evaluator.eval(&planned.plan, steps).await?;
+        let answer = Answer {
+            value: gives_order(&planned.plan),
+            completeness,
+            warnings: evaluator.into_notes(),
+        };
+        Ok((out, answer))
+    }
+
+    async fn load(
+        &self,
+        tenant: &TenantId,
+        source: &Source,
+        options: &Options,
+    ) -> Result<(Vec<Raw>, Completeness), QueryError> {
+        if source.to_ms < source.from_ms {
+            return Ok((vec![], Completeness::default()));
+        }
+        let (from, to) = (TimestampNs::from_ms(source.from_ms), TimestampNs::from_ms(source.to_ms));
+        match &source.kind {
+            SourceKind::Series(matchers) => {
+                let request = SeriesRequest {
+                    tenant: tenant.clone(),
+                    matchers: matchers.clone(),
+                    from,
+                    to,
+                    as_of: options.as_of.clone(),
+                    owners: options.owners.clone(),
+                };
+                let (series, completeness) = self.shards.series(request).await?;
+                Ok((load::series(series, options, self.limits.series_max)?, completeness))
+            }
+            SourceKind::Lines {
+                matchers,
+                filters,
+                bytes,
+            } => {
+                let request = LinesRequest {
+                    tenant: tenant.clone(),
+                    matchers: matchers.clone(),
+                    // Lines have nanoseconds: the window is open just after the millisecond before `from`.
+                    from: TimestampNs(from.0.saturating_sub(999_999)),
+                    to,
+                    as_of: options.as_of.clone(),
+                    owners: options.owners.clone(),
+                    contains: filters
+                        .iter()
+                        .filter_map(LineFilter::needle)
+                        .map(str::to_owned)
+                        .collect(),
+                    limit: None,
+                    direction: Direction::Forward,
+                };
+                let (streams, completeness) = self.shards.lines(request).await?;
+                let raws = load::lines(streams, filters, *bytes, options, self.limits.series_max)?;
+                Ok((raws, completeness))
+            }
+        }
+    }
+}
+
+fn lookback_ms(options: &Options) -> i64 {
+    i64::try_from(options.lookback.as_ms()).unwrap_or(i64::MAX)
+}
+
+fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let names: BTreeSet<&str> = names.collect();
+    names.into_iter().map(str::to_owned).collect()
+}
+
+/// Whether the root of the plan puts its series in an order of its own.
+fn gives_order(plan: &Plan) -> bool {
+    match plan {
+        Plan::Call { name, .. } => name.starts_with("sort"),
+        Plan::Aggregate { op, .. } => matches!(op, AggregateOp::Topk | AggregateOp::Bottomk),
+        _ => false,
+    }
+}
+
+fn instant_value(out: Out, at_ms: i64, ordered: bool) -> Value {
+    let at = TimestampNs::from_ms(at_ms);
+    match out {
+        Out::Scalar(values) => Value::Scalar(values.first().copied().unwrap_or(f64::NAN)),
+        Out::Text(text) => Value::String(text),
+        Out::Vector(columns) => {
+            let present = columns.into_iter().filter(|c| !is_absent(c.values[0]));
+            let mut samples: Vec<VectorSample> = present
+                .map(|c| VectorSample {
+                    labels: c.labels,
+                    at,
+                    value: c.values[0],
+                })
+                .collect();
+            if !ordered {
+                samples.sort_by(|a, b| a.labels.cmp(&b.labels));
+            }
+            Value::Vector(samples)
+        }
+        Out::Samples(series) => matrix(series.into_iter().map(|raw| {
+            let points = raw
+                .times
+                .iter()
+                .zip(&raw.values)
+                .map(|(t, v)| (TimestampNs::from_ms(*t), *v));
+            (raw.labels.clone(), points.collect())
+        })),
+    }
+}
+
+fn range_value(out: Out, steps: Steps) -> Value {
+    let points = |values: &[f64]| -> Vec<(TimestampNs, f64)> {
+        let present = steps.iter().zip(values).filter(|(_, v)| !is_absent(**v));
+        present.map(|(t, v)| (TimestampNs::from_ms(t), *v)).collect()
+    };
+    match out {
+        Out::Scalar(values) => matrix([(Labels::empty(), points(&values))].into_iter()),
+        Out::Vector(columns) => matrix(columns.into_iter().map(|c| (c.labels, points(&c.values)))),
+        Out::Text(_) | Out::Samples(_) => unreachable!("range queries are checked to be scalars or vectors"),
+    }
+}
+
+fn matrix(series: impl Iterator<Item = (Labels, Vec<(TimestampNs, f64)>)>) -> Value {
+    let mut series: Vec<MatrixSeries> = series
+        .filter(|(_, points)| !points.is_empty())
+        .map(|(labels, points)| MatrixSeries { labels, points })
+        .collect();
+    series.sort_by(|a, b| a.labels.cmp(&b.labels));
+    Value::Matrix(series)
 }

@@ -2,7 +2,16 @@
 //!
 //! Pure but for `io/`: the data comes through the seam [`shards::Shards`], which `ops/hindcast` and the simulator fill.
 
+pub mod column;
 pub mod engine;
+pub mod eval;
+pub mod gather;
+pub mod io;
+mod load;
+mod logs;
+pub mod number;
+pub mod plan;
+pub mod replay;
 pub mod shards;
 pub mod testing;
 pub mod value;

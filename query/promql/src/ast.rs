@@ -251,7 +251,7 @@ impl BinaryOp {
     }
 
     /// Binds tighter when higher.
-    pub(crate) const fn precedence(self) -> u8 {
+    pub const fn precedence(self) -> u8 {
         match self {
             Self::Or => 1,
             Self::And | Self::Unless => 2,

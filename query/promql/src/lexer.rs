@@ -31,10 +31,10 @@ impl Token {
     }
 }
 
-/// Longest first, so that `==` is not read as `=` twice.
-const SIGNS: [&str; 25] = [
-    "==", "!=", "=~", "!~", "<=", ">=", "(", ")", "{", "}", "[", "]", ",", "=", "<", ">", "+", "-", "*", "/", "%", "^",
-    "@", ":", ";",
+/// Longest first, so that `==` is not read as `=` twice. Those with `|` are LogQL's, which is read by the same lexer.
+const SIGNS: [&str; 28] = [
+    "==", "!=", "=~", "!~", "<=", ">=", "|=", "|~", "(", ")", "{", "}", "[", "]", ",", "=", "<", ">", "+", "-", "*",
+    "/", "%", "^", "@", ":", ";", "|",
 ];
 
 /// All tokens; the last is `End`.

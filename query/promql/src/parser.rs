@@ -21,7 +21,8 @@ pub struct ParseError {
 }
 
 impl ParseError {
-    pub(crate) fn new(text: &str, span: Span, message: String) -> Self {
+    /// An error at a place of `text`.
+    pub fn new(text: &str, span: Span, message: String) -> Self {
         let before = text.get(..span.start as usize).unwrap_or(text);
         let line_start = before.rfind('\n').map_or(0, |n| n + 1);
         Self {

@@ -1,0 +1,247 @@
+//! Aggregations over series: `sum by (job) (…)` and its kin, in the order of `gather`.
+
+use super::{Evaluator, Out, unique, window};
+use crate::column::{ABSENT, Column, Steps, is_absent};
+use crate::engine::QueryError;
+use crate::gather::{self, Cell, Count, Extreme, Mean, Run, Total, Variance};
+use crate::number;
+use hindcast_model::{Labels, METRIC_NAME};
+use hindcast_promql::{AggregateOp, Grouping, Span};
+use std::collections::BTreeMap;
+
+type Groups = BTreeMap<Labels, Vec<Column>>;
+
+impl Evaluator {
+    pub(super) async fn aggregate(
+        &mut self,
+        op: AggregateOp,
+        grouping: Option<&Grouping>,
+        param: Option<Out>,
+        mut input: Vec<Column>,
+        span: Span,
+        steps: Steps,
+    ) -> Result<Vec<Column>, QueryError> {
+        self.charge(steps.count * input.len()).await?;
+        let scalar = match &param {
+            Some(Out::Scalar(values)) => values.as_slice(),
+            _ => &[],
+        };
+        check_param(op, scalar)?;
+        if op == AggregateOp::Quantile
+            && let Some(q) = scalar.iter().find(|q| !(0.0..=1.0).contains(*q))
+        {
+            let q = number::go_fixed(*q);
+            self.note(format!(
+                "PromQL warning: quantile value should be between 0 and 1, got {q} (1:{})",
+                span.start + 1
+            ));
+        }
+        // The order of summation. Labels settle the rare tie of two fingerprints.
+        input.sort_by(|a, b| (a.place, &a.labels).cmp(&(b.place, &b.labels)));
+        let mut groups = Groups::new();
+        for column in input {
+            groups
+                .entry(group_labels(&column.labels, grouping))
+                .or_default()
+                .push(column);
+        }
+        match op {
+            AggregateOp::Topk | AggregateOp::Bottomk => Ok(best(groups, scalar, op == AggregateOp::Topk)),
+            AggregateOp::Limitk => Ok(limited(groups, scalar)),
+            AggregateOp::LimitRatio => Ok(sampled(groups, scalar)),
+            AggregateOp::CountValues => match param {
+                Some(Out::Text(label)) => count_values(groups, &label, steps),
+                _ => unreachable!("the type check wants a string here"),
+            },
+            _ => {
+                let folded = groups.into_iter().map(|(labels, columns)| {
+                    let values = fold(op, &columns, scalar, steps);
+                    Column::computed(labels, values)
+                });
+                Ok(folded.filter(|c| !c.is_empty()).collect())
+            }
+        }
+    }
+}
+
+fn group_labels(labels: &Labels, grouping: Option<&Grouping>) -> Labels {
+    match grouping {
+        None => Labels::empty(),
+        Some(g) if g.without => labels.filtered(|n| n != METRIC_NAME && !g.labels.iter().any(|l| l == n)),
+        Some(g) => labels.filtered(|n| g.labels.iter().any(|l| l == n)),
+    }
+}
+
+fn check_param(op: AggregateOp, values: &[f64]) -> Result<(), QueryError> {
+    let refuse = |what: String| Err(QueryError::Execution(what));
+    match op {
+        AggregateOp::Topk | AggregateOp::Bottomk | AggregateOp::Limitk => {
+            for k in values {
+                if k.is_nan() {
+                    return refuse("Parameter value is NaN".to_owned());
+                }
+                if k.abs() >= 9.3e18 {
+                    return refuse(format!("Scalar value {} overflows int64", number::go_fixed(*k)));
+                }
+            }
+            Ok(())
+        }
+        AggregateOp::LimitRatio if values.iter().any(|r| r.is_nan()) => refuse("Ratio value is NaN".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+fn fold(op: AggregateOp, columns: &[Column], scalar: &[f64], steps: Steps) -> Vec<f64> {
+    match op {
+        AggregateOp::Sum => combined::<Total>(columns, steps, |v| v),
+        AggregateOp::Avg => combined::<Mean>(columns, steps, |v| v),
+        AggregateOp::Count => combined::<Count>(columns, steps, |v| v),
+        AggregateOp::Group => combined::<Count>(columns, steps, |_| 1.0),
+        AggregateOp::Min => combined::<Extreme<false>>(columns, steps, |v| v),
+        AggregateOp::Max => combined::<Extreme<true>>(columns, steps, |v| v),
+        AggregateOp::Stdvar => combined::<Variance>(columns, steps, |v| v),
+        AggregateOp::Stddev => combined::<Variance>(columns, steps, f64::sqrt),
+        AggregateOp::Quantile => (0..steps.count)
+            .map(|i| {
+                let mut values: Vec<f64> = present(columns, i).map(|(_, v)| v).collect();
+                if values.is_empty() {
+                    ABSENT
+                } else {
+                    window::quantile(scalar[i], &mut values)
+                }
+            })
+            .collect(),
+        AggregateOp::Topk
+        | AggregateOp::Bottomk
+        | AggregateOp::CountValues
+        | AggregateOp::Limitk
+        | AggregateOp::LimitRatio => unreachable!("{op:?} keeps its inputs apart"),
+    }
+}
+
+fn combined<C: Cell>(columns: &[Column], steps: Steps, finish: fn(f64) -> f64) -> Vec<f64> {
+    let series: Vec<(u16, &Column)> = columns.iter().map(|c| (c.place.slot, c)).collect();
+    let add = |column: &&Column, cells: &mut [C]| {
+        for (cell, v) in cells.iter_mut().zip(&column.values) {
+            if !is_absent(*v) {
+                cell.add(*v);
+            }
+        }
+    };
+    let cells = gather::node(&series, Run::ALL, steps.count, &add).unwrap_or_default();
+    cells.iter().map(|c| c.value().map_or(ABSENT, finish)).collect()
+}
+
+/// The columns of a group that have a value at step `i`, in order.
+fn present(columns: &[Column], i: usize) -> impl Iterator<Item = (usize, f64)> {
+    columns
+        .iter()
+        .enumerate()
+        .map(move |(c, column)| (c, column.values[i]))
+        .filter(|(_, v)| !is_absent(*v))
+}
+
+/// Keeps, at each step, the values of the columns that `choose` names.
+fn keep(groups: Groups, choose: impl Fn(&[Column], usize) -> Vec<usize>) -> Vec<Column> {
+    let mut out = vec![];
+    for columns in groups.into_values() {
+        let mut kept: Vec<Column> = columns
+            .iter()
+            .map(|c| Column {
+                labels: c.labels.clone(),
+                place: c.place,
+                values: vec![ABSENT; c.values.len()],
+            })
+            .collect();
+        for i in 0..columns.first().map_or(0, |c| c.values.len()) {
+            for c in choose(&columns, i) {
+                kept[c].values[i] = columns[c].values[i];
+            }
+        }
+        kept.retain(|c| !c.is_empty());
+        out.extend(kept);
+    }
+    out
+}
+
+/// `topk`, `bottomk`: NaN comes last in both; of equal values the one first in label order wins.
+fn best(groups: Groups, k: &[f64], greatest: bool) -> Vec<Column> {
+    let choose = |columns: &[Column], i: usize| {
+        let mut values: Vec<(usize, f64)> = present(columns, i).collect();
+        values.sort_by(|a, b| {
+            let by_value = match (a.1.is_nan(), b.1.is_nan()) {
+                (false, false) if greatest => b.1.total_cmp(&a.1),
+                (false, false) => a.1.total_cmp(&b.1),
+                (a, b) => a.cmp(&b),
+            };
+            by_value.then_with(|| columns[a.0].labels.cmp(&columns[b.0].labels))
+        });
+        values.truncate(k[i].max(0.0) as usize);
+        values.into_iter().map(|(c, _)| c).collect()
+    };
+    let instant = k.len() == 1;
+    let mut kept = keep(groups, choose);
+    if instant {
+        // An instant answer is ordered by value; a range answer by labels.
+        kept.sort_by(|a, b| {
+            let (x, y) = (a.values[0], b.values[0]);
+            match (x.is_nan(), y.is_nan()) {
+                (false, false) if greatest => y.total_cmp(&x),
+                (false, false) => x.total_cmp(&y),
+                (x, y) => x.cmp(&y),
+            }
+        });
+    }
+    kept
+}
+
+fn limited(groups: Groups, k: &[f64]) -> Vec<Column> {
+    keep(groups, |columns, i| {
+        present(columns, i)
+            .take(k[i].max(0.0) as usize)
+            .map(|(c, _)| c)
+            .collect()
+    })
+}
+
+/// A share of the series, chosen by their fingerprints: the same ones at every step. A negative ratio takes exactly
+/// those that its complement leaves out.
+fn sampled(groups: Groups, ratios: &[f64]) -> Vec<Column> {
+    keep(groups, |columns, i| {
+        let ratio = ratios[i].clamp(-1.0, 1.0);
+        let taken = |c: &Column| {
+            let place = c.labels.fingerprint() as f64 / u64::MAX as f64;
+            if ratio >= 0.0 {
+                place < ratio
+            } else {
+                place >= 1.0 + ratio
+            }
+        };
+        present(columns, i)
+            .map(|(c, _)| c)
+            .filter(|c| taken(&columns[*c]))
+            .collect()
+    })
+}
+
+fn count_values(groups: Groups, label: &str, steps: Steps) -> Result<Vec<Column>, QueryError> {
+    if label.is_empty() {
+        return Err(QueryError::Execution("invalid label name \"\"".to_owned()));
+    }
+    let mut counts: BTreeMap<Labels, Vec<f64>> = BTreeMap::new();
+    for (labels, columns) in &groups {
+        for i in 0..steps.count {
+            for (_, v) in present(columns, i) {
+                let key = labels.with(label, &number::go_fixed(v));
+                let count = &mut counts.entry(key).or_insert_with(|| vec![ABSENT; steps.count])[i];
+                *count = if is_absent(*count) { 1.0 } else { *count + 1.0 };
+            }
+        }
+    }
+    unique(
+        counts
+            .into_iter()
+            .map(|(labels, values)| Column::computed(labels, values))
+            .collect(),
+    )
+}

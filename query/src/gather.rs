@@ -1,0 +1,370 @@
+//! The rule of summation: the same data gives the same bits, wherever it lies.
+//!
+//! Series of one slot are added in the order of their label fingerprints. Slots are then combined over one fixed binary
+//! tree of all 1,024: a node is its left half merged with its right half, an empty half counts for nothing. An aligned
+//! run of slots is a node of that tree, so a shard that owns the run may send the node instead of its series, and no
+//! result depends on how runs were cut.
+//!
+//! Every cell here is exact about order, not about rounding: sums are compensated (Neumaier), means of sums that
+//! overflow are taken from a sum scaled by a power of two, variances are merged pairwise (Chan).
+
+use hindcast_model::SLOTS;
+
+/// A compensated sum.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sum {
+    total: f64,
+    /// What rounding took from `total`.
+    lost: f64,
+}
+
+impl Sum {
+    pub fn add(&mut self, v: f64) {
+        let next = self.total + v;
+        if next.is_infinite() {
+            // From here on the sum is infinite or NaN, and inf - inf must not turn the first into the second.
+            self.lost = 0.0;
+        } else if self.total.abs() >= v.abs() {
+            self.lost += (self.total - next) + v;
+        } else {
+            self.lost += (v - next) + self.total;
+        }
+        self.total = next;
+    }
+
+    pub fn merge(&mut self, right: &Self) {
+        self.add(right.total);
+        self.lost += right.lost;
+    }
+
+    pub fn value(&self) -> f64 {
+        canonical(if self.total.is_finite() {
+            self.total + self.lost
+        } else {
+            self.total
+        })
+    }
+}
+
+/// NaN with one bit pattern.
+pub fn canonical(v: f64) -> f64 {
+    if v.is_nan() { f64::NAN } else { v }
+}
+
+/// What an aggregation keeps of some values; merging two is the same as having seen the left values, then the right.
+pub trait Cell: Clone + Default {
+    fn add(&mut self, v: f64);
+    fn merge(&mut self, right: &Self);
+    /// `None`: no value was seen.
+    fn value(&self) -> Option<f64>;
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Total {
+    count: u64,
+    sum: Sum,
+}
+
+impl Cell for Total {
+    fn add(&mut self, v: f64) {
+        self.count += 1;
+        self.sum.add(v);
+    }
+    fn merge(&mut self, right: &Self) {
+        self.count += right.count;
+        self.sum.merge(&right.sum);
+    }
+    fn value(&self) -> Option<f64> {
+        (self.count > 0).then(|| self.sum.value())
+    }
+}
+
+/// 2^-64: exact on everything but the smallest numbers, which no overflowing sum has to care for.
+const SCALE: f64 = 1.0 / 18_446_744_073_709_551_616.0;
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mean {
+    count: u64,
+    sum: Sum,
+    /// The sum of values times 2^-64: still finite when `sum` has overflowed.
+    scaled: Sum,
+}
+
+impl Cell for Mean {
+    fn add(&mut self, v: f64) {
+        self.count += 1;
+        self.sum.add(v);
+        self.scaled.add(v * SCALE);
+    }
+    fn merge(&mut self, right: &Self) {
+        self.count += right.count;
+        self.sum.merge(&right.sum);
+        self.scaled.merge(&right.scaled);
+    }
+    fn value(&self) -> Option<f64> {
+        let sum = self.sum.value();
+        let count = self.count as f64;
+        (self.count > 0).then(|| {
+            canonical(if sum.is_finite() {
+                sum / count
+            } else {
+                self.scaled.value() / count / SCALE
+            })
+        })
+    }
+}
+
+/// Population variance.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Variance {
+    count: u64,
+    mean: f64,
+    /// Sum of squared distances from the mean.
+    squares: f64,
+}
+
+impl Cell for Variance {
+    fn add(&mut self, v: f64) {
+        self.count += 1;
+        let distance = v - self.mean;
+        self.mean += distance / self.count as f64;
+        self.squares += distance * (v - self.mean);
+    }
+    fn merge(&mut self, right: &Self) {
+        if self.count == 0 {
+            *self = *right;
+            return;
+        }
+        if right.count == 0 {
+            return;
+        }
+        let (a, b) = (self.count as f64, right.count as f64);
+        let distance = right.mean - self.mean;
+        self.mean += distance * (b / (a + b));
+        self.squares += right.squares + distance * distance * (a * b / (a + b));
+        self.count += right.count;
+    }
+    fn value(&self) -> Option<f64> {
+        (self.count > 0).then(|| canonical(self.squares / self.count as f64))
+    }
+}
+
+/// The least or the greatest value; NaN only when there is nothing else. Of equal values (0 and -0) the first stays.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Extreme<const GREATEST: bool> {
+    best: Option<f64>,
+}
+
+impl<const GREATEST: bool> Cell for Extreme<GREATEST> {
+    fn add(&mut self, v: f64) {
+        let better = match self.best {
+            None => true,
+            Some(b) => b.is_nan() || if GREATEST { v > b } else { v < b },
+        };
+        if better {
+            self.best = Some(canonical(v));
+        }
+    }
+    fn merge(&mut self, right: &Self) {
+        if let Some(v) = right.best {
+            self.add(v);
+        }
+    }
+    fn value(&self) -> Option<f64> {
+        self.best
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Count(u64);
+
+impl Cell for Count {
+    fn add(&mut self, _: f64) {
+        self.0 += 1;
+    }
+    fn merge(&mut self, right: &Self) {
+        self.0 += right.0;
+    }
+    fn value(&self) -> Option<f64> {
+        (self.0 > 0).then_some(self.0 as f64)
+    }
+}
+
+/// An aligned run of slots: `len` is a power of two and divides `first`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    pub first: u16,
+    pub len: u16,
+}
+
+impl Run {
+    pub const ALL: Self = Self { first: 0, len: SLOTS };
+
+    pub fn is_aligned(self) -> bool {
+        self.len.is_power_of_two() && self.first % self.len == 0 && self.first < SLOTS && self.len <= SLOTS
+    }
+
+    fn halves(self) -> (Self, Self) {
+        let len = self.len / 2;
+        let right = self.first + len;
+        (Self { first: self.first, len }, Self { first: right, len })
+    }
+}
+
+/// One cell per step of the query.
+pub type Cells<C> = Vec<C>;
+
+fn merge_cells<C: Cell>(left: Option<Cells<C>>, right: Option<Cells<C>>) -> Option<Cells<C>> {
+    match (left, right) {
+        (Some(mut left), Some(right)) => {
+            for (l, r) in left.iter_mut().zip(&right) {
+                merge_cell(l, r);
+            }
+            Some(left)
+        }
+        (one, other) => one.or(other),
+    }
+}
+
+/// A cell that has seen nothing counts for nothing: `0 + -0` must not turn a sum of -0 into 0.
+fn merge_cell<C: Cell>(left: &mut C, right: &C) {
+    if right.value().is_none() {
+        return;
+    }
+    if left.value().is_none() {
+        *left = right.clone();
+    } else {
+        left.merge(right);
+    }
+}
+
+/// The node of `run` over series that lie in it, each `(slot, values)`, ordered by (slot, fingerprint).
+/// `add` puts the values of one series into the cells. `None`: no series.
+pub fn node<C: Cell, T>(series: &[(u16, T)], run: Run, steps: usize, add: &impl Fn(&T, &mut [C])) -> Option<Cells<C>> {
+    if series.is_empty() {
+        return None;
+    }
+    if run.len == 1 {
+        let mut cells = vec![C::default(); steps];
+        for (_, one) in series {
+            add(one, &mut cells);
+        }
+        return Some(cells);
+    }
+    let (left, right) = run.halves();
+    let cut = series.partition_point(|(slot, _)| *slot < right.first);
+    let (low, high) = series.split_at(cut);
+    merge_cells(node(low, left, steps, add), node(high, right, steps, add))
+}
+
+/// Combines the nodes of disjoint aligned runs, ascending, into the node of `run`.
+///
+/// # Panics
+/// When a run is not aligned or overlaps another: a broken promise of a shard.
+pub fn gather<C: Cell>(nodes: &[(Run, Cells<C>)], run: Run) -> Option<Cells<C>> {
+    let (first, cells) = nodes.first()?;
+    assert!(
+        first.is_aligned() && first.len <= run.len,
+        "{first:?} is no part of {run:?}"
+    );
+    if *first == run {
+        assert!(nodes.len() == 1, "runs overlap within {run:?}");
+        return Some(cells.clone());
+    }
+    let (left, right) = run.halves();
+    let cut = nodes.partition_point(|(r, _)| r.first < right.first);
+    let (low, high) = nodes.split_at(cut);
+    merge_cells(gather(low, left), gather(high, right))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn add<C: Cell>(v: &f64, cells: &mut [C]) {
+        cells[0].add(*v);
+    }
+
+    #[test]
+    fn a_sum_keeps_what_large_numbers_would_swallow() {
+        let mut s = Sum::default();
+        [1.0, 1e100, 1.0, -1e100].into_iter().for_each(|v| s.add(v));
+        assert_eq!(s.value(), 2.0);
+        s.add(f64::INFINITY);
+        s.add(1.0);
+        assert_eq!(s.value(), f64::INFINITY);
+        s.add(f64::NEG_INFINITY);
+        assert!(s.value().is_nan());
+    }
+
+    #[test]
+    fn a_mean_survives_the_overflow_of_its_sum() {
+        let mut m = Mean::default();
+        [f64::MAX, f64::MAX].into_iter().for_each(|v| m.add(v));
+        assert_eq!(m.value(), Some(f64::MAX));
+        assert_eq!(Mean::default().value(), None);
+    }
+
+    fn value() -> impl Strategy<Value = f64> {
+        prop_oneof![
+            8 => (-1.0e6..1.0e6f64),
+            2 => (-300i32..300).prop_map(|e| 1.5 * 10f64.powi(e)),
+            1 => Just(-0.0),
+            1 => Just(f64::MAX),
+        ]
+    }
+
+    /// Cuts 0..1024 into aligned runs: at each node of the tree, `cuts` says whether to go on.
+    fn cut(run: Run, cuts: &mut impl Iterator<Item = bool>, out: &mut Vec<Run>) {
+        if run.len > 1 && cuts.next().unwrap_or(false) {
+            let (l, r) = run.halves();
+            cut(l, cuts, out);
+            cut(r, cuts, out);
+        } else {
+            out.push(run);
+        }
+    }
+
+    fn same_bits_however_cut<C: Cell>(series: &[(u16, f64)], cuts: &[bool]) -> Result<(), TestCaseError> {
+        let whole = node::<C, _>(series, Run::ALL, 1, &add);
+        let mut runs = vec![];
+        cut(Run::ALL, &mut cuts.iter().copied(), &mut runs);
+        let nodes: Vec<_> = runs
+            .into_iter()
+            .filter_map(|run| {
+                let own: Vec<_> = series
+                    .iter()
+                    .copied()
+                    .filter(|(s, _)| run.first <= *s && *s < run.first + run.len)
+                    .collect();
+                node::<C, _>(&own, run, 1, &add).map(|cells| (run, cells))
+            })
+            .collect();
+        let bits = |cells: Option<Cells<C>>| cells.and_then(|c| c[0].value()).map(f64::to_bits);
+        prop_assert_eq!(bits(gather(&nodes, Run::ALL)), bits(whole));
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn any_placement_of_slots_gives_the_same_bits(
+            mut series in prop::collection::vec((0u16..SLOTS, value()), 0..200),
+            cuts in prop::collection::vec(prop::bool::weighted(0.8), 0..300),
+        ) {
+            series.sort_by_key(|(slot, _)| *slot);
+            same_bits_however_cut::<Total>(&series, &cuts)?;
+            same_bits_however_cut::<Mean>(&series, &cuts)?;
+            same_bits_however_cut::<Variance>(&series, &cuts)?;
+            same_bits_however_cut::<Extreme<true>>(&series, &cuts)?;
+            same_bits_however_cut::<Count>(&series, &cuts)?;
+        }
+
+        #[test]
+        fn a_compensated_sum_is_as_good_as_exact_integers(values in prop::collection::vec(-1_000_000_000_000i64..1_000_000_000_000, 0..100)) {
+            let series: Vec<_> = values.iter().map(|v| (7, *v as f64 / 1024.0)).collect();
+            let sum = node::<Total, _>(&series, Run::ALL, 1, &add).and_then(|c| c[0].value()).unwrap_or(0.0);
+            prop_assert_eq!(sum, values.iter().sum::<i64>() as f64 / 1024.0);
+        }
+    }
+}

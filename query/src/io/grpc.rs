@@ -1,0 +1,205 @@
+//! `hindcast.v1.Query`: wire messages in and out. Errors by class, through the table of the edge.
+
+use crate::engine::{Engine, InstantQuery, LabelsQuery, LogsQuery, Options, RangeQuery};
+use crate::shards::Completeness;
+use crate::value::{Answer, LogStream, LogsValue, Value};
+use hindcast_model::{Labels, SpanNs, TimestampNs};
+use hindcast_proto::edge;
+use hindcast_proto::v1;
+use hindcast_proto::v1::query_server::{Query, QueryServer};
+use hindcast_storage::read::Direction;
+use std::sync::Arc;
+use tonic::{Request, Response, Status};
+
+/// Lines of an answer that names no limit.
+const LIMIT_DEFAULT: u32 = 100;
+
+struct Service {
+    engine: Arc<Engine>,
+}
+
+/// The service; the tenant comes with each call.
+pub fn query_service(engine: Arc<Engine>) -> QueryServer<impl Query> {
+    QueryServer::new(Service { engine })
+}
+
+fn ms(at: i64) -> TimestampNs {
+    TimestampNs::from_ms(at)
+}
+
+fn completeness(c: &Completeness) -> v1::Completeness {
+    v1::Completeness {
+        complete: c.is_complete(),
+        missing: c.missing.clone(),
+        positions: edge::positions_to_wire(&c.positions),
+    }
+}
+
+fn series(labels: &Labels, points: impl IntoIterator<Item = (TimestampNs, f64)>) -> v1::SeriesResult {
+    let point = |(at, value): (TimestampNs, f64)| v1::ResultPoint {
+        at_ms: at.as_ms(),
+        value,
+    };
+    v1::SeriesResult {
+        labels: edge::labels_to_wire(labels),
+        points: points.into_iter().map(point).collect(),
+    }
+}
+
+/// Series and text of a value; `at` is the time of a scalar.
+fn value(value: &Value, at: TimestampNs) -> (Vec<v1::SeriesResult>, String) {
+    match value {
+        Value::Scalar(v) => (vec![series(&Labels::empty(), [(at, *v)])], String::new()),
+        Value::String(text) => (vec![], text.clone()),
+        Value::Vector(samples) => (
+            samples.iter().map(|s| series(&s.labels, [(s.at, s.value)])).collect(),
+            String::new(),
+        ),
+        Value::Matrix(all) => (
+            all.iter()
+                .map(|s| series(&s.labels, s.points.iter().copied()))
+                .collect(),
+            String::new(),
+        ),
+    }
+}
+
+fn response(answer: &Answer<Value>, at: TimestampNs) -> Response<v1::QueryResponse> {
+    let (series, text) = value(&answer.value, at);
+    Response::new(v1::QueryResponse {
+        kind: answer.value.kind().to_owned(),
+        series,
+        text,
+        completeness: Some(completeness(&answer.completeness)),
+    })
+}
+
+fn stream(s: &LogStream) -> v1::StreamResult {
+    let entries = s.lines.iter().map(|l| v1::LogEntry {
+        at_ns: l.at.0,
+        line: String::from_utf8_lossy(&l.line).into_owned(),
+        metadata: l
+            .metadata
+            .iter()
+            .map(|(name, value)| v1::Label {
+                name: name.clone(),
+                value: value.clone(),
+            })
+            .collect(),
+    });
+    v1::StreamResult {
+        labels: edge::labels_to_wire(&s.labels),
+        entries: entries.collect(),
+    }
+}
+
+/// Both ends 0: all of time.
+fn window(start_ms: i64, end_ms: i64) -> (TimestampNs, TimestampNs) {
+    if start_ms == 0 && end_ms == 0 {
+        (TimestampNs::MIN, TimestampNs::MAX)
+    } else {
+        (ms(start_ms), ms(end_ms))
+    }
+}
+
+#[tonic::async_trait]
+impl Query for Service {
+    async fn instant(&self, r: Request<v1::InstantRequest>) -> Result<Response<v1::QueryResponse>, Status> {
+        let tenant = edge::tenant_of_metadata(r.metadata())?;
+        let r = r.into_inner();
+        let q = InstantQuery {
+            tenant,
+            expr: r.expr,
+            at: ms(r.at_ms),
+            options: Options::default(),
+        };
+        let answer = self.engine.instant(&q).await.map_err(|e| edge::status(&e))?;
+        Ok(response(&answer, q.at))
+    }
+
+    async fn range(&self, r: Request<v1::RangeRequest>) -> Result<Response<v1::QueryResponse>, Status> {
+        let tenant = edge::tenant_of_metadata(r.metadata())?;
+        let r = r.into_inner();
+        let q = RangeQuery {
+            tenant,
+            expr: r.expr,
+            start: ms(r.start_ms),
+            end: ms(r.end_ms),
+            step: SpanNs::from_ms(r.step_ms),
+            options: Options::default(),
+        };
+        let answer = self.engine.range(&q).await.map_err(|e| edge::status(&e))?;
+        Ok(response(&answer, q.end))
+    }
+
+    async fn logs(&self, r: Request<v1::LogsRequest>) -> Result<Response<v1::LogsResponse>, Status> {
+        let tenant = edge::tenant_of_metadata(r.metadata())?;
+        let r = r.into_inner();
+        let limit = if r.limit == 0 { LIMIT_DEFAULT } else { r.limit };
+        let q = LogsQuery {
+            tenant,
+            expr: r.expr,
+            start: TimestampNs(r.start_ns),
+            end: TimestampNs(r.end_ns),
+            step: (r.step_ms > 0).then(|| SpanNs::from_ms(r.step_ms)),
+            limit: limit as usize,
+            direction: if r.forward {
+                Direction::Forward
+            } else {
+                Direction::Backward
+            },
+            options: Options::default(),
+        };
+        let answer = self.engine.logs(&q).await.map_err(|e| edge::status(&e))?;
+        let (streams, series) = match &answer.value {
+            LogsValue::Streams(streams) => (streams.iter().map(stream).collect(), vec![]),
+            LogsValue::Metric(v) => (vec![], value(v, q.end).0),
+        };
+        Ok(Response::new(v1::LogsResponse {
+            streams,
+            series,
+            completeness: Some(completeness(&answer.completeness)),
+        }))
+    }
+
+    async fn labels(&self, r: Request<v1::LabelsRequest>) -> Result<Response<v1::LabelsResponse>, Status> {
+        let tenant = edge::tenant_of_metadata(r.metadata())?;
+        let r = r.into_inner();
+        let (start, end) = window(r.start_ms, r.end_ms);
+        let q = LabelsQuery {
+            tenant,
+            streams: false,
+            matching: r.matching,
+            start,
+            end,
+        };
+        let answer = if r.label.is_empty() {
+            self.engine.label_names(&q).await
+        } else {
+            self.engine.label_values(&q, &r.label).await
+        };
+        let answer = answer.map_err(|e| edge::status(&e))?;
+        Ok(Response::new(v1::LabelsResponse {
+            values: answer.value,
+            completeness: Some(completeness(&answer.completeness)),
+        }))
+    }
+
+    async fn series(&self, r: Request<v1::SeriesRequest>) -> Result<Response<v1::SeriesResponse>, Status> {
+        let tenant = edge::tenant_of_metadata(r.metadata())?;
+        let r = r.into_inner();
+        let (start, end) = window(r.start_ms, r.end_ms);
+        let q = LabelsQuery {
+            tenant,
+            streams: false,
+            matching: r.matching,
+            start,
+            end,
+        };
+        let answer = self.engine.series(&q).await.map_err(|e| edge::status(&e))?;
+        Ok(Response::new(v1::SeriesResponse {
+            series: answer.value.iter().map(|labels| series(labels, [])).collect(),
+            completeness: Some(completeness(&answer.completeness)),
+        }))
+    }
+}

@@ -1,0 +1,111 @@
+//! Values as the HTTP APIs of Prometheus and Loki write them.
+
+use crate::number::go_json;
+use crate::shards::Completeness;
+use crate::value::Value;
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use hindcast_model::{Labels, TimestampNs};
+use std::fmt::Write;
+
+pub(super) fn response(status: u16, body: String) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+pub(super) fn string(text: &str) -> String {
+    serde_json::to_string(text).expect("text is always JSON")
+}
+
+pub(super) fn strings(texts: &[String]) -> String {
+    serde_json::to_string(texts).expect("text is always JSON")
+}
+
+pub(super) fn labels(labels: &Labels) -> String {
+    let pairs: Vec<String> = labels
+        .iter()
+        .map(|(n, v)| format!("{}:{}", string(n), string(v)))
+        .collect();
+    format!("{{{}}}", pairs.join(","))
+}
+
+pub(super) fn completeness(c: &Completeness) -> String {
+    let positions: Vec<String> = c
+        .positions
+        .iter()
+        .map(|(group, index)| format!("\"{group}\":{index}"))
+        .collect();
+    format!(
+        "{{\"complete\":{},\"missing\":{},\"positions\":{{{}}}}}",
+        c.is_complete(),
+        strings(&c.missing),
+        positions.join(",")
+    )
+}
+
+/// Seconds; the fraction only when there is one.
+fn seconds(out: &mut String, at: TimestampNs) {
+    let ms = at.as_ms();
+    let sign = if ms < 0 { "-" } else { "" };
+    let (whole, fraction) = (ms.unsigned_abs() / 1000, ms.unsigned_abs() % 1000);
+    let _ = if fraction == 0 {
+        write!(out, "{sign}{whole}")
+    } else {
+        write!(out, "{sign}{whole}.{fraction:03}")
+    };
+}
+
+fn point(out: &mut String, at: TimestampNs, value: f64) {
+    out.push('[');
+    seconds(out, at);
+    let _ = write!(out, ",\"{}\"]", go_json(value));
+}
+
+/// `{"resultType":…,"result":…}`. `at` is the time of a scalar or a string.
+pub(super) fn query_data(value: &Value, at: TimestampNs) -> String {
+    let mut out = format!("{{\"resultType\":\"{}\",\"result\":", value.kind());
+    result(&mut out, value, at);
+    out.push('}');
+    out
+}
+
+pub(super) fn result(out: &mut String, value: &Value, at: TimestampNs) {
+    match value {
+        Value::Scalar(v) => point(out, at, *v),
+        Value::String(text) => {
+            out.push('[');
+            seconds(out, at);
+            let _ = write!(out, ",{}]", string(text));
+        }
+        Value::Vector(samples) => {
+            out.push('[');
+            for (i, s) in samples.iter().enumerate() {
+                let comma = if i > 0 { "," } else { "" };
+                let _ = write!(out, "{comma}{{\"metric\":{},\"value\":", labels(&s.labels));
+                point(out, s.at, s.value);
+                out.push('}');
+            }
+            out.push(']');
+        }
+        Value::Matrix(series) => {
+            out.push('[');
+            for (i, s) in series.iter().enumerate() {
+                let comma = if i > 0 { "," } else { "" };
+                let _ = write!(out, "{comma}{{\"metric\":{},\"values\":[", labels(&s.labels));
+                for (k, (at, v)) in s.points.iter().enumerate() {
+                    if k > 0 {
+                        out.push(',');
+                    }
+                    point(out, *at, *v);
+                }
+                out.push_str("]}");
+            }
+            out.push(']');
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! The outside world of this crate: gRPC and HTTP.
+
+pub mod grpc;
+pub mod http;
+mod json;
+pub mod loki;
+mod params;
+pub mod replay;
+
+pub use grpc::query_service;
+pub use http::prometheus_router;
+pub use loki::loki_router;

@@ -1,0 +1,404 @@
+//! A parsed expression as the steps of its evaluation: which data each selector needs, with `@`, offsets and
+//! subqueries resolved to milliseconds. Pure.
+//!
+//! Promise: evaluating the plan at its steps reads no sample outside the time range of its source.
+
+use crate::column::Steps;
+use crate::eval::window::{self, Kernel};
+use hindcast_logql as logql;
+use hindcast_model::Matcher;
+use hindcast_promql::{AggregateOp, At, BinaryOp, Expr, Grouping, Kind, Matching, Selector, Span};
+
+/// What one selector reads, with event time in `from_ms..=to_ms`.
+#[derive(Clone, Debug)]
+pub struct Source {
+    pub kind: SourceKind,
+    pub from_ms: i64,
+    pub to_ms: i64,
+}
+
+#[derive(Clone, Debug)]
+pub enum SourceKind {
+    Series(Vec<Matcher>),
+    /// Lines that pass the filters, each as one sample: 1, or its length in bytes.
+    Lines {
+        matchers: Vec<Matcher>,
+        filters: Vec<logql::LineFilter>,
+        bytes: bool,
+    },
+}
+
+/// From the instant that is evaluated to the instant that is read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct When {
+    /// `@`
+    pub fixed: Option<i64>,
+    pub offset_ms: i64,
+}
+
+impl When {
+    pub fn at(&self, t: i64) -> i64 {
+        self.fixed.unwrap_or(t).saturating_sub(self.offset_ms)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub enum Plan {
+    Number(f64),
+    Text(String),
+    /// The newest sample within the lookback.
+    Instant {
+        source: usize,
+        when: When,
+    },
+    /// A function of a window.
+    Window {
+        name: &'static str,
+        kernel: Kernel,
+        over: Box<Over>,
+        params: Vec<Plan>,
+        keeps_name: bool,
+    },
+    /// 1 where no series has a sample in the window.
+    AbsentOver {
+        over: Box<Over>,
+        labels: Vec<(String, String)>,
+    },
+    /// A bare window: only as the whole of an instant query.
+    Samples(Box<Over>),
+    Call {
+        name: &'static str,
+        args: Vec<Plan>,
+        /// `absent`: what the selector says of the labels.
+        labels: Vec<(String, String)>,
+        span: Span,
+    },
+    Aggregate {
+        op: AggregateOp,
+        grouping: Option<Grouping>,
+        param: Option<Box<Plan>>,
+        input: Box<Plan>,
+        span: Span,
+    },
+    Binary {
+        op: BinaryOp,
+        lhs: Box<Plan>,
+        rhs: Box<Plan>,
+        as_bool: bool,
+        matching: Option<Matching>,
+    },
+    Negate(Box<Plan>),
+}
+
+#[derive(Clone, Debug)]
+pub struct Over {
+    pub input: Input,
+    pub range_ms: i64,
+    pub when: When,
+}
+
+#[derive(Clone, Debug)]
+pub enum Input {
+    Source(usize),
+    /// A subquery: the inner plan at multiples of a step.
+    Steps {
+        plan: Plan,
+        steps: Steps,
+    },
+}
+
+/// A plan with what it reads.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    pub plan: Plan,
+    pub sources: Vec<Source>,
+}
+
+/// Step of a subquery that names none.
+pub const SUBQUERY_STEP_MS: i64 = 60_000;
+
+struct Planner {
+    query: Steps,
+    lookback_ms: i64,
+    sources: Vec<Source>,
+}
+
+/// Plans `expr` at the steps of the query.
+pub fn plan(expr: &Expr, query: Steps, lookback_ms: i64) -> Planned {
+    let mut p = Planner {
+        query,
+        lookback_ms,
+        sources: vec![],
+    };
+    let plan = p.expr(expr, query);
+    Planned {
+        plan,
+        sources: p.sources,
+    }
+}
+
+impl Planner {
+    fn when(&self, at: Option<At>, offset_ms: i64) -> When {
+        let fixed = at.map(|at| match at {
+            At::Ms(ms) => ms,
+            At::Start => self.query.start,
+            At::End => self.query.end(),
+        });
+        When { fixed, offset_ms }
+    }
+
+    /// A source whose samples in `(at - back, at]` are read, for each step.
+    fn source(&mut self, kind: SourceKind, when: When, back_ms: i64, steps: Steps) -> usize {
+        self.sources.push(Source {
+            kind,
+            from_ms: when.at(steps.start).saturating_sub(back_ms).saturating_add(1),
+            to_ms: when.at(steps.end()),
+        });
+        self.sources.len() - 1
+    }
+
+    fn series(&mut self, s: &Selector, back_ms: i64, steps: Steps) -> (usize, When) {
+        let when = self.when(s.at, s.offset_ms);
+        (
+            self.source(SourceKind::Series(s.matchers.clone()), when, back_ms, steps),
+            when,
+        )
+    }
+
+    fn expr(&mut self, expr: &Expr, steps: Steps) -> Plan {
+        match &expr.kind {
+            Kind::Number(n) => Plan::Number(n.0),
+            Kind::String(s) => Plan::Text(s.clone()),
+            Kind::Vector(s) => {
+                let (source, when) = self.series(s, self.lookback_ms, steps);
+                Plan::Instant { source, when }
+            }
+            Kind::Matrix { .. } | Kind::Subquery { .. } => Plan::Samples(Box::new(self.over(expr, steps))),
+            Kind::Call { function, args } => self.call(function.name, args, expr.span, steps),
+            Kind::Aggregate {
+                op,
+                grouping,
+                param,
+                expr: input,
+            } => Plan::Aggregate {
+                op: *op,
+                grouping: grouping.clone(),
+                param: param.as_ref().map(|p| Box::new(self.expr(p, steps))),
+                input: Box::new(self.expr(input, steps)),
+                span: param.as_ref().map_or(expr.span, |p| p.span),
+            },
+            Kind::Binary {
+                op,
+                lhs,
+                rhs,
+                as_bool,
+                matching,
+            } => Plan::Binary {
+                op: *op,
+                lhs: Box::new(self.expr(lhs, steps)),
+                rhs: Box::new(self.expr(rhs, steps)),
+                as_bool: *as_bool,
+                matching: matching.clone(),
+            },
+            Kind::Negate(e) => Plan::Negate(Box::new(self.expr(e, steps))),
+            Kind::Plus(e) | Kind::Paren(e) => self.expr(e, steps),
+        }
+    }
+
+    fn over(&mut self, expr: &Expr, steps: Steps) -> Over {
+        match &expr.bare().kind {
+            Kind::Matrix { selector, range_ms } => {
+                let (source, when) = self.series(selector, *range_ms, steps);
+                Over {
+                    input: Input::Source(source),
+                    range_ms: *range_ms,
+                    when,
+                }
+            }
+            Kind::Subquery {
+                expr: inner,
+                range_ms,
+                step_ms,
+                offset_ms,
+                at,
+            } => {
+                let when = self.when(*at, *offset_ms);
+                let step = step_ms.unwrap_or(SUBQUERY_STEP_MS);
+                let (from, to) = (when.at(steps.start).saturating_sub(*range_ms), when.at(steps.end()));
+                // The first multiple of the step inside the left-open window.
+                let start = (from.div_euclid(step) + 1).saturating_mul(step);
+                let count = if to < start {
+                    0
+                } else {
+                    ((to - start) / step + 1) as usize
+                };
+                let inner_steps = Steps { start, step, count };
+                Over {
+                    input: Input::Steps {
+                        plan: self.expr(inner, inner_steps),
+                        steps: inner_steps,
+                    },
+                    range_ms: *range_ms,
+                    when,
+                }
+            }
+            other => unreachable!("the type check let {other:?} through as a range vector"),
+        }
+    }
+
+    fn call(&mut self, name: &'static str, args: &[Expr], span: Span, steps: Steps) -> Plan {
+        if name == "absent_over_time" {
+            return Plan::AbsentOver {
+                over: Box::new(self.over(&args[0], steps)),
+                labels: absent_labels(&args[0]),
+            };
+        }
+        if let Some(kernel) = window::kernel(name) {
+            let is_window = |a: &&Expr| matches!(a.value_type(), hindcast_promql::ValueType::Matrix);
+            let over = args.iter().find(is_window).map(|a| self.over(a, steps));
+            let params = args
+                .iter()
+                .filter(|a| !is_window(a))
+                .map(|a| self.expr(a, steps))
+                .collect();
+            return Plan::Window {
+                name,
+                kernel,
+                over: Box::new(over.expect("window functions take a range vector")),
+                params,
+                keeps_name: window::keeps_name(name),
+            };
+        }
+        Plan::Call {
+            name,
+            labels: if name == "absent" {
+                absent_labels(&args[0])
+            } else {
+                vec![]
+            },
+            args: args.iter().map(|a| self.expr(a, steps)).collect(),
+            span,
+        }
+    }
+}
+
+/// The labels that a selector fixes by equality, as `absent` shows them.
+fn absent_labels(arg: &Expr) -> Vec<(String, String)> {
+    let matchers = match &arg.bare().kind {
+        Kind::Vector(s) | Kind::Matrix { selector: s, .. } => &s.matchers,
+        _ => return vec![],
+    };
+    fixed_labels(matchers)
+}
+
+fn fixed_labels(matchers: &[Matcher]) -> Vec<(String, String)> {
+    let once = |m: &&Matcher| matchers.iter().filter(|o| o.name == m.name).count() == 1;
+    matchers
+        .iter()
+        .filter(|m| m.op == hindcast_model::MatchOp::Equal && m.name != hindcast_model::METRIC_NAME)
+        .filter(once)
+        .map(|m| (m.name.clone(), m.value.clone()))
+        .collect()
+}
+
+/// Plans a LogQL metric expression: the same plan nodes over lines instead of series.
+pub fn plan_logs(expr: &logql::Metric, query: Steps) -> Planned {
+    let mut p = Planner {
+        query,
+        lookback_ms: 0,
+        sources: vec![],
+    };
+    let plan = p.metric(expr, query);
+    Planned {
+        plan,
+        sources: p.sources,
+    }
+}
+
+impl Planner {
+    fn metric(&mut self, expr: &logql::Metric, steps: Steps) -> Plan {
+        match expr {
+            logql::Metric::Number(v) => Plan::Number(*v),
+            logql::Metric::Vector(v) => Plan::Call {
+                name: "vector",
+                args: vec![Plan::Number(*v)],
+                labels: vec![],
+                span: Span::default(),
+            },
+            logql::Metric::Range {
+                function,
+                lines,
+                range_ms,
+                offset_ms,
+            } => self.log_range(*function, lines, *range_ms, *offset_ms, steps),
+            logql::Metric::Aggregate {
+                op,
+                grouping,
+                param,
+                inner,
+            } => Plan::Aggregate {
+                op: *op,
+                grouping: grouping.clone(),
+                param: param.map(|p| Box::new(Plan::Number(p))),
+                input: Box::new(self.metric(inner, steps)),
+                span: Span::default(),
+            },
+            logql::Metric::Sorted { descending, inner } => Plan::Call {
+                name: if *descending { "sort_desc" } else { "sort" },
+                args: vec![self.metric(inner, steps)],
+                labels: vec![],
+                span: Span::default(),
+            },
+            logql::Metric::Binary {
+                op,
+                lhs,
+                rhs,
+                as_bool,
+                matching,
+            } => Plan::Binary {
+                op: *op,
+                lhs: Box::new(self.metric(lhs, steps)),
+                rhs: Box::new(self.metric(rhs, steps)),
+                as_bool: *as_bool,
+                matching: matching.clone(),
+            },
+        }
+    }
+
+    fn log_range(
+        &mut self,
+        function: logql::RangeFunction,
+        lines: &logql::LogSelector,
+        range_ms: i64,
+        offset_ms: i64,
+        steps: Steps,
+    ) -> Plan {
+        use logql::RangeFunction as F;
+        let when = self.when(None, offset_ms);
+        let kind = SourceKind::Lines {
+            matchers: lines.matchers.clone(),
+            filters: lines.filters.clone(),
+            bytes: matches!(function, F::BytesRate | F::BytesOverTime),
+        };
+        let over = Box::new(Over {
+            input: Input::Source(self.source(kind, when, range_ms, steps)),
+            range_ms,
+            when,
+        });
+        let name = match function {
+            F::AbsentOverTime => {
+                let labels = fixed_labels(&lines.matchers);
+                return Plan::AbsentOver { over, labels };
+            }
+            F::Rate | F::BytesRate => "log_rate",
+            F::CountOverTime | F::BytesOverTime => "sum_over_time",
+        };
+        Plan::Window {
+            name,
+            kernel: window::kernel(name).expect("a kernel of the table"),
+            over,
+            params: vec![],
+            keeps_name: true,
+        }
+    }
+}
