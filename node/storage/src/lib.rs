@@ -1,3 +1,26 @@
-//! Memtable, segments, retention, pins and read views of one shard
+//! One shard's samples and lines: memtable, immutable checksummed segments, recovery, retention, pins, cuts and reads.
+//!
+//! Pure core on `hindcast_env::Disk`: no clock, no thread, no socket. The Raft log is the write-ahead log; a shard
+//! takes committed entries (`Shard`), answers reads of any thread (`ShardReader`), and tells up to where the log may
+//! be cut. Times are `TimestampNs` (event time); positions are indexes of the shard's Raft group.
+//!
+//! Deliberately absent: quotas and ages of pins (the meta group decides), the dedup table (the caller's `aux` bytes),
+//! repair (the node fetches a snapshot from a peer when a read reports damage).
 
+mod codec;
+mod compaction;
+mod directory;
+mod error;
+pub mod kernel;
+mod manifest;
+mod memtable;
 pub mod read;
+mod retention;
+mod segment;
+mod shard;
+mod view;
+
+pub use error::{Damage, ReadError, StorageError};
+pub use retention::{Floor, Pin, TOPOLOGY_LABEL};
+pub use shard::{CompactReport, Dropped, FlushReport, Opened, Shard, ShardConfig, ShardStats};
+pub use view::ShardReader;

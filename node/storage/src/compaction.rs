@@ -1,0 +1,142 @@
+//! Which small segments become one, and how.
+//!
+//! Invariants
+//! - A merge takes neighbours in the order of commits, of one tenant, kind and policy, and never crosses a kept cut.
+//! - Answers are the same before and after; only rows that no reader can see any more are left out.
+//! - The largest input is at most half of a merge, so that a row is copied a logarithmic number of times.
+
+use crate::directory::SeriesMeta;
+use crate::error::StorageError;
+use crate::memtable::{Lines, settle};
+use crate::retention::{Policy, Retention, is_within};
+use crate::segment::{Head, Pages, Segment, Writer};
+use crate::shard::{CompactReport, ShardConfig, series_of};
+use hindcast_env::Disk;
+use hindcast_model::{TenantId, TimestampNs};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Segments below this weigh this much, so that many tiny ones are neighbours in size.
+const WEIGHT_BYTES_MIN: u64 = 64 << 10;
+
+/// The next run worth merging, oldest first.
+pub fn choose(segments: &[Arc<Segment>], retention: &Retention, config: &ShardConfig) -> Option<Vec<Arc<Segment>>> {
+    let mut kin: BTreeMap<(&TenantId, bool, Policy), Vec<&Arc<Segment>>> = BTreeMap::new();
+    for s in segments {
+        kin.entry((&s.head.tenant, s.head.streams, s.head.policy))
+            .or_default()
+            .push(s);
+    }
+    for segments in kin.values() {
+        let is_apart = |a: &&Arc<Segment>, b: &&Arc<Segment>| {
+            assert!(
+                a.head.commits.1 <= b.head.commits.0,
+                "segments of one kind lie in the order of commits"
+            );
+            !retention.is_cut_between(a.head.commits.1, b.head.commits.0)
+        };
+        for run in segments.chunk_by(is_apart) {
+            if let Some(window) = window_of(run, config) {
+                return Some(window.iter().map(|s| Arc::clone(s)).collect());
+            }
+        }
+    }
+    None
+}
+
+fn window_of<'a, 'b>(run: &'a [&'b Arc<Segment>], config: &ShardConfig) -> Option<&'a [&'b Arc<Segment>]> {
+    let weight = |s: &&Arc<Segment>| s.file.bytes.max(WEIGHT_BYTES_MIN);
+    let most = config.compact_segments_max.min(run.len());
+    for len in (config.compact_segments_min.max(2)..=most).rev() {
+        let fits = |w: &&[&Arc<Segment>]| {
+            let total: u64 = w.iter().map(weight).sum();
+            let largest = w.iter().map(weight).max().unwrap_or(0);
+            total <= config.compact_bytes_max && largest * 2 <= total
+        };
+        if let Some(window) = run.windows(len).find(fits) {
+            return Some(window);
+        }
+    }
+    None
+}
+
+pub fn report(run: &[Arc<Segment>], merged: Option<&Segment>) -> CompactReport {
+    CompactReport {
+        segments_in: run.len(),
+        segments_out: merged.iter().count(),
+        bytes_in: run.iter().map(|s| s.file.bytes).sum(),
+        bytes_out: merged.map_or(0, |s| s.file.bytes),
+        rows_in: run.iter().map(|s| s.rows()).sum(),
+        rows_out: merged.map_or(0, Segment::rows),
+    }
+}
+
+pub struct Merge<'a> {
+    pub disk: &'a dyn Disk,
+    pub dir: &'a str,
+    pub number: u64,
+    pub retention: &'a Retention,
+}
+
+impl Merge<'_> {
+    /// Writes the merged segment; `None` when no row is left. Series by series: memory holds one at a time.
+    pub fn run(&self, run: &[Arc<Segment>]) -> Result<Option<Segment>, StorageError> {
+        let mut inputs: Vec<Pages<'_>> = run.iter().map(|s| Pages::new(s)).collect();
+        let mut writer = None;
+        for meta in series_of(run) {
+            let spans = self.retention.readable(&meta, TimestampNs::MIN, TimestampNs::MAX);
+            if meta.streams {
+                let mut lines = Lines::default();
+                for (segment, pages) in run.iter().zip(&mut inputs) {
+                    for page in segment.pages_of(meta.id, i64::MIN, i64::MAX) {
+                        let readable = pages.lines(page)?.into_iter().filter(|l| is_within(&spans, l.at));
+                        readable.for_each(|l| lines.push(l));
+                    }
+                }
+                let mut lines: Vec<_> = lines.iter().collect();
+                lines.sort_by_key(|l| l.at);
+                if !lines.is_empty() {
+                    self.writer(&mut writer, run, &meta)?.lines(&meta, &lines)?;
+                }
+            } else {
+                let mut samples = vec![];
+                for (segment, pages) in run.iter().zip(&mut inputs) {
+                    for page in segment.pages_of(meta.id, i64::MIN, i64::MAX) {
+                        let readable = pages.samples(page)?;
+                        samples.extend(readable.into_iter().filter(|s| is_within(&spans, s.at.0)));
+                    }
+                }
+                settle(&mut samples);
+                if !samples.is_empty() {
+                    self.writer(&mut writer, run, &meta)?.samples(&meta, &samples)?;
+                }
+            }
+        }
+        match writer {
+            Some(w) => Ok(Some(w.finish(self.disk, self.dir)?)),
+            None => Ok(None),
+        }
+    }
+
+    fn writer<'w>(
+        &self,
+        writer: &'w mut Option<Writer>,
+        run: &[Arc<Segment>],
+        meta: &SeriesMeta,
+    ) -> Result<&'w mut Writer, StorageError> {
+        if writer.is_none() {
+            let (first, last) = (&run[0].head, &run[run.len() - 1].head);
+            let times = run.iter().map(|s| s.times());
+            let head = Head {
+                tenant: meta.tenant.clone(),
+                streams: meta.streams,
+                policy: meta.policy,
+                group: first.group,
+                commits: (first.commits.0, last.commits.1),
+                times: times.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap_or((0, 0)),
+            };
+            *writer = Some(Writer::create(self.disk, self.dir, self.number, head)?);
+        }
+        Ok(writer.as_mut().expect("it was just made"))
+    }
+}

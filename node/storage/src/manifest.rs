@@ -1,0 +1,168 @@
+//! Which files make up the durable state, and what that state is. Layout: `FORMAT.md` §3 and §4.
+//!
+//! Invariants
+//! - A manifest is written aside, synced, renamed under a name of its own, and never changed.
+//! - Each one names the hash of the one before; the last two stay, with every file they name.
+
+use crate::codec::Cursor;
+use crate::error::{Damage, StorageError};
+use crate::retention::Retention;
+use crate::segment::FileRef;
+use hindcast_env::disk::{replace_file, write_new_file};
+use hindcast_env::{Disk, DiskError};
+use hindcast_model::{GroupId, codec};
+use serde::{Deserialize, Serialize};
+
+const MAGIC: &[u8; 8] = b"HCMANIF\n";
+const AUX_MAGIC: &[u8; 8] = b"HCAUXIL\n";
+pub const VERSION: u16 = 1;
+const HASH_BYTES: usize = 32;
+const PREFIX_BYTES: usize = 10;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub sequence: u64,
+    /// Sequence and BLAKE3 of the manifest before; (0, zeros) for the first.
+    pub previous: (u64, [u8; HASH_BYTES]),
+    pub group: GroupId,
+    pub applied: u64,
+    /// No file has this number or a higher one.
+    pub next_number: u64,
+    /// At `applied`.
+    pub retention: Retention,
+    pub segments: Vec<FileRef>,
+    /// The caller's bytes at `applied`; none for none.
+    pub aux: Option<FileRef>,
+}
+
+pub fn name_of(sequence: u64) -> String {
+    format!("manifest-{sequence:016x}")
+}
+
+pub fn aux_name(number: u64) -> String {
+    format!("aux-{number:016x}")
+}
+
+/// The number in a name that we gave, if it is one.
+pub fn number_in(name: &str, prefix: &str) -> Option<u64> {
+    let hex = name.strip_prefix(prefix).filter(|h| h.len() == 16)?;
+    u64::from_str_radix(hex, 16).ok()
+}
+
+/// Whether a file of the folder is of this crate's making.
+pub fn is_ours(name: &str) -> bool {
+    ["manifest-", "segment-", "aux-"].iter().any(|p| name.starts_with(p))
+}
+
+fn damage(path: &str, len: usize, why: &str) -> StorageError {
+    Damage {
+        file: path.to_owned(),
+        from: 0,
+        to: len as u64,
+        why: why.to_owned(),
+    }
+    .into()
+}
+
+fn seal(magic: &[u8; 8], body: &[u8]) -> Vec<u8> {
+    let mut out = [magic, &VERSION.to_le_bytes()[..], body].concat();
+    let hash = *blake3::hash(&out).as_bytes();
+    out.extend_from_slice(&hash);
+    out
+}
+
+/// The body of a sealed file, verified, and its hash.
+fn unseal<'a>(path: &str, magic: &[u8; 8], bytes: &'a [u8]) -> Result<(&'a [u8], [u8; HASH_BYTES]), StorageError> {
+    let bad = |why| damage(path, bytes.len(), why);
+    let (sealed, hash) = bytes
+        .split_last_chunk::<HASH_BYTES>()
+        .filter(|(sealed, _)| sealed.len() >= PREFIX_BYTES)
+        .ok_or_else(|| bad("the file is cut short"))?;
+    if blake3::hash(sealed).as_bytes() != hash {
+        return Err(bad("the BLAKE3 does not fit"));
+    }
+    let mut c = Cursor(sealed);
+    if c.take(8).map_err(bad)? != magic {
+        return Err(bad("another kind of file"));
+    }
+    let found = u16::from_le_bytes([c.byte().map_err(bad)?, c.byte().map_err(bad)?]);
+    if found > VERSION {
+        return Err(StorageError::FromTheFuture {
+            file: path.to_owned(),
+            found,
+            known: VERSION,
+        });
+    }
+    Ok((c.0, *hash))
+}
+
+impl Manifest {
+    pub fn encode(&self) -> Vec<u8> {
+        seal(MAGIC, &codec::to_bytes(self))
+    }
+
+    /// Writes the manifest in force from now on; its hash.
+    pub fn publish(&self, disk: &dyn Disk, dir: &str) -> Result<[u8; HASH_BYTES], DiskError> {
+        let bytes = self.encode();
+        replace_file(disk, &format!("{dir}/{}", name_of(self.sequence)), &bytes)?;
+        Ok(hash_of(&bytes))
+    }
+
+    pub fn load(disk: &dyn Disk, dir: &str, sequence: u64) -> Result<(Self, [u8; HASH_BYTES]), StorageError> {
+        let path = format!("{dir}/{}", name_of(sequence));
+        let bytes = disk.read(&path)?;
+        let (body, hash) = unseal(&path, MAGIC, &bytes)?;
+        let manifest: Self = codec::from_bytes(body).map_err(|e| damage(&path, bytes.len(), &e.to_string()))?;
+        if manifest.sequence != sequence {
+            return Err(damage(&path, bytes.len(), "it bears another manifest's name"));
+        }
+        Ok((manifest, hash))
+    }
+
+    /// Names of all files that it needs, itself included.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        let segments = self.segments.iter().map(|f| format!("segment-{:016x}", f.number));
+        let aux = self.aux.iter().map(|f| aux_name(f.number));
+        segments.chain(aux).chain([name_of(self.sequence)])
+    }
+}
+
+/// The hash that an encoded manifest ends with.
+fn hash_of(sealed: &[u8]) -> [u8; HASH_BYTES] {
+    let mut hash = [0; HASH_BYTES];
+    hash.copy_from_slice(&sealed[sealed.len() - HASH_BYTES..]);
+    hash
+}
+
+/// Writes the caller's bytes as a file of their own, so that a merge need not copy them.
+pub fn write_aux(disk: &dyn Disk, dir: &str, number: u64, aux: &[u8]) -> Result<Option<FileRef>, DiskError> {
+    if aux.is_empty() {
+        return Ok(None);
+    }
+    let bytes = seal(AUX_MAGIC, aux);
+    write_new_file(disk, &format!("{dir}/{}", aux_name(number)), &bytes)?;
+    Ok(Some(FileRef {
+        number,
+        bytes: bytes.len() as u64,
+        blake3: hash_of(&bytes),
+    }))
+}
+
+pub fn read_aux(disk: &dyn Disk, dir: &str, file: Option<&FileRef>) -> Result<Vec<u8>, StorageError> {
+    let Some(file) = file else {
+        return Ok(vec![]);
+    };
+    let path = format!("{dir}/{}", aux_name(file.number));
+    let bytes = disk.read(&path).map_err(|e| {
+        if e.is_not_found() {
+            damage(&path, 0, "the file is missing")
+        } else {
+            e.into()
+        }
+    })?;
+    let (body, hash) = unseal(&path, AUX_MAGIC, &bytes)?;
+    if hash != file.blake3 {
+        return Err(damage(&path, bytes.len(), "another file than the manifest names"));
+    }
+    Ok(body.to_vec())
+}
