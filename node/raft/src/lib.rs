@@ -1,13 +1,25 @@
 //! Replication: the raft-rs driver, the segmented log, the meta machine and its store, Raft snapshots.
 
+pub mod driver;
+pub mod io;
 pub mod local_meta;
+pub mod log;
+pub mod log_view;
 pub mod machine;
 pub mod mem_store;
 pub mod meta;
 pub mod meta_machine;
 pub mod meta_snapshot;
+pub mod record;
+pub mod wire;
 
+pub use driver::Role;
+pub use io::{
+    GroupSpec, GroupStatus, Leadership, ProposeError, RaftConfig, RaftError, RaftHost, ReadError, SledConfig,
+    SledStore, SledStores, Transport,
+};
 pub use local_meta::LocalMeta;
+pub use log::LogConfig;
 pub use machine::{Entry, Machine, MachineError};
 pub use mem_store::{MemStore, MemStores};
 pub use meta::{
@@ -17,3 +29,4 @@ pub use meta::{
 pub use meta_machine::{
     LeftwardRow, MetaMachine, MetaMachineConfig, MetaReply, StoreFactory, decode_reply, history_rows, leftward_rows,
 };
+pub use wire::WireMessage;

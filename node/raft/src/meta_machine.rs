@@ -158,7 +158,11 @@ struct SharedStore<S>(RwLock<Option<S>>);
 
 impl<S: MetaStore> SharedStore<S> {
     fn with<T>(&self, f: impl FnOnce(&S) -> T) -> T {
-        f(self.0.read().as_ref().expect("a store is open, or the machine has failed and stopped the node"))
+        f(self
+            .0
+            .read()
+            .as_ref()
+            .expect("a store is open, or the machine has failed and stopped the node"))
     }
 }
 
@@ -215,7 +219,12 @@ impl<S: MetaStore + 'static> MetaMachine<S> {
         let (store, sums) = match trusted {
             Ok(opened) => opened,
             Err(why) => {
-                tracing::warn!(dir = config.dir, why, durable, "meta store is rebuilt from snapshot file and log");
+                tracing::warn!(
+                    dir = config.dir,
+                    why,
+                    durable,
+                    "meta store is rebuilt from snapshot file and log"
+                );
                 rebuild(&stores, snapshot)?
             }
         };
@@ -284,7 +293,8 @@ impl<S: MetaStore + 'static> MetaMachine<S> {
             return (MetaReply::Ok(b"already done".to_vec()), Changes::new());
         };
         tx.delete(META_PART, &key);
-        let command = codec::from_bytes::<LeftwardCommand>(&row).map_err(|e| Refusal::new(Class::Internal, e.to_string()));
+        let command =
+            codec::from_bytes::<LeftwardCommand>(&row).map_err(|e| Refusal::new(Class::Internal, e.to_string()));
         match command.and_then(|c| self.run_parts(ctx, &c.part, &c.body, &mut tx)) {
             Ok(reply) => (MetaReply::Ok(reply.into()), tx.into_changes()),
             Err(Refusal { class, message }) => {
@@ -308,7 +318,10 @@ impl<S: MetaStore + 'static> MetaMachine<S> {
         for right in addressed + 1..self.parts.len() {
             for at in 0..rightward.len() {
                 let (from, body) = rightward[at].clone();
-                let input = PartInput::Upstream { part: from, body: &body };
+                let input = PartInput::Upstream {
+                    part: from,
+                    body: &body,
+                };
                 let output = self.parts[right].apply(ctx, input, tx)?;
                 self.keep(ctx, right, output, &mut kept, &mut rightward, tx)?;
             }
@@ -333,7 +346,11 @@ impl<S: MetaStore + 'static> MetaMachine<S> {
                 return Err(Refusal::new(Class::Internal, message));
             }
             let row = LeftwardCommand { part: to, body };
-            tx.put(META_PART, &leftward_key(ctx.index, kept.leftward), codec::to_bytes(&row));
+            tx.put(
+                META_PART,
+                &leftward_key(ctx.index, kept.leftward),
+                codec::to_bytes(&row),
+            );
             kept.leftward += 1;
         }
         for line in output.history {
@@ -467,7 +484,9 @@ where
     let sums = check_store(&store, false).map_err(damaged)?;
     for (tree, sum) in &sums {
         if counted.get(tree).copied().unwrap_or_default() != *sum {
-            return Err(damaged(format!("rows of tree {tree} in the snapshot file differ from its hash")));
+            return Err(damaged(format!(
+                "rows of tree {tree} in the snapshot file differ from its hash"
+            )));
         }
     }
     Ok((store, sums))
@@ -518,7 +537,11 @@ impl<S: MetaStore + 'static> Machine for MetaMachine<S> {
     }
 
     fn export(&mut self, dir: &str) -> Result<(), MachineError> {
-        export_all(self.disk.clone(), &format!("{dir}/{SNAPSHOT_FILE}"), self.shared.as_ref())?;
+        export_all(
+            self.disk.clone(),
+            &format!("{dir}/{SNAPSHOT_FILE}"),
+            self.shared.as_ref(),
+        )?;
         Ok(())
     }
 
@@ -526,9 +549,14 @@ impl<S: MetaStore + 'static> Machine for MetaMachine<S> {
     fn install(&mut self, dir: &str, index: u64) -> Result<(), MachineError> {
         let from = format!("{dir}/{SNAPSHOT_FILE}");
         let missing = || damaged(format!("{from} is missing from the snapshot"));
-        let incoming = SnapshotFile::open(self.disk.as_ref(), &from).map_err(damaged)?.ok_or_else(missing)?;
+        let incoming = SnapshotFile::open(self.disk.as_ref(), &from)
+            .map_err(damaged)?
+            .ok_or_else(missing)?;
         if incoming.applied() != index {
-            return Err(damaged(format!("{from} holds index {}, not {index}", incoming.applied())));
+            return Err(damaged(format!(
+                "{from} holds index {}, not {index}",
+                incoming.applied()
+            )));
         }
         self.exporter = None;
         let path = snapshot_path(&self.config);

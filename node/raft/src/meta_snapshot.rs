@@ -119,7 +119,9 @@ impl Exporter {
         for (key, value) in &rows {
             for field in [tree.as_bytes(), key, value] {
                 let framed = self.encoder.write_all(&(field.len() as u32).to_be_bytes());
-                framed.and_then(|()| self.encoder.write_all(field)).map_err(|e| self.compress_error(e))?;
+                framed
+                    .and_then(|()| self.encoder.write_all(field))
+                    .map_err(|e| self.compress_error(e))?;
             }
         }
         if self.encoder.get_ref().len() >= CHUNK_BYTES {

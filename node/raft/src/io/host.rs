@@ -1,0 +1,575 @@
+//! All Raft groups of a node behind one door: propose, read, receive, status.
+//!
+//! Threads of its own, apart from tokio: one for raft, one for the log, a few for the machines.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "this is where the node's replication threads start"
+)]
+
+use super::log_thread::LogThread;
+use super::logger::logger;
+use super::raft_thread::{Event, Fatal, RaftThread};
+use super::worker::{Owned, Worker};
+use crate::driver::{Driver, DriverConfig, DriverStatus, Input, ProposalId, Role, Start};
+use crate::log::{LogConfig, LogError, LogStore};
+use crate::machine::Machine;
+use crate::wire::{self, WireMessage};
+use bytes::Bytes;
+use hindcast_env::{Clock, Disk, DiskError, Rng, SeededRng};
+use hindcast_model::limits::ENTRY_BYTES_MAX;
+use hindcast_model::{Class, Classify, GroupId, NodeId, SpanNs};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
+
+pub struct GroupSpec {
+    pub group: GroupId,
+    pub machine: Box<dyn Machine>,
+}
+
+#[derive(Clone, Debug)]
+pub struct RaftConfig {
+    pub node: NodeId,
+    /// All nodes of a new cluster, this one included. Later the log knows them.
+    pub voters: Vec<NodeId>,
+    pub tick: Duration,
+    pub election_ticks: usize,
+    /// The election timeout is drawn from `election_ticks..election_ticks + election_spread_ticks`.
+    pub election_spread_ticks: u64,
+    pub heartbeat_ticks: usize,
+    /// One append message, and one batch of proposals.
+    pub message_bytes_max: u64,
+    /// Appends on their way, per follower and group.
+    pub inflight_messages_max: usize,
+    /// Proposed and not yet committed, per group.
+    pub uncommitted_bytes_max: u64,
+    pub committed_bytes_per_ready_max: u64,
+    /// Applied entries kept in the log of each group, so that a short outage needs no snapshot.
+    pub tail_bytes: u64,
+    pub log: LogConfig,
+    pub apply_workers: usize,
+    pub maintain_every: Duration,
+    /// Proposals that wait for the raft thread, all groups together.
+    pub proposal_queue_bytes_max: usize,
+    /// Messages of peers that wait for the raft thread; more are dropped.
+    pub receive_queue_bytes_max: usize,
+    /// Committed and not yet applied, per group; beyond it proposals are refused and appends dropped.
+    pub apply_backlog_bytes_max: usize,
+}
+
+impl Default for RaftConfig {
+    fn default() -> Self {
+        Self {
+            node: NodeId(1),
+            voters: vec![NodeId(1)],
+            tick: Duration::from_millis(50),
+            election_ticks: 10,
+            election_spread_ticks: 6,
+            heartbeat_ticks: 2,
+            message_bytes_max: 1 << 20,
+            inflight_messages_max: 64,
+            uncommitted_bytes_max: 64 << 20,
+            committed_bytes_per_ready_max: 16 << 20,
+            tail_bytes: 32 << 20,
+            log: LogConfig::default(),
+            apply_workers: 2,
+            maintain_every: Duration::from_millis(100),
+            proposal_queue_bytes_max: 64 << 20,
+            receive_queue_bytes_max: 128 << 20,
+            apply_backlog_bytes_max: 64 << 20,
+        }
+    }
+}
+
+/// How messages reach other nodes. Implemented by the peer transport, and by a switch in memory in tests.
+pub trait Transport: Send + Sync + 'static {
+    /// Never blocks; may drop: raft repairs it.
+    fn send(&self, to: NodeId, messages: Vec<WireMessage>);
+    /// Brings the files in `dir` to the peer, then `message` (to its `receive_snapshot`), then calls `done`, which
+    /// also removes `dir`.
+    fn send_snapshot(
+        &self,
+        to: NodeId,
+        group: GroupId,
+        message: Bytes,
+        dir: String,
+        done: Box<dyn FnOnce(bool) + Send>,
+    );
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RaftError {
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error("raft does not start group {group}: {why}")]
+    Raft { group: GroupId, why: String },
+    #[error("node {node} is not among the voters {voters:?}; give every node the same list, itself included")]
+    NotAVoter { node: NodeId, voters: Vec<NodeId> },
+    #[error("a thread of the replication cannot be started: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Why a proposal has no reply. Only `Unconfirmed` leaves open whether it took effect.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ProposeError {
+    #[error("this node does not lead the group; {}", match leader { Some(l) => format!("node {l} does"), None => "nobody does right now".to_owned() })]
+    NotLeader { leader: Option<NodeId> },
+    #[error("too many bytes wait to be replicated; try again in a second")]
+    Full,
+    #[error("the proposal has {bytes} bytes, more than {ENTRY_BYTES_MAX}")]
+    TooLarge { bytes: usize },
+    #[error("the group did not answer in time; the proposal may still take effect")]
+    Unconfirmed,
+    #[error("replication has stopped on this node")]
+    Stopped,
+}
+
+impl Classify for ProposeError {
+    fn class(&self) -> Class {
+        match self {
+            Self::NotLeader { leader: Some(_) } => Class::AskAnotherNode,
+            Self::NotLeader { leader: None } | Self::Stopped => Class::Unavailable,
+            Self::Full => Class::RetryLater,
+            Self::TooLarge { .. } => Class::TooLarge,
+            Self::Unconfirmed => Class::RetrySameId,
+        }
+    }
+}
+
+/// Why a read was not confirmed. Nothing was changed; it may be tried again, also elsewhere.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ReadError {
+    #[error("group {group} has no leader that this node can reach")]
+    NoLeader { group: GroupId },
+    #[error("this node did not catch up with group {group} in time")]
+    Late { group: GroupId },
+    #[error("too many reads wait on this node; try again in a second")]
+    Full,
+    #[error("replication has stopped on this node")]
+    Stopped,
+}
+
+impl Classify for ReadError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Full => Class::RetryLater,
+            Self::NoLeader { .. } | Self::Late { .. } | Self::Stopped => Class::Unavailable,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leadership {
+    pub role: Role,
+    pub leader: Option<NodeId>,
+    pub term: u64,
+}
+
+/// What a group looks like from this node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GroupStatus {
+    pub role: Role,
+    pub leader: Option<NodeId>,
+    pub term: u64,
+    pub commit: u64,
+    pub applied: u64,
+    pub durable: u64,
+    /// What the log still holds.
+    pub first_index: u64,
+    pub last_index: u64,
+    pub log_bytes: u64,
+    pub voters: Vec<NodeId>,
+    /// Why this copy takes no more part in the group.
+    pub quarantined: Option<String>,
+    /// Index and digest of the state there (I3); refreshed about once a second.
+    pub digest: (u64, [u8; 32]),
+}
+
+pub struct GroupShared {
+    pub status: Mutex<DriverStatus>,
+    pub digest: Mutex<(u64, [u8; 32])>,
+    pub leadership: watch::Sender<Leadership>,
+    pub backlog_bytes: AtomicUsize,
+}
+
+struct Inner {
+    config: RaftConfig,
+    events: Sender<Event>,
+    shared: BTreeMap<GroupId, Arc<GroupShared>>,
+    fatal: watch::Receiver<Option<String>>,
+    receive_queue_bytes: Arc<AtomicUsize>,
+    proposal_queue_bytes: Arc<AtomicUsize>,
+    reads: AtomicUsize,
+    boot: u64,
+    proposal_seq: AtomicU64,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Inner {
+    fn stop(&self) {
+        let _ = self.events.send(Event::Stop);
+        let me = std::thread::current().id();
+        for thread in self.threads.lock().drain(..) {
+            if thread.thread().id() != me {
+                // A panic was told through `fatal` already.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+/// Reads of one node that may wait for an index.
+const READS_MAX: usize = 100_000;
+
+/// Clones share the groups. When the last one goes, the threads stop.
+#[derive(Clone)]
+pub struct RaftHost(Arc<Inner>);
+
+impl RaftHost {
+    /// Opens the log in `dir` of the disk and starts all groups. Blocks while the log is read.
+    pub fn start(
+        disk: Arc<dyn Disk>,
+        dir: &str,
+        config: RaftConfig,
+        groups: Vec<GroupSpec>,
+        transport: Arc<dyn Transport>,
+        clock: Arc<dyn Clock>,
+        mut rng: SeededRng,
+    ) -> Result<Self, RaftError> {
+        if !config.voters.contains(&config.node) {
+            let (node, voters) = (config.node, config.voters);
+            return Err(RaftError::NotAVoter { node, voters });
+        }
+        let snapshot_dir = format!("{dir}/snapshots");
+        // Half-sent exports of an earlier life; received ones are the transport's.
+        for name in disk.list(&snapshot_dir)? {
+            disk.remove_dir_all(&format!("{snapshot_dir}/{name}"))?;
+        }
+        let mut store = LogStore::open(disk.clone(), &format!("{dir}/log"), config.log.clone())?;
+        let boot = rng.next_u64();
+        let (events, event_queue) = channel();
+        let (fatal_told, fatal) = watch::channel(None);
+        let fatal_tell = Fatal {
+            told: Arc::new(fatal_told),
+            events: events.clone(),
+        };
+        let mut drivers = BTreeMap::new();
+        let mut shared = BTreeMap::new();
+        let workers = config.apply_workers.max(1);
+        let mut owned: Vec<BTreeMap<GroupId, Owned>> = (0..workers).map(|_| BTreeMap::new()).collect();
+        for GroupSpec { group, machine } in groups {
+            let driver = start_driver(&config, group, machine.as_ref(), &mut store, &mut rng)?;
+            drivers.insert(group, driver);
+            let group_shared = Arc::new(GroupShared {
+                status: Mutex::default(),
+                digest: Mutex::new((machine.applied(), machine.digest())),
+                leadership: watch::Sender::new(Leadership::default()),
+                backlog_bytes: AtomicUsize::new(0),
+            });
+            shared.insert(group, group_shared.clone());
+            let durable = machine.durable();
+            let slot = Owned {
+                machine,
+                shared: group_shared,
+                durable,
+                digested: None,
+            };
+            owned[(group.0 % workers as u64) as usize].insert(group, slot);
+        }
+        let (log, log_queue) = channel();
+        let mut threads = Vec::new();
+        let log_thread = LogThread {
+            store,
+            jobs: log_queue,
+            events: events.clone(),
+            transport: transport.clone(),
+            fatal: fatal_tell.clone(),
+        };
+        threads.push(spawn("raft-log", fatal_tell.clone(), move || log_thread.run())?);
+        let mut worker_queues = Vec::new();
+        for (n, machines) in owned.into_iter().enumerate() {
+            let (jobs, queue) = channel();
+            worker_queues.push(jobs);
+            let worker = Worker {
+                machines,
+                jobs: queue,
+                events: events.clone(),
+                disk: disk.clone(),
+                clock: clock.clone(),
+                maintain_every: config.maintain_every,
+                fatal: fatal_tell.clone(),
+            };
+            threads.push(spawn(&format!("apply-{n}"), fatal_tell.clone(), move || worker.run())?);
+        }
+        let receive_queue_bytes = Arc::new(AtomicUsize::new(0));
+        let proposal_queue_bytes = Arc::new(AtomicUsize::new(0));
+        let raft_thread = RaftThread {
+            drivers,
+            shared: shared.clone(),
+            events: event_queue,
+            sender: events.clone(),
+            log,
+            workers: worker_queues,
+            transport,
+            disk,
+            clock,
+            tick: SpanNs(config.tick.as_nanos() as u64),
+            snapshot_dir,
+            apply_backlog_bytes_max: config.apply_backlog_bytes_max,
+            receive_queue_bytes: receive_queue_bytes.clone(),
+            proposal_queue_bytes: proposal_queue_bytes.clone(),
+            proposals: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            read_seq: 0,
+            exports: 0,
+        };
+        threads.push(spawn("raft", fatal_tell, move || raft_thread.run())?);
+        Ok(Self(Arc::new(Inner {
+            config,
+            events,
+            shared,
+            fatal,
+            receive_queue_bytes,
+            proposal_queue_bytes,
+            reads: AtomicUsize::new(0),
+            boot,
+            proposal_seq: AtomicU64::new(0),
+            threads: Mutex::new(threads),
+        })))
+    }
+
+    pub fn node(&self) -> NodeId {
+        self.0.config.node
+    }
+
+    pub fn groups(&self) -> Vec<GroupId> {
+        self.0.shared.keys().copied().collect()
+    }
+
+    /// Replicates `data` and returns its index and what the machine answered. Only the leader takes proposals.
+    pub async fn propose(
+        &self,
+        group: GroupId,
+        data: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<(u64, Bytes), ProposeError> {
+        let inner = &self.0;
+        let bytes = data.len();
+        assert!(bytes > 0, "an entry without data is raft's own");
+        if bytes > ENTRY_BYTES_MAX {
+            return Err(ProposeError::TooLarge { bytes });
+        }
+        if inner.proposal_queue_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes
+            > inner.config.proposal_queue_bytes_max
+        {
+            inner.proposal_queue_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(ProposeError::Full);
+        }
+        let id = self.next_proposal_id();
+        let (reply, answer) = oneshot::channel();
+        let event = Event::Propose { group, id, data, reply };
+        inner.events.send(event).map_err(|_| ProposeError::Stopped)?;
+        match tokio::time::timeout(timeout, answer).await {
+            Ok(Ok(result)) => result,
+            // Stopped or late: in both cases the entry may be on its way.
+            Ok(Err(_)) | Err(_) => Err(ProposeError::Unconfirmed),
+        }
+    }
+
+    fn next_proposal_id(&self) -> ProposalId {
+        let seq = self.0.proposal_seq.fetch_add(1, Ordering::Relaxed);
+        let mut id = [0; 16];
+        // Random per start, so that ids of different nodes and lives do not meet.
+        id[..8].copy_from_slice(&self.0.boot.to_le_bytes());
+        id[8..].copy_from_slice(&seq.to_le_bytes());
+        id
+    }
+
+    /// Confirms with a quorum and waits until this node has applied everything acknowledged before the call.
+    pub async fn read_index(&self, group: GroupId, timeout: Duration) -> Result<u64, ReadError> {
+        let inner = &self.0;
+        if inner.reads.fetch_add(1, Ordering::Relaxed) >= READS_MAX {
+            inner.reads.fetch_sub(1, Ordering::Relaxed);
+            return Err(ReadError::Full);
+        }
+        let _counted = Counted(&inner.reads);
+        let (reply, answer) = oneshot::channel();
+        let sent = inner.events.send(Event::Read { group, reply });
+        sent.map_err(|_| ReadError::Stopped)?;
+        match tokio::time::timeout(timeout, answer).await {
+            Ok(Ok(index)) => Ok(index),
+            Ok(Err(_)) => Err(ReadError::Stopped),
+            Err(_) if self.status(group).leader.is_none() => Err(ReadError::NoLeader { group }),
+            Err(_) => Err(ReadError::Late { group }),
+        }
+    }
+
+    /// Messages of a peer whose name the transport vouches for. What does not fit the queue is dropped.
+    pub fn receive(&self, from: NodeId, messages: Vec<WireMessage>) {
+        let inner = &self.0;
+        let bytes: usize = messages.iter().map(WireMessage::bytes).sum();
+        if inner.receive_queue_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > inner.config.receive_queue_bytes_max
+        {
+            inner.receive_queue_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return;
+        }
+        let mut taken = Vec::with_capacity(messages.len());
+        for message in messages {
+            let group = message.group;
+            match wire::unpack(message, from, inner.config.node) {
+                Ok(message) => taken.push((group, message)),
+                Err(e) => tracing::warn!(%from, %group, error = %e, "a message of a peer is dropped"),
+            }
+        }
+        let _ = inner.events.send(Event::Received { bytes, messages: taken });
+    }
+
+    /// A snapshot whose files are complete and verified in `dir` of this node's disk; `dir` is removed afterwards.
+    pub fn receive_snapshot(&self, group: GroupId, message: Bytes, dir: String) {
+        match wire::parse(&message) {
+            Ok(message) if message.to == self.0.config.node.0 => {
+                let input = Input::Snapshot { message, dir };
+                let _ = self.0.events.send(Event::Inputs(vec![(group, input)]));
+            }
+            Ok(message) => tracing::warn!(%group, to = message.to, "a snapshot for another node is left alone"),
+            Err(e) => tracing::warn!(%group, error = %e, "a snapshot is left alone"),
+        }
+    }
+
+    /// The transport could not reach a node: raft slows down until it answers.
+    pub fn report_unreachable(&self, to: NodeId) {
+        let groups = self.groups().into_iter();
+        let inputs = groups.map(|g| (g, Input::Unreachable { to })).collect();
+        let _ = self.0.events.send(Event::Inputs(inputs));
+    }
+
+    /// An unknown group has the status of one that never began.
+    pub fn status(&self, group: GroupId) -> GroupStatus {
+        let Some(shared) = self.0.shared.get(&group) else {
+            return GroupStatus::default();
+        };
+        let s = shared.status.lock().clone();
+        GroupStatus {
+            role: s.role,
+            leader: s.leader,
+            term: s.term,
+            commit: s.commit,
+            applied: s.applied,
+            durable: s.durable,
+            first_index: s.first_index,
+            last_index: s.last_index,
+            log_bytes: s.log_bytes,
+            voters: s.voters,
+            quarantined: s.quarantined,
+            digest: *shared.digest.lock(),
+        }
+    }
+
+    pub fn is_leader(&self, group: GroupId) -> bool {
+        let shared = self.0.shared.get(&group);
+        shared.is_some_and(|s| s.leadership.borrow().role == Role::Leader)
+    }
+
+    /// Changes of who leads, as this node sees it. `None`: no such group.
+    pub fn leadership(&self, group: GroupId) -> Option<watch::Receiver<Leadership>> {
+        self.0.shared.get(&group).map(|s| s.leadership.subscribe())
+    }
+
+    /// Waits until some node is known to lead.
+    pub async fn wait_leader(&self, group: GroupId, timeout: Duration) -> Option<NodeId> {
+        let mut leadership = self.leadership(group)?;
+        let known = leadership.wait_for(|l| l.leader.is_some());
+        let known = tokio::time::timeout(timeout, known).await.ok()?.ok()?;
+        known.leader
+    }
+
+    /// Asks the leader (this node) to hand over; proposals meanwhile fail. Does nothing on a follower without leader.
+    pub fn transfer_leader(&self, group: GroupId, to: NodeId) {
+        let _ = self.0.events.send(Event::Inputs(vec![(group, Input::Transfer { to })]));
+    }
+
+    /// Becomes `Some` when the process must end: the disk or a machine failed, or a promise of ours broke.
+    pub fn fatal(&self) -> watch::Receiver<Option<String>> {
+        self.0.fatal.clone()
+    }
+
+    /// Stops all threads and waits for them. What was not synced stays so.
+    pub fn shutdown(&self) {
+        self.0.stop();
+    }
+}
+
+struct Counted<'a>(&'a AtomicUsize);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn start_driver(
+    config: &RaftConfig,
+    group: GroupId,
+    machine: &dyn Machine,
+    store: &mut LogStore,
+    rng: &mut SeededRng,
+) -> Result<Driver, RaftError> {
+    let mut voters = config.voters.clone();
+    voters.sort_unstable();
+    let preferred = voters[(group.0 % voters.len() as u64) as usize] == config.node;
+    let driver_config = DriverConfig {
+        group,
+        node: config.node,
+        voters,
+        election_ticks: config.election_ticks,
+        election_spread_ticks: config.election_spread_ticks,
+        heartbeat_ticks: config.heartbeat_ticks,
+        message_bytes_max: config.message_bytes_max,
+        inflight_messages_max: config.inflight_messages_max,
+        uncommitted_bytes_max: config.uncommitted_bytes_max,
+        committed_bytes_per_ready_max: config.committed_bytes_per_ready_max,
+        tail_bytes: config.tail_bytes,
+        preferred,
+    };
+    let start = Start {
+        recovered: store.recovered(group),
+        view: store.view(group),
+        applied: machine.applied(),
+        durable: machine.durable(),
+        rng: SeededRng::new(rng.next_u64()),
+        logger: logger(),
+    };
+    Driver::new(driver_config, start).map_err(|e| RaftError::Raft {
+        group,
+        why: e.to_string(),
+    })
+}
+
+/// A panic of a replication thread ends the process in order, not one thread of it in silence.
+fn spawn(name: &str, fatal: Fatal, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, RaftError> {
+    let called = name.to_owned();
+    let guarded = move || {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+            fatal.set(format!("thread {called} panicked: {}", text.unwrap_or_default()));
+        }
+    };
+    let builder = std::thread::Builder::new().name(name.to_owned());
+    builder.spawn(guarded).map_err(RaftError::Thread)
+}

@@ -1,0 +1,13 @@
+//! The shell of replication: threads, sled, and the door through which the rest of the node uses both.
+
+mod host;
+mod log_thread;
+mod logger;
+mod raft_thread;
+mod sled_store;
+mod worker;
+
+pub use host::{
+    GroupSpec, GroupStatus, Leadership, ProposeError, RaftConfig, RaftError, RaftHost, ReadError, Transport,
+};
+pub use sled_store::{SledConfig, SledStore, SledStores};

@@ -1,0 +1,181 @@
+//! The meta store in sled: one tree, keys `tree \0 key`, one batch per command.
+//!
+//! sled is the queryable form of what snapshot file and Raft log hold, never the only copy: its `flush` does not
+//! reach the disk on Linux, and it may fail to open after an abrupt stop. Whatever goes wrong, the folder is moved
+//! aside and built again.
+
+#![allow(clippy::disallowed_methods, reason = "sled and its folder are outside the Disk seam")]
+
+use crate::meta::{Changes, MetaRead, MetaStore, MetaStoreError, Rows};
+use crate::meta_machine::StoreFactory;
+use parking_lot::RwLock;
+use std::fs;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+#[derive(Clone, Debug)]
+pub struct SledConfig {
+    /// The store's own folder.
+    pub dir: PathBuf,
+    /// sled takes several times as much memory; set a quarter of what it may use.
+    pub cache_bytes: u64,
+}
+
+impl SledConfig {
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            cache_bytes: 64 << 20,
+        }
+    }
+}
+
+/// No tree has an empty name, so this key is none of theirs.
+const APPLIED_KEY: &[u8] = b"\0applied";
+const FLUSH_EVERY_MS: u64 = 500;
+
+pub struct SledStore {
+    db: sled::Db,
+    db_file: PathBuf,
+    applied: AtomicU64,
+    /// A batch is one step to point reads but not to a walk; this makes it one to both.
+    gate: RwLock<()>,
+}
+
+fn failed(what: &'static str, why: impl std::fmt::Display) -> MetaStoreError {
+    MetaStoreError {
+        what,
+        why: why.to_string(),
+    }
+}
+
+fn full_key(tree: &str, key: &[u8]) -> Vec<u8> {
+    [tree.as_bytes(), b"\0", key].concat()
+}
+
+/// A store that cannot be read must not look like one without rows: the worker stops the node, the next start rebuilds.
+fn readable<T>(result: sled::Result<T>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(e) => panic!("the meta store cannot be read and must be rebuilt: {e}"),
+    }
+}
+
+impl SledStore {
+    fn open(config: &SledConfig) -> Result<Self, MetaStoreError> {
+        let options = sled::Config::new()
+            .path(&config.dir)
+            .cache_capacity(config.cache_bytes)
+            .flush_every_ms(Some(FLUSH_EVERY_MS));
+        // sled meets some kinds of damage with a panic.
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            let db = options.open().map_err(|e| failed("open", e))?;
+            let applied = db.get(APPLIED_KEY).map_err(|e| failed("read its applied index", e))?;
+            let applied = match applied.as_deref().map(<[u8; 8]>::try_from) {
+                None if db.is_empty() => 0,
+                Some(Ok(bytes)) => u64::from_be_bytes(bytes),
+                None | Some(Err(_)) => {
+                    return Err(failed("read its applied index", "there are rows, but no such index"));
+                }
+            };
+            Ok((db, applied))
+        }));
+        let (db, applied) = opened.map_err(|_| failed("open", "sled panicked"))??;
+        Ok(Self {
+            db,
+            db_file: config.dir.join("db"),
+            applied: AtomicU64::new(applied),
+            gate: RwLock::new(()),
+        })
+    }
+}
+
+impl MetaRead for SledStore {
+    fn get(&self, tree: &str, key: &[u8]) -> Option<Vec<u8>> {
+        readable(self.db.get(full_key(tree, key))).map(|v| v.to_vec())
+    }
+
+    fn scan(&self, tree: &str, prefix: &[u8], from: Option<&[u8]>, limit: usize) -> Rows {
+        let start = full_key(tree, from.unwrap_or(prefix).max(prefix));
+        let prefix = full_key(tree, prefix);
+        let skip = tree.len() + 1;
+        let _gate = self.gate.read();
+        let mut rows = Rows::new();
+        for row in self.db.range(start..).take(limit) {
+            let (key, value) = readable(row);
+            if !key.starts_with(&prefix) {
+                break;
+            }
+            rows.push((key[skip..].to_vec(), value.to_vec()));
+        }
+        rows
+    }
+
+    fn applied(&self) -> u64 {
+        self.applied.load(Ordering::Acquire)
+    }
+}
+
+impl MetaStore for SledStore {
+    fn commit(&self, changes: &Changes, applied: u64) -> Result<(), MetaStoreError> {
+        let mut batch = sled::Batch::default();
+        for ((tree, key), value) in changes {
+            match value {
+                Some(value) => batch.insert(full_key(tree, key), value.as_slice()),
+                None => batch.remove(full_key(tree, key)),
+            }
+        }
+        batch.insert(APPLIED_KEY, &applied.to_be_bytes());
+        let _gate = self.gate.write();
+        self.db.apply_batch(batch).map_err(|e| failed("commit", e))?;
+        self.applied.store(applied, Ordering::Release);
+        Ok(())
+    }
+
+    fn checkpoint(&self) -> Result<(), MetaStoreError> {
+        self.db.flush().map_err(|e| failed("flush", e))?;
+        // sled's flush stops at the page cache.
+        let file = fs::File::open(&self.db_file).map_err(|e| failed("open its file to sync it", e))?;
+        file.sync_all().map_err(|e| failed("sync its file", e))
+    }
+}
+
+/// Opens the store in its folder. At most one damaged folder is kept aside, for a later look.
+pub struct SledStores {
+    config: SledConfig,
+}
+
+impl SledStores {
+    pub fn new(config: SledConfig) -> Self {
+        Self { config }
+    }
+
+    fn aside(&self) -> PathBuf {
+        let mut name = self.config.dir.clone().into_os_string();
+        name.push(".aside");
+        name.into()
+    }
+}
+
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+impl StoreFactory for SledStores {
+    type Store = SledStore;
+
+    fn open(&self) -> Result<SledStore, MetaStoreError> {
+        SledStore::open(&self.config)
+    }
+
+    fn move_aside(&self) -> Result<(), MetaStoreError> {
+        let aside = self.aside();
+        ignore_missing(fs::remove_dir_all(&aside)).map_err(|e| failed("remove the folder kept aside", e))?;
+        ignore_missing(fs::rename(&self.config.dir, &aside)).map_err(|e| failed("move its folder aside", e))
+    }
+}

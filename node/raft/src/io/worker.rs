@@ -1,0 +1,172 @@
+//! An apply worker: owns the machines of its groups, feeds them committed entries, keeps them in shape.
+
+use super::host::GroupShared;
+use super::raft_thread::{Event, Fatal};
+use crate::driver::{Input, is_for_machine, proposal_id};
+use crate::machine::{Entry, Machine, MachineError};
+use hindcast_env::{Clock, Disk};
+use hindcast_model::{GroupId, NodeId, SpanNs};
+use raft::eraftpb;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
+
+pub enum Job {
+    Apply(GroupId, Vec<eraftpb::Entry>),
+    Export { group: GroupId, to: NodeId, dir: String },
+    Install { group: GroupId, index: u64, dir: String },
+    Discard { dir: String },
+    Stop,
+}
+
+pub struct Owned {
+    pub machine: Box<dyn Machine>,
+    pub shared: Arc<GroupShared>,
+    pub durable: u64,
+    /// Index and time of the last digest.
+    pub digested: Option<(u64, SpanNs)>,
+}
+
+/// A digest may cost a walk over the state; it is refreshed no more often than this.
+const DIGEST_EVERY: SpanNs = SpanNs::from_ms(1000);
+
+pub struct Worker {
+    pub machines: BTreeMap<GroupId, Owned>,
+    pub jobs: Receiver<Job>,
+    pub events: Sender<Event>,
+    pub disk: Arc<dyn Disk>,
+    pub clock: Arc<dyn Clock>,
+    pub maintain_every: Duration,
+    pub fatal: Fatal,
+}
+
+impl Worker {
+    pub fn run(mut self) {
+        let every = SpanNs(self.maintain_every.as_nanos() as u64);
+        let mut maintained = self.clock.monotonic();
+        loop {
+            let job = match self.jobs.recv_timeout(self.maintain_every) {
+                Ok(Job::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(job) => Some(job),
+                Err(RecvTimeoutError::Timeout) => None,
+            };
+            let applied = match job {
+                Some(Job::Apply(group, _)) => Some(group),
+                _ => None,
+            };
+            if let Err((group, e)) = self.work(job) {
+                return self.fatal.set(format!("group {group} cannot go on: {e}"));
+            }
+            let now = self.clock.monotonic();
+            let all = now.0.saturating_sub(maintained.0) >= every.0;
+            let groups: Vec<_> = match applied {
+                _ if all => self.machines.keys().copied().collect(),
+                Some(group) => vec![group],
+                None => vec![],
+            };
+            if all {
+                maintained = now;
+            }
+            for group in groups {
+                if let Err(e) = self.maintain(group, now) {
+                    return self.fatal.set(format!("group {group} cannot go on: {e}"));
+                }
+            }
+        }
+    }
+
+    fn work(&mut self, job: Option<Job>) -> Result<(), (GroupId, MachineError)> {
+        match job {
+            Some(Job::Apply(group, entries)) => self.apply(group, entries).map_err(|e| (group, e)),
+            Some(Job::Export { group, to, dir }) => {
+                let result = self.export(group, &dir);
+                if let Err(e) = &result {
+                    // The peer is asked to wait; raft asks again.
+                    tracing::warn!(%group, %to, error = %e, "snapshot for a peer failed");
+                    let _ = self.disk.remove_dir_all(&dir);
+                }
+                let result = result.ok().map(|index| (index, dir));
+                self.tell(group, Input::Exported { to, result });
+                Ok(())
+            }
+            Some(Job::Install { group, index, dir }) => {
+                let owned = self.owned(group);
+                owned.machine.install(&dir, index).map_err(|e| (group, e))?;
+                self.tell(group, Input::Installed { index });
+                Ok(())
+            }
+            Some(Job::Discard { dir }) => {
+                if let Err(e) = self.disk.remove_dir_all(&dir) {
+                    tracing::warn!(dir, error = %e, "files of a snapshot stay behind until the next start");
+                }
+                Ok(())
+            }
+            Some(Job::Stop) | None => Ok(()),
+        }
+    }
+
+    fn owned(&mut self, group: GroupId) -> &mut Owned {
+        self.machines
+            .get_mut(&group)
+            .expect("jobs come to the worker that owns the group")
+    }
+
+    fn tell(&self, group: GroupId, input: Input) {
+        // The raft thread may be gone already; then nobody waits.
+        let _ = self.events.send(Event::Inputs(vec![(group, input)]));
+    }
+
+    fn apply(&mut self, group: GroupId, entries: Vec<eraftpb::Entry>) -> Result<(), MachineError> {
+        let owned = self.owned(group);
+        let index = entries.last().map_or(0, |e| e.index);
+        let mut replies = Vec::new();
+        let mut bytes = 0;
+        for raw in entries {
+            bytes += raw.data.len();
+            if !is_for_machine(&raw) || raw.index <= owned.machine.applied() {
+                continue;
+            }
+            let entry = Entry {
+                index: raw.index,
+                term: raw.term,
+                data: raw.data.clone(),
+            };
+            let reply = owned.machine.apply(&entry)?;
+            if let Some(id) = proposal_id(&raw) {
+                replies.push((raw.index, id, reply));
+            }
+        }
+        owned.shared.backlog_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.tell(group, Input::Applied { index, replies });
+        Ok(())
+    }
+
+    fn export(&mut self, group: GroupId, dir: &str) -> Result<u64, MachineError> {
+        self.disk.remove_dir_all(dir)?;
+        self.disk.create_dir_all(dir)?;
+        let machine = &mut self.owned(group).machine;
+        machine.export(dir)?;
+        Ok(machine.applied())
+    }
+
+    fn maintain(&mut self, group: GroupId, now: SpanNs) -> Result<(), MachineError> {
+        let owned = self.owned(group);
+        owned.machine.maintain()?;
+        let (durable, applied) = (owned.machine.durable(), owned.machine.applied());
+        let due = owned
+            .digested
+            .is_none_or(|(at, time)| at != applied && now.0 - time.0 >= DIGEST_EVERY.0);
+        if due {
+            owned.digested = Some((applied, now));
+            let digest = owned.machine.digest();
+            *owned.shared.digest.lock() = (applied, digest);
+        }
+        if durable != owned.durable {
+            owned.durable = durable;
+            self.tell(group, Input::Durable { index: durable });
+        }
+        Ok(())
+    }
+}
