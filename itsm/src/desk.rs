@@ -16,6 +16,7 @@ use crate::rows::{self, IncidentLink};
 use crate::thread::{EntryKind, NOTES_MAX, SYSTEM_NOTES_MAX, ThreadEntry};
 use crate::ticket::{Action, EditError, Edited, Field, Line, MACHINE, NAME_BYTES_MAX, REQUESTS_MAX, Status, Ticket};
 use crate::words;
+use hindcast_alerting::command::{GATEWAY_PART, GatewayCommand};
 use hindcast_alerting::event::{DeskNotice, IncidentEvent, IncidentEventKind, IncidentSnapshot, OnRecovery};
 use hindcast_model::{Class, Classify, TenantId, TicketId, codec};
 use hindcast_proto::history::{HistoryKind, HistoryRecord};
@@ -25,8 +26,6 @@ use std::collections::BTreeMap;
 
 /// The part's name, and its tree's.
 pub const DESK_PART: &str = "desk";
-/// The part that incident events come from and notices go to.
-const GATEWAY_PART: &str = "gateway";
 
 /// A command addressed to the desk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -485,16 +484,8 @@ fn history_line(ctx: ApplyContext, ticket: &Ticket, actor: &str, word: &str, seq
 
 /// Tells the gateway, as the next command after this one.
 fn notify(out: &mut PartOutput, notice: DeskNotice) {
-    out.leftward.push((GATEWAY_PART.to_owned(), gateway_command(notice)));
-}
-
-fn gateway_command(notice: DeskNotice) -> Vec<u8> {
-    /// The gateway's command as it reads it.
-    #[derive(Serialize)]
-    enum GatewayCommand {
-        Desk(DeskNotice),
-    }
-    codec::to_bytes(&GatewayCommand::Desk(notice))
+    let command = GatewayCommand::Desk(notice);
+    out.leftward.push((GATEWAY_PART.to_owned(), codec::to_bytes(&command)));
 }
 
 #[cfg(test)]

@@ -17,13 +17,19 @@ use tonic::{Request, Response, Status};
 
 /// The service, for the server's router.
 pub fn desk_service(meta: Arc<dyn Meta>) -> DeskServer<DeskGrpc> {
-    DeskServer::new(DeskGrpc {
-        shell: Shell::new(meta),
-    })
+    DeskServer::new(DeskGrpc::new(meta))
 }
 
 pub struct DeskGrpc {
     shell: Shell,
+}
+
+impl DeskGrpc {
+    pub fn new(meta: Arc<dyn Meta>) -> Self {
+        Self {
+            shell: Shell::new(meta),
+        }
+    }
 }
 
 #[tonic::async_trait]
