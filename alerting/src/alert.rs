@@ -406,7 +406,11 @@ mod tests {
             let severity = rule.labels.get("severity").and_then(|s| Severity::from_label(s));
             let reason = step(&mut clock, &rule, severity, observation, at);
             let level = clock.severity.map(|s| format!(" {s}")).unwrap_or_default();
-            shown.push_str(&format!("{line:12} -> {}{level}: {}\n", clock.state.as_str(), reason.as_str()));
+            shown.push_str(&format!(
+                "{line:12} -> {}{level}: {}\n",
+                clock.state.as_str(),
+                reason.as_str()
+            ));
         }
         expect.assert_eq(&shown);
     }

@@ -9,7 +9,12 @@ pub fn check(expr: &str) -> Result<Option<String>, String> {
     let tree = hindcast_promql::parse(expr).map_err(|e| e.to_string())?;
     match tree.value_type() {
         ValueType::Vector | ValueType::Scalar => {}
-        other => return Err(format!("it gives a {}, a rule needs a vector or a number", other.as_str())),
+        other => {
+            return Err(format!(
+                "it gives a {}, a rule needs a vector or a number",
+                other.as_str()
+            ));
+        }
     }
     let mut names: Vec<Option<String>> = vec![];
     tree.selectors(&mut |selector| names.push(selector.name.clone()));
@@ -17,7 +22,11 @@ pub fn check(expr: &str) -> Result<Option<String>, String> {
         .iter()
         .map(|n| n.as_deref().and_then(|n| n.split('_').next()))
         .collect();
-    Ok(if families.len() == 1 { names.swap_remove(0) } else { None })
+    Ok(if families.len() == 1 {
+        names.swap_remove(0)
+    } else {
+        None
+    })
 }
 
 #[cfg(test)]

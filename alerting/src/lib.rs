@@ -5,11 +5,13 @@
 //! who delivers, who writes History, and the faces over gRPC and HTTP.
 
 pub mod alert;
+pub mod channel;
 pub mod command;
 pub mod event;
 pub mod expr;
 pub mod gateway;
 pub mod incident;
+pub mod io;
 pub mod outbox;
 pub mod route;
 pub mod rows;
@@ -17,5 +19,6 @@ pub mod rule;
 pub mod template;
 pub mod view;
 
+pub use channel::{Channel, Channels, SendError};
 pub use command::{CutOf, Evaluation, GATEWAY_PART, GatewayCommand, GatewayReply, GroupKey, RuleResult};
-pub use gateway::Gateway;
+pub use gateway::GatewayPart;

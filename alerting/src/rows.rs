@@ -196,7 +196,12 @@ pub mod key {
     }
     pub fn thread(incident: IncidentId, receiver: &ReceiverRef) -> Vec<u8> {
         let channel = receiver.channel.to_be_bytes();
-        joined(&[b"thread/", &incident.0.to_be_bytes(), &channel, receiver.name.as_bytes()])
+        joined(&[
+            b"thread/",
+            &incident.0.to_be_bytes(),
+            &channel,
+            receiver.name.as_bytes(),
+        ])
     }
     pub const INCIDENT_COUNTER: &[u8] = b"counter/incident";
 
@@ -296,7 +301,10 @@ pub fn incidents(
     loop {
         let page = read.scan(GATEWAY_PART, &prefix, from.as_deref(), PAGE);
         for (index_key, _) in &page {
-            let Some(id) = index_key.strip_prefix(prefix.as_slice()).and_then(|b| b.try_into().ok()) else {
+            let Some(id) = index_key
+                .strip_prefix(prefix.as_slice())
+                .and_then(|b| b.try_into().ok())
+            else {
                 continue;
             };
             let id = IncidentId(!u64::from_be_bytes(id));
@@ -335,7 +343,10 @@ pub fn effects(read: &dyn MetaRead, incident: IncidentId) -> Result<Vec<EffectRo
     let prefix = key::effects_of(incident);
     let mut found = vec![];
     for (index_key, _) in read.scan(GATEWAY_PART, &prefix, None, LIST_MAX) {
-        let Some(key) = index_key.get(prefix.len() + 8..).and_then(|k| std::str::from_utf8(k).ok()) else {
+        let Some(key) = index_key
+            .get(prefix.len() + 8..)
+            .and_then(|k| std::str::from_utf8(k).ok())
+        else {
             continue;
         };
         found.extend(effect(read, &EffectKey(key.to_owned()))?);
@@ -349,18 +360,37 @@ pub fn all_effects(read: &dyn MetaRead, tenant: &TenantId) -> Result<Vec<EffectR
     Ok(rows.into_iter().filter(|r| r.tenant == *tenant).collect())
 }
 
-/// Deliveries that may be taken at `now`, the longest due first, at most `limit`: (key, due since).
-pub fn deliveries_due(read: &dyn MetaRead, now: TimestampNs, limit: usize) -> Vec<(EffectKey, TimestampNs)> {
+/// Deliveries that may be taken at `now`, the longest due first, at most `limit`: (key, due since). Those that wait
+/// behind an earlier message to the same place are left out.
+pub fn deliveries_due(
+    read: &dyn MetaRead,
+    now: TimestampNs,
+    limit: usize,
+) -> Result<Vec<(EffectKey, TimestampNs)>, DecodeError> {
     let prefix = b"due/";
-    let rows = read.scan(GATEWAY_PART, prefix, None, limit);
-    rows.iter()
-        .filter_map(|(k, _)| {
-            let due = key::time_of(prefix, k)?;
-            let name = std::str::from_utf8(k.get(prefix.len() + 8..)?).ok()?;
-            Some((EffectKey(name.to_owned()), due))
-        })
-        .take_while(|(_, due)| *due <= now)
-        .collect()
+    let mut found = vec![];
+    for (row_key, _) in read.scan(GATEWAY_PART, prefix, None, LIST_MAX) {
+        let due = key::time_of(prefix, &row_key);
+        let name = row_key
+            .get(prefix.len() + 8..)
+            .and_then(|k| std::str::from_utf8(k).ok());
+        let (Some(due), Some(name)) = (due, name) else {
+            continue;
+        };
+        if due > now || found.len() >= limit {
+            break;
+        }
+        let name = EffectKey(name.to_owned());
+        let Some(row) = effect(read, &name)? else { continue };
+        let is_free = match &row.after {
+            Some(before) => effect(read, before)?.is_none_or(|e| e.state.has_ended()),
+            None => true,
+        };
+        if is_free {
+            found.push((name, due));
+        }
+    }
+    Ok(found)
 }
 
 /// Whether a `Tick` at `now` would find anything to do.

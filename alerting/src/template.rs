@@ -58,7 +58,14 @@ pub fn render(template: &str, labels: &Labels, value: f64) -> Result<String, Tem
 
 /// Renders, or says the same in plain words: a broken template never loses a notification.
 pub fn or_plain(template: &str, rule: &str, labels: &Labels, value: f64) -> String {
-    render(template, labels, value).unwrap_or_else(|_| format!("{rule} {labels} has value {}", number(value)))
+    render(template, labels, value).unwrap_or_else(|_| {
+        let mut text = format!("{rule} {labels} has value {}", number(value));
+        if text.len() > TEXT_BYTES_MAX {
+            let cut = (0..=TEXT_BYTES_MAX).rev().find(|i| text.is_char_boundary(*i));
+            text.truncate(cut.unwrap_or(0));
+        }
+        text
+    })
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -55,7 +55,14 @@ impl Apply<'_, '_> {
                 .as_ref()
                 .filter(|t| t.generation == incident.generation)
                 .map_or(0, |t| t.step);
-            let key = EffectKey::new(&incident.tenant, incident.id, incident.generation, kind, &receiver, step);
+            let key = EffectKey::new(
+                &incident.tenant,
+                incident.id,
+                incident.generation,
+                kind,
+                &receiver,
+                step,
+            );
             let effect = EffectRow {
                 key: key.clone(),
                 tenant: incident.tenant.clone(),
@@ -156,9 +163,17 @@ impl Apply<'_, '_> {
         self.save(&key::effect(&after.key), after);
     }
 
-    pub(super) fn take_effect(&mut self, wanted: &EffectKey, node: NodeId, ttl: SpanNs) -> Result<GatewayReply, Refusal> {
+    pub(super) fn take_effect(
+        &mut self,
+        wanted: &EffectKey,
+        node: NodeId,
+        ttl: SpanNs,
+    ) -> Result<GatewayReply, Refusal> {
         if ttl == SpanNs::ZERO || ttl > LEASE_MAX {
-            return refuse(Class::FixRequest, format!("a lease of {ttl} is out of range; use up to {LEASE_MAX}"));
+            return refuse(
+                Class::FixRequest,
+                format!("a lease of {ttl} is out of range; use up to {LEASE_MAX}"),
+            );
         }
         let before = self.effect(wanted)?;
         let before_ended = match &before.after {
@@ -232,7 +247,13 @@ impl Apply<'_, '_> {
 
     fn effect_history(&mut self, effect: &EffectRow, change: &str) {
         let state = view::effect(effect);
-        self.history(HistoryKind::Delivery, &effect.tenant, effect.key.0.clone(), change, state);
+        self.history(
+            HistoryKind::Delivery,
+            &effect.tenant,
+            effect.key.0.clone(),
+            change,
+            state,
+        );
     }
 
     /// Messages that have not left yet name the ticket.

@@ -27,7 +27,8 @@ impl Apply<'_, '_> {
         let names = std::iter::once(source).chain(groups.iter().map(|g| g.name.as_str()));
         for name in names {
             if name.is_empty() || name.chars().any(char::is_control) {
-                let message = format!("{name:?} cannot name a rule file or group: it is empty or has control characters");
+                let message =
+                    format!("{name:?} cannot name a rule file or group: it is empty or has control characters");
                 return refuse(Class::FixRequest, message);
             }
         }
@@ -158,11 +159,18 @@ impl Apply<'_, '_> {
             return refuse(Class::Conflict, message);
         }
         if row.evaluated_at.is_some_and(|last| e.instant <= last) {
-            let message = format!("rule group {}: instant {} is not after the last one", e.group, e.instant.as_ms());
+            let message = format!(
+                "rule group {}: instant {} is not after the last one",
+                e.group,
+                e.instant.as_ms()
+            );
             return refuse(Class::Conflict, message);
         }
         if row.revision != e.revision || row.group.rules.len() != e.results.len() {
-            let message = format!("rule group {} has changed since it was evaluated; evaluate it again", e.group);
+            let message = format!(
+                "rule group {} has changed since it was evaluated; evaluate it again",
+                e.group
+            );
             return refuse(Class::Conflict, message);
         }
         let mut touched = Touched::default();
@@ -285,7 +293,13 @@ impl Apply<'_, '_> {
             _ => None,
         };
         if let Some(change) = change {
-            self.history(HistoryKind::Alert, &row.tenant, row.id.clone(), change, view::alert(row));
+            self.history(
+                HistoryKind::Alert,
+                &row.tenant,
+                row.id.clone(),
+                change,
+                view::alert(row),
+            );
         }
         let (alert_key, index_key) = (key::alert(&row.tenant, &row.id), key::alert_of(&row.rule_id, &row.id));
         if row.clock.state == AlertState::Inactive && row.generation == 0 {
@@ -300,11 +314,7 @@ impl Apply<'_, '_> {
 }
 
 /// The groups of a source, with their keys.
-fn rows_of_groups(
-    apply: &Apply<'_, '_>,
-    tenant: &TenantId,
-    source: &str,
-) -> Result<Vec<(Vec<u8>, GroupRow)>, Refusal> {
+fn rows_of_groups(apply: &Apply<'_, '_>, tenant: &TenantId, source: &str) -> Result<Vec<(Vec<u8>, GroupRow)>, Refusal> {
     use rows::RowSource;
     let found = apply.tx.rows(&key::groups_of(tenant, source), None, usize::MAX);
     found
@@ -333,13 +343,7 @@ fn unique_series(series: Vec<(Labels, f64)>) -> Result<BTreeMap<Labels, (Labels,
     Ok(unique)
 }
 
-fn new_row(
-    group: &GroupKey,
-    rule: &Rule,
-    rule_id: &str,
-    id: String,
-    at: hindcast_model::TimestampNs,
-) -> AlertRow {
+fn new_row(group: &GroupKey, rule: &Rule, rule_id: &str, id: String, at: hindcast_model::TimestampNs) -> AlertRow {
     AlertRow {
         id,
         tenant: group.tenant.clone(),

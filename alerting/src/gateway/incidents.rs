@@ -141,11 +141,7 @@ impl Apply<'_, '_> {
         Ok(())
     }
 
-    fn correlate(
-        &self,
-        alert: &AlertRow,
-        reopen_window: SpanNs,
-    ) -> Result<Option<(IncidentRow, Way)>, Refusal> {
+    fn correlate(&self, alert: &AlertRow, reopen_window: SpanNs) -> Result<Option<(IncidentRow, Way)>, Refusal> {
         let own = match alert.incident {
             Some(id) => self.load::<IncidentRow>(&key::incident(id))?,
             None => None,
@@ -431,7 +427,10 @@ impl Apply<'_, '_> {
         let Some(mut incident) = self.load::<IncidentRow>(&key::incident(id))? else {
             return Ok(());
         };
-        let settings = rows::routes(&*self.tx, &incident.tenant).map_err(damaged)?.routes.settings;
+        let settings = rows::routes(&*self.tx, &incident.tenant)
+            .map_err(damaged)?
+            .routes
+            .settings;
         let quiet_since = match (incident.state, incident.recovered_at) {
             (IncidentState::Recovered, Some(at)) if incident.generation == generation => at,
             _ => return Ok(()),
@@ -605,14 +604,22 @@ fn describe(
         let mut names: Vec<_> = named.map(AlertRow::summary).collect();
         let more = names.len().saturating_sub(3);
         names.truncate(3);
-        let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let rest = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
         format!("{}{rest}", names.join("; "))
     };
     let severity = incident.severity;
     if touch.opened {
         Some(("opened", format!("opened as {severity}: {}", names(&touch.joined))))
     } else if touch.recurred {
-        let words = format!("came back as generation {}: {}", incident.generation, names(&touch.joined));
+        let words = format!(
+            "came back as generation {}: {}",
+            incident.generation,
+            names(&touch.joined)
+        );
         Some(("recurred", words))
     } else if touch.reopened {
         Some(("reopened", format!("reopened: {}", names(&touch.news))))

@@ -27,9 +27,9 @@ use serde::de::DeserializeOwned;
 
 /// The part. It has no state of its own: all of it is in rows.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Gateway;
+pub struct GatewayPart;
 
-impl Part for Gateway {
+impl Part for GatewayPart {
     fn name(&self) -> &'static str {
         GATEWAY_PART
     }
