@@ -187,16 +187,17 @@ pub struct DriverStatus {
     pub quarantined: Option<String>,
 }
 
-/// raft draws its timeouts from a generator that no seed reaches. It is made to draw this very number, which tells
-/// when it has, and ours takes its place at once.
-const DRAWN_BY_RAFT: usize = 1 << 20;
+/// raft draws its timeouts from a generator that no seed reaches. It is given so wide a range that what it draws is
+/// above this for all practical purposes; that tells when it has drawn, and ours takes its place at once.
+const DRAWN_BY_US_MAX: usize = 1 << 10;
+const DRAWN_BY_RAFT_MAX: usize = 1 << 40;
 /// How many ticks may pass before an unanswered read is asked for again: raft drops requests without a word.
 const READ_RETRY_TICKS: u64 = 2;
 /// Reads older than this are forgotten; their callers have given up long ago.
 const READ_AGE_TICKS_MAX: u64 = 1200;
 const COMPACT_EVERY_TICKS: u64 = 10;
-/// The timeout of the preferred leader while a group begins.
-const EAGER_TICKS: usize = 4;
+/// While a group begins, the preferred leader asks for votes at these ticks, well before anyone's timeout.
+const EAGER_TICKS: [u64; 3] = [2, 4, 7];
 
 #[derive(Default)]
 struct Snapshots {
@@ -425,8 +426,8 @@ impl Driver {
             id: c.node.0,
             election_tick: c.election_ticks,
             heartbeat_tick: c.heartbeat_ticks,
-            min_election_tick: DRAWN_BY_RAFT,
-            max_election_tick: DRAWN_BY_RAFT + 1,
+            min_election_tick: c.election_ticks,
+            max_election_tick: DRAWN_BY_RAFT_MAX,
             applied: self.applied,
             max_size_per_msg: c.message_bytes_max,
             max_inflight_msgs: c.inflight_messages_max,
@@ -526,22 +527,26 @@ impl Driver {
     /// Our own timeout in place of raft's, whenever raft has drawn one.
     fn draw(&mut self) {
         let Some(node) = &mut self.node else { return };
-        if node.raft.randomized_election_timeout() != DRAWN_BY_RAFT {
+        if node.raft.randomized_election_timeout() < DRAWN_BY_US_MAX {
             return;
         }
-        let drawn = self.config.election_ticks + self.rng.below(self.config.election_spread_ticks) as usize;
+        let mut ticks = self.config.election_ticks + self.rng.below(self.config.election_spread_ticks) as usize;
+        if !self.config.preferred && self.draws == 0 {
+            // The preferred leader goes first.
+            ticks += self.config.election_ticks / 2;
+        }
         self.draws += 1;
-        let ticks = match (self.config.preferred, self.draws) {
-            (true, 1 | 2) => EAGER_TICKS,
-            (false, 1) => drawn + self.config.election_ticks / 2,
-            _ => drawn,
-        };
-        node.raft.set_randomized_election_timeout(ticks);
+        node.raft
+            .set_randomized_election_timeout(ticks.min(DRAWN_BY_US_MAX - 1));
     }
 
     fn tick(&mut self) {
         self.ticks += 1;
         self.raft(|node| node.tick());
+        if self.config.preferred && EAGER_TICKS.contains(&self.ticks) && self.leader().is_none() {
+            // Pre-vote: whoever knows a leader says no, and nothing has happened.
+            self.raft(|node| node.campaign().is_ok());
+        }
         let oldest = self.ticks.saturating_sub(READ_AGE_TICKS_MAX);
         self.reads.retain(|r| r.since_tick >= oldest);
         if self.ticks.is_multiple_of(COMPACT_EVERY_TICKS) {

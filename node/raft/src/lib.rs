@@ -15,8 +15,8 @@ pub mod wire;
 
 pub use driver::Role;
 pub use io::{
-    GroupSpec, GroupStatus, Leadership, ProposeError, RaftConfig, RaftError, RaftHost, ReadError, SledConfig,
-    SledStore, SledStores, Transport,
+    GroupSpec, GroupStatus, Leadership, LeadershipWatch, ProposeError, RaftConfig, RaftError, RaftHost, ReadError,
+    SledConfig, SledStore, SledStores, Transport,
 };
 pub use local_meta::LocalMeta;
 pub use log::LogConfig;

@@ -174,6 +174,28 @@ pub struct Leadership {
     pub term: u64,
 }
 
+/// Who leads a group, as one node sees it. Gives out copies only: a borrow that someone held over an await would
+/// stop the raft thread.
+#[derive(Clone)]
+pub struct LeadershipWatch(watch::Receiver<Leadership>);
+
+impl LeadershipWatch {
+    pub fn now(&self) -> Leadership {
+        *self.0.borrow()
+    }
+
+    /// Waits for the next change. `None`: replication has stopped.
+    pub async fn changed(&mut self) -> Option<Leadership> {
+        self.0.changed().await.ok()?;
+        Some(*self.0.borrow_and_update())
+    }
+
+    /// Waits until `wanted` holds; at once when it does already. `None`: replication has stopped.
+    pub async fn wait_for(&mut self, wanted: impl FnMut(&Leadership) -> bool) -> Option<Leadership> {
+        self.0.wait_for(wanted).await.ok().map(|l| *l)
+    }
+}
+
 /// What a group looks like from this node.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GroupStatus {
@@ -486,16 +508,16 @@ impl RaftHost {
     }
 
     /// Changes of who leads, as this node sees it. `None`: no such group.
-    pub fn leadership(&self, group: GroupId) -> Option<watch::Receiver<Leadership>> {
-        self.0.shared.get(&group).map(|s| s.leadership.subscribe())
+    pub fn leadership(&self, group: GroupId) -> Option<LeadershipWatch> {
+        let shared = self.0.shared.get(&group);
+        shared.map(|s| LeadershipWatch(s.leadership.subscribe()))
     }
 
     /// Waits until some node is known to lead.
     pub async fn wait_leader(&self, group: GroupId, timeout: Duration) -> Option<NodeId> {
         let mut leadership = self.leadership(group)?;
         let known = leadership.wait_for(|l| l.leader.is_some());
-        let known = tokio::time::timeout(timeout, known).await.ok()?.ok()?;
-        known.leader
+        tokio::time::timeout(timeout, known).await.ok()??.leader
     }
 
     /// Asks the leader (this node) to hand over; proposals meanwhile fail. Does nothing on a follower without leader.

@@ -8,6 +8,7 @@ mod sled_store;
 mod worker;
 
 pub use host::{
-    GroupSpec, GroupStatus, Leadership, ProposeError, RaftConfig, RaftError, RaftHost, ReadError, Transport,
+    GroupSpec, GroupStatus, Leadership, LeadershipWatch, ProposeError, RaftConfig, RaftError, RaftHost, ReadError,
+    Transport,
 };
 pub use sled_store::{SledConfig, SledStore, SledStores};
