@@ -4,4 +4,5 @@ pub mod identity;
 pub mod meta_client;
 pub mod node;
 pub mod peers;
+pub mod servers;
 pub mod writer;

@@ -7,6 +7,8 @@ mod names;
 mod values;
 
 pub use delta::{DELTA_SERIES_MAX, DeltaState};
+pub use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest as LogsRequest;
+pub use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest as MetricsRequest;
 
 use crate::{AdaptError, Protocol};
 use opentelemetry_proto::tonic::common::v1::KeyValue;
