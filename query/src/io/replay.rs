@@ -73,7 +73,10 @@ fn ask_of(request: PlayRequest) -> Result<PlayAsk, Status> {
         as_of: match request.as_of.as_str() {
             "" => AskedAsOf::Default,
             "corrected" => AskedAsOf::Corrected,
-            cut => AskedAsOf::Cut(cut.parse().map_err(|e| refuse(format!("as_of: {e}, or \"corrected\"")))?),
+            cut => AskedAsOf::Cut(
+                cut.parse()
+                    .map_err(|e| refuse(format!("as_of: {e}, or \"corrected\"")))?,
+            ),
         },
         domains: request.domains.iter().map(domain).collect::<Result<_, _>>()?,
     })
@@ -83,6 +86,93 @@ fn ask_of(request: PlayRequest) -> Result<PlayAsk, Status> {
 mod tests {
     use super::*;
     use hindcast_model::{CutId, IncidentId};
+
+    use crate::engine::{Engine, Limits};
+    use crate::replay::{AsOf, Playing, ReplayError, ReplaySpec};
+    use crate::testing::OneShard;
+    use hindcast_model::TenantId;
+
+    struct OneIncident;
+
+    #[tonic::async_trait]
+    impl ReplayCatalog for OneIncident {
+        async fn spec(&self, tenant: &TenantId, ask: PlayAsk) -> Result<ReplaySpec, ReplayError> {
+            let incident = ask
+                .incident
+                .ok_or_else(|| ReplayError::Ask("name an incident".into()))?;
+            if incident != IncidentId(1) {
+                return Err(ReplayError::NoSuchIncident(incident));
+            }
+            let window = (TimestampNs(0), TimestampNs::from_secs(20));
+            let step = ask.step.unwrap_or(crate::replay::STEP_DEFAULT);
+            let domains = ask.domains;
+            Ok(ReplaySpec::new(
+                tenant.clone(),
+                Some(incident),
+                vec![],
+                window,
+                step,
+                domains,
+                AsOf::Corrected,
+            )?)
+        }
+    }
+
+    fn service() -> Service {
+        let shards = Arc::new(OneShard::new());
+        let engine = Arc::new(Engine::new(shards.clone(), Limits::default()));
+        Service {
+            player: Arc::new(Player::new(engine, shards)),
+            catalog: Arc::new(OneIncident),
+        }
+    }
+
+    async fn played(request: PlayRequest) -> Result<Vec<PlayResponse>, Status> {
+        let frames = service().play(Request::new(request)).await?.into_inner();
+        frames.collect::<Vec<_>>().await.into_iter().collect()
+    }
+
+    #[tokio::test]
+    async fn frames_are_streamed_and_digests_alone_are_the_same() {
+        let request = PlayRequest {
+            incident: "INC-1".into(),
+            ..PlayRequest::default()
+        };
+        let frames = played(request.clone()).await.unwrap();
+        let numbers: Vec<(u64, bool)> = frames.iter().map(|f| (f.number, f.last)).collect();
+        assert_eq!(numbers, [(0, false), (1, false), (2, false), (3, true)]);
+        let digests = played(PlayRequest {
+            digest_only: true,
+            ..request
+        });
+        let digests = digests.await.unwrap();
+        assert!(digests.iter().all(|f| f.frame.is_empty()));
+        assert!(digests.iter().map(|f| &f.digest).eq(frames.iter().map(|f| &f.digest)));
+    }
+
+    #[tokio::test]
+    async fn an_error_has_the_code_of_its_class() {
+        let code = |request| async { played(request).await.unwrap_err().code() };
+        let unknown = PlayRequest {
+            incident: "INC-9".into(),
+            ..PlayRequest::default()
+        };
+        assert_eq!(code(unknown).await, tonic::Code::NotFound);
+        assert_eq!(code(PlayRequest::default()).await, tonic::Code::InvalidArgument);
+        let endless = PlayRequest {
+            incident: "INC-1".into(),
+            step_ms: 1 << 40,
+            ..PlayRequest::default()
+        };
+        // A step beyond the window is one frame, not an overflow.
+        assert_eq!(played(endless).await.unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_replay_can_move_between_tasks() {
+        fn can<T: Send + 'static>() {}
+        can::<Playing>();
+    }
 
     #[test]
     fn a_request_is_read_as_it_is_meant() {

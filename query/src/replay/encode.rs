@@ -8,7 +8,7 @@
 //! Integers are little-endian. Times are nanoseconds since the Unix epoch.
 
 use super::frame::{
-    AlertFrame, Change, ChangeKind, DomainFrame, Fact, Frame, Level, LeftOut, LineFrame, LogsFrame, ResourceFrame,
+    AlertFrame, Change, ChangeKind, DomainFrame, Fact, Frame, LeftOut, Level, LineFrame, LogsFrame, ResourceFrame,
     ResourceNode, SignalFrame, State, StreamFrame, TopologyFrame,
 };
 use super::spec::{AsOf, ReplaySpec};
@@ -481,9 +481,7 @@ impl<'a> Reader<'a> {
         let pairs = self.list(|r| Ok((r.text()?, r.text()?)))?;
         let given = pairs.clone();
         let labels = Labels::new(pairs);
-        let same = labels
-            .iter()
-            .eq(given.iter().map(|(n, v)| (n.as_str(), v.as_str())));
+        let same = labels.iter().eq(given.iter().map(|(n, v)| (n.as_str(), v.as_str())));
         if same {
             Ok(labels)
         } else {
@@ -671,7 +669,11 @@ mod tests {
             let back = decode_frame(&encode_frame(frame)).unwrap();
             back.domains[0].resources[0].signals[0].value.unwrap().to_bits()
         };
-        for nan in [f64::NAN.to_bits(), 0xfff8_0000_0000_0001, hindcast_model::STALE_NAN_BITS] {
+        for nan in [
+            f64::NAN.to_bits(),
+            0xfff8_0000_0000_0001,
+            hindcast_model::STALE_NAN_BITS,
+        ] {
             assert_eq!(bits(f64::from_bits(nan), &mut frame), NAN_BITS);
         }
         assert_eq!(bits(-0.0, &mut frame), (-0.0f64).to_bits());

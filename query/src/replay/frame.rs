@@ -23,7 +23,8 @@ pub struct Frame {
     /// Tickets in scope until they are closed or cancelled, by number.
     pub tickets: Vec<Fact>,
     pub logs: LogsFrame,
-    /// What happened after the instant before this one, up to and with this one; by time.
+    /// What happened after the instant before this one, up to and with this one; by time, index,
+    /// kind and place.
     pub changes: Vec<Change>,
     pub left_out: LeftOut,
     /// What could not be asked, and why. Empty: the frame is whole. Sorted, each once.
@@ -113,7 +114,15 @@ pub struct SignalFrame {
 impl PartialEq for SignalFrame {
     /// Values by what a frame keeps of them: their bits, all NaNs alike.
     fn eq(&self, other: &Self) -> bool {
-        let bits = |v: Option<f64>| v.map(|v| if v.is_nan() { super::encode::NAN_BITS } else { v.to_bits() });
+        let bits = |v: Option<f64>| {
+            v.map(|v| {
+                if v.is_nan() {
+                    super::encode::NAN_BITS
+                } else {
+                    v.to_bits()
+                }
+            })
+        };
         self.name == other.name
             && self.object == other.object
             && self.binding == other.binding

@@ -58,7 +58,11 @@ mod tests {
             line: "FATAL: not a declaration".into(),
             metadata: owned(metadata),
         };
-        assert_eq!(level_of(&Labels::new(owned(labels)), &line), expect, "{labels:?} {metadata:?}");
+        assert_eq!(
+            level_of(&Labels::new(owned(labels)), &line),
+            expect,
+            "{labels:?} {metadata:?}"
+        );
     }
 
     #[test]
@@ -69,7 +73,11 @@ mod tests {
         check(&[("severity", "crit")], &[], Level::Fatal);
         check(&[], &[("severity_number", "17")], Level::Error);
         check(&[], &[("severity_number", "99")], Level::Unknown);
-        check(&[], &[("severity_text", "ERROR2"), ("severity_number", "18")], Level::Error);
+        check(
+            &[],
+            &[("severity_text", "ERROR2"), ("severity_number", "18")],
+            Level::Error,
+        );
         check(&[("priority", "6")], &[], Level::Info);
     }
 }

@@ -1,7 +1,7 @@
 //! Alerts, incidents and tickets as they stood at an instant, folded from History.
 //!
-//! Promises: records are taken by (time, index of the command, place within), each once, so the fold depends on what
-//! was recorded and on nothing else. A record whose state lacks a field that this module looks for is still shown, with
+//! Promises: records are taken by (time, index of the command, kind, place within), each once, so the fold depends on
+//! what was recorded and on nothing else. A record whose state lacks a field that this module looks for is still shown, with
 //! its state as it is.
 
 use super::frame::{AlertFrame, Change, ChangeKind, Fact};
@@ -22,24 +22,41 @@ pub struct Scope {
     pub incident: Option<IncidentId>,
 }
 
-/// Reads History forward and keeps what lives.
+/// Reads History forward and keeps what lives, in scope or not: what is out of scope now may come into it.
 pub struct PastReader {
     pages: Pages,
     up_to: TimestampNs,
-    waiting: VecDeque<(TimestampNs, HistoryRecord)>,
-    last: Option<(TimestampNs, u64, u32)>,
+    waiting: VecDeque<Waiting>,
+    last: Option<Place>,
     scope: Scope,
     alerts: BTreeMap<String, AlertFrame>,
-    incidents: BTreeMap<IncidentKey, Fact>,
-    tickets: BTreeMap<IncidentKey, Fact>,
+    incidents: BTreeMap<Number, Fact>,
+    /// With the incident that a ticket speaks of.
+    tickets: BTreeMap<Number, (String, Fact)>,
     /// Which incidents, and through them which tickets and deliveries, belong to the scope. Kept after their end.
     incidents_in_scope: BTreeSet<String>,
     pub missing: BTreeSet<String>,
+    /// Records so far that could not be read.
     pub unreadable: usize,
 }
 
 /// `INC-2` before `INC-10`: by number, then by text.
-type IncidentKey = (u64, String);
+type Number = (u64, String);
+
+/// The order of History: by time and command, and within one command from cause to effect.
+type Place = (TimestampNs, u64, HistoryKind, u32, String);
+
+struct Waiting {
+    at: TimestampNs,
+    record: Option<HistoryRecord>,
+}
+
+impl Waiting {
+    fn place(&self) -> Option<Place> {
+        let r = self.record.as_ref()?;
+        Some((self.at, r.index, r.kind, r.seq, r.object.clone()))
+    }
+}
 
 impl PastReader {
     pub fn new(pages: Pages, scope: Scope) -> Self {
@@ -59,13 +76,13 @@ impl PastReader {
         }
     }
 
-    /// Takes every record up to and with `at`; answers with what happened since the call before.
+    /// Takes every record up to and with `at`; answers with what happened in scope since the call before.
     pub async fn advance(&mut self, shards: &dyn Shards, at: TimestampNs) -> Result<Vec<Change>, ShardsError> {
         let mut changes = vec![];
         loop {
-            while self.waiting.front().is_some_and(|(t, _)| *t <= at) {
-                let (t, record) = self.waiting.pop_front().expect("a front was seen");
-                changes.extend(self.take(t, record));
+            while self.waiting.front().is_some_and(|w| w.at <= at) {
+                let next = self.waiting.pop_front().expect("a front was seen");
+                changes.extend(self.take(next));
             }
             if self.up_to >= at || !self.read_page(shards).await? {
                 return Ok(changes);
@@ -80,29 +97,35 @@ impl PastReader {
         };
         self.up_to = page.up_to;
         self.missing.extend(page.missing);
-        let mut records = vec![];
-        for line in page.streams.iter().flat_map(|s| &s.lines) {
-            match HistoryRecord::from_line(&line.line) {
-                Ok(record) => records.push((line.at, record)),
-                Err(_) => self.unreadable += 1,
-            }
-        }
-        records.sort_by_key(|(at, r)| (*at, r.index, r.seq, r.kind));
+        let lines = page.streams.iter().flat_map(|s| &s.lines);
+        let mut records: Vec<Waiting> = lines
+            .map(|line| Waiting {
+                at: line.at,
+                record: HistoryRecord::from_line(&line.line).ok(),
+            })
+            .collect();
+        records.sort_by_cached_key(|w| (w.at, w.place()));
         self.waiting.extend(records);
         Ok(true)
     }
 
-    fn take(&mut self, at: TimestampNs, record: HistoryRecord) -> Option<Change> {
-        let place = (at, record.index, record.seq);
-        if self.last == Some(place) {
+    fn take(&mut self, next: Waiting) -> Option<Change> {
+        let place = next.place();
+        let Waiting { at, record } = next;
+        let Some(record) = record else {
+            self.unreadable += 1;
+            return None;
+        };
+        if self.last == place {
+            // History is written until it is acknowledged; a second copy says nothing new.
             return None;
         }
-        self.last = Some(place);
+        self.last = place;
         let (kind, in_scope) = match record.kind {
             HistoryKind::Alert => (ChangeKind::Alert, self.alert(at, &record)),
             HistoryKind::Incident => (ChangeKind::Incident, self.incident(at, &record)),
             HistoryKind::Ticket => (ChangeKind::Ticket, self.ticket(at, &record)),
-            HistoryKind::Delivery => (ChangeKind::Delivery, self.of_incident_in_scope(&record.state)),
+            HistoryKind::Delivery => (ChangeKind::Delivery, self.shows(incident_of(&record.state))),
             HistoryKind::Rule => (ChangeKind::Rule, true),
             HistoryKind::Cut => (ChangeKind::Cut, true),
             HistoryKind::Pin => (ChangeKind::Pin, true),
@@ -122,91 +145,92 @@ impl PastReader {
     fn alert(&mut self, at: TimestampNs, record: &HistoryRecord) -> bool {
         let state = &record.state;
         let phase = text(state, &["state", "phase"]).unwrap_or(&record.change);
-        let incident = text(state, &["incident"]).and_then(|i| i.parse().ok());
-        let resources = resources_of(state);
-        let known = self.alerts.contains_key(&record.object);
-        if !(known || self.in_scope(&resources, incident)) {
-            return false;
-        }
-        if matches!(phase, "inactive" | "resolved") {
-            self.alerts.remove(&record.object);
-            return true;
-        }
         let severity = text(state, &["severity"]).and_then(Severity::from_label);
-        let before = self.alerts.get(&record.object);
-        let same = before.filter(|b| b.phase == phase && b.severity == severity);
+        let before = self.alerts.remove(&record.object);
+        let same = before.as_ref().filter(|b| b.phase == phase && b.severity == severity);
         let alert = AlertFrame {
             id: record.object.clone(),
             phase: phase.to_owned(),
             severity,
             since: same.map_or(at, |b| b.since),
-            // An alert is recorded before its incident is known; the link stays once made.
-            incident: incident.or(before.and_then(|b| b.incident)),
-            resources,
+            incident: incident_of(state).parse().ok(),
+            resources: resources_of(state),
             state: shown(state),
         };
-        self.alerts.insert(record.object.clone(), alert);
-        true
+        let in_scope = self.in_scope(&alert) || before.is_some_and(|b| self.in_scope(&b));
+        if !matches!(phase, "inactive" | "resolved") {
+            self.alerts.insert(record.object.clone(), alert);
+        }
+        in_scope
     }
 
     fn incident(&mut self, at: TimestampNs, record: &HistoryRecord) -> bool {
-        let known = self.incidents_in_scope.contains(&record.object);
-        if !(known || self.in_scope(&resources_of(&record.state), record.object.parse().ok())) {
-            return false;
+        if touches(&self.scope, &resources_of(&record.state)) {
+            self.incidents_in_scope.insert(record.object.clone());
         }
-        self.incidents_in_scope.insert(record.object.clone());
-        let ended = is_state(record, &["closed"]);
-        put(&mut self.incidents, at, record, ended);
-        true
+        if is_state(record, &["closed"]) {
+            self.incidents.remove(&number(&record.object));
+        } else {
+            self.incidents.insert(number(&record.object), fact(at, record));
+        }
+        self.shows(&record.object)
     }
 
     fn ticket(&mut self, at: TimestampNs, record: &HistoryRecord) -> bool {
-        if !(self.tickets.contains_key(&key(&record.object)) || self.of_incident_in_scope(&record.state)) {
-            return false;
+        let incident = incident_of(&record.state).to_owned();
+        let in_scope = self.shows(&incident);
+        if is_state(record, &["closed", "cancelled"]) {
+            self.tickets.remove(&number(&record.object));
+        } else {
+            self.tickets
+                .insert(number(&record.object), (incident, fact(at, record)));
         }
-        let ended = is_state(record, &["closed", "cancelled"]);
-        put(&mut self.tickets, at, record, ended);
-        true
+        in_scope
     }
 
-    fn in_scope(&self, resources: &[ResourceId], incident: Option<IncidentId>) -> bool {
-        let Some(wanted) = &self.scope.resources else { return true };
-        resources.iter().any(|r| wanted.contains(r)) || (incident.is_some() && incident == self.scope.incident)
+    fn in_scope(&self, alert: &AlertFrame) -> bool {
+        let of_incident = alert.incident.is_some() && alert.incident == self.scope.incident;
+        of_incident || touches(&self.scope, &alert.resources)
     }
 
-    fn of_incident_in_scope(&self, state: &Value) -> bool {
-        let named = || text(state, &["incident"]).is_some_and(|i| self.incidents_in_scope.contains(i));
-        self.scope.resources.is_none() || named()
+    /// Whether what speaks of this incident belongs to the scope.
+    fn shows(&self, incident: &str) -> bool {
+        self.scope.resources.is_none() || self.incidents_in_scope.contains(incident)
     }
 
-    pub fn alerts(&self) -> impl Iterator<Item = &AlertFrame> {
+    /// Every alert of the tenant that lives, by id.
+    pub fn all_alerts(&self) -> impl Iterator<Item = &AlertFrame> {
         self.alerts.values()
     }
+    pub fn alerts(&self) -> impl Iterator<Item = &AlertFrame> {
+        self.alerts.values().filter(|a| self.in_scope(a))
+    }
     pub fn incidents(&self) -> impl Iterator<Item = &Fact> {
-        self.incidents.values()
+        self.incidents.values().filter(|f| self.shows(&f.object))
     }
     pub fn tickets(&self) -> impl Iterator<Item = &Fact> {
-        self.tickets.values()
+        let shown = self.tickets.values().filter(|(incident, _)| self.shows(incident));
+        shown.map(|(_, fact)| fact)
     }
 }
 
-fn put(all: &mut BTreeMap<IncidentKey, Fact>, at: TimestampNs, record: &HistoryRecord, ended: bool) {
-    if ended {
-        all.remove(&key(&record.object));
-        return;
-    }
-    let fact = Fact {
+fn touches(scope: &Scope, resources: &[ResourceId]) -> bool {
+    let wanted = scope.resources.as_ref();
+    wanted.is_none_or(|wanted| resources.iter().any(|r| wanted.contains(r)))
+}
+
+fn fact(at: TimestampNs, record: &HistoryRecord) -> Fact {
+    Fact {
         object: record.object.clone(),
         change: record.change.clone(),
         at,
         state: shown(&record.state),
-    };
-    all.insert(key(&record.object), fact);
+    }
 }
 
-fn key(object: &str) -> IncidentKey {
-    let number = object.rsplit('-').next().and_then(|n| n.parse().ok());
-    (number.unwrap_or(u64::MAX), object.to_owned())
+fn number(object: &str) -> Number {
+    let digits = object.rsplit('-').next().and_then(|n| n.parse().ok());
+    (digits.unwrap_or(u64::MAX), object.to_owned())
 }
 
 /// What the state says, or, where it says nothing, the change.
@@ -218,6 +242,11 @@ fn is_state(record: &HistoryRecord, words: &[&str]) -> bool {
 fn text<'a>(state: &'a Value, names: &[&str]) -> Option<&'a str> {
     let found = names.iter().find_map(|n| state.get(n)?.as_str());
     found.filter(|t| !t.is_empty())
+}
+
+/// The incident that a state speaks of, or nothing.
+fn incident_of(state: &Value) -> &str {
+    text(state, &["incident"]).unwrap_or("")
 }
 
 /// Ids as hex digits or as bytes, under `resources` or `resource`; sorted, each once.
@@ -295,6 +324,6 @@ mod tests {
 
     #[test]
     fn numbers_order_as_numbers() {
-        assert!(key("INC-2") < key("INC-10") && key("INC-10") < key("odd"));
+        assert!(number("INC-2") < number("INC-10") && number("INC-10") < number("odd"));
     }
 }

@@ -68,10 +68,7 @@ pub async fn bind(
             asked.push(bind_signal(engine, spec, signal, owners));
         }
     }
-    let bound: Vec<_> = stream::iter(asked)
-        .buffered(QUERIES_AT_ONCE_MAX)
-        .try_collect()
-        .await?;
+    let bound: Vec<_> = stream::iter(asked).buffered(QUERIES_AT_ONCE_MAX).try_collect().await?;
     let missing = bound.iter().flat_map(|(_, m)| m.iter().cloned()).collect();
     Ok((bound.into_iter().flat_map(|(b, _)| b).collect(), missing))
 }
@@ -156,7 +153,10 @@ async fn read_bound<'a>(
 
 fn place(spec: &ReplaySpec, run: Run, at: TimestampNs) -> usize {
     let place = at.since(spec.instant(run.first)).0 / spec.step.0;
-    assert!(place <= run.last - run.first, "a value at {at} is outside of the instants asked for");
+    assert!(
+        place <= run.last - run.first,
+        "a value at {at} is outside of the instants asked for"
+    );
     place as usize
 }
 

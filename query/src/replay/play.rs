@@ -19,7 +19,7 @@ use crate::shards::{LinesRequest, Shards};
 use bytes::Bytes;
 use futures::Stream;
 use hindcast_model::{Domain, Kind, MatchOp, Matcher, ResourceId, TimestampNs};
-use hindcast_proto::history::HISTORY_LABEL;
+use hindcast_proto::history::{HISTORY_LABEL, HistoryKind};
 use hindcast_proto::topology::TOPOLOGY_LABEL;
 use hindcast_storage::read::Direction;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -205,7 +205,11 @@ impl Playing {
         }
         let l = self.loaded.as_mut().expect("loaded above");
         if number > l.run.last {
-            let frames = if number == 1 { self.loading.first_run } else { self.loading.run };
+            let frames = if number == 1 {
+                self.loading.first_run
+            } else {
+                self.loading.run
+            };
             let last = (number + frames.max(1) - 1).min(spec.frames());
             l.run = Run { first: number, last };
             (l.values, l.run_missing) = plan::read(&self.engine, spec, &l.bound, l.run).await?;
@@ -247,7 +251,9 @@ async fn load(
 
     let before = TimestampNs(spec.from.0.saturating_sub_unsigned(spec.step.0));
     let whole_tenant = spec.resources.is_empty();
-    let history = vec![any_of(HISTORY_LABEL)];
+    // Who did what is not read at all: it is for auditors.
+    let audit = Matcher::new(HISTORY_LABEL, MatchOp::NotEqual, HistoryKind::Audit.as_str());
+    let history = vec![any_of(HISTORY_LABEL), audit.expect("an inequality has no pattern")];
     let mut past = PastReader::new(
         Pages::new(lines(spec, history, TimestampNs::MIN), loading.page_lines),
         Scope {
@@ -292,7 +298,9 @@ async fn read_world(
             world.take(line.at, &line.line);
         }
         if world.records > TOPOLOGY_RECORDS_MAX {
-            missing.insert(format!("topology: only its first {TOPOLOGY_RECORDS_MAX} records were read"));
+            missing.insert(format!(
+                "topology: only its first {TOPOLOGY_RECORDS_MAX} records were read"
+            ));
             break;
         }
     }
@@ -330,7 +338,8 @@ impl Loaded {
         while self.topology_changes.front().is_some_and(|c| c.at <= at) {
             changes.extend(self.topology_changes.pop_front());
         }
-        changes.sort_by(|a, b| (a.at, a.index, a.seq, a.kind, &a.object).cmp(&(b.at, b.index, b.seq, b.kind, &b.object)));
+        changes
+            .sort_by(|a, b| (a.at, a.index, a.kind, a.seq, &a.object).cmp(&(b.at, b.index, b.kind, b.seq, &b.object)));
         changes
     }
 
@@ -391,7 +400,7 @@ impl Loaded {
     fn states(&self, at: TimestampNs, spoke: &BTreeSet<ResourceId>) -> BTreeMap<ResourceId, State> {
         let mut firing: BTreeMap<ResourceId, hindcast_model::Severity> = BTreeMap::new();
         let mut silent: BTreeSet<ResourceId> = BTreeSet::new();
-        for alert in self.past.alerts() {
+        for alert in self.past.all_alerts() {
             for id in &alert.resources {
                 match alert.phase.as_str() {
                     "firing" => {

@@ -95,7 +95,10 @@ pub enum BadSpec {
     Depth { depth: u32 },
     #[error("resources and domains must be sorted, each once, with at least one domain")]
     NotCanonical,
-    #[error("this program knows bindings up to revision {}, the spec names {revision}", bindings::REVISION)]
+    #[error(
+        "this program knows bindings up to revision {}, the spec names {revision}",
+        bindings::REVISION
+    )]
     BindingRevision { revision: u32 },
     #[error("this program evaluates version {EVALUATOR_VERSION}, the spec names {version}")]
     EvaluatorVersion { version: u32 },
@@ -238,11 +241,19 @@ mod tests {
         let step = SpanNs(1);
         assert_eq!(changed(|s| s.step = SpanNs(1)), BadSpec::Step { step });
         assert_eq!(changed(|s| s.domains.reverse()), BadSpec::NotCanonical);
-        assert_eq!(changed(|s| s.evaluator_version = 9), BadSpec::EvaluatorVersion { version: 9 });
-        assert_eq!(changed(|s| s.binding_revision = 0), BadSpec::BindingRevision { revision: 0 });
+        assert_eq!(
+            changed(|s| s.evaluator_version = 9),
+            BadSpec::EvaluatorVersion { version: 9 }
+        );
+        assert_eq!(
+            changed(|s| s.binding_revision = 0),
+            BadSpec::BindingRevision { revision: 0 }
+        );
         assert_eq!(changed(|s| s.depth = 9), BadSpec::Depth { depth: 9 });
         let many = |s: &mut ReplaySpec| {
-            s.resources = (0..=RESOURCES_MAX as u128).map(|n| ResourceId(n.to_be_bytes())).collect();
+            s.resources = (0..=RESOURCES_MAX as u128)
+                .map(|n| ResourceId(n.to_be_bytes()))
+                .collect();
         };
         assert_eq!(changed(many), BadSpec::TooManyResources { resources: 1_001 });
     }

@@ -69,19 +69,17 @@ fn any_domain() -> impl Strategy<Value = DomainFrame> {
         binding,
         value,
     });
-    let resource =
-        (id(), select(&State::ALL[..]), vec(signal, 0..4)).prop_map(|(id, state, signals)| ResourceFrame {
-            id,
-            state,
-            signals,
-        });
+    let resource = (id(), select(&State::ALL[..]), vec(signal, 0..4)).prop_map(|(id, state, signals)| ResourceFrame {
+        id,
+        state,
+        signals,
+    });
     (select(&Domain::ALL[..]), vec(resource, 0..3)).prop_map(|(domain, resources)| DomainFrame { domain, resources })
 }
 
 fn any_topology() -> impl Strategy<Value = TopologyFrame> {
     use EdgeKind::{ConnectsTo, DependsOn, PartOf, RunsOn};
-    let node =
-        (id(), select(&Kind::ALL[..]), text()).prop_map(|(id, kind, name)| ResourceNode { id, kind, name });
+    let node = (id(), select(&Kind::ALL[..]), text()).prop_map(|(id, kind, name)| ResourceNode { id, kind, name });
     let kinds = select(vec![RunsOn, PartOf, DependsOn, ConnectsTo]);
     let edge = (id(), id(), kinds).prop_map(|(from, to, kind)| Edge { from, to, kind });
     (vec(node, 0..3), vec(edge, 0..3)).prop_map(|(resources, edges)| TopologyFrame { resources, edges })
@@ -113,13 +111,21 @@ fn any_fact() -> impl Strategy<Value = Fact> {
 }
 
 fn any_logs() -> impl Strategy<Value = LogsFrame> {
-    let stream = (labels(), option::of(id()), any::<[u64; 6]>()).prop_map(|(labels, owner, lines_by_level)| StreamFrame {
-        labels,
-        owner,
-        lines_by_level,
-    });
+    let stream =
+        (labels(), option::of(id()), any::<[u64; 6]>()).prop_map(|(labels, owner, lines_by_level)| StreamFrame {
+            labels,
+            owner,
+            lines_by_level,
+        });
     let metadata = vec((text(), text()), 0..3);
-    let line = (at(), any::<u32>(), select(&Level::ALL[..]), text(), any::<u32>(), metadata);
+    let line = (
+        at(),
+        any::<u32>(),
+        select(&Level::ALL[..]),
+        text(),
+        any::<u32>(),
+        metadata,
+    );
     (vec(stream, 1..4), any::<u32>(), any::<[u64; 6]>(), vec(line, 0..4)).prop_map(
         |(streams, streams_left_out, lines_left_out_by_level, lines)| LogsFrame {
             lines: lines
@@ -165,22 +171,20 @@ pub fn any_frame() -> impl Strategy<Value = Frame> {
     let head = (any::<u64>(), at(), vec(any_domain(), 0..4), any_topology());
     let tail = (any_logs(), vec(any_change(), 0..3), left_out, vec(text(), 0..3));
     (head, facts, tail).prop_map(
-        |(
-            (number, at, domains, topology),
-            (alerts, incidents, tickets),
-            (logs, changes, left_out, incomplete),
-        )| Frame {
-            number,
-            at,
-            domains,
-            topology,
-            alerts,
-            incidents,
-            tickets,
-            logs,
-            changes,
-            left_out,
-            incomplete,
+        |((number, at, domains, topology), (alerts, incidents, tickets), (logs, changes, left_out, incomplete))| {
+            Frame {
+                number,
+                at,
+                domains,
+                topology,
+                alerts,
+                incidents,
+                tickets,
+                logs,
+                changes,
+                left_out,
+                incomplete,
+            }
         },
     )
 }

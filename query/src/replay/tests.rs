@@ -181,7 +181,11 @@ impl Script {
     }
 
     fn topology(&self, late: bool, at: TimestampNs, id: ResourceId, record: &TopologyRecord) {
-        let (_, kind) = self.resources.values().find(|(known, _)| *known == id).expect("named before");
+        let (_, kind) = self
+            .resources
+            .values()
+            .find(|(known, _)| *known == id)
+            .expect("named before");
         let line = LogLine {
             at,
             line: record.to_line().into(),
@@ -197,7 +201,10 @@ impl Script {
     }
 
     fn worlds(&self, late: bool) -> impl Iterator<Item = &OneShard> {
-        (!late).then_some(&self.shards.then).into_iter().chain([&self.shards.now])
+        (!late)
+            .then_some(&self.shards.then)
+            .into_iter()
+            .chain([&self.shards.now])
     }
 
     fn owner(&self, name: &str) -> Owner {
@@ -261,7 +268,11 @@ impl Script {
                 write!(out, " [{name} {}", r.state.as_str()).unwrap();
                 for s in &r.signals {
                     let value = s.value.map_or("absent".to_owned(), |v| v.to_string());
-                    let object = if s.object.is_empty() { String::new() } else { format!("({})", s.object) };
+                    let object = if s.object.is_empty() {
+                        String::new()
+                    } else {
+                        format!("({})", s.object)
+                    };
                     write!(out, " {}{object}#{}={value}", s.name, s.binding).unwrap();
                 }
                 out.push(']');
@@ -270,7 +281,11 @@ impl Script {
         }
         let mut nodes: Vec<String> = f.topology.resources.iter().map(|n| n.name.clone()).collect();
         nodes.sort();
-        let edges = f.topology.edges.iter().map(|e| format!("{}-{}", self.name(e.from), self.name(e.to)));
+        let edges = f
+            .topology
+            .edges
+            .iter()
+            .map(|e| format!("{}-{}", self.name(e.from), self.name(e.to)));
         nodes.extend(edges);
         writeln!(out, "  topology {}", nodes.join(" ")).unwrap();
         for a in &f.alerts {
@@ -358,7 +373,43 @@ const STORY: &str = r#"
 
 #[test]
 fn a_story_is_told_frame_by_frame() {
-    check(STORY, &["shop/1"], (600, 620), expect![""]);
+    check(
+        STORY,
+        &["shop/1"],
+        (600, 620),
+        expect![[r#"
+        600
+          SMS [web-1 ok sms.fs.used(/)#3=0.75 sms.load.1m#1=0.5]
+          DBMS [orders ok dbms.conn.used#0=7]
+          APM [shop ok] [shop/1 ok apm.req.active#0=2]
+          topology orders shop shop/1 web-1 shop/1-shop shop/1-orders shop/1-web-1
+        610
+          SMS [web-1 ok sms.fs.used(/)#3=0.75 sms.load.1m#1=4]
+          DBMS [orders ok dbms.conn.used#0=7]
+          APM [shop ok] [shop/1 ok apm.req.active#0=2]
+          topology orders shop shop/1 web-1 shop/1-shop shop/1-orders shop/1-web-1
+          stream {service_name="shop/1"} 0 0 0 1 0 0
+          log info hello
+        620
+          SMS [web-1 critical sms.fs.used(/)#3=0.75 sms.load.1m#1=9]
+          DBMS [orders ok dbms.conn.used#0=7]
+          APM [shop ok] [shop/1 ok apm.req.active#0=2]
+          topology orders shop shop/1 web-1 shop/1-shop shop/1-orders shop/1-web-1
+          alert A1 firing critical since 615
+          INC-1 open
+          T-1 new
+          stream {service_name="shop/1"} 0 1 0 1 0 0
+          stream {service_name="web-1"} 0 1 0 0 0 0
+          log info busy
+          log error no answer from orders
+          log error out of memory
+          change Alert A1 pending
+          change Alert A1 firing
+          change Incident INC-1 open
+          change Ticket T-1 new
+          change Delivery mail-1 delivered
+    "#]],
+    );
 }
 
 #[test]
@@ -388,8 +439,27 @@ fn late_evidence_is_hidden_as_of_the_cut_and_shown_when_corrected() {
     let then = s.spec(&["web-1"], 600, 610);
     let mut corrected = then.clone();
     corrected.as_of = AsOf::Corrected;
-    expect![""].assert_eq(&s.shown(&then));
-    expect![""].assert_eq(&s.shown(&corrected));
+    expect![[r#"
+        600
+          SMS [web-1 ok sms.load.1m#1=1]
+          topology web-1
+        610
+          SMS [web-1 ok sms.load.1m#1=1]
+          topology web-1
+    "#]]
+    .assert_eq(&s.shown(&then));
+    expect![[r#"
+        600
+          SMS [web-1 ok sms.load.1m#1=1] [web-2 nodata]
+          topology web-1 web-2
+        610
+          SMS [web-1 ok sms.load.1m#1=2] [web-2 nodata]
+          topology web-1 web-2 web-1-web-2
+          stream {service_name="web-1"} 0 1 0 0 0 0
+          log error it was me
+          change Edge web-1 connects_to web-2 seen
+    "#]]
+    .assert_eq(&s.shown(&corrected));
     let digest = |spec| s.play(spec, Loading::default()).unwrap().last().unwrap().digest;
     assert_ne!(digest(&then), digest(&corrected));
 }
@@ -406,7 +476,16 @@ fn what_cannot_be_read_is_named_and_never_filled() {
     let gone = vec!["shard 2: samples from 500.000 to 700.000 are damaged on every replica".to_owned()];
     s.shards.then.set_missing(gone);
     let partial = s.shown(&s.spec(&["web-1"], 600, 600));
-    expect![""].assert_eq(&partial);
+    expect![[r#"
+        600
+          SMS [web-1 ok sms.load.1m#1=1]
+          topology web-1
+          incomplete history: shard 2: samples from 500.000 to 700.000 are damaged on every replica
+          incomplete logs: shard 2: samples from 500.000 to 700.000 are damaged on every replica
+          incomplete metrics: shard 2: samples from 500.000 to 700.000 are damaged on every replica
+          incomplete topology: shard 2: samples from 500.000 to 700.000 are damaged on every replica
+    "#]]
+    .assert_eq(&partial);
     assert!(partial.starts_with(&whole), "what is left is shown as it is");
 }
 
@@ -420,7 +499,20 @@ fn a_signal_that_ends_is_absent_not_zero_and_a_silent_host_has_no_data() {
         ",
         &["web-1"],
         (590, 620),
-        expect![""],
+        expect![[r#"
+            590
+              SMS [web-1 nodata]
+              topology web-1
+            600
+              SMS [web-1 ok sms.load.1m#1=1]
+              topology web-1
+            610
+              SMS [web-1 ok sms.load.1m#1=1]
+              topology web-1
+            620
+              SMS [web-1 nodata sms.load.1m#1=absent]
+              topology web-1
+        "#]],
     );
 }
 
@@ -438,7 +530,90 @@ fn the_first_source_with_data_anywhere_in_the_window_wins() {
         ",
         &["web-1"],
         (690, 700),
-        expect![""],
+        expect![[r#"
+            690
+              SMS [web-1 nodata] [web-2 ok sms.load.1m#1=1]
+              topology web-1 web-2 web-1-web-2
+            700
+              SMS [web-1 ok sms.load.1m#0=7] [web-2 ok sms.load.1m#1=1]
+              topology web-1 web-2 web-1-web-2
+        "#]],
+    );
+}
+
+#[test]
+fn counters_are_read_as_rates_per_object() {
+    let mut script = "0 host web-1\n".to_owned();
+    for (seconds, busy, read) in [(0, 0.0, 0.0), (60, 45.0, 6e6), (120, 90.0, 12e6)] {
+        let idle = f64::from(seconds) - busy;
+        writeln!(
+            script,
+            "{seconds} sample web-1 system_cpu_time_seconds_total{{cpu_mode=\"idle\"}} {idle}
+             {seconds} sample web-1 system_cpu_time_seconds_total{{cpu_mode=\"user\"}} {busy}
+             {seconds} sample web-1 node_disk_read_bytes_total{{device=\"sda\"}} {read}
+             {seconds} sample web-1 node_disk_read_bytes_total{{device=\"sdb\"}} 0
+             {seconds} sample web-1 node_hwmon_temp_celsius{{chip=\"c\",sensor=\"s\"}} 40"
+        )
+        .unwrap();
+    }
+    check(&script, &["web-1"], (120, 120), expect![[r#"
+        120
+          SMS [web-1 ok sms.cpu.busy#0=0.75 sms.cpu.user#0=0.75 sms.disk.read(sda)#2=100000 sms.disk.read(sdb)#2=0 sms.temp(c/s)#1=40]
+          topology web-1
+    "#]]);
+}
+
+#[test]
+fn what_comes_into_scope_later_is_known_from_before() {
+    // The ticket was made while its incident touched nothing in scope.
+    check(
+        "
+        0 host web-1
+        0 host web-2
+        10 incident INC-2 open web-2
+        10 ticket T-2 new INC-2
+        20 incident INC-2 open web-2,web-1
+        ",
+        &["web-1"],
+        (10, 20),
+        expect![[r#"
+            10
+              SMS [web-1 nodata]
+              topology web-1
+            20
+              SMS [web-1 nodata]
+              topology web-1
+              INC-2 open
+              T-2 new
+              change Incident INC-2 open
+        "#]],
+    );
+}
+
+#[test]
+fn a_service_is_as_bad_as_its_worst_member_in_scope_or_not() {
+    check(
+        "
+        0 service shop
+        0 instance shop/1
+        0 instance shop/2
+        0 edge shop/1 part_of shop
+        0 edge shop/2 part_of shop
+        0 edge shop depends_on shop
+        10 alert A firing major shop/2 -
+        20 alert A resolved - shop/2 -
+        20 sample shop/1 http_server_active_requests 1
+        ",
+        &["shop/1"],
+        (10, 20),
+        expect![[r#"
+            10
+              APM [shop major] [shop/1 nodata]
+              topology shop shop/1 shop-shop shop/1-shop
+            20
+              APM [shop ok] [shop/1 ok apm.req.active#0=1]
+              topology shop shop/1 shop-shop shop/1-shop
+        "#]],
     );
 }
 
@@ -454,7 +629,27 @@ fn an_alert_moves_between_levels_and_ends() {
         ",
         &["web-1"],
         (10, 40),
-        expect![""],
+        expect![[r#"
+            10
+              SMS [web-1 minor]
+              topology web-1
+              alert A firing minor since 10
+              change Alert A firing
+            20
+              SMS [web-1 critical]
+              topology web-1
+              alert A firing critical since 20
+              change Alert A firing
+            30
+              SMS [web-1 nodata]
+              topology web-1
+              change Alert A resolved
+            40
+              SMS [web-1 nodata]
+              topology web-1
+              alert A nodata - since 40
+              change Alert A nodata
+        "#]],
     );
 }
 
@@ -471,7 +666,23 @@ fn a_closed_incident_and_its_ticket_leave_the_frames() {
         ",
         &["web-1"],
         (20, 40),
-        expect![""],
+        expect![[r#"
+            20
+              SMS [web-1 nodata]
+              topology web-1
+              INC-1 recovered
+              T-1 new
+              change Incident INC-1 recovered
+            30
+              SMS [web-1 nodata]
+              topology web-1
+              T-1 new
+              change Incident INC-1 closed
+            40
+              SMS [web-1 nodata]
+              topology web-1
+              change Ticket T-1 closed
+        "#]],
     );
 }
 
@@ -536,11 +747,17 @@ fn a_scope_beyond_its_bound_keeps_the_nearest_and_says_how_many_are_left_out() {
     }
     let scope = |depth, max| {
         let (scope, left_out) = world.scope(&[id(0)], depth, max);
-        (scope.into_iter().map(|i| u128::from_be_bytes(i.0)).collect::<Vec<_>>(), left_out)
+        (
+            scope.into_iter().map(|i| u128::from_be_bytes(i.0)).collect::<Vec<_>>(),
+            left_out,
+        )
     };
     assert_eq!(scope(0, 99), (vec![0], 0));
     assert_eq!(scope(1, 4), (vec![0, 101, 102, 103], 7));
-    assert_eq!(scope(2, 12), (vec![0, 1, 101, 102, 103, 104, 105, 106, 107, 108, 109, 110], 9));
+    assert_eq!(
+        scope(2, 12),
+        (vec![0, 1, 101, 102, 103, 104, 105, 106, 107, 108, 109, 110], 9)
+    );
     assert_eq!(scope(2, 99).0.len(), 21);
 }
 
@@ -549,13 +766,21 @@ fn a_resource_that_nobody_saw_is_named() {
     let s = Script::new("0 host web-1");
     let mut spec = s.spec(&["web-1"], 0, 0);
     spec.resources = vec![ResourceId([1; 16])];
-    expect![[""]].assert_eq(&s.shown(&spec));
+    expect![[r#"
+        0
+          topology 
+          incomplete topology: resource 01010101010101010101010101010101 was never seen
+    "#]]
+    .assert_eq(&s.shown(&spec));
 }
 
 #[test]
 fn records_that_cannot_be_read_are_counted() {
     let s = Script::new("0 host web-1");
-    for labels in [HistoryKind::Alert.stream(), Labels::from_pairs([("hindcast_topology", "resource")])] {
+    for labels in [
+        HistoryKind::Alert.stream(),
+        Labels::from_pairs([("hindcast_topology", "resource")]),
+    ] {
         let line = LogLine {
             at: TimestampNs(1),
             line: "{".into(),
@@ -565,7 +790,13 @@ fn records_that_cannot_be_read_are_counted() {
     }
     let frames = s.play(&s.spec(&["web-1"], 10, 10), Loading::default()).unwrap();
     let marks = decode_frame(&frames[1].bytes).unwrap().incomplete;
-    assert_eq!(marks, ["history: 1 records cannot be read", "topology: 1 records cannot be read"]);
+    assert_eq!(
+        marks,
+        [
+            "history: 1 records cannot be read",
+            "topology: 1 records cannot be read"
+        ]
+    );
 }
 
 #[test]
@@ -593,7 +824,11 @@ fn version_1_still_reads() {
 #[test]
 fn version_1_is_still_written() {
     let hex = |bytes: Vec<u8>| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    let golden = format!("{}\n{}\n", hex(encode_spec(&full_spec())), hex(encode_frame(&full_frame())));
+    let golden = format!(
+        "{}\n{}\n",
+        hex(encode_spec(&full_spec())),
+        hex(encode_frame(&full_frame()))
+    );
     expect_file!["../../tests/golden/replay_fields_v1.txt"].assert_eq(&golden);
 }
 
