@@ -1,0 +1,174 @@
+//! Follows log files. Shell of [`tail`](crate::agent::tail).
+
+use crate::agent::tail::{Lines, Place, Seen, Step, step};
+use std::fs::{File, Metadata};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Read from one file in one look, so that one loud file does not starve the others.
+pub const LOOK_BYTES_MAX: usize = 1024 * 1024;
+
+#[derive(Debug)]
+struct Open {
+    file: File,
+    place: Place,
+}
+
+#[derive(Debug)]
+pub struct Follower {
+    pub path: PathBuf,
+    open: Option<Open>,
+    lines: Lines,
+    lines_cut_said: u64,
+    failed_before: bool,
+}
+
+fn seen(m: &Metadata) -> Seen {
+    Seen {
+        inode: m.ino(),
+        len: m.len(),
+    }
+}
+
+impl Follower {
+    /// Follows from the file's present end; a file that comes later, from its start.
+    pub fn from_end(path: &Path) -> Self {
+        let open = File::open(path).ok().and_then(|mut file| {
+            let inode = file.metadata().ok().filter(Metadata::is_file)?.ino();
+            let offset = file.seek(SeekFrom::End(0)).ok()?;
+            Some(Open {
+                file,
+                place: Place { inode, offset },
+            })
+        });
+        Self {
+            path: path.to_owned(),
+            open,
+            lines: Lines::default(),
+            lines_cut_said: 0,
+            failed_before: false,
+        }
+    }
+
+    /// New lines since the last look. Blocks for as long as the file's device does.
+    pub fn look(&mut self) -> Vec<String> {
+        let mut out = vec![];
+        match self.try_look(&mut out) {
+            Ok(()) => self.failed_before = false,
+            Err(e) if !self.failed_before => {
+                self.failed_before = true;
+                tracing::warn!(file = %self.path.display(), error = %e, "cannot read the log file; trying again later");
+            }
+            Err(_) => {}
+        }
+        if self.lines.lines_cut > self.lines_cut_said {
+            self.lines_cut_said = self.lines.lines_cut;
+            tracing::warn!(file = %self.path.display(), lines_cut = self.lines.lines_cut, "over-long lines were cut");
+        }
+        out
+    }
+
+    fn try_look(&mut self, out: &mut Vec<String>) -> std::io::Result<()> {
+        let there = match std::fs::metadata(&self.path) {
+            Ok(m) => Some(seen(&m)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+            Err(e) => return Err(e),
+        };
+        match step(self.open.as_ref().map(|o| o.place), there) {
+            Step::Wait | Step::Rest => {}
+            Step::Read => _ = self.read(out)?,
+            Step::StartOver => {
+                tracing::info!(file = %self.path.display(), "the log file was truncated; reading it from its start");
+                if let Some(open) = &mut self.open {
+                    open.file.seek(SeekFrom::Start(0))?;
+                    open.place.offset = 0;
+                    self.lines.end(out);
+                }
+                self.read(out)?;
+            }
+            Step::Open => {
+                self.open()?;
+                self.read(out)?;
+            }
+            Step::FinishThenOpen => {
+                // What is left may be more than one look reads: the rest at the next one.
+                if self.read(out)? == 0 {
+                    self.lines.end(out);
+                    self.open()?;
+                    self.read(out)?;
+                }
+            }
+            Step::FinishThenClose => {
+                if self.read(out)? == 0 {
+                    self.lines.end(out);
+                    self.open = None;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&mut self) -> std::io::Result<()> {
+        self.open = None;
+        let file = File::open(&self.path)?;
+        // The path may have been rotated since it was looked at: the open file says which one it is.
+        let inode = file.metadata()?.ino();
+        self.open = Some(Open {
+            file,
+            place: Place { inode, offset: 0 },
+        });
+        Ok(())
+    }
+
+    fn read(&mut self, out: &mut Vec<String>) -> std::io::Result<usize> {
+        let Some(open) = &mut self.open else { return Ok(0) };
+        let mut bytes = vec![];
+        let n = open.file.by_ref().take(LOOK_BYTES_MAX as u64).read_to_end(&mut bytes)?;
+        open.place.offset += n as u64;
+        self.lines.feed(&bytes, out);
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_followed_file_may_grow_rotate_shrink_and_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.log");
+        let append = |path: &Path, text: &str| {
+            let mut f = std::fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path)
+                .unwrap();
+            f.write_all(text.as_bytes()).unwrap();
+        };
+        append(&path, "before\n");
+        let mut f = Follower::from_end(&path);
+        assert!(f.look().is_empty());
+        append(&path, "one\ntw");
+        assert_eq!(f.look(), ["one"]);
+        append(&path, "o\n");
+        assert_eq!(f.look(), ["two"]);
+
+        append(&path, "last of old\n");
+        std::fs::rename(&path, dir.path().join("app.log.1")).unwrap();
+        append(&path, "first of new\n");
+        let mut got = f.look();
+        got.extend(f.look());
+        assert_eq!(got, ["last of old", "first of new"]);
+
+        std::fs::write(&path, "x\n").unwrap();
+        assert_eq!(f.look(), ["x"]);
+
+        std::fs::remove_file(&path).unwrap();
+        assert!(f.look().is_empty());
+        append(&path, "again\n");
+        assert_eq!(f.look(), ["again"]);
+    }
+}

@@ -1,0 +1,306 @@
+//! The agent's door to the outside: reads this host, follows files and the journal, sends.
+
+pub mod follow;
+pub mod journal;
+pub mod proc;
+pub mod send;
+
+pub use proc::identity;
+
+use super::batcher::{Batcher, Entry, items};
+use super::buffer::Buffer;
+use super::metrics;
+use super::reading::{Reading, watched};
+use super::{AgentConfig, AgentReport, INTERVAL_MIN, Identity, LogFile};
+use crate::agent::journal::JournalEntry;
+use follow::Follower;
+use hindcast_model::{Labels, TimestampNs};
+use hindcast_proto::v1;
+use parking_lot::Mutex;
+use send::{Sender, Sent, acked, now};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, watch};
+
+/// How often log files are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// How long the end waits for what is not yet sent.
+pub const STOP_SPAN_MAX: Duration = Duration::from_secs(5);
+
+/// Watches this host until `stop` turns true, or after one reading with `config.once`.
+pub async fn run(config: AgentConfig, stop: watch::Receiver<bool>) -> AgentReport {
+    run_watched(config, stop, watch::Sender::new(AgentReport::default())).await
+}
+
+/// The same; `progress` holds the report so far.
+pub async fn run_watched(
+    config: AgentConfig,
+    mut stop: watch::Receiver<bool>,
+    progress: watch::Sender<AgentReport>,
+) -> AgentReport {
+    let sender = match Sender::new(&config.endpoints, &config.tenant, None) {
+        Ok(sender) => sender,
+        Err(e) => {
+            return AgentReport {
+                last_error: Some(e.to_string()),
+                ..AgentReport::default()
+            };
+        }
+    };
+    let queue = Arc::new(Queue::default());
+    let (ended, collected) = watch::channel(false);
+    let sending = tokio::spawn(send_all(queue.clone(), sender, collected, progress));
+    collect(config, &queue, &mut stop).await;
+    // All that is collected is queued: from here on the sender ends when the queue is empty, or after a while.
+    queue.complete.store(true, Ordering::Release);
+    let _ = ended.send(true);
+    queue.filled.notify_one();
+    match sending.await {
+        Ok(report) => report,
+        Err(e) => std::panic::resume_unwind(e.into_panic()),
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    buffer: Mutex<Buffer>,
+    dropped: AtomicU64,
+    /// Nothing more will come.
+    complete: AtomicBool,
+    filled: Notify,
+}
+
+impl Queue {
+    fn push(&self, batch: v1::WriteRequest) {
+        let dropped = self.buffer.lock().push(batch);
+        if dropped > 0 {
+            let all = self.dropped.fetch_add(dropped, Ordering::Relaxed) + dropped;
+            tracing::warn!(
+                dropped,
+                dropped_in_all = all,
+                "the buffer is full; the oldest batch was dropped"
+            );
+        }
+        self.filled.notify_one();
+    }
+}
+
+async fn send_all(
+    queue: Arc<Queue>,
+    mut sender: Sender,
+    mut collected: watch::Receiver<bool>,
+    progress: watch::Sender<AgentReport>,
+) -> AgentReport {
+    let mut report = AgentReport::default();
+    let mut over = Box::pin(async move {
+        // An error means that the collector is gone, which is an end, too.
+        let _ = collected.wait_for(|ended| *ended).await;
+        tokio::time::sleep(STOP_SPAN_MAX).await;
+    });
+    let mut unsent = 0;
+    loop {
+        let next = queue.buffer.lock().take();
+        let Some(batch) = next else {
+            if queue.complete.load(Ordering::Acquire) && queue.buffer.lock().is_empty() {
+                break;
+            }
+            tokio::select! {
+                () = queue.filled.notified() => continue,
+                () = &mut over => break,
+            }
+        };
+        let sent = tokio::select! {
+            sent = sender.send(&batch) => sent,
+            () = &mut over => {
+                let (samples, lines) = items(&batch);
+                unsent += samples + lines;
+                break;
+            }
+        };
+        count(&mut report, &batch, &sent);
+        report.retries = sender.retries;
+        report.last_error = sender.last_error.clone();
+        report.dropped = queue.dropped.load(Ordering::Relaxed);
+        progress.send_replace(report.clone());
+    }
+    unsent += queue.buffer.lock().waiting();
+    if unsent > 0 {
+        tracing::warn!(unsent, "the end came before everything was sent");
+    }
+    report.retries = sender.retries;
+    report.last_error = sender.last_error.clone();
+    report.dropped = queue.dropped.load(Ordering::Relaxed) + unsent;
+    progress.send_replace(report.clone());
+    report
+}
+
+/// Counts what became of a batch.
+pub fn count(report: &mut AgentReport, batch: &v1::WriteRequest, sent: &Sent) {
+    let (samples, lines) = items(batch);
+    match sent {
+        Sent::Acked(answer) => {
+            let (samples_acked, lines_acked) = acked(batch, answer);
+            report.batches += 1;
+            report.samples_acked += samples_acked;
+            report.lines_acked += lines_acked;
+            report.refused += answer.rejected.iter().map(|r| r.items).sum::<u64>();
+            if let Some(r) = answer.rejected.first() {
+                tracing::warn!(what = %r.what, items = r.items, why = %r.why, "a part of a batch was refused");
+            }
+        }
+        Sent::Refused(status) => {
+            report.refused += samples + lines;
+            tracing::warn!(batch = batch.seq, error = %status.message(), "a batch was refused");
+        }
+        Sent::GaveUp(status) => {
+            report.dropped += samples + lines;
+            tracing::warn!(batch = batch.seq, error = %status.message(), "a batch was given up");
+        }
+    }
+}
+
+async fn collect(config: AgentConfig, queue: &Queue, stop: &mut watch::Receiver<bool>) {
+    let started = now();
+    // Kept for this run only; a restarted agent is another writer, so that its sequence may start at 1 again.
+    let writer = format!("agent/{}/{}/{}", config.identity.host_name, proc::boot_id(), started.0);
+    let mut collector = Collector {
+        batcher: Batcher::new(writer, &config.identity.attributes()),
+        followers: config
+            .logs
+            .iter()
+            .map(|log| (stream(&config.identity, log), Follower::from_end(&log.path)))
+            .collect(),
+        before: None,
+        unread_said: BTreeSet::new(),
+        last_line_ns: started.0,
+        config,
+    };
+    collector.read_host(queue).await;
+    if collector.config.once {
+        return;
+    }
+    let (entries, mut journal) = mpsc::channel(journal::JOURNAL_ENTRIES_MAX);
+    let following = collector.config.journal.then(|| tokio::spawn(journal::follow(entries)));
+    let mut readings = interval(collector.config.interval.max(INTERVAL_MIN));
+    let mut looks = interval(LOOK_INTERVAL);
+    readings.tick().await;
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => break,
+            _ = readings.tick() => collector.read_host(queue).await,
+            _ = looks.tick() => collector.look(&mut journal, queue).await,
+        }
+    }
+    collector.look(&mut journal, queue).await;
+    if let Some(task) = following {
+        task.abort();
+    }
+}
+
+fn interval(every: Duration) -> tokio::time::Interval {
+    let mut interval = tokio::time::interval(every);
+    // After a pause one reading, not all those that were missed.
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    interval
+}
+
+/// The labels of a followed file's lines.
+fn stream(identity: &Identity, log: &LogFile) -> Labels {
+    let name = log
+        .path
+        .file_name()
+        .map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    let pair = |n: &str, v: &str| (n.to_owned(), v.to_owned());
+    let mut labels = vec![
+        pair("host_name", &identity.host_name),
+        pair("log_file_name", &name),
+        pair("log_file_path", &log.path.to_string_lossy()),
+    ];
+    labels.extend(log.service.iter().map(|s| pair("service_name", s)));
+    Labels::new(labels)
+}
+
+struct Collector {
+    config: AgentConfig,
+    batcher: Batcher,
+    followers: Vec<(Labels, Follower)>,
+    before: Option<Reading>,
+    unread_said: BTreeSet<&'static str>,
+    last_line_ns: i64,
+}
+
+impl Collector {
+    async fn read_host(&mut self, queue: &Queue) {
+        let at = now();
+        let reading = match tokio::task::spawn_blocking(|| Reading::parse(&proc::texts())).await {
+            Ok(reading) => reading,
+            Err(e) => std::panic::resume_unwind(e.into_panic()),
+        };
+        let config = &self.config;
+        let shown = watched(&reading, self.before.as_ref(), &config.processes, config.processes_top);
+        for (labels, value) in metrics::rows(&reading, &shown, &config.identity, config.per_cpu) {
+            if let Some(full) = self.batcher.sample(&labels, at.as_ms(), value) {
+                queue.push(full);
+            }
+        }
+        for what in reading.unread.difference(&self.unread_said) {
+            tracing::warn!("cannot read /proc/{what}; its series are absent");
+        }
+        self.unread_said.extend(&reading.unread);
+        self.before = Some(reading);
+        self.cut(queue);
+    }
+
+    async fn look(&mut self, journal: &mut mpsc::Receiver<JournalEntry>, queue: &Queue) {
+        let mut followers = std::mem::take(&mut self.followers);
+        let looked = tokio::task::spawn_blocking(move || {
+            let lines: Vec<_> = followers
+                .iter_mut()
+                .map(|(labels, f)| (labels.clone(), f.look()))
+                .collect();
+            (followers, lines)
+        });
+        let found = match looked.await {
+            Ok((followers, found)) => {
+                self.followers = followers;
+                found
+            }
+            Err(e) => std::panic::resume_unwind(e.into_panic()),
+        };
+        for (labels, lines) in found {
+            for line in lines {
+                let at_ns = self.line_time(now());
+                let entry = Entry {
+                    at_ns,
+                    line,
+                    metadata: vec![],
+                };
+                if let Some(full) = self.batcher.line(&labels, entry) {
+                    queue.push(full);
+                }
+            }
+        }
+        while let Ok(JournalEntry { unit, entry }) = journal.try_recv() {
+            let labels = Labels::from_pairs([("host_name", &self.config.identity.host_name), ("unit", &unit)]);
+            if let Some(full) = self.batcher.line(&labels, entry) {
+                queue.push(full);
+            }
+        }
+        self.cut(queue);
+    }
+
+    /// Times of lines strictly rise, so that lines read together keep their order.
+    fn line_time(&mut self, now: TimestampNs) -> i64 {
+        self.last_line_ns = now.0.max(self.last_line_ns + 1);
+        self.last_line_ns
+    }
+
+    fn cut(&mut self, queue: &Queue) {
+        if let Some(rest) = self.batcher.finish() {
+            queue.push(rest);
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Sends batches to whichever node answers. Shell of [`Delivery`](crate::agent::delivery::Delivery).
+
+use crate::agent::Endpoints;
+use crate::agent::delivery::{Delivery, Input, Next, Outcome};
+use hindcast_model::TimestampNs;
+use hindcast_proto::edge::TENANT_KEY;
+use hindcast_proto::v1;
+use hindcast_proto::v1::ingest_client::IngestClient;
+use std::time::{Duration, SystemTime};
+use tonic::metadata::AsciiMetadataValue;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+
+/// An answer that takes longer counts as none. Longer than an election.
+pub const ANSWER_SPAN_MAX: Duration = Duration::from_secs(10);
+const CONNECT_SPAN_MAX: Duration = Duration::from_secs(2);
+
+/// What became of a batch.
+#[derive(Clone, Debug)]
+pub enum Sent {
+    Acked(v1::WriteResponse),
+    /// It is wrong, and will be on every retry.
+    Refused(Status),
+    /// Not confirmed by any node; it may be stored.
+    GaveUp(Status),
+}
+
+/// Why a sender cannot be made.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum BadSender {
+    #[error("{url:?} is not an address like http://127.0.0.1:7400: {why}")]
+    Endpoint { url: String, why: String },
+    #[error("the tenant {tenant:?} is not plain ASCII")]
+    Tenant { tenant: String },
+}
+
+pub struct Sender {
+    clients: Vec<IngestClient<Channel>>,
+    urls: Vec<String>,
+    tenant: AsciiMetadataValue,
+    delivery: Delivery,
+    /// Sends after the first one of a batch.
+    pub retries: u64,
+    pub last_error: Option<String>,
+}
+
+impl Sender {
+    /// Connects with the first batch. `rounds_max`: rounds over all endpoints before a batch is given up.
+    pub fn new(endpoints: &Endpoints, tenant: &str, rounds_max: Option<u32>) -> Result<Self, BadSender> {
+        let tenant = tenant.parse().map_err(|_| BadSender::Tenant {
+            tenant: tenant.to_owned(),
+        })?;
+        let mut clients = vec![];
+        for url in endpoints.urls() {
+            let endpoint = Endpoint::from_shared(url.clone()).map_err(|e| BadSender::Endpoint {
+                url: url.clone(),
+                why: e.to_string(),
+            })?;
+            let endpoint = endpoint.connect_timeout(CONNECT_SPAN_MAX).tcp_nodelay(true);
+            clients.push(IngestClient::new(endpoint.connect_lazy()));
+        }
+        Ok(Self {
+            delivery: Delivery::new(clients.len(), rounds_max),
+            clients,
+            urls: endpoints.urls().to_vec(),
+            tenant,
+            retries: 0,
+            last_error: None,
+        })
+    }
+
+    /// Ends when the batch is confirmed, refused or given up. Dropping the future leaves the batch unconfirmed.
+    pub async fn send(&mut self, batch: &v1::WriteRequest) -> Sent {
+        self.delivery.abandon();
+        let mut input = Input::Due;
+        let mut last: Result<v1::WriteResponse, Status> = Err(Status::unavailable("nothing was sent"));
+        let mut sends = 0u64;
+        loop {
+            input = match self.delivery.step(input, now()) {
+                Next::Send { endpoint } => {
+                    sends += 1;
+                    self.retries += u64::from(sends > 1);
+                    last = self.attempt(endpoint, batch).await;
+                    match &last {
+                        Ok(_) => Input::Accepted,
+                        Err(status) => {
+                            let text = format!("{}: {}", self.urls[endpoint], describe(status));
+                            tracing::debug!(batch = batch.seq, error = %text, "batch not confirmed");
+                            self.last_error = Some(text);
+                            if is_final(status.code()) {
+                                Input::Refused
+                            } else {
+                                Input::Failed
+                            }
+                        }
+                    }
+                }
+                Next::WakeAt(at) => {
+                    tokio::time::sleep(at.since(now()).as_duration()).await;
+                    Input::Due
+                }
+                Next::End(outcome) => {
+                    return match (outcome, last) {
+                        (Outcome::Delivered, Ok(answer)) => Sent::Acked(answer),
+                        (Outcome::Refused, Err(status)) => Sent::Refused(status),
+                        (Outcome::GaveUp, Err(status)) => Sent::GaveUp(status),
+                        (outcome, last) => unreachable!("{outcome:?} after {last:?}"),
+                    };
+                }
+            }
+        }
+    }
+
+    async fn attempt(&mut self, endpoint: usize, batch: &v1::WriteRequest) -> Result<v1::WriteResponse, Status> {
+        let mut request = Request::new(batch.clone());
+        request.metadata_mut().insert(TENANT_KEY, self.tenant.clone());
+        match tokio::time::timeout(ANSWER_SPAN_MAX, self.clients[endpoint].write(request)).await {
+            Ok(answer) => answer.map(tonic::Response::into_inner),
+            Err(_) => Err(Status::deadline_exceeded(format!("no answer in {ANSWER_SPAN_MAX:?}"))),
+        }
+    }
+}
+
+/// The request is wrong; everything else may pass on another node or later.
+fn is_final(code: Code) -> bool {
+    matches!(
+        code,
+        Code::InvalidArgument
+            | Code::OutOfRange
+            | Code::NotFound
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::Unimplemented
+    )
+}
+
+/// With the cause that tonic hides behind "transport error".
+fn describe(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(c) = cause {
+        let c_text = c.to_string();
+        if !text.contains(&c_text) {
+            text = format!("{text}: {c_text}");
+        }
+        cause = c.source();
+    }
+    if text.is_empty() {
+        status.code().to_string()
+    } else {
+        text
+    }
+}
+
+/// Samples and lines that an answer confirms of a request.
+pub fn acked(request: &v1::WriteRequest, answer: &v1::WriteResponse) -> (u64, u64) {
+    if answer.duplicate {
+        // An earlier send of ours was stored, though its answer was lost.
+        return crate::agent::batcher::items(request);
+    }
+    (answer.samples, answer.lines)
+}
+
+/// This machine's clock.
+pub fn now() -> TimestampNs {
+    let ns = match SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(d) => i64::try_from(d.as_nanos()).unwrap_or(i64::MAX),
+        Err(e) => -i64::try_from(e.duration().as_nanos()).unwrap_or(i64::MAX),
+    };
+    TimestampNs(ns)
+}

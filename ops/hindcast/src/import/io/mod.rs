@@ -1,0 +1,309 @@
+//! The importer's door to the outside: reads files, shows progress, sends.
+
+mod remote_write;
+
+use super::csv::Csv;
+use super::{
+    BAD_LINES_SHOWN_MAX, BadLine, Format, INPUT_LINE_BYTES_MAX, ImportConfig, ImportError, ImportReport, Item, joined,
+    jsonl, openmetrics,
+};
+use crate::agent::batcher::{Batcher, items};
+use crate::agent::io::send::{Sender, Sent, acked, now};
+use flate2::read::MultiGzDecoder;
+use hindcast_proto::v1;
+use indicatif::ProgressBar;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::time::SystemTime;
+
+/// Rounds over all endpoints before an import ends; with the pauses in between, longer than an election.
+pub const ROUNDS_MAX: u32 = 8;
+
+/// Imports all files, one after the other. `bar` counts bytes of the files as they are on disk.
+pub async fn run(config: &ImportConfig, bar: &ProgressBar) -> Result<ImportReport, ImportError> {
+    let mut total = 0;
+    for path in &config.files {
+        let metadata = std::fs::metadata(path).map_err(|e| cannot_read(path, &e))?;
+        if !metadata.is_file() {
+            return Err(cannot_read(path, &std::io::Error::other("not a file")));
+        }
+        total += metadata.len();
+    }
+    bar.set_length(total);
+    let mut import = Import {
+        config,
+        sender: Sender::new(&config.endpoints, &config.tenant, Some(ROUNDS_MAX))
+            .map_err(|e| ImportError::Usage { why: e.to_string() })?,
+        report: ImportReport::default(),
+    };
+    for path in &config.files {
+        bar.set_message(path.display().to_string());
+        match config.format {
+            Format::RemoteWrite => remote_write::send(config, path, bar, &mut import.report).await?,
+            _ => import.file(path, bar).await?,
+        }
+        import.report.files += 1;
+    }
+    import.report.retries += import.sender.retries;
+    Ok(import.report)
+}
+
+fn cannot_read(path: &Path, why: &std::io::Error) -> ImportError {
+    ImportError::Read {
+        file: path.display().to_string(),
+        why: why.to_string(),
+    }
+}
+
+struct Import<'a> {
+    config: &'a ImportConfig,
+    sender: Sender,
+    report: ImportReport,
+}
+
+impl Import<'_> {
+    async fn file(&mut self, path: &Path, bar: &ProgressBar) -> Result<(), ImportError> {
+        let read_error = |e: std::io::Error| cannot_read(path, &e);
+        let at_ms = match self.config.at_ms {
+            Some(at) => at,
+            None => changed_ms(path).map_err(read_error)?,
+        };
+        let writer = writer(self.config, path, at_ms).map_err(read_error)?;
+        let mut batcher = Batcher::new(writer, &self.config.resource);
+        let mut parser = Parser::new(self.config);
+        let mut lines = Lines::open(path, bar).map_err(read_error)?;
+        let mut page_ms = at_ms;
+        while let Some(line) = lines.next().map_err(read_error)? {
+            let filled = match line.and_then(|l| parser.parse(&l)) {
+                Ok(Item::Nothing) => None,
+                Ok(Item::PageTime(ms)) => {
+                    page_ms = ms;
+                    None
+                }
+                Ok(Item::Sample { labels, at_ms, value }) => {
+                    batcher.sample(&joined(labels, &self.config.labels), at_ms.unwrap_or(page_ms), value)
+                }
+                Ok(Item::Line { labels, entry }) => batcher.line(&joined(labels, &self.config.labels), entry),
+                Err(bad) => {
+                    bad_line(&mut self.report, self.config, path, lines.number, &bad)?;
+                    None
+                }
+            };
+            if let Some(full) = filled {
+                self.send(&full).await?;
+            }
+        }
+        match batcher.finish() {
+            Some(rest) => self.send(&rest).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn send(&mut self, batch: &v1::WriteRequest) -> Result<(), ImportError> {
+        let (samples, lines) = items(batch);
+        match self.sender.send(batch).await {
+            Sent::Acked(answer) => {
+                let (samples_acked, lines_acked) = acked(batch, &answer);
+                self.report.batches += 1;
+                self.report.samples_acked += samples_acked;
+                self.report.lines_acked += lines_acked;
+                self.report.duplicates += u64::from(answer.duplicate);
+                for r in answer.rejected {
+                    self.report.refused += r.items;
+                    note(&mut self.report, format!("{}: {} refused: {}", r.what, r.items, r.why));
+                }
+                Ok(())
+            }
+            Sent::Refused(status) => {
+                self.report.refused += samples + lines;
+                note(
+                    &mut self.report,
+                    format!("batch {} refused: {}", batch.seq, status.message()),
+                );
+                Ok(())
+            }
+            Sent::GaveUp(status) => Err(ImportError::Unreachable {
+                why: self.sender.last_error.clone().unwrap_or_else(|| status.to_string()),
+            }),
+        }
+    }
+}
+
+fn note(report: &mut ImportReport, text: String) {
+    if report.bad.len() < BAD_LINES_SHOWN_MAX {
+        report.bad.push(text);
+    }
+}
+
+fn bad_line(
+    report: &mut ImportReport,
+    config: &ImportConfig,
+    path: &Path,
+    number: u64,
+    bad: &BadLine,
+) -> Result<(), ImportError> {
+    let line = format!("{}:{number}: {bad}", path.display());
+    if config.strict {
+        return Err(ImportError::BadLine { line });
+    }
+    report.bad_lines += 1;
+    note(report, line);
+    Ok(())
+}
+
+enum Parser {
+    Openmetrics,
+    Csv(Csv),
+    Jsonl,
+}
+
+impl Parser {
+    fn new(config: &ImportConfig) -> Self {
+        match config.format {
+            Format::Openmetrics => Self::Openmetrics,
+            Format::Csv => Self::Csv(Csv::new(config.metric.as_deref().unwrap_or_default())),
+            Format::Jsonl => Self::Jsonl,
+            Format::RemoteWrite => unreachable!("remote-write bodies have no lines"),
+        }
+    }
+
+    fn parse(&mut self, line: &str) -> Result<Item, BadLine> {
+        match self {
+            Self::Openmetrics => openmetrics::parse(line),
+            Self::Csv(csv) => csv.parse(line),
+            Self::Jsonl => jsonl::parse(line),
+        }
+    }
+}
+
+/// The file's time of change; now, where the file system keeps none.
+fn changed_ms(path: &Path) -> std::io::Result<i64> {
+    let changed = std::fs::metadata(path)?.modified()?;
+    let since = changed.duration_since(SystemTime::UNIX_EPOCH);
+    Ok(since.map_or_else(|_| now().as_ms(), |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX)))
+}
+
+/// A writer's name that equal content and options share, and nothing else.
+fn writer(config: &ImportConfig, path: &Path, at_ms: i64) -> std::io::Result<String> {
+    let mut hasher = blake3::Hasher::new_derive_key("hindcast 2026 import writer");
+    hasher.update_reader(File::open(path)?)?;
+    let options = format!(
+        "{:?} {:?} {:?} {:?} {at_ms}",
+        config.format, config.metric, config.labels, config.resource
+    );
+    hasher.update(options.as_bytes());
+    Ok(format!("import/{}", &hasher.finalize().to_hex()[..32]))
+}
+
+/// Lines of a file, plain or gzipped, none longer than `INPUT_LINE_BYTES_MAX`.
+struct Lines {
+    reader: BufReader<Box<dyn Read + Send>>,
+    number: u64,
+}
+
+impl Lines {
+    fn open(path: &Path, bar: &ProgressBar) -> std::io::Result<Self> {
+        let mut magic = [0; 2];
+        let is_gzip = File::open(path)?.read(&mut magic)? == 2 && magic == [0x1f, 0x8b];
+        let file = bar.wrap_read(File::open(path)?);
+        let reader: Box<dyn Read + Send> = if is_gzip {
+            Box::new(MultiGzDecoder::new(BufReader::new(file)))
+        } else {
+            Box::new(file)
+        };
+        Ok(Self {
+            reader: BufReader::with_capacity(256 * 1024, reader),
+            number: 0,
+        })
+    }
+
+    /// The outer result is the file's, the inner one the line's; `None` at the end.
+    fn next(&mut self) -> std::io::Result<Option<Result<String, BadLine>>> {
+        let mut line = vec![];
+        let n = (&mut self.reader)
+            .take(INPUT_LINE_BYTES_MAX as u64 + 1)
+            .read_until(b'\n', &mut line)?;
+        if n == 0 {
+            return Ok(None);
+        }
+        self.number += 1;
+        if line.last() == Some(&b'\n') {
+            line.pop();
+        } else if n > INPUT_LINE_BYTES_MAX {
+            self.skip_line()?;
+            return Ok(Some(Err(BadLine::new(format!(
+                "longer than {INPUT_LINE_BYTES_MAX} bytes"
+            )))));
+        }
+        Ok(Some(String::from_utf8(line).map_err(|_| BadLine::new("not UTF-8"))))
+    }
+
+    fn skip_line(&mut self) -> std::io::Result<()> {
+        loop {
+            let buffered = self.reader.fill_buf()?;
+            if buffered.is_empty() {
+                return Ok(());
+            }
+            let end = buffered.iter().position(|b| *b == b'\n');
+            let used = end.map_or(buffered.len(), |e| e + 1);
+            self.reader.consume(used);
+            if end.is_some() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::Endpoints;
+    use std::io::Write;
+
+    fn lines_of(bytes: &[u8]) -> Vec<String> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        let mut lines = Lines::open(file.path(), &ProgressBar::hidden()).unwrap();
+        let mut out = vec![];
+        while let Some(line) = lines.next().unwrap() {
+            out.push(line.unwrap_or_else(|e| format!("bad {}: {e}", lines.number)));
+        }
+        out
+    }
+
+    #[test]
+    fn plain_and_gzipped_files_read_alike_and_an_over_long_line_is_one_bad_line() {
+        let mut text = b"one\n".to_vec();
+        text.extend(std::iter::repeat_n(b'x', 3 * INPUT_LINE_BYTES_MAX));
+        text.extend(b"\n\xff\nlast");
+        let mut gz = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+        gz.write_all(&text).unwrap();
+        let expected = ["one", "bad 2: longer than 1048576 bytes", "bad 3: not UTF-8", "last"];
+        assert_eq!(lines_of(&text), expected);
+        assert_eq!(lines_of(&gz.finish().unwrap()), expected);
+    }
+
+    #[test]
+    fn a_writer_is_named_by_content_and_options() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "up 1\n").unwrap();
+        let mut config = ImportConfig {
+            format: Format::Openmetrics,
+            files: vec![],
+            endpoints: Endpoints::parse("a:1").unwrap(),
+            tenant: "default".into(),
+            metric: None,
+            labels: vec![],
+            resource: vec![],
+            at_ms: None,
+            strict: false,
+        };
+        let name = |config: &ImportConfig, at| writer(config, file.path(), at).unwrap();
+        let first = name(&config, 1);
+        assert_eq!(first, name(&config, 1));
+        assert_ne!(first, name(&config, 2));
+        config.labels.push(("job".into(), "x".into()));
+        assert_ne!(first, name(&config, 1));
+    }
+}
