@@ -1,1 +1,4 @@
-//! Simulated cluster, checkers, tests on real processes
+//! Tests on real processes: nodes that are started, killed and asked; and the checks of what they promise.
+
+pub mod history;
+pub mod process;

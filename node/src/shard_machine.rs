@@ -18,7 +18,7 @@ use hindcast_model::{
 };
 use hindcast_proto::topology::TopologyRecord;
 use hindcast_raft::{Entry, Machine, MachineError};
-use hindcast_storage::{Shard, ShardConfig, ShardReader, ShardStats, StorageError};
+use hindcast_storage::{Damage, Shard, ShardConfig, ShardReader, ShardStats, StorageError};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -124,7 +124,13 @@ impl ShardMachine {
             wishes: Arc::default(),
         };
         let compact_after = clock.monotonic();
-        Ok(Self { shard, aux, clock, handle, compact_after })
+        Ok(Self {
+            shard,
+            aux,
+            clock,
+            handle,
+            compact_after,
+        })
     }
 
     pub fn handle(&self) -> ShardHandle {
@@ -173,15 +179,26 @@ impl ShardMachine {
     ) -> Vec<StreamBlock> {
         let mut streams = vec![];
         let mut record = |record: TopologyRecord, owner: Owner| {
-            let line = LogLine { at, line: Bytes::from(record.to_line()), metadata: vec![] };
-            streams.push(StreamBlock { labels: record.stream(), owner, lines: vec![line] });
+            let line = LogLine {
+                at,
+                line: Bytes::from(record.to_line()),
+                metadata: vec![],
+            };
+            streams.push(StreamBlock {
+                labels: record.stream(),
+                owner,
+                lines: vec![line],
+            });
         };
         for resource in resources {
             let key = (tenant.clone(), resource.id);
             let hash = resource_hash(&resource);
             let room = self.aux.resources.len() < TOPOLOGY_MAX || self.aux.resources.contains_key(&key);
             if room && self.aux.resources.insert(key, hash) != Some(hash) {
-                let owner = Owner::Resource { id: resource.id, kind: resource.kind };
+                let owner = Owner::Resource {
+                    id: resource.id,
+                    kind: resource.kind,
+                };
                 record(TopologyRecord::Resource(resource), owner);
             }
         }
@@ -225,7 +242,15 @@ fn read_aux(bytes: &[u8], dir: &str) -> Result<Aux, StorageError> {
     if bytes.is_empty() {
         return Ok(Aux::default());
     }
-    codec::from_bytes(bytes).map_err(|e| StorageError::damaged(dir, e.to_string()))
+    codec::from_bytes(bytes).map_err(|e| {
+        let (file, to) = (format!("{dir}, the state beside the segments"), bytes.len() as u64);
+        StorageError::Damaged(Damage {
+            file,
+            from: 0,
+            to,
+            why: e.to_string(),
+        })
+    })
 }
 
 fn machine_error(e: StorageError) -> MachineError {
@@ -239,11 +264,19 @@ impl Machine for ShardMachine {
 
     fn apply(&mut self, entry: &Entry) -> Result<Bytes, MachineError> {
         let mut h = blake3::Hasher::new();
-        h.update(&self.aux.digest).update(&entry.index.to_le_bytes()).update(&entry.data);
+        h.update(&self.aux.digest)
+            .update(&entry.index.to_le_bytes())
+            .update(&entry.data);
         self.aux.digest = *h.finalize().as_bytes();
         let answer = match entry::decode(&entry.data) {
-            Ok(entry::ShardEntry { at, command: Command::Write(parts) }) => self.write(entry.index, at, parts),
-            Ok(entry::ShardEntry { command: Command::Control(control), .. }) => {
+            Ok(entry::ShardEntry {
+                at,
+                command: Command::Write(parts),
+            }) => self.write(entry.index, at, parts),
+            Ok(entry::ShardEntry {
+                command: Command::Control(control),
+                ..
+            }) => {
                 self.control(entry.index, control);
                 Applied::Control
             }
@@ -280,7 +313,9 @@ impl Machine for ShardMachine {
     }
 
     fn export(&mut self, dir: &str) -> Result<(), MachineError> {
-        self.shard.export(dir, &codec::to_bytes(&self.aux)).map_err(machine_error)
+        self.shard
+            .export(dir, &codec::to_bytes(&self.aux))
+            .map_err(machine_error)
     }
 
     fn install(&mut self, dir: &str, index: u64) -> Result<(), MachineError> {

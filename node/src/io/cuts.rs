@@ -5,7 +5,8 @@ use crate::cluster_part::{CLUSTER_PART, ClusterCommand, CutBegun, CutRow, PinRow
 use crate::entry::Control;
 use crate::write::WriteError;
 use hindcast_model::{Class, Classify, CutId, codec};
-use hindcast_raft::{META_PART, Meta, MetaError, history_key};
+use hindcast_raft::meta::{META_PART, history_key};
+use hindcast_raft::{Meta, MetaError};
 use hindcast_storage::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,21 +50,31 @@ pub struct Cuts {
 impl Cuts {
     /// Takes a cut, or returns the last one when it is young enough and `fresh` is not asked for.
     pub async fn take(&self, reason: &str, fresh: bool) -> Result<CutRow, CutError> {
-        let begin = ClusterCommand::BeginCut { reason: reason.to_owned(), fresh };
+        let begin = ClusterCommand::BeginCut {
+            reason: reason.to_owned(),
+            fresh,
+        };
         let begun: CutBegun = codec::from_bytes(&self.meta.propose(CLUSTER_PART, codec::to_bytes(&begin)).await?)?;
         if begun.reused {
             return Ok(begun.cut);
         }
         self.history_delivered(begun.cut.meta_index).await?;
         let positions = self.writer.control_all(&Control::Cut).await?;
-        let record = ClusterCommand::RecordCut { cut: begun.cut.id, positions };
-        Ok(codec::from_bytes(&self.meta.propose(CLUSTER_PART, codec::to_bytes(&record)).await?)?)
+        let record = ClusterCommand::RecordCut {
+            cut: begun.cut.id,
+            positions,
+        };
+        Ok(codec::from_bytes(
+            &self.meta.propose(CLUSTER_PART, codec::to_bytes(&record)).await?,
+        )?)
     }
 
     /// A recorded cut by its number.
     pub async fn get(&self, id: CutId) -> Result<CutRow, CutError> {
         let rows = self.meta.read().await?;
-        cut(&*rows, id).filter(|c| c.positions.is_some()).ok_or(CutError::Unknown(id))
+        cut(&*rows, id)
+            .filter(|c| c.positions.is_some())
+            .ok_or(CutError::Unknown(id))
     }
 
     async fn history_delivered(&self, up_to: u64) -> Result<(), CutError> {
@@ -77,7 +88,9 @@ impl Cuts {
                 tokio::time::sleep(HISTORY_PAUSE).await;
             }
         };
-        tokio::time::timeout(HISTORY_TIMEOUT, delivered).await.unwrap_or(Err(CutError::HistoryBehind))
+        tokio::time::timeout(HISTORY_TIMEOUT, delivered)
+            .await
+            .unwrap_or(Err(CutError::HistoryBehind))
     }
 
     /// Protects a window in every shard, then makes it known. Same id: replaced.
@@ -98,7 +111,9 @@ impl Cuts {
             };
             self.writer.control(shard, Control::Pin { pin }).await?;
         }
-        self.meta.propose(CLUSTER_PART, codec::to_bytes(&ClusterCommand::RecordPin { pin: row })).await?;
+        self.meta
+            .propose(CLUSTER_PART, codec::to_bytes(&ClusterCommand::RecordPin { pin: row }))
+            .await?;
         Ok(())
     }
 }

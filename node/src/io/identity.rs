@@ -30,7 +30,9 @@ pub struct Identity {
 pub enum IdentityError {
     #[error(transparent)]
     Disk(#[from] DiskError),
-    #[error("{path} cannot be read ({why}); it says which cluster this data belongs to, restore it or start with an empty data directory")]
+    #[error(
+        "{path} cannot be read ({why}); it says which cluster this data belongs to, restore it or start with an empty data directory"
+    )]
     Damaged { path: &'static str, why: String },
 }
 
@@ -41,7 +43,10 @@ pub fn load(disk: &dyn Disk) -> Result<Option<Identity>, IdentityError> {
         Err(e) => return Err(e.into()),
     };
     let read = serde_json::from_slice(&bytes);
-    read.map(Some).map_err(|e| IdentityError::Damaged { path: FILE, why: e.to_string() })
+    read.map(Some).map_err(|e| IdentityError::Damaged {
+        path: FILE,
+        why: e.to_string(),
+    })
 }
 
 pub fn store(disk: &dyn Disk, identity: &Identity) -> Result<(), IdentityError> {
@@ -68,7 +73,11 @@ pub enum Founding {
 }
 
 pub fn next_step(me: NodeId, answers: &BTreeMap<String, Option<Hello>>) -> Founding {
-    let missing: Vec<&str> = answers.iter().filter(|(_, a)| a.is_none()).map(|(addr, _)| addr.as_str()).collect();
+    let missing: Vec<&str> = answers
+        .iter()
+        .filter(|(_, a)| a.is_none())
+        .map(|(addr, _)| addr.as_str())
+        .collect();
     if !missing.is_empty() {
         return Founding::Wait(format!("waiting for {}", missing.join(", ")));
     }
@@ -98,8 +107,14 @@ mod tests {
     use super::*;
 
     fn answers(given: &[(&str, Option<(u64, bool)>)]) -> BTreeMap<String, Option<Hello>> {
-        let hello = |(id, member): (u64, bool)| Hello { node: NodeId(id), cluster: member.then(|| "c".to_owned()) };
-        given.iter().map(|(addr, a)| ((*addr).to_owned(), a.map(hello))).collect()
+        let hello = |(id, member): (u64, bool)| Hello {
+            node: NodeId(id),
+            cluster: member.then(|| "c".to_owned()),
+        };
+        given
+            .iter()
+            .map(|(addr, a)| ((*addr).to_owned(), a.map(hello)))
+            .collect()
     }
 
     #[test]
@@ -110,7 +125,10 @@ mod tests {
         let one_missing = answers(&[("a", Some((1, false))), ("b", None)]);
         assert!(matches!(next_step(NodeId(1), &one_missing), Founding::Wait(_)));
         let wiped_lowest = answers(&[("a", Some((1, false))), ("b", Some((2, true)))]);
-        assert!(matches!(next_step(NodeId(1), &wiped_lowest), Founding::Wait(_)), "it never founds a second cluster");
+        assert!(
+            matches!(next_step(NodeId(1), &wiped_lowest), Founding::Wait(_)),
+            "it never founds a second cluster"
+        );
         let twins = answers(&[("a", Some((1, false))), ("b", Some((1, false)))]);
         assert!(matches!(next_step(NodeId(1), &twins), Founding::Refuse(_)));
         assert!(matches!(next_step(NodeId(3), &free), Founding::Refuse(_)));

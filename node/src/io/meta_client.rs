@@ -52,13 +52,7 @@ struct Inner {
 }
 
 impl MetaClient {
-    pub fn new(
-        me: NodeId,
-        raft: RaftHost,
-        peers: Arc<Peers>,
-        clock: Arc<dyn Clock>,
-        rows: Arc<dyn MetaRead>,
-    ) -> Self {
+    pub fn new(me: NodeId, raft: RaftHost, peers: Arc<Peers>, clock: Arc<dyn Clock>, rows: Arc<dyn MetaRead>) -> Self {
         let inner = Inner {
             me,
             raft,
@@ -136,19 +130,30 @@ impl MetaClient {
         if self.0.raft.status(GroupId::META).leader != Some(self.0.me) {
             return Fate::NotLeader;
         }
-        let command = MetaCommand { part, at: self.cluster_now(), body };
-        match self.0.raft.propose(GroupId::META, codec::to_bytes(&command), PROPOSE_TIMEOUT).await {
+        let command = MetaCommand {
+            part,
+            at: self.cluster_now(),
+            body,
+        };
+        match self
+            .0
+            .raft
+            .propose(GroupId::META, codec::to_bytes(&command), PROPOSE_TIMEOUT)
+            .await
+        {
             Ok((_, reply)) => match decode_reply(&reply) {
                 Ok(reply) => Fate::Reply(reply),
                 Err(refusal) => Fate::Refused(refusal.class, refusal.message),
             },
             Err(ProposeError::NotLeader { .. }) => Fate::NotLeader,
-            Err(ProposeError::Full { .. }) => {
-                Fate::Refused(Class::RetryLater, "the meta group's log queue is full; retry in a second".to_owned())
-            }
-            Err(ProposeError::TooLarge { .. }) => {
-                Fate::Refused(Class::TooLarge, "the command is larger than one log entry may be".to_owned())
-            }
+            Err(ProposeError::Full { .. }) => Fate::Refused(
+                Class::RetryLater,
+                "the meta group's log queue is full; retry in a second".to_owned(),
+            ),
+            Err(ProposeError::TooLarge { .. }) => Fate::Refused(
+                Class::TooLarge,
+                "the command is larger than one log entry may be".to_owned(),
+            ),
             Err(_) => Fate::Unconfirmed,
         }
     }
@@ -163,9 +168,17 @@ impl Meta for MetaClient {
                 None => Fate::NotLeader,
                 Some(leader) if leader == self.0.me => self.propose_here(part.to_owned(), body.clone()).await,
                 Some(leader) => {
-                    let forwarded = Forwarded { part: part.to_owned(), body: body.clone().into() };
+                    let forwarded = Forwarded {
+                        part: part.to_owned(),
+                        body: body.clone().into(),
+                    };
                     let sent = codec::to_bytes(&forwarded).into();
-                    match self.0.peers.call(leader, CALL_META, sent, PROPOSE_TIMEOUT + CLOCK_PAUSE).await {
+                    match self
+                        .0
+                        .peers
+                        .call(leader, CALL_META, sent, PROPOSE_TIMEOUT + CLOCK_PAUSE)
+                        .await
+                    {
                         Ok(answer) => codec::from_bytes(&answer).unwrap_or(Fate::Unconfirmed),
                         Err(_) => Fate::Unconfirmed,
                     }

@@ -13,7 +13,7 @@ use hindcast_env::io::{RealDisk, SystemClock, os_rng};
 use hindcast_env::{Clock, Disk, DiskError, Rng, SeededRng};
 use hindcast_model::slot::BadShardCount;
 use hindcast_model::{GroupId, NodeId, RetentionRule, ShardMap, TenantId, TimestampNs, retention};
-use hindcast_raft::io::{GroupSpec, RaftConfig, RaftHost, SledStores};
+use hindcast_raft::io::{GroupSpec, RaftConfig, RaftHost, SledConfig, SledStores};
 use hindcast_raft::{MachineError, MetaMachine, MetaMachineConfig, Part, RaftError};
 use hindcast_storage::{Floor, ShardConfig, StorageError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,13 +46,21 @@ pub enum StartError {
     Disk(#[from] DiskError),
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    #[error("{data_dir} belongs to node {stored}, not to node {given}; start it with --id {stored}, or use another --data-dir")]
-    WrongNode { data_dir: PathBuf, stored: NodeId, given: NodeId },
+    #[error(
+        "{data_dir} belongs to node {stored}, not to node {given}; start it with --id {stored}, or use another --data-dir"
+    )]
+    WrongNode {
+        data_dir: PathBuf,
+        stored: NodeId,
+        given: NodeId,
+    },
     #[error("this cluster cannot be founded: {0}")]
     Founding(String),
     #[error(transparent)]
     Shards(#[from] BadShardCount),
-    #[error("{replicas} replicas need as many nodes; --join lists {nodes}. This version keeps every shard on every node, so give one address per replica")]
+    #[error(
+        "{replicas} replicas need as many nodes; --join lists {nodes}. This version keeps every shard on every node, so give one address per replica"
+    )]
     Replicas { replicas: u64, nodes: usize },
     #[error("shard {group} does not open: {source}")]
     Shard { group: GroupId, source: StorageError },
@@ -121,28 +129,54 @@ impl Node {
         let mut shards = BTreeMap::new();
         for shard in map.shards() {
             let group = GroupId::from(shard);
-            let shard_config = ShardConfig { group, ..ShardConfig::default() };
+            let shard_config = ShardConfig {
+                group,
+                ..ShardConfig::default()
+            };
             let machine = ShardMachine::open(disk.clone(), &format!("shard-{group}"), shard_config, clock.clone())
                 .map_err(|source| StartError::Shard { group, source })?;
             shards.insert(group, machine.handle());
-            groups.push(GroupSpec { group, machine: Box::new(machine) });
+            groups.push(GroupSpec {
+                group,
+                machine: Box::new(machine),
+            });
         }
         let mut all_parts: Vec<Box<dyn Part>> = vec![Box::new(ClusterPart)];
         all_parts.extend(parts);
-        let meta_config = MetaMachineConfig { verify_rows: machine_restarted(&*disk)?, ..MetaMachineConfig::new("meta") };
-        let stores = SledStores::new(config.data_dir.join("meta").join("sled"));
+        let meta_config = MetaMachineConfig {
+            verify_rows: machine_restarted(&*disk)?,
+            ..MetaMachineConfig::new("meta")
+        };
+        let stores = SledStores::new(SledConfig::new(config.data_dir.join("meta").join("sled")));
         let machine = MetaMachine::open(disk.clone(), stores, all_parts, meta_config).map_err(StartError::Meta)?;
         let rows = machine.reader();
-        groups.insert(0, GroupSpec { group: GroupId::META, machine: Box::new(machine) });
+        groups.insert(
+            0,
+            GroupSpec {
+                group: GroupId::META,
+                machine: Box::new(machine),
+            },
+        );
 
-        let voters = if identity.nodes.is_empty() { vec![config.id] } else { identity.nodes.keys().copied().collect() };
-        let raft_config = RaftConfig { node: config.id, voters, ..RaftConfig::default() };
+        let voters = if identity.nodes.is_empty() {
+            vec![config.id]
+        } else {
+            identity.nodes.keys().copied().collect()
+        };
+        let raft_config = RaftConfig {
+            node: config.id,
+            voters,
+            ..RaftConfig::default()
+        };
         let raft = RaftHost::start(disk, "raft", raft_config, groups, peers.clone(), clock.clone(), rng)?;
         peers.attach(raft.clone());
 
         let meta = MetaClient::new(config.id, raft.clone(), peers.clone(), clock.clone(), rows);
         let writer = Writer::new(config.id, map, raft.clone(), peers.clone(), clock.clone());
-        let cuts = Cuts { meta: Arc::new(meta.clone()), writer: writer.clone() };
+        let cuts = Cuts {
+            meta: Arc::new(meta.clone()),
+            writer: writer.clone(),
+        };
         let node = Self {
             identity: Arc::new(identity),
             raft,
@@ -165,13 +199,17 @@ impl Node {
     /// Every group has a leader, and this node has applied what it had committed: reads and writes will be answered.
     pub fn is_ready(&self) -> bool {
         let groups = std::iter::once(GroupId::META).chain(self.shards.keys().copied());
-        groups.map(|g| self.raft.status(g)).all(|s| s.leader.is_some() && s.applied >= s.commit)
+        groups
+            .map(|g| self.raft.status(g))
+            .all(|s| s.leader.is_some() && s.applied >= s.commit)
     }
 
     /// The oldest instant that is accepted and kept for a tenant; `None`: any.
     pub fn floor(&self, tenant: &TenantId) -> Option<TimestampNs> {
         let domains = hindcast_model::Domain::ALL.into_iter().map(Some).chain([None]);
-        let keeps: Option<Vec<_>> = domains.map(|d| retention::keep_for(&self.retention, tenant, d)).collect();
+        let keeps: Option<Vec<_>> = domains
+            .map(|d| retention::keep_for(&self.retention, tenant, d))
+            .collect();
         let longest = keeps?.into_iter().max()?;
         Some(self.meta.cluster_now() - longest)
     }
@@ -181,8 +219,16 @@ impl Node {
         loop {
             tokio::time::sleep(RETENTION_PAUSE).await;
             let now = self.meta.cluster_now();
-            let all = RetentionRule { tenant: None, domain: None, keep: Some(retention::KEEP_DEFAULT) };
-            let rules = if self.retention.is_empty() { vec![all] } else { self.retention.to_vec() };
+            let all = RetentionRule {
+                tenant: None,
+                domain: None,
+                keep: Some(retention::KEEP_DEFAULT),
+            };
+            let rules = if self.retention.is_empty() {
+                vec![all]
+            } else {
+                self.retention.to_vec()
+            };
             let floor = |r: &RetentionRule| Floor {
                 tenant: r.tenant.clone(),
                 domain: r.domain,
@@ -193,7 +239,11 @@ impl Node {
                 continue;
             }
             for shard in self.writer.led_here() {
-                if let Err(e) = self.writer.control(shard, Control::Retain { floors: floors.clone() }).await {
+                if let Err(e) = self
+                    .writer
+                    .control(shard, Control::Retain { floors: floors.clone() })
+                    .await
+                {
                     tracing::warn!(%shard, error = %e, "retention could not be proposed; tried again in a minute");
                 }
             }
@@ -242,7 +292,10 @@ fn register_founding(peers: &Arc<Peers>, me: NodeId, disk: Arc<dyn Disk>, shared
     peers.register(
         CALL_HELLO,
         Arc::new(move |_, _| {
-            let hello = Hello { node: me, cluster: own.lock().as_ref().map(|i| i.cluster.clone()) };
+            let hello = Hello {
+                node: me,
+                cluster: own.lock().as_ref().map(|i| i.cluster.clone()),
+            };
             Box::pin(async move { Ok(Bytes::from(hindcast_model::codec::to_bytes(&hello))) })
         }),
     );
@@ -258,7 +311,11 @@ fn register_founding(peers: &Arc<Peers>, me: NodeId, disk: Arc<dyn Disk>, shared
                     Some(known) if known.cluster == sent.cluster => Ok(Bytes::new()),
                     Some(_) => Err(Status::failed_precondition("this node belongs to another cluster")),
                     None => {
-                        let mine = Identity { node: me, welcomed: BTreeSet::new(), ..sent };
+                        let mine = Identity {
+                            node: me,
+                            welcomed: BTreeSet::new(),
+                            ..sent
+                        };
                         identity::store(&*disk, &mine).map_err(|e| Status::internal(e.to_string()))?;
                         *own = Some(mine);
                         Ok(Bytes::new())
@@ -314,12 +371,19 @@ async fn found_or_wait(
                 tokio::time::sleep(FOUNDING_PAUSE).await;
             }
             Founding::Found => {
-                let nodes = answers.into_iter().filter_map(|(addr, h)| Some((h?.node, addr))).collect();
+                let nodes = answers
+                    .into_iter()
+                    .filter_map(|(addr, h)| Some((h?.node, addr)))
+                    .collect();
                 let founded = new_identity(config, nodes, rng)?;
                 // The founder's own file first: after a crash it welcomes the rest and never founds again.
                 identity::store(disk, &founded)?;
                 *shared.lock() = Some(founded.clone());
-                tracing::info!(cluster = founded.cluster, nodes = founded.nodes.len(), "founded a cluster");
+                tracing::info!(
+                    cluster = founded.cluster,
+                    nodes = founded.nodes.len(),
+                    "founded a cluster"
+                );
                 return Ok(founded);
             }
         }
@@ -330,8 +394,12 @@ async fn found_or_wait(
 async fn welcome_rest(mut identity: Identity, disk: Arc<dyn Disk>) {
     let body = Bytes::from(hindcast_model::codec::to_bytes(&identity));
     while identity.welcomed.len() < identity.nodes.len() {
-        let rest: Vec<_> =
-            identity.nodes.iter().filter(|(id, _)| !identity.welcomed.contains(id)).map(|(i, a)| (*i, a.clone())).collect();
+        let rest: Vec<_> = identity
+            .nodes
+            .iter()
+            .filter(|(id, _)| !identity.welcomed.contains(id))
+            .map(|(i, a)| (*i, a.clone()))
+            .collect();
         for (id, address) in rest {
             match call_address(&address, identity.node, CALL_FOUND, body.clone()).await {
                 Ok(_) => {

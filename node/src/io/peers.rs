@@ -48,14 +48,20 @@ pub fn channel_to(address: &str) -> Result<Channel, tonic::transport::Error> {
 }
 
 fn client(channel: Channel) -> PeerClient<Channel> {
-    PeerClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
+    PeerClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 /// One call to an address, for nodes that are not yet of one cluster.
 pub async fn call_address(address: &str, from: NodeId, kind: &str, body: Bytes) -> Result<Bytes, Status> {
     let channel = channel_to(address).map_err(|e| Status::invalid_argument(e.to_string()))?;
-    let mut request =
-        Request::new(v1::CallRequest { from: from.0, cluster: String::new(), kind: kind.to_owned(), body });
+    let mut request = Request::new(v1::CallRequest {
+        from: from.0,
+        cluster: String::new(),
+        kind: kind.to_owned(),
+        body,
+    });
     request.set_timeout(Duration::from_secs(2));
     Ok(client(channel).call(request).await?.into_inner().body)
 }
@@ -121,11 +127,18 @@ impl Peers {
         let channel = self.links.read().get(&to).map(|l| l.channel.clone());
         let channel = channel.ok_or_else(|| Status::unavailable(format!("node {to} is not known here")))?;
         let cluster = self.cluster.get().cloned().unwrap_or_default();
-        let mut request = Request::new(v1::CallRequest { from: self.me.0, cluster, kind: kind.to_owned(), body });
+        let mut request = Request::new(v1::CallRequest {
+            from: self.me.0,
+            cluster,
+            kind: kind.to_owned(),
+            body,
+        });
         request.set_timeout(timeout);
         match tokio::time::timeout(timeout, client(channel).call(request)).await {
             Ok(answer) => Ok(answer?.into_inner().body),
-            Err(_) => Err(Status::deadline_exceeded(format!("node {to} did not answer in {timeout:?}"))),
+            Err(_) => Err(Status::deadline_exceeded(format!(
+                "node {to} did not answer in {timeout:?}"
+            ))),
         }
     }
 
@@ -142,7 +155,11 @@ impl Peers {
         let first = chunks.message().await?.and_then(|c| c.header);
         let header = first.ok_or_else(|| Status::invalid_argument("a snapshot begins with its header"))?;
         self.check_cluster(&header.cluster)?;
-        let raft = self.raft.get().ok_or_else(|| Status::unavailable("not ready for snapshots yet"))?.clone();
+        let raft = self
+            .raft
+            .get()
+            .ok_or_else(|| Status::unavailable("not ready for snapshots yet"))?
+            .clone();
         let dir = {
             let mut n = self.incoming.lock();
             *n += 1;
@@ -186,7 +203,10 @@ impl Peers {
             taken += 1;
         }
         if taken != header.files.len() {
-            return Err(Status::data_loss(format!("{taken} of {} snapshot files arrived", header.files.len())));
+            return Err(Status::data_loss(format!(
+                "{taken} of {} snapshot files arrived",
+                header.files.len()
+            )));
         }
         disk.sync_dir(&dir).map_err(io)?;
         raft.receive_snapshot(GroupId(header.group), header.message, dir);
@@ -216,7 +236,11 @@ async fn send_raft(me: NodeId, cluster: String, channel: Channel, mut waiting: m
                 bytes += more.iter().map(wire_bytes).sum::<usize>();
                 messages.extend(more);
             }
-            let wire = |m: WireMessage| v1::RaftMessage { group: m.group.0, head: m.head, data: m.data };
+            let wire = |m: WireMessage| v1::RaftMessage {
+                group: m.group.0,
+                head: m.head,
+                data: m.data,
+            };
             let batch = v1::RaftBatch {
                 from: me.0,
                 cluster: cluster.clone(),
@@ -274,18 +298,32 @@ impl Transport for Peers {
         dir: String,
         done: Box<dyn FnOnce(bool) + Send>,
     ) {
-        let Some(channel) = self.links.read().get(&to).map(|l| l.channel.clone()) else { return done(false) };
-        let (disk, cluster, me) = (self.disk.clone(), self.cluster.get().cloned().unwrap_or_default(), self.me);
+        let Some(channel) = self.links.read().get(&to).map(|l| l.channel.clone()) else {
+            return done(false);
+        };
+        let (disk, cluster, me) = (
+            self.disk.clone(),
+            self.cluster.get().cloned().unwrap_or_default(),
+            self.me,
+        );
         self.runtime.spawn(async move {
             let (feed, stream) = mpsc::channel::<v1::SnapshotChunk>(16);
             let reader = tokio::task::spawn_blocking(move || -> Result<(), Status> {
                 let io = |e: hindcast_env::DiskError| Status::internal(e.to_string());
                 let gone = |_| Status::cancelled("the receiver went away");
                 let files = snapshot_files(&*disk, &dir)?;
-                let header =
-                    v1::SnapshotHeader { from: me.0, cluster, group: group.0, message, files: files.clone() };
-                let first =
-                    v1::SnapshotChunk { header: Some(header), file: String::new(), data: Bytes::new() };
+                let header = v1::SnapshotHeader {
+                    from: me.0,
+                    cluster,
+                    group: group.0,
+                    message,
+                    files: files.clone(),
+                };
+                let first = v1::SnapshotChunk {
+                    header: Some(header),
+                    file: String::new(),
+                    data: Bytes::new(),
+                };
                 feed.blocking_send(first).map_err(gone)?;
                 for f in files {
                     let file = disk.open_read(&format!("{dir}/{}", f.name)).map_err(io)?;
@@ -295,7 +333,11 @@ impl Transport for Peers {
                         let len = SNAPSHOT_CHUNK_BYTES.min((f.bytes - at) as usize);
                         let data = file.read_at(at, len).map_err(io)?;
                         at += len as u64;
-                        let chunk = v1::SnapshotChunk { header: None, file: f.name.clone(), data };
+                        let chunk = v1::SnapshotChunk {
+                            header: None,
+                            file: f.name.clone(),
+                            data,
+                        };
                         feed.blocking_send(chunk).map_err(gone)?;
                         if at >= f.bytes {
                             break;
@@ -304,7 +346,9 @@ impl Transport for Peers {
                 }
                 Ok(())
             });
-            let sent = client(channel).snapshot(tokio_stream::wrappers::ReceiverStream::new(stream)).await;
+            let sent = client(channel)
+                .snapshot(tokio_stream::wrappers::ReceiverStream::new(stream))
+                .await;
             let read = reader.await;
             let ok = sent.is_ok() && matches!(read, Ok(Ok(())));
             if let Err(status) = sent {
@@ -331,7 +375,11 @@ impl Peer for PeerService {
         while let Some(batch) = batches.message().await? {
             self.0.check_cluster(&batch.cluster)?;
             let Some(raft) = self.0.raft.get() else { continue };
-            let message = |m: v1::RaftMessage| WireMessage { group: GroupId(m.group), head: m.head, data: m.data };
+            let message = |m: v1::RaftMessage| WireMessage {
+                group: GroupId(m.group),
+                head: m.head,
+                data: m.data,
+            };
             raft.receive(NodeId(batch.from), batch.messages.into_iter().map(message).collect());
         }
         Ok(Response::new(v1::RaftClosed {}))
@@ -343,8 +391,8 @@ impl Peer for PeerService {
             self.0.check_cluster(&request.cluster)?;
         }
         let handler = self.0.handlers.read().get(&request.kind).cloned();
-        let handler =
-            handler.ok_or_else(|| Status::unimplemented(format!("calls of kind {:?} are not known here", request.kind)))?;
+        let handler = handler
+            .ok_or_else(|| Status::unimplemented(format!("calls of kind {:?} are not known here", request.kind)))?;
         let body = handler(NodeId(request.from), request.body).await?;
         Ok(Response::new(v1::CallResponse { body }))
     }

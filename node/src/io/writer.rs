@@ -88,7 +88,14 @@ impl Writer {
             (shard, Fold { queue, queued_bytes })
         });
         let folds = folds.collect();
-        let writer = Self(Arc::new(Inner { me, map, raft, peers: peers.clone(), clock, folds }));
+        let writer = Self(Arc::new(Inner {
+            me,
+            map,
+            raft,
+            peers: peers.clone(),
+            clock,
+            folds,
+        }));
         let w = writer.clone();
         peers.register(
             CALL_WRITE,
@@ -116,13 +123,20 @@ impl Writer {
         writer
     }
 
+    /// This node's clock.
+    pub fn now(&self) -> hindcast_model::TimestampNs {
+        self.0.clock.now()
+    }
+
     pub fn shard_map(&self) -> &ShardMap {
         &self.0.map
     }
 
     /// Hands a part to this node's fold of the shard.
     async fn write_here(&self, shard: ShardId, part: Bytes) -> Fate {
-        let Some(fold) = self.0.folds.get(&shard) else { return Fate::NotLeader };
+        let Some(fold) = self.0.folds.get(&shard) else {
+            return Fate::NotLeader;
+        };
         if self.0.raft.status(shard.into()).leader != Some(self.0.me) {
             return Fate::NotLeader;
         }
@@ -149,8 +163,16 @@ impl Writer {
                 None => Fate::NotLeader,
                 Some(leader) if leader == self.0.me => self.write_here(shard, part.clone()).await,
                 Some(leader) => {
-                    let body = codec::to_bytes(&ForwardedPart { shard, part: part.clone() });
-                    match self.0.peers.call(leader, CALL_WRITE, body.into(), PROPOSE_TIMEOUT).await {
+                    let body = codec::to_bytes(&ForwardedPart {
+                        shard,
+                        part: part.clone(),
+                    });
+                    match self
+                        .0
+                        .peers
+                        .call(leader, CALL_WRITE, body.into(), PROPOSE_TIMEOUT)
+                        .await
+                    {
                         Ok(fate) => codec::from_bytes(&fate).unwrap_or(Fate::Unconfirmed),
                         Err(_) => Fate::Unconfirmed,
                     }
@@ -159,7 +181,10 @@ impl Writer {
             match fate {
                 Fate::Applied(applied) => return Ok(applied),
                 Fate::QueueFull => {
-                    return Err(WriteError::QueueFull { shard, queued_bytes_max: QUEUED_BYTES_MAX });
+                    return Err(WriteError::QueueFull {
+                        shard,
+                        queued_bytes_max: QUEUED_BYTES_MAX,
+                    });
                 }
                 Fate::NotLeader => {}
                 Fate::Unconfirmed => may_be_stored = true,
@@ -179,7 +204,12 @@ impl Writer {
 
     async fn control_here(&self, shard: ShardId, control: &Control) -> Option<u64> {
         let data = entry::encode_control(self.0.clock.now(), control);
-        self.0.raft.propose(shard.into(), data, PROPOSE_TIMEOUT).await.ok().map(|(index, _)| index)
+        self.0
+            .raft
+            .propose(shard.into(), data, PROPOSE_TIMEOUT)
+            .await
+            .ok()
+            .map(|(index, _)| index)
     }
 
     /// Proposes a control command at the shard's leader; the index at which it stands. Controls are idempotent,
@@ -191,9 +221,19 @@ impl Writer {
                 None => None,
                 Some(leader) if leader == self.0.me => self.control_here(shard, &control).await,
                 Some(leader) => {
-                    let body = codec::to_bytes(&ForwardedControl { shard, control: control.clone() });
-                    let answer = self.0.peers.call(leader, CALL_CONTROL, body.into(), PROPOSE_TIMEOUT).await;
-                    answer.ok().and_then(|a| codec::from_bytes::<Option<u64>>(&a).ok()).flatten()
+                    let body = codec::to_bytes(&ForwardedControl {
+                        shard,
+                        control: control.clone(),
+                    });
+                    let answer = self
+                        .0
+                        .peers
+                        .call(leader, CALL_CONTROL, body.into(), PROPOSE_TIMEOUT)
+                        .await;
+                    answer
+                        .ok()
+                        .and_then(|a| codec::from_bytes::<Option<u64>>(&a).ok())
+                        .flatten()
                 }
             };
             match index {
@@ -218,7 +258,9 @@ impl Writer {
     /// Shards that this node leads now.
     pub fn led_here(&self) -> Vec<ShardId> {
         let shards = self.0.map.shards().into_iter();
-        shards.filter(|s| self.0.raft.status((*s).into()).leader == Some(self.0.me)).collect()
+        shards
+            .filter(|s| self.0.raft.status((*s).into()).leader == Some(self.0.me))
+            .collect()
     }
 }
 
@@ -232,7 +274,11 @@ impl BatchSink for Writer {
             let part = Bytes::from(entry::encode_part(&part));
             if part.len() > ENTRY_BYTES_MAX {
                 let bytes = part.len();
-                return Err(WriteError::TooLarge { shard, bytes, entry_bytes_max: ENTRY_BYTES_MAX });
+                return Err(WriteError::TooLarge {
+                    shard,
+                    bytes,
+                    entry_bytes_max: ENTRY_BYTES_MAX,
+                });
             }
             writes.push(async move {
                 match self.write_part(shard, part, has_id).await? {
@@ -243,14 +289,20 @@ impl BatchSink for Writer {
         }
         let mut fates = join_all(writes).await;
         // The worst class of the parts: what may be stored outweighs what surely is not.
-        if let Some(i) = fates.iter().position(|f| matches!(f, Err(WriteError::Unconfirmed { .. })))
+        if let Some(i) = fates
+            .iter()
+            .position(|f| matches!(f, Err(WriteError::Unconfirmed { .. })))
             && let Err(e) = fates.swap_remove(i)
         {
             return Err(e);
         }
         let applied = fates.into_iter().collect::<Result<Vec<_>, _>>()?;
         let duplicate = !applied.is_empty() && applied.iter().all(|a| *a == PartApplied::Duplicate);
-        Ok(Written { samples, lines, duplicate })
+        Ok(Written {
+            samples,
+            lines,
+            duplicate,
+        })
     }
 }
 
@@ -265,7 +317,9 @@ async fn fold(
     let room = Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT_MAX));
     loop {
         // Room first: what arrives while all entries are in flight is folded into the next one.
-        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let Ok(permit) = room.clone().acquire_owned().await else {
+            return;
+        };
         let Some(first) = waiting.recv().await else { return };
         let mut bytes = first.part.len();
         let mut folded = vec![first];

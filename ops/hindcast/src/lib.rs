@@ -1,3 +1,110 @@
 //! The hindcast binary as a library: command line, configuration, wiring.
 
+pub mod agent;
 pub mod cli;
+pub mod demo;
+pub mod import;
+pub mod server;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(
+    name = "hindcast",
+    version,
+    about = "See the moment again: metrics, logs, alerts and tickets of past incidents",
+    after_help = "Start here:
+  hindcast demo                        the whole story on this machine, on live data
+  hindcast server --data-dir D         one node on loopback, ready in two seconds
+  hindcast agent                       this host's metrics and logs into it
+  hindcast query 'system_cpu_load_average_1m'"
+)]
+struct Args {
+    /// Logs as JSON lines.
+    #[arg(long, global = true, env = "HINDCAST_LOG_JSON")]
+    log_json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The whole story on this machine: three nodes, an incident, a dead leader, mail, Slack, a ticket, the replay.
+    Demo(demo::DemoArgs),
+    /// Runs a node.
+    Server(Box<server::config::ServerArgs>),
+    /// Sends this host's metrics and log files.
+    Agent(cli::agent::AgentArgs),
+    /// Brings files in: OpenMetrics pages, CSV, JSON lines, remote-write bodies.
+    Import(cli::import::ImportArgs),
+    /// Evaluates a PromQL expression.
+    Query(cli::query::QueryArgs),
+    /// Searches logs with a LogQL expression.
+    Logs(cli::query::LogsArgs),
+    /// Lists and shows incidents.
+    Incident(cli::incident::IncidentArgs),
+    /// Lists alerts as they are now.
+    Alerts(cli::incident::AlertsArgs),
+    /// Plays a past incident again, frame by frame.
+    Replay(cli::replay::ReplayArgs),
+    /// Works on tickets.
+    Ticket(cli::ticket::TicketArgs),
+    /// Checks rule files.
+    Rules(cli::rules::RulesArgs),
+    /// Shows nodes and Raft groups.
+    Cluster(cli::cluster::ClusterArgs),
+    /// Flushes and compacts the store of a live node.
+    Storage(cli::cluster::StorageArgs),
+}
+
+fn set_up_logging(json: bool) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("HINDCAST_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json { logs.json().init() } else { logs.init() }
+}
+
+/// Parses the command line and runs it.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    set_up_logging(args.log_json);
+    // One provider of cryptography for everything that speaks TLS (SMTP, Slack); without it rustls panics at first use.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        tracing::debug!("a rustls provider was installed already");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("hindcast: no threads can be started: {e}");
+            return ExitCode::from(1);
+        }
+    };
+    let done = runtime.block_on(run(args.command));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    match done {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("hindcast: {}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+async fn run(command: Command) -> cli::Done {
+    match command {
+        Command::Demo(args) => demo::run(args).await,
+        Command::Server(args) => server::run(*args).await,
+        Command::Agent(args) => cli::agent::run(args).await,
+        Command::Import(args) => cli::import::run(args).await,
+        Command::Query(args) => cli::query::run_query(args).await,
+        Command::Logs(args) => cli::query::run_logs(args).await,
+        Command::Incident(args) => cli::incident::run(args).await,
+        Command::Alerts(args) => cli::incident::run_alerts(args).await,
+        Command::Replay(args) => cli::replay::run(args).await,
+        Command::Ticket(args) => cli::ticket::run(args).await,
+        Command::Rules(args) => cli::rules::run(args).await,
+        Command::Cluster(args) => cli::cluster::run(args).await,
+        Command::Storage(args) => cli::cluster::run_storage(args).await,
+    }
+}

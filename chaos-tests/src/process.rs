@@ -1,0 +1,136 @@
+//! Nodes as processes of this machine, on loopback.
+
+use anyhow::{Context, Result, bail};
+use hindcast_proto::v1;
+use hindcast_proto::v1::cluster_client::ClusterClient;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tonic::transport::{Channel, Endpoint};
+
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub struct Node {
+    pub id: u64,
+    pub client: SocketAddr,
+    args: Vec<String>,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+/// A cluster in a temporary folder. Nodes die with it; the folder stays when a test panics.
+pub struct Cluster {
+    pub nodes: Vec<Node>,
+    program: PathBuf,
+    dir: PathBuf,
+}
+
+/// Loopback addresses that were free a moment ago, all different.
+pub fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
+    let held = (0..count).map(|_| TcpListener::bind(("127.0.0.1", 0))).collect::<std::io::Result<Vec<_>>>()?;
+    Ok(held.iter().map(TcpListener::local_addr).collect::<std::io::Result<_>>()?)
+}
+
+/// A channel that connects when it is first used.
+pub fn channel(address: SocketAddr, timeout: Duration) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address makes a URL");
+    endpoint.connect_timeout(Duration::from_secs(2)).timeout(timeout).connect_lazy()
+}
+
+impl Cluster {
+    /// Starts `count` nodes of `program`, with more arguments for each; they are not ready yet.
+    pub fn start(name: &str, program: &str, count: u64, more: &[&str]) -> Result<Self> {
+        let dir = std::env::temp_dir().join(format!("hindcast-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        let addresses = free_addresses(2 * count as usize)?;
+        let (clients, peers) = addresses.split_at(count as usize);
+        let join = peers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let mut cluster = Self { nodes: vec![], program: program.into(), dir };
+        for (i, client) in clients.iter().enumerate() {
+            let id = i as u64 + 1;
+            let data = cluster.dir.join(format!("node-{id}"));
+            std::fs::create_dir_all(&data)?;
+            let mut args: Vec<String> = vec!["server".into()];
+            args.extend(["--id".into(), id.to_string(), "--data-dir".into(), data.display().to_string()]);
+            args.extend(["--listen".into(), client.to_string()]);
+            if count > 1 {
+                args.extend(["--peer-listen".into(), peers[i].to_string(), "--join".into(), join.clone()]);
+            }
+            args.extend(more.iter().map(|a| (*a).to_owned()));
+            cluster.nodes.push(Node { id, client: *client, args, log: data.join("log"), child: None });
+            cluster.spawn(i)?;
+        }
+        Ok(cluster)
+    }
+
+    pub fn spawn(&mut self, i: usize) -> Result<()> {
+        let node = &mut self.nodes[i];
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&node.log)?;
+        let mut command = Command::new(&self.program);
+        command.args(&node.args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        node.child = Some(command.spawn().context("the node cannot be started")?);
+        Ok(())
+    }
+
+    /// kill -9: no handler runs, nothing is flushed.
+    pub fn kill(&mut self, i: usize) {
+        if let Some(mut child) = self.nodes[i].child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().map(|n| n.client).collect()
+    }
+
+    pub async fn status(&self, i: usize) -> Result<v1::StatusResponse> {
+        let mut cluster = ClusterClient::new(channel(self.nodes[i].client, Duration::from_secs(2)));
+        Ok(cluster.status(v1::StatusRequest {}).await?.into_inner())
+    }
+
+    /// Waits until every node that runs is ready.
+    #[allow(clippy::disallowed_methods, reason = "a test on real processes waits in real time")]
+    pub async fn wait_ready(&mut self) -> Result<Duration> {
+        let started = Instant::now();
+        for i in 0..self.nodes.len() {
+            while self.nodes[i].child.is_some() {
+                if self.status(i).await.is_ok_and(|s| s.ready) {
+                    break;
+                }
+                if let Some(ended) = self.nodes[i].child.as_mut().and_then(|c| c.try_wait().ok().flatten()) {
+                    bail!("node {} ended by itself: {ended}\n{}", self.nodes[i].id, self.log_tail(i));
+                }
+                if started.elapsed() > READY_TIMEOUT {
+                    bail!("node {} is not ready after {READY_TIMEOUT:?}\n{}", self.nodes[i].id, self.log_tail(i));
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        Ok(started.elapsed())
+    }
+
+    pub fn log_tail(&self, i: usize) -> String {
+        let text = std::fs::read_to_string(&self.nodes[i].log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    pub fn data_dir(&self, i: usize) -> PathBuf {
+        self.dir.join(format!("node-{}", self.nodes[i].id))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for i in 0..self.nodes.len() {
+            self.kill(i);
+        }
+        if std::thread::panicking() {
+            eprintln!("the nodes' folders are kept: {}", self.dir.display());
+        } else {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! What the cluster is and how it fares: gRPC `Cluster`, `/api/hindcast/v1/cluster`, `/metrics`.
+
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use bytes::Bytes;
+use hindcast_model::{GroupId, NodeId};
+use hindcast_node::io::node::Node;
+use hindcast_node::io::servers::IngestCounters;
+use hindcast_proto::v1;
+use hindcast_proto::v1::cluster_server::{Cluster, ClusterServer};
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::{Request, Response, Status};
+
+const CALL_PING: &str = "ping";
+const PING_TIMEOUT: Duration = Duration::from_millis(500);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(300);
+const FLUSH_PAUSE: Duration = Duration::from_millis(20);
+
+/// The cluster as this node sees it. Clones share it.
+#[derive(Clone)]
+pub struct View {
+    node: Node,
+    /// This node's client address, told to the others.
+    client_address: String,
+    counters: Arc<IngestCounters>,
+}
+
+impl View {
+    pub fn new(node: Node, client_address: String, counters: Arc<IngestCounters>) -> Self {
+        let own = client_address.clone();
+        node.peers.register(
+            CALL_PING,
+            Arc::new(move |_, _| {
+                let own = own.clone();
+                Box::pin(async move { Ok(Bytes::from(own)) })
+            }),
+        );
+        Self { node, client_address, counters }
+    }
+
+    async fn nodes(&self) -> Vec<v1::NodeStatus> {
+        let identity = &self.node.identity;
+        let me = v1::NodeStatus {
+            id: identity.node.0,
+            peer_address: identity.nodes.get(&identity.node).cloned().unwrap_or_default(),
+            client_address: self.client_address.clone(),
+            reachable: true,
+        };
+        let others = identity.nodes.iter().filter(|(id, _)| **id != identity.node);
+        let asked = others.map(|(id, peer_address)| self.ask(*id, peer_address.clone()));
+        let mut nodes = futures::future::join_all(asked).await;
+        nodes.push(me);
+        nodes.sort_by_key(|n| n.id);
+        nodes
+    }
+
+    async fn ask(&self, id: NodeId, peer_address: String) -> v1::NodeStatus {
+        let answer = self.node.peers.call(id, CALL_PING, Bytes::new(), PING_TIMEOUT).await;
+        let client_address = answer.as_ref().map(|a| String::from_utf8_lossy(a).into_owned()).unwrap_or_default();
+        v1::NodeStatus { id: id.0, peer_address, client_address, reachable: answer.is_ok() }
+    }
+
+    fn groups(&self) -> Vec<v1::GroupStatus> {
+        let ids = std::iter::once(GroupId::META).chain(self.node.shards.keys().copied());
+        let group = |g: GroupId| {
+            let s = self.node.raft.status(g);
+            let stats = self.node.shards.get(&g).map(|s| s.stats());
+            v1::GroupStatus {
+                group: g.0,
+                leader: s.leader.map_or(0, |l| l.0),
+                term: s.term,
+                commit: s.commit,
+                applied: s.applied,
+                durable: s.durable,
+                voters: s.voters.iter().map(|v| v.0).collect(),
+                digest: s.digest.iter().map(|b| format!("{b:02x}")).collect(),
+                samples: stats.as_ref().map_or(0, |s| s.samples),
+                lines: stats.as_ref().map_or(0, |s| s.lines),
+            }
+        };
+        ids.map(group).collect()
+    }
+
+    async fn status(&self) -> v1::StatusResponse {
+        v1::StatusResponse {
+            node: self.node.id().0,
+            cluster: self.node.identity.cluster.clone(),
+            nodes: self.nodes().await,
+            groups: self.groups(),
+            ready: self.node.is_ready(),
+        }
+    }
+
+    /// Flushes (and compacts) every shard of this node, and waits for it.
+    async fn flush(&self, compact: bool) -> Result<v1::FlushResponse, Status> {
+        let shards: Vec<_> = self.node.shards.values().cloned().collect();
+        let flushes: Vec<u64> = shards.iter().map(|s| s.ask_flush()).collect();
+        let done = async {
+            while !shards.iter().zip(&flushes).all(|(s, t)| s.flushed(*t)) {
+                tokio::time::sleep(FLUSH_PAUSE).await;
+            }
+            if compact {
+                let compactions: Vec<u64> = shards.iter().map(|s| s.ask_compact()).collect();
+                while !shards.iter().zip(&compactions).all(|(s, t)| s.compacted(*t)) {
+                    tokio::time::sleep(FLUSH_PAUSE).await;
+                }
+            }
+            // The stats are renewed after the work, by the next round of the owner.
+            tokio::time::sleep(FLUSH_PAUSE * 5).await;
+        };
+        let waited = tokio::time::timeout(FLUSH_TIMEOUT, done).await;
+        waited.map_err(|_| Status::deadline_exceeded("not flushed within five minutes; it goes on by itself"))?;
+        let stats = shards.iter().map(|s| s.stats());
+        let (segments, bytes) =
+            stats.fold((0, 0), |(n, b), s| (n + s.segments as u64, b + s.segment_bytes));
+        Ok(v1::FlushResponse { segments, bytes })
+    }
+
+    /// `/metrics` in Prometheus' text format.
+    fn metrics(&self) -> String {
+        let mut out = String::new();
+        let mut gauge = |name: &str, help: &str, kind: &str, rows: Vec<(String, f64)>| {
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+            for (labels, value) in rows {
+                let _ = writeln!(out, "{name}{labels} {value}");
+            }
+        };
+        let groups = self.groups();
+        let me = self.node.id().0;
+        let by_group = |f: &dyn Fn(&v1::GroupStatus) -> f64| {
+            groups.iter().map(|g| (format!("{{group=\"{}\"}}", g.group), f(g))).collect::<Vec<_>>()
+        };
+        gauge("hindcast_ready", "Whether every group has a leader here.", "gauge", vec![(
+            String::new(),
+            f64::from(u8::from(self.node.is_ready())),
+        )]);
+        gauge("hindcast_raft_term", "Raft term.", "gauge", by_group(&|g| g.term as f64));
+        gauge(
+            "hindcast_raft_is_leader",
+            "Whether this node leads the group.",
+            "gauge",
+            by_group(&|g| f64::from(u8::from(g.leader == me))),
+        );
+        gauge("hindcast_raft_commit_index", "Committed entries.", "gauge", by_group(&|g| g.commit as f64));
+        gauge("hindcast_raft_applied_index", "Applied entries.", "gauge", by_group(&|g| g.applied as f64));
+        gauge(
+            "hindcast_raft_durable_index",
+            "Entries whose effect is on disk outside the log.",
+            "gauge",
+            by_group(&|g| g.durable as f64),
+        );
+        let by_shard = |f: &dyn Fn(&hindcast_storage::ShardStats) -> f64| {
+            let shards = self.node.shards.iter();
+            shards.map(|(g, s)| (format!("{{group=\"{g}\"}}"), f(&s.stats()))).collect::<Vec<_>>()
+        };
+        gauge("hindcast_storage_samples", "Samples held by the shard.", "gauge", by_shard(&|s| s.samples as f64));
+        gauge("hindcast_storage_lines", "Log lines held by the shard.", "gauge", by_shard(&|s| s.lines as f64));
+        gauge("hindcast_storage_segments", "Segment files.", "gauge", by_shard(&|s| s.segments as f64));
+        gauge(
+            "hindcast_storage_segment_bytes",
+            "Bytes of segment files.",
+            "gauge",
+            by_shard(&|s| s.segment_bytes as f64),
+        );
+        let mut named = std::collections::BTreeMap::<&str, Vec<(String, f64)>>::new();
+        let counters = self.counters.list();
+        for (name, labels, value) in &counters {
+            let pairs: Vec<String> = labels.iter().map(|(n, v)| format!("{n}={v:?}")).collect();
+            let labels = if pairs.is_empty() { String::new() } else { format!("{{{}}}", pairs.join(",")) };
+            named.entry(name).or_default().push((labels, *value as f64));
+        }
+        for (name, rows) in named {
+            gauge(name, "Counted at the edge of ingest.", "counter", rows);
+        }
+        out
+    }
+}
+
+pub fn router(view: View) -> axum::Router {
+    use axum::routing::get;
+    axum::Router::new()
+        .route("/-/healthy", get(|| async { "the process runs\n" }))
+        .route(
+            "/-/ready",
+            get(|State(v): State<View>| async move {
+                if v.node.is_ready() {
+                    (axum::http::StatusCode::OK, "ready\n".to_owned())
+                } else {
+                    let waiting: Vec<String> =
+                        v.groups().iter().filter(|g| g.leader == 0 || g.applied < g.commit).map(|g| g.group.to_string()).collect();
+                    let words = format!("not ready: Raft groups {} have no leader or are behind\n", waiting.join(", "));
+                    (axum::http::StatusCode::SERVICE_UNAVAILABLE, words)
+                }
+            }),
+        )
+        .route(
+            "/metrics",
+            get(|State(v): State<View>| async move {
+                ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], v.metrics()).into_response()
+            }),
+        )
+        .route(
+            "/api/hindcast/v1/cluster",
+            get(|State(v): State<View>| async move {
+                let s = v.status().await;
+                let nodes: Vec<_> = s
+                    .nodes
+                    .iter()
+                    .map(|n| {
+                        serde_json::json!({
+                            "id": n.id, "peer_address": n.peer_address, "client_address": n.client_address,
+                            "reachable": n.reachable,
+                        })
+                    })
+                    .collect();
+                let groups: Vec<_> = s
+                    .groups
+                    .iter()
+                    .map(|g| {
+                        serde_json::json!({
+                            "group": g.group, "leader": g.leader, "term": g.term, "commit": g.commit,
+                            "applied": g.applied, "durable": g.durable, "voters": g.voters, "digest": g.digest,
+                            "samples": g.samples, "lines": g.lines,
+                        })
+                    })
+                    .collect();
+                axum::Json(serde_json::json!({
+                    "node": s.node, "cluster": s.cluster, "ready": s.ready, "nodes": nodes, "groups": groups,
+                    "ui": hindcast_web::is_built(),
+                }))
+            }),
+        )
+        .with_state(view)
+}
+
+pub fn service(view: View) -> ClusterServer<View> {
+    ClusterServer::new(view)
+}
+
+#[tonic::async_trait]
+impl Cluster for View {
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+        Ok(Response::new(View::status(self).await))
+    }
+
+    async fn flush(&self, request: Request<v1::FlushRequest>) -> Result<Response<v1::FlushResponse>, Status> {
+        Ok(Response::new(View::flush(self, request.into_inner().compact).await?))
+    }
+}

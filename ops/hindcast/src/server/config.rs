@@ -1,0 +1,205 @@
+//! What a server must be told: one TOML file, each key also a flag and an environment variable. Flags win.
+
+use hindcast_model::{Domain, RetentionRule, SpanNs, TenantId};
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Arguments of `hindcast server`.
+#[derive(Clone, Debug, Default, clap::Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[command(after_help = "Examples:
+  hindcast server --data-dir /var/lib/hindcast
+      one node on loopback: no config file, no user, no token
+  hindcast server --id 1 --data-dir n1 --listen 127.0.0.1:7400 --peer-listen 127.0.0.1:7401 \\
+                  --join 127.0.0.1:7401,127.0.0.1:7411,127.0.0.1:7421
+      one of three nodes; start the others with their own --id, --data-dir, --listen and --peer-listen
+  hindcast server --data-dir d --retention none
+      keeps and accepts data of every age, back to 1970
+  hindcast server --data-dir d --retention 30d,DBMS=90d,team-a=1y,team-a/SMS=7d
+      by domain, by tenant, by both")]
+pub struct ServerArgs {
+    /// A TOML file with these keys (underscores for dashes).
+    #[arg(long, env = "HINDCAST_CONFIG")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// This node's number in the cluster, from 1 [default: 1].
+    #[arg(long, env = "HINDCAST_ID")]
+    pub id: Option<u64>,
+    /// Where everything is kept [default: hindcast-data].
+    #[arg(long, env = "HINDCAST_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Address for clients: gRPC, HTTP and the web UI; port 0 picks a free one [default: 127.0.0.1:7400].
+    #[arg(long, env = "HINDCAST_LISTEN")]
+    pub listen: Option<SocketAddr>,
+    /// Address for the other nodes [default: 127.0.0.1:7401]; without --join nothing listens there.
+    #[arg(long, env = "HINDCAST_PEER_LISTEN")]
+    pub peer_listen: Option<SocketAddr>,
+    /// Peer addresses of all nodes, this one included.
+    #[arg(long, env = "HINDCAST_JOIN", value_delimiter = ',')]
+    pub join: Vec<String>,
+    /// Shards; fixed at the first start: a power of two up to 64 [default: 4].
+    #[arg(long, env = "HINDCAST_SHARDS")]
+    pub shards: Option<u64>,
+    /// Copies of everything; fixed at the first start [default: one per node].
+    #[arg(long, env = "HINDCAST_REPLICAS")]
+    pub replicas: Option<u64>,
+    /// Rule files, `*` allowed in the file name; may be given more than once.
+    #[arg(long, env = "HINDCAST_RULES", value_delimiter = ',')]
+    pub rules: Vec<String>,
+    /// The routes file: who is told what.
+    #[arg(long, env = "HINDCAST_ROUTES")]
+    pub routes: Option<PathBuf>,
+    /// How long data is kept: `30d`, `none` for ever, or a list by domain and tenant [default: 30d].
+    #[arg(long, env = "HINDCAST_RETENTION")]
+    pub retention: Option<String>,
+}
+
+/// A configuration that cannot be used: exit code 2.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum ConfigError {
+    #[error("{path}: {why}")]
+    File { path: String, why: String },
+    #[error("{address} is not a loopback address: this version has no TLS and no tokens yet, so it would be open to everyone on the network; use 127.0.0.1 or [::1]")]
+    OffLoopback { address: SocketAddr },
+    #[error("retention {given:?} is not understood: write 30d, none, or a list like 30d,DBMS=90d,team-a=1y,team-a/SMS=7d")]
+    Retention { given: String },
+    #[error("--id must be at least 1; 0 means nobody")]
+    NodeZero,
+}
+
+/// What is used, defaults filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerConfig {
+    pub id: u64,
+    pub data_dir: PathBuf,
+    pub listen: SocketAddr,
+    pub peer_listen: SocketAddr,
+    pub join: Vec<String>,
+    pub shards: u64,
+    pub replicas: Option<u64>,
+    pub rules: Vec<String>,
+    pub routes: Option<PathBuf>,
+    pub retention: Vec<RetentionRule>,
+}
+
+impl ServerArgs {
+    /// Reads the file, if one is named; what was given as a flag or variable stays.
+    pub fn with_file(self) -> Result<Self, ConfigError> {
+        let Some(path) = &self.config else { return Ok(self) };
+        let text = read_text(path).map_err(|why| ConfigError::File { path: path.display().to_string(), why })?;
+        let file: Self =
+            toml::from_str(&text).map_err(|e| ConfigError::File { path: path.display().to_string(), why: e.to_string() })?;
+        Ok(Self {
+            config: self.config,
+            id: self.id.or(file.id),
+            data_dir: self.data_dir.or(file.data_dir),
+            listen: self.listen.or(file.listen),
+            peer_listen: self.peer_listen.or(file.peer_listen),
+            join: if self.join.is_empty() { file.join } else { self.join },
+            shards: self.shards.or(file.shards),
+            replicas: self.replicas.or(file.replicas),
+            rules: if self.rules.is_empty() { file.rules } else { self.rules },
+            routes: self.routes.or(file.routes),
+            retention: self.retention.or(file.retention),
+        })
+    }
+
+    /// Checks everything that can be checked without the outside.
+    pub fn resolve(self) -> Result<ServerConfig, ConfigError> {
+        let address = |given: Option<SocketAddr>, port: u16| given.unwrap_or(SocketAddr::from(([127, 0, 0, 1], port)));
+        let config = ServerConfig {
+            id: self.id.unwrap_or(1),
+            data_dir: self.data_dir.unwrap_or_else(|| "hindcast-data".into()),
+            listen: address(self.listen, 7400),
+            peer_listen: address(self.peer_listen, 7401),
+            join: self.join,
+            shards: self.shards.unwrap_or(4),
+            replicas: self.replicas,
+            rules: self.rules,
+            routes: self.routes,
+            retention: parse_retention(self.retention.as_deref().unwrap_or("30d"))?,
+        };
+        if config.id == 0 {
+            return Err(ConfigError::NodeZero);
+        }
+        let peers = (!config.join.is_empty()).then_some(config.peer_listen);
+        match [Some(config.listen), peers].into_iter().flatten().find(|a| !a.ip().is_loopback()) {
+            Some(address) => Err(ConfigError::OffLoopback { address }),
+            None => Ok(config),
+        }
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the configuration is read once, before there is a disk to inject")]
+fn read_text(path: &Path) -> Result<String, String> {
+    let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
+    String::from_utf8(bytes).map_err(|_| "is not UTF-8 text".to_owned())
+}
+
+/// `30d`, `none`, `DBMS=90d`, `team=1y`, `team/SMS=7d`, separated by commas.
+pub fn parse_retention(given: &str) -> Result<Vec<RetentionRule>, ConfigError> {
+    let bad = || ConfigError::Retention { given: given.to_owned() };
+    let mut rules = vec![];
+    for item in given.split(',').map(str::trim) {
+        let (scope, keep) = item.rsplit_once('=').map_or((None, item), |(s, k)| (Some(s), k));
+        let keep = match keep {
+            "none" => None,
+            text => Some(SpanNs::parse(text).filter(|k| *k > SpanNs::ZERO).ok_or_else(bad)?),
+        };
+        let (tenant, domain) = match scope {
+            None => (None, None),
+            Some(scope) => match (Domain::parse(scope), scope.rsplit_once('/')) {
+                (Some(domain), _) => (None, Some(domain)),
+                (None, Some((tenant, domain))) => (Some(tenant), Some(Domain::parse(domain).ok_or_else(bad)?)),
+                (None, None) => (Some(scope), None),
+            },
+        };
+        let tenant = tenant.map(TenantId::new).transpose().map_err(|_| bad())?;
+        rules.push(RetentionRule { tenant, domain, keep });
+    }
+    Ok(rules)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hindcast_model::retention::keep_for;
+
+    #[test]
+    fn the_embedded_default_needs_nothing() {
+        let c = ServerArgs::default().resolve().unwrap();
+        assert_eq!((c.id, c.listen.to_string().as_str(), c.shards), (1, "127.0.0.1:7400", 4));
+        assert_eq!(keep_for(&c.retention, &TenantId::default(), None), SpanNs::parse("30d"));
+    }
+
+    #[test]
+    fn an_address_off_loopback_is_refused_until_there_are_tokens() {
+        let args = ServerArgs { listen: "0.0.0.0:7400".parse().ok(), ..ServerArgs::default() };
+        assert!(matches!(args.resolve(), Err(ConfigError::OffLoopback { .. })));
+        let unused = ServerArgs { peer_listen: "0.0.0.0:7401".parse().ok(), ..ServerArgs::default() };
+        assert!(unused.clone().resolve().is_ok(), "nothing listens there without --join");
+        let joined = ServerArgs { join: vec!["127.0.0.1:1".into()], ..unused };
+        assert!(joined.resolve().is_err());
+    }
+
+    #[test]
+    fn retention_reads_by_domain_and_tenant() {
+        let rules = parse_retention("30d,DBMS=90d,team-a=1y,team-a/SMS=none").unwrap();
+        let a = TenantId::new("team-a").unwrap();
+        let keep = |t: &TenantId, d| keep_for(&rules, t, d).map(|k| k.to_string());
+        assert_eq!(keep(&TenantId::default(), None).as_deref(), Some("30d"));
+        assert_eq!(keep(&TenantId::default(), Some(Domain::Dbms)).as_deref(), Some("90d"));
+        assert_eq!(keep(&a, None).as_deref(), Some("365d"));
+        assert_eq!(keep(&a, Some(Domain::Sms)), None);
+        for bad in ["", "30", "x=1", "a/b=1d", "0"] {
+            assert!(parse_retention(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_none_is_named() {
+        let read: Result<ServerArgs, _> = toml::from_str("shrads = 4");
+        assert!(read.unwrap_err().to_string().contains("shrads"));
+    }
+}

@@ -1,0 +1,213 @@
+//! `hindcast server`: one node, all its parts wired together.
+
+pub mod catalog;
+pub mod cluster;
+pub mod config;
+mod history;
+mod keeper;
+mod rules;
+mod serve;
+pub mod shards;
+
+use crate::cli::{Done, Failure};
+use catalog::Catalog;
+use config::ServerArgs;
+pub use config::ServerConfig;
+use hindcast_alerting::gateway::GatewayPart;
+use hindcast_itsm::DeskPart;
+use hindcast_model::NodeId;
+use hindcast_node::io::node::{Node, NodeConfig};
+use hindcast_node::io::servers::{
+    IngestCounters, IngestState, ingest_router, ingest_service, otlp_logs_service, otlp_metrics_service,
+};
+use hindcast_query::shards::Shards;
+use hindcast_query::{Engine, Limits, replay::Player};
+use hindcast_raft::{Meta, Part};
+use shards::LocalShards;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+/// The command: runs until it is told to stop (Ctrl-C, SIGTERM), or until the node cannot go on.
+pub async fn run(args: ServerArgs) -> Done {
+    let usage = |e: config::ConfigError| Failure::usage(e.to_string());
+    let config = args.with_file().map_err(usage)?.resolve().map_err(usage)?;
+    let (stop, stopped) = watch::channel(false);
+    tokio::spawn(async move {
+        wait_for_signal().await;
+        let _ = stop.send(true);
+    });
+    start(config, stopped).await
+}
+
+async fn wait_for_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut term) => tokio::select! {
+            _ = term.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        },
+        Err(_) => {
+            let _ = tokio::signal::ctrl_c().await;
+        }
+    }
+}
+
+async fn bind(what: &str, address: std::net::SocketAddr) -> Result<TcpListener, Failure> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|e| Failure::usage(format!("the {what} address {address} cannot be used: {e}; choose another")))
+}
+
+/// Starts the node and serves until `stopped` turns true.
+pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> Done {
+    // A broken file is found before anything is opened.
+    let files = rules::read(&config).map_err(|e| Failure::usage(e.to_string()))?;
+    let listener = bind("client", config.listen).await?;
+    let address = listener.local_addr().map_err(|e| Failure::no(e.to_string()))?;
+    let peer_listener = if config.join.is_empty() { None } else { Some(bind("peer", config.peer_listen).await?) };
+
+    let parts: Vec<Box<dyn Part>> = vec![Box::new(GatewayPart::default()), Box::new(DeskPart)];
+    let node_config = NodeConfig {
+        id: NodeId(config.id),
+        data_dir: config.data_dir.clone(),
+        join: config.join.clone(),
+        shards: config.shards,
+        replicas: config.replicas,
+        retention: config.retention.clone(),
+    };
+    announce(&config, address);
+    let starting = Node::start(node_config, peer_listener, parts);
+    let node = tokio::select! {
+        node = starting => node.map_err(|e| Failure::usage(e.to_string()))?,
+        _ = stopped.wait_for(|s| *s) => return Ok(ExitCode::SUCCESS),
+    };
+
+    let meta: Arc<dyn Meta> = Arc::new(node.meta.clone());
+    let shards: Arc<dyn Shards> = Arc::new(LocalShards::new(node.clone()));
+    let engine = Arc::new(Engine::new(shards.clone(), Limits::default()));
+    let counters = Arc::new(IngestCounters::default());
+    let floor_node = node.clone();
+    let ingest = IngestState::new(
+        Arc::new(node.writer.clone()),
+        node.clock.clone(),
+        Arc::new(move |tenant| floor_node.floor(tenant)),
+        counters.clone(),
+    );
+    let player = Arc::new(Player::new(engine.clone(), shards.clone()));
+    let replay_catalog = Arc::new(Catalog { cuts: node.cuts.clone() });
+    let view = cluster::View::new(node.clone(), address.to_string(), counters);
+
+    spawn_workers(&node, &meta, &engine, &shards, &config, files, &stopped);
+
+    let (health, health_service) = tonic_health::server::health_reporter();
+    tokio::spawn(report_health(node.clone(), health));
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(hindcast_proto::DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(|e| Failure::no(format!("gRPC reflection cannot be set up: {e}")))?;
+    let grpc = tonic::service::Routes::new(ingest_service(ingest.clone()))
+        .add_service(otlp_metrics_service(ingest.clone()))
+        .add_service(otlp_logs_service(ingest.clone()))
+        .add_service(hindcast_query::io::grpc::query_service(engine.clone()))
+        .add_service(hindcast_query::io::replay::replay_service(player, replay_catalog))
+        .add_service(hindcast_alerting::io::grpc::alerts_service(meta.clone()))
+        .add_service(hindcast_itsm::desk_service(meta.clone()))
+        .add_service(cluster::service(view.clone()))
+        .add_service(health_service)
+        .add_service(reflection)
+        .into_axum_router();
+    let reload_config = config.clone();
+    let reload_meta = meta.clone();
+    let http = axum::Router::new()
+        .merge(ingest_router(ingest))
+        .merge(hindcast_query::io::http::prometheus_router(engine.clone()))
+        .merge(hindcast_query::io::http::loki_router(engine))
+        .merge(hindcast_alerting::io::http::router(meta.clone()))
+        .merge(hindcast_itsm::router(meta))
+        .merge(cluster::router(view))
+        .route("/-/reload", axum::routing::post(move || reload(reload_config, reload_meta)))
+        .fallback(axum::routing::get(serve::web));
+
+    let mut fatal = node.raft.fatal();
+    let (end, ended) = watch::channel(false);
+    let serving = tokio::spawn(serve::serve(listener, grpc, http, ended));
+    let failure = tokio::select! {
+        _ = stopped.wait_for(|s| *s) => None,
+        broken = fatal.wait_for(Option::is_some) => broken.ok().and_then(|b| b.clone()),
+    };
+    let _ = end.send(true);
+    let _ = serving.await;
+    node.raft.shutdown();
+    match failure {
+        None => Ok(ExitCode::SUCCESS),
+        Some(why) => Err(Failure::no(format!("this node cannot go on: {why}"))),
+    }
+}
+
+fn announce(config: &ServerConfig, address: std::net::SocketAddr) {
+    println!("hindcast node {} listens on http://{address} (gRPC, HTTP and web UI)", config.id);
+    if config.join.is_empty() {
+        println!("alone: no peers, no user and no token needed, because only this machine can reach it");
+    } else {
+        println!("peers on {}: {}", config.peer_listen, config.join.join(", "));
+    }
+    println!("data in {}", config.data_dir.display());
+}
+
+async fn reload(config: ServerConfig, meta: Arc<dyn Meta>) -> (axum::http::StatusCode, String) {
+    use axum::http::StatusCode;
+    let commands = match rules::read(&config) {
+        Ok(commands) => commands,
+        Err(e) => return (StatusCode::BAD_REQUEST, format!("{e}\nnothing was changed\n")),
+    };
+    match rules::put_in_force(&*meta, commands).await {
+        Ok(()) => (StatusCode::OK, "reloaded\n".to_owned()),
+        Err(e) => (StatusCode::SERVICE_UNAVAILABLE, format!("{e}\n")),
+    }
+}
+
+async fn report_health(node: Node, health: tonic_health::server::HealthReporter) {
+    let mut ready = None;
+    loop {
+        let now = node.is_ready();
+        if ready != Some(now) {
+            let status =
+                if now { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
+            health.set_service_status("", status).await;
+            ready = Some(now);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Evaluation, delivery, History, cuts and pins: each knows by itself when it is this node's turn.
+fn spawn_workers(
+    node: &Node,
+    meta: &Arc<dyn Meta>,
+    engine: &Arc<Engine>,
+    shards: &Arc<dyn Shards>,
+    config: &ServerConfig,
+    files: Vec<hindcast_alerting::command::GatewayCommand>,
+    stopped: &watch::Receiver<bool>,
+) {
+    use hindcast_alerting::io::{Deliverer, Evaluator, HistoryPump};
+    let _ = config;
+    let evaluator =
+        Evaluator::new(meta.clone(), engine.clone(), shards.clone(), node.clock.clone(), node.id());
+    tokio::spawn(evaluator.run(stopped.clone()));
+    let channels = hindcast_notify::channels();
+    tokio::spawn(Deliverer::new(meta.clone(), channels, node.id(), node.clock.clone()).run(stopped.clone()));
+    let writer = Arc::new(history::ShardHistory::new(node.writer.clone()));
+    tokio::spawn(HistoryPump::new(meta.clone(), writer).run(stopped.clone()));
+    tokio::spawn(keeper::run(node.clone()));
+    let meta = meta.clone();
+    tokio::spawn(async move {
+        while let Err(error) = rules::put_in_force(&*meta, files.clone()).await {
+            tracing::warn!(%error, "rules and routes are not in force yet; tried again");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    });
+}

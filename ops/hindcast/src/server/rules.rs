@@ -1,0 +1,109 @@
+//! Rule and route files on their way into the meta group: read at start and at `POST /-/reload`.
+
+use super::config::ServerConfig;
+use hindcast_alerting::command::{GATEWAY_PART, GatewayCommand};
+use hindcast_alerting::{route, rule};
+use hindcast_model::TenantId;
+use hindcast_raft::Meta;
+use std::path::{Path, PathBuf};
+
+/// A file that cannot be used; the one in force stays.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesError {
+    #[error("{path} cannot be read: {why}")]
+    Unreadable { path: String, why: String },
+    #[error("no file matches {0:?}; name the rule files, or leave --rules out")]
+    NoMatch(String),
+    #[error("{0}")]
+    Rules(#[from] rule::RuleFileError),
+    #[error("{0}")]
+    Routes(#[from] route::RoutesFileError),
+}
+
+/// The commands that put the configured files in force. Nothing is sent yet: one broken file, and none counts.
+pub fn read(config: &ServerConfig) -> Result<Vec<GatewayCommand>, FilesError> {
+    let mut commands = vec![];
+    // Routes first: an alert that fires in the same second already finds its receivers.
+    if let Some(path) = &config.routes {
+        let text = text_of(path)?;
+        let routes = route::parse(&path.display().to_string(), &text)?;
+        commands.push(GatewayCommand::SetRoutes { tenant: None, revision: rule::revision(&text), routes });
+    }
+    for pattern in &config.rules {
+        let files = matching(pattern)?;
+        if files.is_empty() {
+            return Err(FilesError::NoMatch(pattern.clone()));
+        }
+        for path in files {
+            let text = text_of(&path)?;
+            let shown = path.display().to_string();
+            let file = rule::parse(&shown, &text)?;
+            // The file's name, not its path: nodes may keep the same file in different folders.
+            let source = path.file_name().map_or(shown, |n| n.to_string_lossy().into_owned());
+            commands.push(GatewayCommand::SetRules {
+                tenant: TenantId::default(),
+                source,
+                revision: rule::revision(&text),
+                groups: file.groups,
+            });
+        }
+    }
+    Ok(commands)
+}
+
+/// Proposes the commands; those that are in force already change nothing.
+pub async fn put_in_force(meta: &dyn Meta, commands: Vec<GatewayCommand>) -> Result<(), hindcast_raft::MetaError> {
+    for command in commands {
+        meta.propose(GATEWAY_PART, command.encode()).await?;
+    }
+    Ok(())
+}
+
+#[allow(clippy::disallowed_methods, reason = "files that an operator names are read where they are")]
+fn text_of(path: &Path) -> Result<String, FilesError> {
+    let unreadable = |why: String| FilesError::Unreadable { path: path.display().to_string(), why };
+    let bytes = std::fs::read(path).map_err(|e| unreadable(e.to_string()))?;
+    String::from_utf8(bytes).map_err(|_| unreadable("it is not UTF-8 text".to_owned()))
+}
+
+/// Files whose name fits; `*` stands for any characters in the last part of the path.
+fn matching(pattern: &str) -> Result<Vec<PathBuf>, FilesError> {
+    let path = Path::new(pattern);
+    let name = path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
+    if !name.contains('*') {
+        return Ok(vec![path.to_owned()]);
+    }
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let unreadable =
+        |e: std::io::Error| FilesError::Unreadable { path: dir.display().to_string(), why: e.to_string() };
+    let mut files = vec![];
+    for entry in std::fs::read_dir(dir).map_err(unreadable)? {
+        let entry = entry.map_err(unreadable)?;
+        if fits(&name, &entry.file_name().to_string_lossy()) {
+            files.push(entry.path());
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Whether `name` fits a pattern in which `*` stands for any characters.
+fn fits(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((head, rest)) => name.strip_prefix(head).is_some_and(|tail| {
+            (0..=tail.len()).filter(|i| tail.is_char_boundary(*i)).any(|i| fits(rest, &tail[i..]))
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fits;
+
+    #[test]
+    fn a_star_stands_for_any_characters() {
+        assert!(fits("*.yml", "a.yml") && fits("a*b*c", "axxbyc") && fits("*", "") && fits("a", "a"));
+        assert!(!fits("*.yml", "a.yaml") && !fits("a*", "b") && !fits("a", "ab"));
+    }
+}

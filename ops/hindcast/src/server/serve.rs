@@ -1,0 +1,108 @@
+//! One port for everything clients speak: gRPC, HTTP APIs and the web UI, over HTTP/1.1 and HTTP/2 without TLS.
+
+use axum::Router;
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use hyper::header::{ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
+use hyper::{HeaderMap, Request, StatusCode, Uri};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tower::ServiceExt;
+
+/// Connections at once; further ones wait in the kernel's queue.
+const CONNECTIONS_MAX: usize = 4096;
+const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
+/// A request's headers must be complete within this time (slowloris).
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Serves until `stop` turns true; then finishes what is under way, for at most five seconds.
+pub async fn serve(listener: TcpListener, grpc: Router, http: Router, mut stop: tokio::sync::watch::Receiver<bool>) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let graceful = hyper_util::server::graceful::GracefulShutdown::new();
+    let mut server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    server.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    server
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .initial_stream_window_size(4 * 1024 * 1024)
+        .initial_connection_window_size(16 * 1024 * 1024)
+        .max_frame_size(1024 * 1024)
+        .max_pending_accept_reset_streams(64)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(20));
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stop.wait_for(|s| *s) => break,
+        };
+        let Ok((stream, _)) = accepted else {
+            // Out of file descriptors, most likely: give the others time to end.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let _ = stream.set_nodelay(true);
+        let (grpc, http) = (grpc.clone(), http.clone());
+        let app = tower::service_fn(move |request: Request<hyper::body::Incoming>| {
+            let app = if is_grpc(request.headers()) { grpc.clone() } else { http.clone() };
+            async move { Ok::<_, Infallible>(app.oneshot(request.map(Body::new)).await.into_response()) }
+        });
+        let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(app));
+        let connection = graceful.watch(connection.into_owned());
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error, "a client connection ended");
+            }
+            drop(permit);
+        });
+    }
+    drop(listener);
+    let _ = tokio::time::timeout(Duration::from_secs(5), graceful.shutdown()).await;
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// The web UI: files by name, and its one page for every other path that is no API.
+pub async fn web(uri: Uri, headers: HeaderMap) -> Response {
+    let path = uri.path().trim_start_matches('/');
+    if path.starts_with("api/") || path.starts_with("loki/") || path.starts_with("v1/") || path.starts_with("-/") {
+        let message = format!("there is no {} here; the APIs are listed in the manual", uri.path());
+        return (StatusCode::NOT_FOUND, axum::Json(serde_json::json!({"code": "not_found", "message": message})))
+            .into_response();
+    }
+    let found = hindcast_web::find(path).or_else(|| {
+        if path.starts_with("assets/") { None } else { hindcast_web::find("index.html") }
+    });
+    let Some(asset) = found else { return StatusCode::NOT_FOUND.into_response() };
+    let cache = if asset.immutable { "public, max-age=31536000, immutable" } else { "no-cache" };
+    let known = headers.get(IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == asset.etag.as_bytes());
+    let status = if known { StatusCode::NOT_MODIFIED } else { StatusCode::OK };
+    let gzip = headers.get(ACCEPT_ENCODING).and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains("gzip"));
+    let mut response = Response::builder()
+        .status(status)
+        .header(CONTENT_TYPE, asset.content_type)
+        .header(CACHE_CONTROL, cache)
+        .header(ETAG, asset.etag)
+        .header(
+            "content-security-policy",
+            "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'",
+        )
+        .header("x-content-type-options", "nosniff");
+    if gzip && !known {
+        response = response.header(CONTENT_ENCODING, "gzip");
+    }
+    let body = match (known, gzip) {
+        (true, _) => Body::empty(),
+        (false, true) => Body::from(asset.gzip),
+        (false, false) => Body::from(asset.raw),
+    };
+    response.body(body).unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+}
