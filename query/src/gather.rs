@@ -308,7 +308,7 @@ mod tests {
 
     fn value() -> impl Strategy<Value = f64> {
         prop_oneof![
-            8 => (-1.0e6..1.0e6f64),
+            8 => -1.0e6..1.0e6f64,
             2 => (-300i32..300).prop_map(|e| 1.5 * 10f64.powi(e)),
             1 => Just(-0.0),
             1 => Just(f64::MAX),

@@ -138,7 +138,7 @@ impl Lexer<'_> {
         let start = self.at;
         let rest = self.rest();
         let bytes = rest.as_bytes();
-        let is_hex = rest.len() > 2 && rest[..2].eq_ignore_ascii_case("0x");
+        let is_hex = bytes.len() > 2 && bytes[..2].eq_ignore_ascii_case(b"0x");
         let mut len = if is_hex { 2 } else { 0 };
         while let Some(&b) = bytes.get(len) {
             let exponent_sign = matches!(b, b'+' | b'-') && !is_hex && matches!(bytes[len - 1], b'e' | b'E');

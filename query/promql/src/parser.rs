@@ -800,3 +800,300 @@ fn ms_of_seconds(s: f64) -> Option<i64> {
     // Nanoseconds must fit too: nobody's data lies outside the years 1677 to 2262.
     (ms.abs() <= 9.2e15).then_some(ms as i64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    /// What a text is read as, or why not.
+    fn check(text: &str, expected: Expect) {
+        let shown = text
+            .lines()
+            .map(str::trim)
+            .filter(|l| !l.is_empty())
+            .map(|line| match parse(line) {
+                Ok(expr) => format!("{line}\n    {expr}\n"),
+                Err(e) => format!("{line}\n    {e}\n"),
+            })
+            .collect::<String>();
+        expected.assert_eq(&shown);
+    }
+
+    #[test]
+    fn operators_bind_as_prometheus_binds_them() {
+        let tree = |text| parse(text).unwrap();
+        for (plain, grouped) in [
+            ("-2^3", "-(2^3)"),
+            ("2^3^2", "2^(3^2)"),
+            ("1-2-3", "(1-2)-3"),
+            ("a or b and c", "a or (b and c)"),
+            ("1+2*3 > bool 4", "(1+(2*3)) > bool 4"),
+            ("2^-1*3", "(2^(-1))*3"),
+            ("a % b atan2 c", "(a % b) atan2 c"),
+        ] {
+            fn bare(e: &Expr) -> String {
+                match &e.kind {
+                    Kind::Paren(e) => bare(e),
+                    Kind::Negate(e) => format!("neg({})", bare(e)),
+                    Kind::Binary { op, lhs, rhs, .. } => format!("({} {} {})", bare(lhs), op.as_str(), bare(rhs)),
+                    _ => e.to_string(),
+                }
+            }
+            assert_eq!(bare(&tree(plain)), bare(&tree(grouped)), "{plain}");
+        }
+    }
+
+    #[test]
+    fn expressions_are_shown_as_they_are_read() {
+        check(
+            r#"
+            SUM by (host,) (rate(node_cpu_seconds_total{mode!="idle"}[5m])) / on(host) group_left(rack) count(up) by (host)
+            node_load1 offset -5m @ 1609746000.5
+            max_over_time(rate(x[1m])[1h:30s] @ end() offset 1d)
+            {"metric with spaces", 'a label'=~"x|y"}
+            foo[300] 
+            0x1F + 1e-7 + 5m + 1_000 + Inf - nan
+            topk(3, sum)
+            count_values without (a) ("v", x) == bool 3
+            start + end{offset="by"}
+            sum(a) by ()
+            "tab\tquote\"" 
+            "#,
+            expect![[r#"
+                SUM by (host,) (rate(node_cpu_seconds_total{mode!="idle"}[5m])) / on(host) group_left(rack) count(up) by (host)
+                    sum by (host) (rate(node_cpu_seconds_total{mode!="idle"}[5m])) / on (host) group_left (rack) count by (host) (up)
+                node_load1 offset -5m @ 1609746000.5
+                    node_load1 @ 1609746000.500 offset -5m
+                max_over_time(rate(x[1m])[1h:30s] @ end() offset 1d)
+                    max_over_time(rate(x[1m])[1h:30s] @ end() offset 1d)
+                {"metric with spaces", 'a label'=~"x|y"}
+                    {"metric with spaces", "a label"=~"x|y"}
+                foo[300]
+                    foo[5m]
+                0x1F + 1e-7 + 5m + 1_000 + Inf - nan
+                    31 + 1e-7 + 300 + 1000 + Inf - NaN
+                topk(3, sum)
+                    topk(3, sum)
+                count_values without (a) ("v", x) == bool 3
+                    count_values without (a) ("v", x) == bool 3
+                start + end{offset="by"}
+                    start + end{offset="by"}
+                sum(a) by ()
+                    sum by () (a)
+                "tab\tquote\""
+                    "tab\tquote\""
+            "#]],
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_place() {
+        check(
+            r#"
+            1 +
+            foo{bar="baz"
+            rate(foo)
+            rate(foo[5m], 1)
+            foo[5m] + 1
+            nope(1)
+            histogram_avg(x)
+            1 and foo
+            1 < 2
+            foo offset 5m offset 5m
+            foo offset 5m[5m]
+            (foo) offset 5m
+            foo[0s]
+            foo[5x]
+            {}
+            {a=~".*"}
+            foo{__name__="bar"}
+            foo{a=~"("}
+            a / on(x) group_left(x) b
+            a and on(x) group_left() b
+            a + bool b
+            sum()
+            topk(a)
+            label_join(a, "b")
+            "never closed
+            a $ b
+            offset
+            foo{a="1" b="2"}
+            "a" "b"
+            sum by (a:b) (c)
+            "#,
+            expect![[r#"
+                1 +
+                    1:4: parse error: unexpected end of input
+                foo{bar="baz"
+                    1:14: parse error: unexpected end of input in label matching, expected ","
+                rate(foo)
+                    1:6: parse error: expected type range vector in call to function "rate", got instant vector
+                rate(foo[5m], 1)
+                    1:1: parse error: expected 1 argument(s) in call to "rate", got 2
+                foo[5m] + 1
+                    1:1: parse error: binary expression must contain only scalar and instant vector types
+                nope(1)
+                    1:1: parse error: unknown function with name "nope"
+                histogram_avg(x)
+                    1:1: parse error: function "histogram_avg" works on native histograms, which are not supported
+                1 and foo
+                    1:3: parse error: set operator "and" not allowed in binary scalar expression
+                1 < 2
+                    1:3: parse error: comparisons between scalars must use BOOL modifier
+                foo offset 5m offset 5m
+                    1:15: parse error: offset may not be set multiple times
+                foo offset 5m[5m]
+                    1:14: parse error: no offset or @ modifiers allowed before range
+                (foo) offset 5m
+                    1:7: parse error: offset modifier must be preceded by an instant vector selector or range vector selector or a subquery
+                foo[0s]
+                    1:5: parse error: range must be greater than 0
+                foo[5x]
+                    1:5: parse error: bad number or duration syntax: "5x"
+                {}
+                    1:1: parse error: vector selector must contain at least one non-empty matcher
+                {a=~".*"}
+                    1:1: parse error: vector selector must contain at least one non-empty matcher
+                foo{__name__="bar"}
+                    1:5: parse error: metric name must not be set twice: "foo" or "bar"
+                foo{a=~"("}
+                    1:8: parse error: the regular expression "(" cannot be used: error: unclosed group
+                a / on(x) group_left(x) b
+                    1:25: parse error: label "x" must not occur in ON and GROUP clause at once
+                a and on(x) group_left() b
+                    1:13: parse error: no grouping allowed for "and" operation
+                a + bool b
+                    1:5: parse error: bool modifier can only be used on comparison operators
+                sum()
+                    1:5: parse error: no arguments for aggregate expression provided
+                topk(a)
+                    1:1: parse error: wrong number of arguments for aggregate expression provided, expected 2, got 1
+                label_join(a, "b")
+                    1:1: parse error: expected at least 3 argument(s) in call to "label_join", got 2
+                "never closed
+                    1:1: parse error: unterminated string
+                a $ b
+                    1:3: parse error: unexpected character '$'
+                offset
+                    1:1: parse error: unexpected <offset>
+                foo{a="1" b="2"}
+                    1:11: parse error: unexpected "b" in label matching, expected ","
+                "a" "b"
+                    1:5: parse error: unexpected string "b"
+                sum by (a:b) (c)
+                    1:9: parse error: unexpected "a:b" in grouping opts, expected label
+            "#]],
+        );
+    }
+
+    #[test]
+    fn depth_is_bounded_however_it_is_made() {
+        for text in [
+            format!("{}1{}", "(".repeat(10_000), ")".repeat(10_000)),
+            "-".repeat(10_000) + "1",
+            format!("{}1", "1+".repeat(10_000)),
+            format!("{}1", "1^".repeat(10_000)),
+            format!("{}x{}", "abs(".repeat(10_000), ")".repeat(10_000)),
+            format!("x{}", "[5m:1m]".repeat(10_000)),
+        ] {
+            let e = parse(&text).unwrap_err();
+            let told = e.message.contains("deeper") || e.message.contains("only allowed");
+            assert!(told, "{}: {e}", &text[..20]);
+        }
+        assert!(parse(&format!("{}1", "1+".repeat(100))).is_ok());
+    }
+
+    /// Random expressions as text, so that every tree is one that parsing can give.
+    fn text() -> impl Strategy<Value = String> {
+        let selector = prop::sample::select(vec![
+            "up",
+            "node_load1{host=\"a\",rack!~\"r[12]\"}",
+            "{__name__=~\"x.*\"}",
+            "{\"odd name\", \"odd label\"=\"\\u00e9\\n\"}",
+            "sum{a=\"`\"}",
+            "a:b:c offset 5m",
+            "x @ 12.345",
+            "x @ start() offset -1h30m",
+            "x @ -3",
+        ]);
+        let leaf = prop_oneof![
+            3 => selector.prop_map(str::to_owned),
+            1 => prop::sample::select(vec!["1", "0.25", "1e30", "1e-9", "Inf", "NaN", "5m", "0x10"])
+                .prop_map(|n| format!("vector({n})")),
+        ];
+        leaf.prop_recursive(5, 40, 3, |inner| {
+            let op = prop::sample::select(vec![
+                "+",
+                "-",
+                "*",
+                "/",
+                "%",
+                "^",
+                "atan2",
+                "==",
+                "!= bool",
+                "<",
+                ">= bool",
+                "and",
+                "or",
+                "unless",
+                "+ on(a)",
+                "and ignoring(a, b)",
+                "* on(a) group_left(b)",
+                "/ ignoring(a) group_right",
+            ]);
+            let call = prop::sample::select(vec![
+                "abs(E)",
+                "(E)",
+                "-E",
+                "+E",
+                "sum(E)",
+                "sum by (a) (E)",
+                "max(E) without (\"b c\")",
+                "topk(3, E)",
+                "quantile by () (scalar(E), E)",
+                "count_values(\"v\", E)",
+                "rate((E)[5m:])",
+                "max_over_time((E)[1h:30s] @ end() offset 1w)",
+                "label_replace(E, \"a\", \"$1\", \"b\", \"(.*)\")",
+                "clamp(E, -1, 2 ^ 3)",
+                "round(E)",
+                "round(E, 0.1)",
+                "hour()",
+                "vector(time())",
+                "histogram_quantile(0.9, E)",
+                "quantile_over_time(0.5, up[1m30s])",
+            ]);
+            prop_oneof![
+                (inner.clone(), op, inner.clone()).prop_map(|(a, op, b)| format!("{a} {op} {b}")),
+                (inner, call).prop_map(|(e, call)| call.replace('E', &e)),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_printed_tree_parses_to_the_same_tree(text in text()) {
+            let tree = parse(&text).map_err(|e| TestCaseError::fail(format!("{text}: {e}")))?;
+            let printed = tree.to_string();
+            let again = parse(&printed).map_err(|e| TestCaseError::fail(format!("{printed}: {e}")))?;
+            prop_assert_eq!(&again, &tree, "{}", printed);
+            prop_assert_eq!(again.to_string(), printed);
+        }
+
+        #[test]
+        fn no_text_panics(
+            raw in "\\PC{0,60}",
+            words in prop::collection::vec(prop::sample::select(vec![
+                "(", ")", "{", "}", "[", "]", ",", "=", "=~", "!=", "\"x\"", "'", "`", "5m", "1", "0x", "1e", ".", ":", "@", "-", "^",
+                "offset", "by", "on", "bool", "sum", "rate", "foo", "start", "NaN", "group_left", "\\", "#", "é", "\u{0}",
+            ]), 0..40),
+        ) {
+            let _ = parse(&raw);
+            let _ = parse(&words.concat());
+            let _ = parse(&words.join(" "));
+        }
+    }
+}

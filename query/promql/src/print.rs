@@ -30,7 +30,7 @@ pub fn write_number(out: &mut impl Write, v: f64) -> fmt::Result {
     if v.is_nan() {
         out.write_str("NaN")
     } else if v.is_infinite() {
-        out.write_str(if v > 0.0 { "+Inf" } else { "-Inf" })
+        out.write_str(if v > 0.0 { "Inf" } else { "-Inf" })
     } else if v != 0.0 && (v.abs() >= 1e21 || v.abs() < 1e-6) {
         write!(out, "{v:e}")
     } else {

@@ -1,0 +1,195 @@
+//! The HTTP faces, request by request, as clients see them.
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use expect_test::{Expect, expect};
+use hindcast_model::{Labels, LogLine, Owner, Sample, TenantId, TimestampNs};
+use hindcast_query::io::{loki_router, prometheus_router};
+use hindcast_query::testing::OneShard;
+use hindcast_query::{Engine, Limits};
+use http_body_util::BodyExt;
+use std::sync::Arc;
+use tower::ServiceExt;
+
+fn app() -> Router {
+    let (shard, tenant) = (OneShard::new(), TenantId::default());
+    let sample = |s: i64, value| Sample {
+        at: TimestampNs::from_secs(s),
+        value,
+    };
+    shard.add(
+        &tenant,
+        Labels::from_pairs([("__name__", "up"), ("job", "a")]),
+        [sample(0, 1.0), sample(60, 0.0)],
+    );
+    shard.add(
+        &tenant,
+        Labels::from_pairs([("__name__", "odd"), ("q", "\"")]),
+        [sample(0, f64::INFINITY), sample(60, 1e-9)],
+    );
+    let line = |s: i64, text: &'static str, metadata: &[(&str, &str)]| LogLine {
+        at: TimestampNs::from_secs(s),
+        line: text.into(),
+        metadata: metadata
+            .iter()
+            .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
+            .collect(),
+    };
+    let lines = [
+        line(10, "ok", &[]),
+        line(20, "error: disk", &[("trace", "t1")]),
+        line(30, "error: net", &[]),
+    ];
+    shard.add_lines(&tenant, Labels::from_pairs([("app", "db")]), Owner::None, lines);
+    let engine = Arc::new(Engine::new(Arc::new(shard), Limits::default()));
+    prometheus_router(engine.clone()).merge(loki_router(engine))
+}
+
+/// Each line: `GET path` or `POST path body`, or `GET @tenant path`.
+fn check(requests: &str, expected: Expect) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let app = app();
+    let mut shown = String::new();
+    for request in requests.lines().map(str::trim).filter(|l| !l.is_empty()) {
+        let mut words = request.split(' ').peekable();
+        let method = words.next().unwrap();
+        let mut built = Request::builder().method(method);
+        if let Some(tenant) = words.peek().and_then(|w| w.strip_prefix('@')) {
+            built = built.header("X-Scope-OrgID", tenant);
+            words.next();
+        }
+        built = built.uri(words.next().unwrap());
+        let body = words.next().unwrap_or("").to_owned();
+        if method == "POST" {
+            built = built.header("content-type", "application/x-www-form-urlencoded");
+        }
+        let response = runtime
+            .block_on(app.clone().oneshot(built.body(Body::from(body)).unwrap()))
+            .unwrap();
+        let status = response.status().as_u16();
+        let bytes = runtime.block_on(response.into_body().collect()).unwrap().to_bytes();
+        shown.push_str(&format!(
+            "{request}\n    {status} {}\n",
+            String::from_utf8_lossy(&bytes)
+        ));
+    }
+    expected.assert_eq(&shown);
+}
+
+#[test]
+fn prometheus_clients_get_prometheus_envelopes() {
+    check(
+        "
+        GET /api/v1/query?query=up&time=60
+        POST /api/v1/query query=odd&time=1970-01-01T00:01:00.5Z
+        GET /api/v1/query?query=1%2B1&time=1.5
+        GET /api/v1/query?query=%22text%22&time=0
+        GET /api/v1/query_range?query=up&start=0&end=120&step=1m
+        GET /api/v1/query?query=rate(up[5m])&time=60
+        GET /api/v1/series?match[]=up
+        GET /api/v1/labels
+        GET /api/v1/label/job/values?start=0&end=10
+        GET /api/v1/labels?limit=1
+        GET @other /api/v1/labels
+        ",
+        expect![[r#"
+            GET /api/v1/query?query=up&time=60
+                200 {"status":"success","data":{"resultType":"vector","result":[{"metric":{"__name__":"up","job":"a"},"value":[60,"0"]}]},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            POST /api/v1/query query=odd&time=1970-01-01T00:01:00.5Z
+                200 {"status":"success","data":{"resultType":"vector","result":[{"metric":{"__name__":"odd","q":"\""},"value":[60.500,"1e-09"]}]},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /api/v1/query?query=1%2B1&time=1.5
+                200 {"status":"success","data":{"resultType":"scalar","result":[1.500,"2"]},"completeness":{"complete":true,"missing":[],"positions":{}}}
+            GET /api/v1/query?query=%22text%22&time=0
+                200 {"status":"success","data":{"resultType":"string","result":[0,"text"]},"completeness":{"complete":true,"missing":[],"positions":{}}}
+            GET /api/v1/query_range?query=up&start=0&end=120&step=1m
+                200 {"status":"success","data":{"resultType":"matrix","result":[{"metric":{"__name__":"up","job":"a"},"values":[[0,"1"],[60,"0"],[120,"0"]]}]},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /api/v1/query?query=rate(up[5m])&time=60
+                200 {"status":"success","data":{"resultType":"vector","result":[{"metric":{"job":"a"},"value":[60,"0"]}]},"infos":["PromQL info: metric might not be a counter, name does not end in _total/_sum/_count/_bucket: \"up\""],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /api/v1/series?match[]=up
+                200 {"status":"success","data":[{"__name__":"up","job":"a"}],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /api/v1/labels
+                200 {"status":"success","data":["__name__","job","q"],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /api/v1/label/job/values?start=0&end=10
+                200 {"status":"success","data":["a"],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /api/v1/labels?limit=1
+                200 {"status":"success","data":["__name__"],"warnings":["results truncated due to limit"],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET @other /api/v1/labels
+                200 {"status":"success","data":[],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+        "#]],
+    );
+}
+
+#[test]
+fn prometheus_clients_get_prometheus_errors() {
+    check(
+        "
+        GET /api/v1/query?query=up%7B&time=0
+        GET /api/v1/query?time=0
+        GET /api/v1/query?query=up&time=x
+        GET /api/v1/query_range?query=up&start=0&end=10&step=0
+        GET /api/v1/query_range?query=up&start=0&end=10
+        GET /api/v1/query?query=topk(NaN,up)&time=0
+        GET /api/v1/series
+        GET @.. /api/v1/labels
+        ",
+        expect![[r#"
+            GET /api/v1/query?query=up%7B&time=0
+                400 {"status":"error","errorType":"bad_data","error":"invalid parameter \"query\": 1:4: parse error: unexpected end of input in label matching, expected identifier or \"}\""}
+            GET /api/v1/query?time=0
+                400 {"status":"error","errorType":"bad_data","error":"invalid parameter \"query\": it is missing"}
+            GET /api/v1/query?query=up&time=x
+                400 {"status":"error","errorType":"bad_data","error":"invalid parameter \"time\": cannot parse \"x\" to a valid timestamp"}
+            GET /api/v1/query_range?query=up&start=0&end=10&step=0
+                400 {"status":"error","errorType":"bad_data","error":"zero or negative query resolution step widths are not accepted. Try a positive integer"}
+            GET /api/v1/query_range?query=up&start=0&end=10
+                400 {"status":"error","errorType":"bad_data","error":"invalid parameter \"step\": it is missing"}
+            GET /api/v1/query?query=topk(NaN,up)&time=0
+                422 {"status":"error","errorType":"execution","error":"Parameter value is NaN"}
+            GET /api/v1/series
+                400 {"status":"error","errorType":"bad_data","error":"no match[] parameter provided"}
+            GET @.. /api/v1/labels
+                400 {"status":"error","errorType":"bad_data","error":"\"..\" is not a tenant name: use 1 to 128 of the characters A-Z a-z 0-9 _ . -"}
+        "#]],
+    );
+}
+
+#[test]
+fn loki_clients_get_lokis_shapes() {
+    check(
+        "
+        GET /loki/api/v1/query_range?query=%7Bapp=%22db%22%7D&start=0&end=31
+        GET /loki/api/v1/query_range?query=%7Bapp=%22db%22%7D%20%7C=%20%22error%22&start=0&end=30&limit=1&direction=forward
+        GET /loki/api/v1/query_range?query=sum(count_over_time(%7Bapp=%22db%22%7D[20s]))&start=20&end=40&step=20
+        GET /loki/api/v1/query?query=rate(%7Bapp=%22db%22%7D[10s])&time=30
+        GET /loki/api/v1/query?query=%7Bapp=%22db%22%7D&time=30
+        GET /loki/api/v1/query?query=%7Bapp=%22db%22&time=30
+        GET /loki/api/v1/labels?start=0&end=100
+        GET /loki/api/v1/label/app/values?start=0&end=100
+        GET /loki/api/v1/series?match[]=%7Bapp=%22db%22%7D&start=0&end=100
+        ",
+        expect![[r#"
+            GET /loki/api/v1/query_range?query=%7Bapp=%22db%22%7D&start=0&end=31
+                200 {"status":"success","data":{"resultType":"streams","result":[{"stream":{"app":"db"},"values":[["30000000000","error: net"],["10000000000","ok"]]},{"stream":{"app":"db","trace":"t1"},"values":[["20000000000","error: disk"]]}],"stats":{"summary":{"totalEntriesReturned":3}}},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /loki/api/v1/query_range?query=%7Bapp=%22db%22%7D%20%7C=%20%22error%22&start=0&end=30&limit=1&direction=forward
+                200 {"status":"success","data":{"resultType":"streams","result":[{"stream":{"app":"db","trace":"t1"},"values":[["20000000000","error: disk"]]}],"stats":{"summary":{"totalEntriesReturned":1}}},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /loki/api/v1/query_range?query=sum(count_over_time(%7Bapp=%22db%22%7D[20s]))&start=20&end=40&step=20
+                200 {"status":"success","data":{"resultType":"matrix","result":[{"metric":{},"values":[[20,"2"],[40,"1"]]}],"stats":{"summary":{"totalEntriesReturned":0}}},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /loki/api/v1/query?query=rate(%7Bapp=%22db%22%7D[10s])&time=30
+                200 {"status":"success","data":{"resultType":"vector","result":[{"metric":{"app":"db"},"value":[30,"0.1"]}],"stats":{"summary":{"totalEntriesReturned":0}}},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /loki/api/v1/query?query=%7Bapp=%22db%22%7D&time=30
+                400 log queries are not supported as an instant query type, use query_range
+            GET /loki/api/v1/query?query=%7Bapp=%22db%22&time=30
+                400 1:10: parse error: unexpected end of input, expected ","
+            GET /loki/api/v1/labels?start=0&end=100
+                200 {"status":"success","data":["app"],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /loki/api/v1/label/app/values?start=0&end=100
+                200 {"status":"success","data":["db"],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /loki/api/v1/series?match[]=%7Bapp=%22db%22%7D&start=0&end=100
+                200 {"status":"success","data":[{"app":"db"}],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+        "#]],
+    );
+}
