@@ -893,7 +893,8 @@ impl Driver {
     fn ask_for_reads(&mut self) {
         let new = self.reads.last().is_some_and(|r| r.seq > self.read_seq);
         let waiting = self.reads.iter().any(|r| r.index.is_none());
-        if !new && !(waiting && self.ticks >= self.read_tick + READ_RETRY_TICKS) {
+        let again = waiting && self.ticks >= self.read_tick + READ_RETRY_TICKS;
+        if !new && !again {
             return;
         }
         self.read_seq += 1;

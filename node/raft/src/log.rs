@@ -661,12 +661,11 @@ fn settle_groups(
 ) -> Result<BTreeMap<GroupId, Group>, LogError> {
     let mut settled = BTreeMap::new();
     for (id, mut r) in groups {
-        let mut next = r.group.truncated.index + 1;
-        for (index, slot) in r.entries.split_off(&next) {
+        let first = r.group.truncated.index + 1;
+        for (next, (index, slot)) in (first..).zip(r.entries.split_off(&first)) {
             if index != next {
                 return Err(LogError::Gap { group: id, index: next });
             }
-            next += 1;
             *live.entry(slot.loc.segment).or_insert(0) += u64::from(slot.loc.len);
             r.group.slots.push_back(slot);
         }

@@ -451,13 +451,10 @@ fn damaged(e: impl std::fmt::Display) -> MachineError {
 }
 
 /// Loads a verified snapshot file into an empty store. The applied index is set by the last transaction only.
-fn rebuild<S: MetaStore>(
+fn rebuild<S: MetaStore + 'static>(
     stores: &dyn StoreFactory<Store = S>,
     snapshot: Option<SnapshotFile>,
-) -> Result<(S, Sums), MachineError>
-where
-    S: 'static,
-{
+) -> Result<(S, Sums), MachineError> {
     stores.move_aside().map_err(damaged)?;
     let store = stores.open().map_err(damaged)?;
     let Some(mut snapshot) = snapshot else {

@@ -189,6 +189,9 @@ pub fn export_all(disk: Arc<dyn Disk>, path: &str, store: &dyn MetaRead) -> Resu
     exporter.finish()
 }
 
+/// Tree, key, value.
+pub type Row = (String, Vec<u8>, Vec<u8>);
+
 /// A verified snapshot file, read row by row.
 pub struct SnapshotFile {
     path: String,
@@ -228,7 +231,7 @@ impl SnapshotFile {
     }
 
     /// The next (tree, key, value); `None` at the end.
-    pub fn next_row(&mut self) -> Result<Option<(String, Vec<u8>, Vec<u8>)>, SnapshotFileError> {
+    pub fn next_row(&mut self) -> Result<Option<Row>, SnapshotFileError> {
         let Some(tree) = self.field(true)? else {
             return Ok(None);
         };

@@ -1,5 +1,7 @@
 //! The log store against a simulated disk: what is confirmed is never lost, torn tails are cut, damage is named.
 
+#![allow(clippy::disallowed_methods, reason = "golden files lie in the source tree")]
+
 use hindcast_env::{Disk, Rng, SeededRng, SimDisk};
 use hindcast_model::{GroupId, NodeId};
 use hindcast_raft::log::{HardState, LogConfig, LogError, LogStore, LogWrite, SnapshotPoint};
@@ -227,8 +229,8 @@ impl Run {
             let got = all(&self.views[g]);
             // One of the states since the last sync, in full: never less than that sync, never a mixture.
             let possible = std::iter::once(&self.safe[g]).chain(&self.since[g]);
-            let found = possible.filter(|m| m.expect() == got && m.truncated == truncated && m.hard == hard);
-            let Some(found) = found.cloned().last() else {
+            let mut found = possible.filter(|m| m.expect() == got && m.truncated == truncated && m.hard == hard);
+            let Some(found) = found.next_back().cloned() else {
                 panic!(
                     "group {g}: {} entries after {truncated}, {hard:?}; safe was {:?}",
                     got.len(),

@@ -173,7 +173,7 @@ impl RaftThread {
                 for (group, message) in messages {
                     let overloaded = self.overloaded(group) && message.get_msg_type() == MessageType::MsgAppend;
                     // An append that cannot be applied in time only takes memory; the leader sends it again.
-                    if !(overloaded && !message.get_entries().is_empty()) {
+                    if !overloaded || message.get_entries().is_empty() {
                         self.step(group, Input::Message(message), touched);
                     }
                 }
