@@ -28,14 +28,14 @@ pub fn choose(segments: &[Arc<Segment>], retention: &Retention, config: &ShardCo
             .push(s);
     }
     for segments in kin.values() {
-        let is_apart = |a: &&Arc<Segment>, b: &&Arc<Segment>| {
+        let is_joined = |a: &&Arc<Segment>, b: &&Arc<Segment>| {
             assert!(
-                a.head.commits.1 <= b.head.commits.0,
+                a.head.commits.1 < b.head.commits.0,
                 "segments of one kind lie in the order of commits"
             );
             !retention.is_cut_between(a.head.commits.1, b.head.commits.0)
         };
-        for run in segments.chunk_by(is_apart) {
+        for run in segments.chunk_by(is_joined) {
             if let Some(window) = window_of(run, config) {
                 return Some(window.iter().map(|s| Arc::clone(s)).collect());
             }

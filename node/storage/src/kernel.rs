@@ -184,7 +184,7 @@ mod tests {
 
     fn values() -> impl Strategy<Value = Vec<f64>> {
         let value = prop_oneof![
-            4 => (-1e6..1e6f64),
+            4 => -1e6..1e6f64,
             2 => (0u32..50).prop_map(f64::from),
             1 => any::<f64>(),
             1 => prop_oneof![Just(-0.0), Just(f64::NAN), Just(f64::INFINITY), Just(1e300), Just(1e-300)],

@@ -566,6 +566,8 @@ fn read_head(reader: &dyn ReadAt, path: &str) -> Result<Head, StorageError> {
         return Err(bad("not a segment").into());
     }
     let version = u16::from_le_bytes([c.byte().map_err(bad)?, c.byte().map_err(bad)?]);
+    // The header's layout is the same in all versions, so that damage is not taken for a newer release.
+    let head = get_head(c, &bytes).map_err(bad)?;
     if version > VERSION {
         return Err(StorageError::FromTheFuture {
             file: path.to_owned(),
@@ -573,7 +575,7 @@ fn read_head(reader: &dyn ReadAt, path: &str) -> Result<Head, StorageError> {
             known: VERSION,
         });
     }
-    get_head(c, &bytes).map_err(|why| bad(why).into())
+    Ok(head)
 }
 
 fn get_head(c: &mut Cursor<'_>, bytes: &[u8]) -> Result<Head, Bad> {

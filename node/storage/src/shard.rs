@@ -429,7 +429,7 @@ impl Shard {
         self.publish(applied, retention, files, aux, true)?;
         let mut state = self.state.write();
         state.segments = kept;
-        if report.segments_out == 0 {
+        if report.rows_out < report.rows_in {
             drop(run);
             state.directory.sweep();
         }

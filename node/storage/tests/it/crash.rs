@@ -1,0 +1,132 @@
+//! Power may go at any sync of any operation: what was flushed before is there, and the state is of one moment.
+
+use crate::naive::{Entry, Naive, compare, config, give, instant, label_sets, owners};
+use hindcast_env::{SeededRng, SimDisk};
+use hindcast_model::{LogLine, Sample, SeriesBlock, StreamBlock};
+use hindcast_storage::Shard;
+use std::sync::Arc;
+
+fn entry(i: u64) -> Entry {
+    let at = instant(i as i64 % 30);
+    Entry::Write {
+        tenant: i as usize % 2,
+        series: vec![SeriesBlock {
+            labels: label_sets()[i as usize % 2].clone(),
+            owner: owners()[1],
+            samples: vec![Sample { at, value: i as f64 }],
+        }],
+        streams: vec![StreamBlock {
+            labels: label_sets()[0].clone(),
+            owner: owners()[2],
+            lines: vec![LogLine {
+                at,
+                line: format!("line {i}").into(),
+                metadata: vec![],
+            }],
+        }],
+    }
+}
+
+/// Flushes, merges, exports and installs; returns at the first error, with what was durable before.
+fn work(shard: &mut Shard, durable: &mut u64) -> Result<(), hindcast_storage::StorageError> {
+    for i in 1..=12 {
+        give(shard, i, &entry(i));
+        if i % 3 == 0 {
+            shard.flush(format!("{i}").as_bytes())?;
+            *durable = i;
+        }
+    }
+    while shard.compact()?.is_some() {}
+    shard.export("snapshot", b"12")?;
+    give(shard, 13, &entry(13));
+    // The peer's snapshot is of an earlier moment than ours; the leader says so: it wins.
+    shard.install("snapshot", 12)?;
+    Ok(())
+}
+
+#[test]
+fn a_crash_at_any_sync_loses_nothing_that_was_flushed() {
+    let mut ended = false;
+    for sync in 0.. {
+        if ended {
+            assert!(sync > 20, "there were syncs to fail: {sync}");
+            break;
+        }
+        for seed in 0..3 {
+            let disk = SimDisk::new();
+            let (mut shard, _) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
+            disk.fail_sync_after(sync);
+            let mut durable = 0;
+            ended = work(&mut shard, &mut durable).is_ok();
+            disk.heal();
+            drop(shard);
+            disk.crash(&mut SeededRng::new(seed));
+            let (mut shard, opened) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
+            assert_eq!(opened.fell_back, None);
+            assert!(opened.applied >= durable, "sync {sync}: {} < {durable}", opened.applied);
+            let aux = if opened.applied == 0 {
+                String::new()
+            } else {
+                opened.applied.to_string()
+            };
+            assert_eq!(opened.aux, aux.as_bytes());
+            let mut naive = Naive::default();
+            for i in 1..=14 {
+                naive.give(i, &entry(i));
+                if i > opened.applied {
+                    give(&mut shard, i, &entry(i));
+                }
+            }
+            compare(&shard.reader(), &naive, (3, 9));
+            shard.flush(b"14").unwrap();
+            shard.scrub().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_fails_the_flush_and_nothing_else() {
+    let disk = SimDisk::new();
+    let (mut shard, _) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
+    let mut naive = Naive::default();
+    for i in 1..=5 {
+        give(&mut shard, i, &entry(i));
+        naive.give(i, &entry(i));
+    }
+    disk.set_full(true);
+    let error = shard.flush(b"5").unwrap_err();
+    assert_eq!(
+        hindcast_model::Classify::class(&error),
+        hindcast_model::Class::RetryLater
+    );
+    assert_eq!(shard.durable(), 0);
+    compare(&shard.reader(), &naive, (0, 10));
+    disk.heal();
+    shard.flush(b"5").unwrap();
+    assert_eq!(shard.durable(), 5);
+    compare(&shard.reader(), &naive, (0, 10));
+}
+
+#[test]
+fn files_that_nothing_names_are_removed() {
+    let disk = SimDisk::new();
+    let (mut shard, _) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
+    for i in 1..=8 {
+        give(&mut shard, i, &entry(i));
+        shard.flush(b"aux").unwrap();
+    }
+    while shard.compact().unwrap().is_some() {}
+    shard.flush(b"aux").unwrap();
+    let stats = shard.stats();
+    let segments = |disk: &SimDisk| {
+        let names = hindcast_env::Disk::list(disk, "s").unwrap();
+        names.iter().filter(|n| n.starts_with("segment-")).count()
+    };
+    assert_eq!(segments(&disk), stats.segments, "inputs of merges are gone");
+    hindcast_env::Disk::create(&disk, "s/segment-00000000000000ff").unwrap();
+    hindcast_env::Disk::create(&disk, "s/manifest-00000000000000ff.tmp").unwrap();
+    drop(shard);
+    let (shard, opened) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
+    assert_eq!((opened.applied, shard.stats().segments), (8, stats.segments));
+    assert_eq!(segments(&disk), stats.segments);
+}

@@ -1,0 +1,9 @@
+//! A shard from outside: against a naive model, through crashes, with damaged files, with files of earlier releases.
+
+mod crash;
+mod damage;
+mod golden;
+mod model;
+mod naive;
+mod reads;
+mod threads;

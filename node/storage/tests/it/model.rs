@@ -1,0 +1,283 @@
+//! Whatever is written, pinned, cut, let go, flushed, merged, crashed or moved: the shard answers as the model does.
+
+use crate::naive::{Entry, INSTANTS, Naive, compare, config, give, instant, label_sets, owners, tenants};
+use hindcast_env::{Disk, SeededRng, SimDisk};
+use hindcast_model::{Domain, LogLine, Sample, SeriesBlock, StreamBlock, TimestampNs};
+use hindcast_storage::{Floor, Pin, ReadError, Shard};
+use proptest::prelude::*;
+use std::sync::Arc;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Entry(Entry),
+    /// A cut that was made, by its place among all made.
+    DropCut(usize),
+    Pin(Pin, Vec<usize>),
+    Flush,
+    FlushFails(u64),
+    Compact,
+    Reopen,
+    Crash(u64),
+    /// To a peer, which goes on in our place.
+    Move,
+    Compare(i64, i64),
+}
+
+fn at() -> impl Strategy<Value = TimestampNs> {
+    (0..INSTANTS).prop_map(instant)
+}
+
+fn value() -> impl Strategy<Value = f64> {
+    prop_oneof![
+        (0u32..20).prop_map(f64::from),
+        any::<u64>().prop_map(f64::from_bits),
+        Just(-0.0),
+    ]
+}
+
+fn line() -> impl Strategy<Value = LogLine> {
+    (at(), "[xyz]{0,3}", prop::collection::vec(("[a-b]", "[0-9]"), 0..2)).prop_map(|(at, line, metadata)| LogLine {
+        at,
+        line: line.into(),
+        metadata,
+    })
+}
+
+fn write() -> impl Strategy<Value = Entry> {
+    let samples = prop::collection::vec((at(), value()).prop_map(|(at, value)| Sample { at, value }), 0..6);
+    let series = (0usize..3, 0usize..3, samples).prop_map(|(l, o, samples)| SeriesBlock {
+        labels: label_sets()[l].clone(),
+        owner: owners()[o],
+        samples,
+    });
+    let stream = (0usize..3, 0usize..3, prop::collection::vec(line(), 0..5)).prop_map(|(l, o, lines)| StreamBlock {
+        labels: label_sets()[l].clone(),
+        owner: owners()[o],
+        lines,
+    });
+    let blocks = (prop::collection::vec(series, 0..4), prop::collection::vec(stream, 0..3));
+    (0usize..2, blocks).prop_map(|(tenant, (series, streams))| Entry::Write {
+        tenant,
+        series,
+        streams,
+    })
+}
+
+fn pin() -> impl Strategy<Value = Step> {
+    let owner = prop::option::of(1usize..3);
+    let named = (
+        "[pq]",
+        0usize..2,
+        at(),
+        at(),
+        owner,
+        prop::collection::vec(0usize..4, 0..2),
+    );
+    named.prop_map(|(id, tenant, a, b, owner, cuts)| {
+        let pin = Pin {
+            id,
+            tenant: tenants()[tenant].clone(),
+            from: a.min(b),
+            to: a.max(b),
+            owners: owner.map(|o| owners()[o].id().into_iter().collect()),
+            cuts: vec![],
+        };
+        Step::Pin(pin, cuts)
+    })
+}
+
+fn floors() -> impl Strategy<Value = Entry> {
+    let domain = prop::option::of(prop_oneof![Just(Domain::Sms), Just(Domain::Dbms)]);
+    let floor = (prop::option::of(0usize..2), domain, at()).prop_map(|(tenant, domain, floor)| Floor {
+        tenant: tenant.map(|t| tenants()[t].clone()),
+        domain,
+        floor,
+    });
+    prop::collection::vec(floor, 0..3).prop_map(Entry::Retain)
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        10 => write().prop_map(Step::Entry),
+        3 => Just(Step::Entry(Entry::Cut)),
+        1 => Just(Step::Entry(Entry::Nothing)),
+        1 => (0usize..4).prop_map(Step::DropCut),
+        2 => pin(),
+        1 => "[pq]".prop_map(|id| Step::Entry(Entry::Unpin(id))),
+        2 => floors().prop_map(Step::Entry),
+        4 => Just(Step::Flush),
+        1 => (0u64..6).prop_map(Step::FlushFails),
+        4 => Just(Step::Compact),
+        1 => Just(Step::Reopen),
+        2 => any::<u64>().prop_map(Step::Crash),
+        1 => Just(Step::Move),
+        2 => (0..INSTANTS, 0..INSTANTS).prop_map(|(a, b)| Step::Compare(a, b)),
+    ]
+}
+
+struct Run {
+    disk: SimDisk,
+    dir: String,
+    moves: u64,
+    shard: Option<Shard>,
+    log: Vec<Entry>,
+    naive: Naive,
+    cuts: Vec<u64>,
+}
+
+impl Run {
+    fn new() -> Self {
+        let disk = SimDisk::new();
+        let (shard, _) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
+        let mut run = Self {
+            disk,
+            dir: "s".to_owned(),
+            moves: 0,
+            shard: Some(shard),
+            log: vec![],
+            naive: Naive::default(),
+            cuts: vec![],
+        };
+        for tenant in 0..tenants().len() {
+            run.entry(Entry::Write {
+                tenant,
+                series: vec![],
+                streams: vec![],
+            });
+        }
+        run
+    }
+
+    fn shard(&mut self) -> &mut Shard {
+        self.shard.as_mut().expect("the shard is open")
+    }
+
+    fn entry(&mut self, entry: Entry) {
+        let index = self.log.len() as u64 + 1;
+        if matches!(entry, Entry::Cut) {
+            self.cuts.push(index);
+        }
+        give(self.shard(), index, &entry);
+        self.naive.give(index, &entry);
+        self.log.push(entry);
+    }
+
+    fn aux(&self) -> Vec<u8> {
+        format!("aux of {}", self.log.len()).into_bytes()
+    }
+
+    /// Opens again and takes the rest from the log, as a restarted node does.
+    fn reopen(&mut self, durable_at_least: u64) {
+        self.shard = None;
+        let (mut shard, opened) = Shard::open(Arc::new(self.disk.clone()), &self.dir, config()).unwrap();
+        assert_eq!(opened.fell_back, None);
+        assert!(opened.applied >= durable_at_least, "what was flushed is there");
+        let aux = if opened.applied == 0 {
+            String::new()
+        } else {
+            format!("aux of {}", opened.applied)
+        };
+        assert_eq!(opened.aux, aux.as_bytes(), "aux is of the same moment");
+        for (entry, index) in self.log.iter().zip(1..).skip(opened.applied as usize) {
+            give(&mut shard, index, entry);
+        }
+        self.shard = Some(shard);
+    }
+
+    /// Exports, installs on a peer that had other data, checks that both agree, goes on there.
+    fn move_to_peer(&mut self) {
+        self.moves += 1;
+        let (snapshot, home) = (format!("snapshot-{}", self.moves), format!("s-{}", self.moves));
+        let (aux, index) = (self.aux(), self.log.len() as u64);
+        self.shard().export(&snapshot, &aux).unwrap();
+        let before = self.shard().reader().digest().unwrap();
+        let (mut peer, _) = Shard::open(Arc::new(self.disk.clone()), &home, config()).unwrap();
+        for (entry, i) in self.log.iter().zip(1..).take(3) {
+            give(&mut peer, i, entry);
+        }
+        peer.flush(b"to be replaced").unwrap();
+        assert_eq!(peer.install(&snapshot, index).unwrap(), aux);
+        assert_eq!((peer.applied(), peer.durable()), (index, index));
+        assert_eq!(peer.reader().digest().unwrap(), before);
+        self.disk.remove_dir_all(&snapshot).unwrap();
+        (self.dir, self.shard) = (home, Some(peer));
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Entry(entry) => self.entry(entry),
+            Step::DropCut(i) => {
+                if let Some(&cut) = self.cuts.get(i) {
+                    self.entry(Entry::DropCut(cut));
+                }
+            }
+            Step::Pin(mut pin, cuts) => {
+                pin.cuts = cuts.iter().filter_map(|&i| self.cuts.get(i).copied()).collect();
+                self.entry(Entry::Pin(pin));
+            }
+            Step::Flush => {
+                let aux = self.aux();
+                let report = self.shard().flush(&aux).unwrap();
+                assert_eq!(report.applied, self.shard().durable());
+            }
+            Step::FlushFails(syncs) => {
+                let aux = self.aux();
+                self.disk.fail_sync_after(syncs);
+                let _ = self.shard().flush(&aux);
+                self.disk.heal();
+            }
+            Step::Compact => {
+                let before = self.shard().reader().digest().unwrap();
+                let merged = self.shard().compact().unwrap();
+                if merged.is_some() {
+                    assert_eq!(
+                        self.shard().reader().digest().unwrap(),
+                        before,
+                        "a merge changes no answer"
+                    );
+                }
+            }
+            Step::Reopen => {
+                let durable = self.shard().durable();
+                self.reopen(durable);
+            }
+            Step::Crash(seed) => {
+                let durable = self.shard().durable();
+                self.disk.crash(&mut SeededRng::new(seed));
+                self.reopen(durable);
+            }
+            Step::Move => self.move_to_peer(),
+            Step::Compare(a, b) => self.compare((a, b)),
+        }
+    }
+
+    fn compare(&mut self, window: (i64, i64)) {
+        let reader = self.shard().reader();
+        compare(&reader, &self.naive, window);
+        // An index that is no cut is refused, not answered by guess.
+        let kept = self.naive.kept_cuts();
+        if let Some(i) = (1..self.naive.applied).find(|i| !kept.contains(i)) {
+            let mut q = crate::naive::all_series(&tenants()[0]);
+            q.as_of = Some(i);
+            assert!(matches!(reader.series(&q), Err(ReadError::NoCut { .. })), "as of {i}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+    #[test]
+    fn a_shard_answers_as_the_model_does(steps in prop::collection::vec(step(), 1..40)) {
+        let mut run = Run::new();
+        for step in steps {
+            run.step(step);
+        }
+        run.compare((5, 25));
+        run.step(Step::Flush);
+        run.step(Step::Compact);
+        run.compare((10, 20));
+        run.step(Step::Crash(7));
+        run.compare((0, 30));
+        run.shard().scrub().unwrap();
+    }
+}

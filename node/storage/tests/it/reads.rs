@@ -1,0 +1,301 @@
+//! What readers see, told as scripts.
+
+use crate::naive::{all_lines, all_series, config, owners};
+use expect_test::{Expect, expect};
+use hindcast_env::SimDisk;
+use hindcast_model::{Labels, LogLine, Sample, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
+use hindcast_storage::read::{Direction, SearchLabels};
+use hindcast_storage::{Floor, Pin, Shard, ShardConfig};
+use std::fmt::Write;
+use std::sync::Arc;
+
+/// `<op> <arguments>` per line; an entry per line that changes something. Times in seconds.
+fn check(script: &str, expect: Expect) {
+    let disk = SimDisk::new();
+    let (mut shard, _) = Shard::open(Arc::new(disk), "s", config()).unwrap();
+    let (mut out, mut index, tenant) = (String::new(), 0, TenantId::default());
+    for line in script.lines().map(str::trim).filter(|l| !l.is_empty()) {
+        let words: Vec<&str> = line.split(' ').collect();
+        let at = |i: usize| TimestampNs::from_secs(words[i].parse().unwrap());
+        let said = match words[0] {
+            "write" => {
+                index += 1;
+                let samples = words[1..].iter().map(|w| w.split_once('=').unwrap());
+                let samples = samples.map(|(at, value)| Sample {
+                    at: TimestampNs::from_secs(at.parse().unwrap()),
+                    value: value.parse().unwrap(),
+                });
+                let block = SeriesBlock {
+                    labels: Labels::from_pairs([("a", "b")]),
+                    owner: owners()[1],
+                    samples: samples.collect(),
+                };
+                shard.write(index, &tenant, &[block], &[]);
+                shard.advance(index);
+                format!("is entry {index}")
+            }
+            "cut" => {
+                index += 1;
+                shard.cut(index);
+                shard.advance(index);
+                format!("at {index}")
+            }
+            "drop" => {
+                shard.drop_cut(words[1].parse().unwrap());
+                String::new()
+            }
+            "pin" => {
+                shard.pin(Pin {
+                    id: "p".to_owned(),
+                    tenant: tenant.clone(),
+                    from: at(1),
+                    to: at(2),
+                    owners: None,
+                    cuts: vec![],
+                });
+                String::new()
+            }
+            "unpin" => {
+                shard.unpin("p");
+                String::new()
+            }
+            "retain" => {
+                let dropped = shard.retain(vec![Floor {
+                    tenant: None,
+                    domain: None,
+                    floor: at(1),
+                }]);
+                format!("drops {} segments, {} samples", dropped.segments, dropped.samples)
+            }
+            "flush" => format!("{} segments", shard.flush(b"").unwrap().segments),
+            "compact" => match shard.compact().unwrap() {
+                Some(r) => format!(
+                    "{} -> {} segments, {} -> {} rows",
+                    r.segments_in, r.segments_out, r.rows_in, r.rows_out
+                ),
+                None => "nothing to do".to_owned(),
+            },
+            "read" => {
+                let mut q = all_series(&tenant);
+                q.as_of = words.get(1).map(|w| w.parse().unwrap());
+                match shard.reader().series(&q) {
+                    Ok(found) => {
+                        let samples = found.iter().flat_map(|s| &s.samples);
+                        let shown = samples.map(|s| format!("{}={}", s.at.as_ms() / 1000, s.value));
+                        shown.collect::<Vec<_>>().join(" ")
+                    }
+                    Err(e) => e.to_string(),
+                }
+            }
+            other => panic!("{other}?"),
+        };
+        writeln!(out, "{}", format!("{line} -> {said}").trim_end()).unwrap();
+    }
+    expect.assert_eq(&out);
+}
+
+#[test]
+fn a_cut_shows_what_was_known_then_also_after_merges() {
+    check(
+        "
+        write 1=1 2=2
+        cut
+        write 1=10 0=0
+        read 2
+        read
+        flush
+        compact
+        read 2
+        read 1
+        drop 2
+        write 3=3
+        flush
+        compact
+        read
+        read 2
+        ",
+        expect![[r#"
+            write 1=1 2=2 -> is entry 1
+            cut -> at 2
+            write 1=10 0=0 -> is entry 3
+            read 2 -> 1=1 2=2
+            read -> 0=0 1=10 2=2
+            flush -> 2 segments
+            compact -> nothing to do
+            read 2 -> 1=1 2=2
+            read 1 -> index 1 is no recorded cut of this shard (applied: 3; the last cut before it: none)
+            drop 2 ->
+            write 3=3 -> is entry 4
+            flush -> 1 segments
+            compact -> 3 -> 1 segments, 5 -> 4 rows
+            read -> 0=0 1=10 2=2 3=3
+            read 2 -> index 2 is no recorded cut of this shard (applied: 4; the last cut before it: none)
+        "#]],
+    );
+}
+
+#[test]
+fn a_pinned_window_outlives_its_floor() {
+    check(
+        "
+        write 1=1 2=2 3=3
+        flush
+        pin 1 2
+        retain 3
+        read
+        retain 5
+        read
+        unpin
+        read
+        retain 5
+        read
+        ",
+        expect![[r#"
+            write 1=1 2=2 3=3 -> is entry 1
+            flush -> 1 segments
+            pin 1 2 ->
+            retain 3 -> drops 0 segments, 0 samples
+            read -> 1=1 2=2 3=3
+            retain 5 -> drops 0 segments, 0 samples
+            read -> 1=1 2=2
+            unpin ->
+            read ->
+            retain 5 -> drops 1 segments, 3 samples
+            read ->
+        "#]],
+    );
+}
+
+#[test]
+fn late_and_overwriting_samples_are_told_apart_by_commits() {
+    check(
+        "
+        write 5=5
+        flush
+        write -100=1 5=6 5=7
+        flush
+        write 5=8
+        read
+        flush
+        read
+        compact
+        read
+        ",
+        expect![[r#"
+            write 5=5 -> is entry 1
+            flush -> 1 segments
+            write -100=1 5=6 5=7 -> is entry 2
+            flush -> 1 segments
+            write 5=8 -> is entry 3
+            read -> -100=1 5=8
+            flush -> 1 segments
+            read -> -100=1 5=8
+            compact -> 3 -> 1 segments, 4 -> 2 rows
+            read -> -100=1 5=8
+        "#]],
+    );
+}
+
+fn stream(n: i64) -> StreamBlock {
+    StreamBlock {
+        labels: Labels::from_pairs([("n", &n.to_string())]),
+        owner: owners()[2],
+        lines: (0..3000)
+            .map(|i| LogLine {
+                at: TimestampNs(i * 1000 + n),
+                line: format!("{n} says {i}: {}", "x".repeat(100)).into(),
+                metadata: vec![],
+            })
+            .collect(),
+    }
+}
+
+#[test]
+fn the_newest_lines_come_from_the_last_pages_alone() {
+    let disk = SimDisk::new();
+    let (mut shard, _) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
+    let t = TenantId::default();
+    shard.write(1, &t, &[], &[stream(1), stream(2)]);
+    shard.advance(1);
+    shard.flush(b"").unwrap();
+    let mut q = all_lines(&t);
+    let whole = shard.reader().lines(&q).unwrap();
+    assert_eq!(whole.iter().map(|s| s.lines.len()).sum::<usize>(), 6000);
+    (q.limit, q.direction) = (Some(5), Direction::Backward);
+    let newest = shard.reader().lines(&q).unwrap();
+    for s in &newest {
+        let all = &whole.iter().find(|w| w.labels == s.labels).unwrap().lines;
+        assert_eq!(s.lines, all[all.len() - s.lines.len()..]);
+    }
+    assert_eq!(newest.iter().map(|s| s.lines.len()).sum::<usize>(), 5);
+    // Damage in the first group is not met by a read that needs the last one only.
+    disk.flip_bit("s/segment-0000000000000001", 100, 0).unwrap();
+    assert_eq!(shard.reader().lines(&q).unwrap(), newest);
+    q.direction = Direction::Forward;
+    assert!(shard.reader().lines(&q).is_err());
+}
+
+#[test]
+fn label_sets_are_those_with_a_row_in_the_window_even_inside_a_page() {
+    let (mut shard, _) = Shard::open(Arc::new(SimDisk::new()), "s", config()).unwrap();
+    let t = TenantId::default();
+    let block = SeriesBlock {
+        labels: Labels::from_pairs([("a", "b")]),
+        owner: owners()[0],
+        samples: [0, 10]
+            .map(|s| Sample {
+                at: TimestampNs::from_secs(s),
+                value: 1.0,
+            })
+            .to_vec(),
+    };
+    shard.write(1, &t, std::slice::from_ref(&block), &[]);
+    shard.advance(1);
+    shard.flush(b"").unwrap();
+    let found = |from, to| {
+        let q = SearchLabels {
+            tenant: t.clone(),
+            streams: false,
+            any_of: vec![],
+            from: TimestampNs::from_secs(from),
+            to: TimestampNs::from_secs(to),
+        };
+        shard.reader().label_sets(&q).unwrap().len()
+    };
+    assert_eq!((found(0, 5), found(1, 9), found(10, 10), found(11, 20)), (1, 0, 1, 0));
+}
+
+#[test]
+fn an_entry_shows_whole_and_a_flush_is_wanted_by_size_or_age() {
+    let config = ShardConfig {
+        flush_bytes_max: 10_000,
+        flush_age_max: SpanNs::from_secs(60),
+        ..config()
+    };
+    let (mut shard, _) = Shard::open(Arc::new(SimDisk::new()), "s", config).unwrap();
+    let t = TenantId::default();
+    let block = |n: i64| SeriesBlock {
+        labels: Labels::from_pairs([("a", "b")]),
+        owner: owners()[0],
+        samples: (0..n)
+            .map(|s| Sample {
+                at: TimestampNs::from_secs(s),
+                value: 1.0,
+            })
+            .collect(),
+    };
+    assert!(!shard.needs_flush(SpanNs::from_secs(1000)));
+    shard.write(1, &t, &[block(2)], &[]);
+    assert!(shard.reader().series(&all_series(&t)).unwrap().is_empty());
+    shard.advance(1);
+    assert_eq!(shard.reader().series(&all_series(&t)).unwrap()[0].samples.len(), 2);
+    assert!(!shard.needs_flush(SpanNs::from_secs(2000)));
+    assert!(!shard.needs_flush(SpanNs::from_secs(2059)));
+    assert!(shard.needs_flush(SpanNs::from_secs(2060)));
+    shard.flush(b"").unwrap();
+    assert!(!shard.needs_flush(SpanNs::from_secs(9000)));
+    shard.write(2, &t, &[block(1000)], &[]);
+    shard.advance(2);
+    assert!(shard.needs_flush(SpanNs::from_secs(9001)));
+    assert_eq!(shard.stats().samples, 1002);
+}
