@@ -189,7 +189,7 @@ async fn collect(config: AgentConfig, queue: &Queue, stop: &mut watch::Receiver<
     loop {
         tokio::select! {
             biased;
-            _ = stop.wait_for(|stop| *stop) => break,
+            () = asked_to_stop(stop) => break,
             _ = readings.tick() => collector.read_host(queue).await,
             _ = looks.tick() => collector.look(&mut journal, queue).await,
         }
@@ -198,6 +198,11 @@ async fn collect(config: AgentConfig, queue: &Queue, stop: &mut watch::Receiver<
     if let Some(task) = following {
         task.abort();
     }
+}
+
+/// Ends when the end is asked for, or when nobody is left who could. Keeps no lock on the value.
+pub async fn asked_to_stop(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 fn interval(every: Duration) -> tokio::time::Interval {
@@ -302,5 +307,106 @@ impl Collector {
         if let Some(rest) = self.batcher.finish() {
             queue.push(rest);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::Endpoints;
+    use hindcast_proto::v1::ingest_server::{Ingest, IngestServer};
+    use std::collections::BTreeMap;
+    use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+    use tonic::{Request, Response, Status, Streaming};
+
+    /// Stores each batch once; its very first answer is lost.
+    #[derive(Clone, Default)]
+    struct Forgetful {
+        stored: Arc<Mutex<BTreeMap<(String, u64), v1::WriteRequest>>>,
+    }
+
+    #[tonic::async_trait]
+    impl Ingest for Forgetful {
+        type WriteStreamStream = ReceiverStream<Result<v1::WriteResponse, Status>>;
+
+        async fn write(&self, request: Request<v1::WriteRequest>) -> Result<Response<v1::WriteResponse>, Status> {
+            let batch = request.into_inner();
+            let (samples, lines) = items(&batch);
+            let key = (batch.writer.clone(), batch.seq);
+            let mut stored = self.stored.lock();
+            let duplicate = stored.contains_key(&key);
+            if !duplicate {
+                let first = stored.is_empty();
+                stored.insert(key, batch.clone());
+                if first {
+                    return Err(Status::unavailable("stored, but the answer is lost"));
+                }
+            }
+            Ok(Response::new(v1::WriteResponse {
+                seq: batch.seq,
+                samples: if duplicate { 0 } else { samples },
+                lines: if duplicate { 0 } else { lines },
+                duplicate,
+                ..v1::WriteResponse::default()
+            }))
+        }
+
+        async fn write_stream(
+            &self,
+            _: Request<Streaming<v1::WriteRequest>>,
+        ) -> Result<Response<Self::WriteStreamStream>, Status> {
+            Err(Status::unimplemented("not used here"))
+        }
+    }
+
+    async fn serve(server: Forgetful) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = tonic::transport::Server::builder().add_service(IngestServer::new(server));
+        tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+        url
+    }
+
+    #[tokio::test]
+    async fn what_is_confirmed_is_stored_once_past_a_dead_node_and_a_lost_answer() {
+        let server = Forgetful::default();
+        let url = serve(server.clone()).await;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.log");
+        std::fs::write(&path, "before\n").unwrap();
+        // Nobody listens on port 1.
+        let endpoints = Endpoints::parse(&format!("http://127.0.0.1:1,{url}")).unwrap();
+        let mut config = AgentConfig::new(endpoints, proc::identity(Some("web-1".to_owned())));
+        config.interval = INTERVAL_MIN;
+        config.logs = vec![LogFile {
+            path: path.clone(),
+            service: None,
+        }];
+        let (stop, stopped) = watch::channel(false);
+        let progress = watch::Sender::new(AgentReport::default());
+        let mut reports = progress.subscribe();
+        let agent = tokio::spawn(run_watched(config, stopped, progress));
+        reports.wait_for(|r| r.batches >= 1).await.unwrap();
+        std::fs::write(&path, "before\none\ntwo\n").unwrap();
+        reports.wait_for(|r| r.lines_acked >= 2).await.unwrap();
+        stop.send(true).unwrap();
+        let report = agent.await.unwrap();
+
+        let stored = server.stored.lock();
+        let (samples, lines) = stored.values().map(items).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+        assert_eq!((report.samples_acked, report.lines_acked), (samples, lines));
+        assert_eq!(
+            (report.batches, report.dropped, report.refused),
+            (stored.len() as u64, 0, 0)
+        );
+        assert!(report.retries >= 2, "{report:?}");
+        let got: Vec<_> = stored
+            .values()
+            .flat_map(|b| &b.streams)
+            .flat_map(|s| &s.lines)
+            .collect();
+        assert_eq!(got.iter().map(|l| l.line.as_str()).collect::<Vec<_>>(), ["one", "two"]);
+        assert!(got[0].at_ns < got[1].at_ns);
+        assert!(stored.keys().map(|(_, seq)| *seq).eq(1..=stored.len() as u64));
     }
 }
