@@ -442,7 +442,6 @@ impl Driver {
 
     fn quarantine(&mut self, why: String) {
         let group = self.config.group;
-        tracing::error!(%group, why, "this node lost confirmed entries of the group and takes no more part in it");
         self.quarantined = Some(format!(
             "{why}; this copy takes no more part in group {group} until it is rebuilt from a peer"
         ));
@@ -567,9 +566,8 @@ impl Driver {
                 "the log ends at {last}, but the leader, node {from}, has this node's word for entries up to {confirmed}"
             ));
         }
-        if let Err(e) = node.step(message) {
-            tracing::debug!(group = %self.config.group, error = %e, "raft did not take a message");
-        }
+        // What raft does not take (an unknown peer, a late answer) needs no one's attention.
+        let _ = node.step(message);
     }
 
     fn snapshot(&mut self, message: Message, dir: String) {

@@ -116,14 +116,15 @@ impl Exporter {
                 None => rows.remove(&key),
             };
         }
+        // Framed here: the encoder takes small pieces slowly.
+        let mut framed = Vec::new();
         for (key, value) in &rows {
             for field in [tree.as_bytes(), key, value] {
-                let framed = self.encoder.write_all(&(field.len() as u32).to_be_bytes());
-                framed
-                    .and_then(|()| self.encoder.write_all(field))
-                    .map_err(|e| self.compress_error(e))?;
+                framed.extend_from_slice(&(field.len() as u32).to_be_bytes());
+                framed.extend_from_slice(field);
             }
         }
+        self.encoder.write_all(&framed).map_err(|e| self.compress_error(e))?;
         if self.encoder.get_ref().len() >= CHUNK_BYTES {
             self.spill()?;
         }

@@ -308,6 +308,31 @@ fn a_flipped_bit_in_synced_records_is_named_never_cut() {
 }
 
 #[test]
+fn remains_of_a_torn_round_never_come_back() {
+    let disk = SimDisk::new();
+    let mut store = open(&disk).unwrap();
+    let view = store.view(GroupId(1));
+    append(&mut store, &view, 1, vec![entry(1, 1, 1, 300)]);
+    store.commit(true).unwrap();
+    // One round of two entries, of which the power cut leaves the second alone.
+    append(&mut store, &view, 1, vec![entry(2, 1, 2, 300), entry(3, 1, 3, 300)]);
+    store.commit(true).unwrap();
+    let path = segments(&disk).pop().unwrap();
+    let bytes = disk.read(&path).unwrap();
+    let second = bytes.windows(300).position(|w| w == [2; 300]).unwrap();
+    disk.flip_bit(&path, second, 0).unwrap();
+    let mut store = open(&disk).unwrap();
+    let view = store.view(GroupId(1));
+    assert_eq!(view.lock().last_index(), 1);
+    // What is written now ends exactly where the old third entry begins (254: less the row that open writes).
+    append(&mut store, &view, 1, vec![entry(2, 2, 9, 254)]);
+    store.commit(true).unwrap();
+    drop(store);
+    let mut store = open(&disk).unwrap();
+    assert_eq!(all(&store.view(GroupId(1))).last(), Some(&(2, 2, vec![9; 254])));
+}
+
+#[test]
 fn the_error_says_where_the_damage_is_and_what_to_do() {
     let disk = filled(40);
     let path = segments(&disk)[0].clone();

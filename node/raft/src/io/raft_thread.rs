@@ -307,7 +307,11 @@ impl RaftThread {
             *old = leadership;
             changed
         });
-        *shared.status.lock() = status;
+        let mut published = shared.status.lock();
+        if let (None, Some(why)) = (&published.quarantined, &status.quarantined) {
+            tracing::error!(%group, why, "this node lost confirmed entries");
+        }
+        *published = status;
     }
 }
 
