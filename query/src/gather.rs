@@ -201,7 +201,7 @@ impl Run {
     pub const ALL: Self = Self { first: 0, len: SLOTS };
 
     pub fn is_aligned(self) -> bool {
-        self.len.is_power_of_two() && self.first % self.len == 0 && self.first < SLOTS && self.len <= SLOTS
+        self.len.is_power_of_two() && self.first.is_multiple_of(self.len) && self.first < SLOTS && self.len <= SLOTS
     }
 
     fn halves(self) -> (Self, Self) {

@@ -7,12 +7,11 @@ use crate::gather::canonical;
 use crate::plan::Plan;
 use hindcast_model::{Labels, METRIC_NAME};
 use hindcast_promql::Span;
-use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 /// Refuses smoothing factors outside of (0, 1).
-pub fn check_window_params(name: &str, params: &[Cow<'_, Vec<f64>>; 2]) -> Result<(), QueryError> {
+pub fn check_window_params(name: &str, params: &[Vec<f64>; 2]) -> Result<(), QueryError> {
     if name != "double_exponential_smoothing" {
         return Ok(());
     }

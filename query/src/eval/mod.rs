@@ -12,7 +12,6 @@ use crate::column::{ABSENT, Column, Raw, Steps, is_absent};
 use crate::engine::{Limits, QueryError};
 use crate::plan::{Input, Over, Plan, When};
 use hindcast_model::{Labels, METRIC_NAME};
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
@@ -249,9 +248,9 @@ impl Evaluator {
         else {
             unreachable!("called for windows only");
         };
-        let mut scalars = [Cow::Owned(vec![]), Cow::Owned(vec![])];
+        let mut scalars = [vec![], vec![]];
         for (slot, p) in scalars.iter_mut().zip(params) {
-            *slot = Cow::Owned(self.scalar(p, steps).await?);
+            *slot = self.scalar(p, steps).await?;
         }
         functions::check_window_params(name, &scalars)?;
         let series = self.over(over).await?;

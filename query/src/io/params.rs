@@ -87,7 +87,7 @@ impl Params {
     /// Seconds, or `1h30m`.
     pub(super) fn span(&self, name: &str) -> Result<Option<SpanNs>, Refusal> {
         self.parsed(name, "duration", |text| match text.parse::<f64>() {
-            Ok(s) if s >= 0.0 && s <= 9.2e9 => Some(SpanNs::from_ms((s * 1000.0).round() as u64)),
+            Ok(s) if (0.0..=9.2e9).contains(&s) => Some(SpanNs::from_ms((s * 1000.0).round() as u64)),
             Ok(_) => None,
             Err(_) => SpanNs::parse(text),
         })

@@ -363,12 +363,28 @@ mod tests {
         let shown = [
             ("vector", Format::Table),
             ("matrix", Format::Table),
-            ("vector", Format::Json),
             ("vector", Format::Csv),
         ]
         .map(|(kind, format)| shown_values(kind, answer(), "", None, format))
         .join("--\n");
-        expect![[r#""#]].assert_eq(&shown);
+        expect![[r#"
+            up{job="a"}         1
+            up{job="a, \"b\""}  NaN
+            --
+            up{job="a"}
+              1970-01-01T00:00:01.5Z  1
+            up{job="a, \"b\""}
+              1970-01-01T00:00:01.5Z  NaN
+            --
+            series,time,value
+            "up{job=""a""}",1970-01-01T00:00:01.5Z,1
+            "up{job=""a, \""b\""""}",1970-01-01T00:00:01.5Z,NaN
+        "#]]
+        .assert_eq(&shown);
+        let json = shown_values("vector", answer(), "", None, Format::Json);
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["series"][1]["points"], json!([[1500, "NaN"]]));
+        assert_eq!(json["series"][0]["labels"], json!({"__name__": "up", "job": "a"}));
     }
 
     #[test]
