@@ -160,12 +160,10 @@ const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
 fn as_decimal(v: f64, places: u8) -> Option<i64> {
     let power = POWERS[places as usize];
     let scaled = (v * power).round_ties_even();
-    // Written so that NaN fails it too.
-    if !(scaled.abs() <= EXACT_MAX) {
-        return None;
-    }
     let int = scaled as i64;
-    (decimal(int, power).to_bits() == v.to_bits()).then_some(int)
+    // NaN fails the first test, -0.0 the second.
+    let comes_back = scaled.abs() <= EXACT_MAX && decimal(int, power).to_bits() == v.to_bits();
+    comes_back.then_some(int)
 }
 
 fn decimal(int: i64, power: f64) -> f64 {

@@ -361,6 +361,10 @@ impl Shard {
     pub fn flush(&mut self, aux: &[u8]) -> Result<FlushReport, StorageError> {
         assert!(self.written <= self.applied(), "a flush comes between entries");
         self.seal();
+        self.or_discard(|shard| shard.flush_sealed(aux))
+    }
+
+    fn flush_sealed(&mut self, aux: &[u8]) -> Result<FlushReport, StorageError> {
         let (sealed, applied, retention, mut segments) = {
             let s = self.state.read();
             (s.sealed.clone(), s.applied, s.retention.clone(), s.segments.clone())
@@ -391,6 +395,10 @@ impl Shard {
 
     /// Merges one run of small neighbouring segments, if there is one. Changes no answer.
     pub fn compact(&mut self) -> Result<Option<CompactReport>, StorageError> {
+        self.or_discard(Self::merge_one)
+    }
+
+    fn merge_one(&mut self) -> Result<Option<CompactReport>, StorageError> {
         let (retention, segments) = {
             let s = self.state.read();
             (s.retention.clone(), s.segments.clone())
@@ -477,6 +485,10 @@ impl Shard {
     /// Replaces everything by an exported state, durably, and returns its caller's bytes. Afterwards `applied` and
     /// `durable` are `index`. A crash on the way leaves the old state or the new one.
     pub fn install(&mut self, from_dir: &str, index: u64) -> Result<Vec<u8>, StorageError> {
+        self.or_discard(|shard| shard.install_from(from_dir, index))
+    }
+
+    fn install_from(&mut self, from_dir: &str, index: u64) -> Result<Vec<u8>, StorageError> {
         let disk = self.disk.clone();
         let (mut manifest, _, _) =
             newest_manifest(disk.as_ref(), from_dir)?.ok_or_else(|| StorageError::NoSnapshot {
@@ -540,6 +552,27 @@ impl Shard {
             segments: state.segments.len(),
             segment_bytes: state.segments.iter().map(|s| s.file.bytes).sum(),
         }
+    }
+
+    /// Removes the new files of what failed, unless a manifest that may be in force names them: a full disk must not
+    /// fill further with every try.
+    fn or_discard<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, StorageError>) -> Result<T, StorageError> {
+        let (number, tried) = (self.next_number, self.durable.sequence_tried);
+        let done = work(self);
+        let manifest = format!("{}/{}", self.dir, manifest::name_of(self.durable.sequence_tried));
+        let is_published = self.durable.sequence_tried > tried && self.disk.exists(&manifest);
+        if done.is_err() && !is_published {
+            for n in number..self.next_number {
+                for path in [
+                    segment::path_of(&self.dir, n),
+                    format!("{}/{}", self.dir, manifest::aux_name(n)),
+                ] {
+                    // What stays is an orphan, and goes when the next manifest is there.
+                    let _ = self.disk.remove(&path);
+                }
+            }
+        }
+        done
     }
 
     /// Closes the active memtable and starts another.
@@ -620,12 +653,12 @@ impl Shard {
     fn sweep_files(&mut self, manifest: &Manifest, keep_previous: bool) -> Result<(), StorageError> {
         let disk = self.disk.as_ref();
         let mut kept: BTreeSet<String> = manifest.names().collect();
-        if keep_previous && manifest.previous.0 > 0 {
-            match Manifest::load(disk, &self.dir, manifest.previous.0) {
-                Ok((previous, _)) => kept.extend(previous.names()),
-                // Nothing to fall back to; the one in force does not need it.
-                Err(_) => {}
-            }
+        // A damaged one is nothing to fall back to, and the one in force does not need it.
+        if keep_previous
+            && manifest.previous.0 > 0
+            && let Ok((previous, _)) = Manifest::load(disk, &self.dir, manifest.previous.0)
+        {
+            kept.extend(previous.names());
         }
         for name in disk.list(&self.dir)? {
             if manifest::is_ours(&name) && !kept.contains(&name) {

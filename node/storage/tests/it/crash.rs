@@ -1,6 +1,7 @@
 //! Power may go at any sync of any operation: what was flushed before is there, and the state is of one moment.
 
 use crate::naive::{Entry, Naive, compare, config, give, instant, label_sets, owners};
+use hindcast_env::io::RealDisk;
 use hindcast_env::{SeededRng, SimDisk};
 use hindcast_model::{LogLine, Sample, SeriesBlock, StreamBlock};
 use hindcast_storage::Shard;
@@ -94,7 +95,13 @@ fn a_full_disk_fails_the_flush_and_nothing_else() {
         naive.give(i, &entry(i));
     }
     disk.set_full(true);
+    let names = hindcast_env::Disk::list(&disk, "s").unwrap();
     let error = shard.flush(b"5").unwrap_err();
+    assert_eq!(
+        hindcast_env::Disk::list(&disk, "s").unwrap(),
+        names,
+        "nothing is left to fill the disk further"
+    );
     assert_eq!(
         hindcast_model::Classify::class(&error),
         hindcast_model::Class::RetryLater
@@ -129,4 +136,24 @@ fn files_that_nothing_names_are_removed() {
     let (shard, opened) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
     assert_eq!((opened.applied, shard.stats().segments), (8, stats.segments));
     assert_eq!(segments(&disk), stats.segments);
+}
+
+#[test]
+fn the_machines_file_system_keeps_it_all_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Arc::new(RealDisk::new(folder.path()).unwrap());
+    let (mut shard, _) = Shard::open(disk.clone(), "groups/1", config()).unwrap();
+    let mut durable = 0;
+    work(&mut shard, &mut durable).unwrap();
+    assert_eq!((durable, shard.applied(), shard.durable()), (12, 12, 12));
+    let mut naive = Naive::default();
+    (1..=12).for_each(|i| naive.give(i, &entry(i)));
+    // A reader goes on although the shard is gone and its files are replaced.
+    let reader = shard.reader();
+    drop(shard);
+    let (shard, opened) = Shard::open(disk, "groups/1", config()).unwrap();
+    assert_eq!((opened.applied, &opened.aux[..]), (12, &b"12"[..]));
+    compare(&reader, &naive, (2, 8));
+    compare(&shard.reader(), &naive, (2, 8));
+    shard.scrub().unwrap();
 }
