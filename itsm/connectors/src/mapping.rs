@@ -165,7 +165,10 @@ impl RemoteTicket {
     }
 
     fn body(&self, fields: &DeskFields) -> String {
-        let priority = fields.priorities.get(&self.priority).map_or(self.priority.as_str(), String::as_str);
+        let priority = fields
+            .priorities
+            .get(&self.priority)
+            .map_or(self.priority.as_str(), String::as_str);
         let digest = self.digest();
         let body: BTreeMap<&str, &str> = [
             (fields.key.as_str(), self.key.as_str()),
@@ -219,7 +222,12 @@ mod tests {
         let key = |t: &TenantId, n, desk| RemoteKey::new(t, TicketId(n), desk);
         let default = TenantId::default();
         assert_eq!(key(&default, 1, "x"), key(&default, 1, "x"));
-        let keys = [key(&default, 1, "x"), key(&a, 1, "x"), key(&default, 2, "x"), key(&default, 1, "y")];
+        let keys = [
+            key(&default, 1, "x"),
+            key(&a, 1, "x"),
+            key(&default, 2, "x"),
+            key(&default, 1, "y"),
+        ];
         let unique: std::collections::BTreeSet<_> = keys.iter().collect();
         assert_eq!(unique.len(), keys.len());
     }

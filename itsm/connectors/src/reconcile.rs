@@ -111,7 +111,10 @@ impl Reconcile {
     fn found(&mut self, found: Vec<Found>) -> Next {
         let doubles = found.len().saturating_sub(1);
         // The same one on every node and every day, whatever order the desk answers in.
-        let Some(first) = found.into_iter().min_by(|a, b| (a.id.len(), &a.id).cmp(&(b.id.len(), &b.id))) else {
+        let Some(first) = found
+            .into_iter()
+            .min_by(|a, b| (a.id.len(), &a.id).cmp(&(b.id.len(), &b.id)))
+        else {
             let request = self.ticket.create(&self.fields);
             return self.send(State::Creating, request);
         };
@@ -195,7 +198,9 @@ mod tests {
                 "updated" => Answer::Updated,
                 "unclear" => Answer::Unclear,
                 "busy" => Answer::Busy,
-                _ => Answer::Rejected { why: "no such project".into() },
+                _ => Answer::Rejected {
+                    why: "no such project".into(),
+                },
             };
             out += &format!("{line} -> {}\n", shown(&attempt.step(answer)));
         }
@@ -272,10 +277,13 @@ mod tests {
                 unclear -> try later
             "#]],
         );
-        check("rejected", expect![[r#"
+        check(
+            "rejected",
+            expect![[r#"
             start -> Get /tickets?external_key=KEY
             rejected -> give up: no such project
-        "#]]);
+        "#]],
+        );
     }
 
     /// A desk that loses answers, refuses when busy, and is asked by attempts that die in the middle.
@@ -293,12 +301,17 @@ mod tests {
             match request.method {
                 Method::Get => {
                     let found = self.tickets.iter().enumerate();
-                    let found = found.map(|(n, d)| Found { id: n.to_string(), digest: Some(d.clone()) });
+                    let found = found.map(|(n, d)| Found {
+                        id: n.to_string(),
+                        digest: Some(d.clone()),
+                    });
                     Answer::Found(found.collect())
                 }
                 Method::Post => {
                     self.tickets.push(digest(request));
-                    Answer::Created { id: (self.tickets.len() - 1).to_string() }
+                    Answer::Created {
+                        id: (self.tickets.len() - 1).to_string(),
+                    }
                 }
                 Method::Patch => {
                     let id: usize = request.target.rsplit('/').next().unwrap().parse().unwrap();

@@ -55,7 +55,10 @@ fn event(words: &[&str]) -> Option<IncidentEvent> {
         _ => return None,
     };
     let weight = |w: &str| serde_json::from_value::<Criticality>(w.into()).unwrap();
-    let services = option(words, "services").unwrap_or_default().split(',').filter_map(|s| s.split_once(':'));
+    let services = option(words, "services")
+        .unwrap_or_default()
+        .split(',')
+        .filter_map(|s| s.split_once(':'));
     let incident = IncidentSnapshot {
         id: words[1].parse().unwrap(),
         tenant: TenantId::default(),
@@ -131,11 +134,19 @@ fn run(meta: &LocalMeta, words: &[&str]) -> Result<(), String> {
 }
 
 fn all(meta: &LocalMeta) -> Vec<Ticket> {
-    list_tickets(meta.stale().as_ref(), &TenantId::default(), TicketFilter::All, usize::MAX).unwrap()
+    list_tickets(
+        meta.stale().as_ref(),
+        &TenantId::default(),
+        TicketFilter::All,
+        usize::MAX,
+    )
+    .unwrap()
 }
 
 fn view(meta: &LocalMeta, number: u64) -> TicketView {
-    get_ticket(meta.stale().as_ref(), &TenantId::default(), TicketId(number)).unwrap().unwrap()
+    get_ticket(meta.stale().as_ref(), &TenantId::default(), TicketId(number))
+        .unwrap()
+        .unwrap()
 }
 
 fn shown(t: &Ticket) -> String {
@@ -165,7 +176,11 @@ fn check(script: &str, expect: Expect) -> Arc<LocalMeta> {
         meta.set_now(TimestampNs(meta.now().0 + 1_000_000_000));
         let answer = run(&meta, &words);
         meta.settle();
-        let mut changed: Vec<_> = all(&meta).into_iter().filter(|t| !before.contains(t)).map(|t| shown(&t)).collect();
+        let mut changed: Vec<_> = all(&meta)
+            .into_iter()
+            .filter(|t| !before.contains(t))
+            .map(|t| shown(&t))
+            .collect();
         changed.reverse();
         let answer = match answer {
             Err(e) => {
@@ -476,7 +491,10 @@ fn a_relapse_reopens_the_same_ticket_unless_it_is_final() {
         "#]],
     );
     // What a person wrote survives the rule that resolved in between.
-    assert_eq!(view(&meta, 1).ticket.resolution_text.as_deref(), Some("restarted it again"));
+    assert_eq!(
+        view(&meta, 1).ticket.resolution_text.as_deref(),
+        Some("restarted it again")
+    );
 }
 
 #[test]
@@ -511,7 +529,11 @@ fn priority_follows_the_incident_until_a_person_fixes_it() {
                 nothing
         "#]],
     );
-    let thread: Vec<_> = view(&meta, 1).thread.into_iter().map(|e| format!("{}: {}", e.actor, e.text)).collect();
+    let thread: Vec<_> = view(&meta, 1)
+        .thread
+        .into_iter()
+        .map(|e| format!("{}: {}", e.actor, e.text))
+        .collect();
     expect![[r#"
         gateway: Minor trouble since 1970-01-01 00:00:00 UTC.
         - Processor of web-1 is 97 % busy
@@ -521,7 +543,8 @@ fn priority_follows_the_incident_until_a_person_fixes_it() {
         gateway: Severity fell from critical to major; priority stays P3, a person fixed it
         gateway: priority is now P4 instead of P3
         lead: set impact to medium
-        gateway: Severity rose from major to critical; priority stays P4, a person fixed it"#]].assert_eq(&thread.join("\n"));
+        gateway: Severity rose from major to critical; priority stays P4, a person fixed it"#]]
+    .assert_eq(&thread.join("\n"));
 }
 
 #[test]
@@ -640,7 +663,11 @@ fn texts_and_threads_are_bounded() {
     let long = "x".repeat(crate::thread::TEXT_BYTES_MAX + 1);
     let refused = run(&meta, &["kim", "note", "T-1", &long]).unwrap_err();
     assert_eq!(refused, "TooLarge: text is longer than 16384 bytes");
-    assert!(run(&meta, &["kim", "note", "T-1", "a\u{7}b"]).unwrap_err().starts_with("FixRequest: text holds"));
+    assert!(
+        run(&meta, &["kim", "note", "T-1", "a\u{7}b"])
+            .unwrap_err()
+            .starts_with("FixRequest: text holds")
+    );
     for n in 0..SYSTEM_NOTES_MAX + 3 {
         run(&meta, &["changed", "INC-1", &format!("what=change_{n}")]).unwrap();
     }
@@ -649,7 +676,11 @@ fn texts_and_threads_are_bounded() {
     for _ in 0..NOTES_MAX {
         run(&meta, &["kim", "note", "T-1", "again"]).unwrap();
     }
-    assert!(run(&meta, &["kim", "note", "T-1", "again"]).unwrap_err().contains("2000 notes, which is the most"));
+    assert!(
+        run(&meta, &["kim", "note", "T-1", "again"])
+            .unwrap_err()
+            .contains("2000 notes, which is the most")
+    );
     // Work goes on all the same, and the newest entries are shown.
     run(&meta, &["kim", "take", "T-1"]).unwrap();
     assert_eq!(view(&meta, 1).thread.len(), crate::view::THREAD_SHOWN_MAX);
@@ -680,7 +711,10 @@ fn a_change_leaves_an_audit_record_and_a_history_line() {
 #[test]
 fn several_events_of_one_command_are_told_apart() {
     let meta = meta();
-    let events: Vec<_> = ["INC-1", "INC-2"].iter().filter_map(|i| event(&["opened", i])).collect();
+    let events: Vec<_> = ["INC-1", "INC-2"]
+        .iter()
+        .filter_map(|i| event(&["opened", i]))
+        .collect();
     meta.apply("gateway", codec::to_bytes(&events)).unwrap();
     let lines = history_rows(meta.stale().as_ref(), 10);
     let names: Vec<_> = lines
@@ -694,7 +728,13 @@ fn several_events_of_one_command_are_told_apart() {
 #[test]
 fn lists_are_by_status_newest_first_and_of_one_tenant() {
     let meta = meta();
-    for line in ["opened INC-1", "opened INC-2", "opened INC-3", "kim cancel T-2", "kim take T-1"] {
+    for line in [
+        "opened INC-1",
+        "opened INC-2",
+        "opened INC-3",
+        "kim cancel T-2",
+        "kim take T-1",
+    ] {
         run(&meta, &line.split(' ').collect::<Vec<_>>()).unwrap();
     }
     let read = meta.stale();
@@ -709,13 +749,30 @@ fn lists_are_by_status_newest_first_and_of_one_tenant() {
     assert_eq!(list("default", "", 2), [3, 2]);
     assert_eq!(list("other", "", 10), [] as [u64; 0]);
     assert_eq!(TicketFilter::parse("broken"), None);
-    assert!(get_ticket(read.as_ref(), &TenantId::new("other").unwrap(), TicketId(1)).unwrap().is_none());
+    assert!(
+        get_ticket(read.as_ref(), &TenantId::new("other").unwrap(), TicketId(1))
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[derive(Clone, Debug)]
 enum Step {
-    Event { kind: usize, incident: u64, generation: u64, severity: usize, services: usize, rule: usize },
-    Edit { actor: usize, number: u64, action: usize, base_back: u64, based: bool },
+    Event {
+        kind: usize,
+        incident: u64,
+        generation: u64,
+        severity: usize,
+        services: usize,
+        rule: usize,
+    },
+    Edit {
+        actor: usize,
+        number: u64,
+        action: usize,
+        base_back: u64,
+        based: bool,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -777,7 +834,10 @@ fn line_of(step: &Step, meta: &LocalMeta) -> String {
                 "set impact=high urgency=low",
             ][*action];
             let (verb, rest) = what.split_once(' ').unwrap_or((what, ""));
-            let version = all(meta).iter().find(|t| t.number.0 == *number).map_or(1, |t| t.version);
+            let version = all(meta)
+                .iter()
+                .find(|t| t.number.0 == *number)
+                .map_or(1, |t| t.version);
             let base = if *based { version.saturating_sub(*base_back) } else { 0 };
             format!("{actor} {verb} T-{number} {rest} base={base}")
         }

@@ -46,7 +46,9 @@ mod tests {
             assert_eq!(find(asset.path).unwrap().etag, asset.etag);
             assert_eq!(asset.immutable, asset.path.starts_with("/assets/"));
             let mut unpacked = Vec::new();
-            flate2::read::GzDecoder::new(asset.gzip).read_to_end(&mut unpacked).unwrap();
+            flate2::read::GzDecoder::new(asset.gzip)
+                .read_to_end(&mut unpacked)
+                .unwrap();
             assert_eq!(unpacked, asset.raw, "{}", asset.path);
         }
         assert_eq!(find("/").unwrap().path, "/index.html");
@@ -56,12 +58,20 @@ mod tests {
     #[test]
     fn the_page_asks_for_nothing_that_is_not_here() {
         let page = std::str::from_utf8(find("/").unwrap().raw).unwrap();
-        assert!(!page.contains("http://") && !page.contains("https://"), "another origin is named");
+        assert!(
+            !page.contains("http://") && !page.contains("https://"),
+            "another origin is named"
+        );
         if !is_built() {
             return;
         }
-        assert!(!page.contains("<script>") && !page.contains("style="), "inline code needs a weaker policy");
-        let named = page.split('"').filter(|p| p.starts_with('/') && !p.contains('<') && p.len() > 1);
+        assert!(
+            !page.contains("<script>") && !page.contains("style="),
+            "inline code needs a weaker policy"
+        );
+        let named = page
+            .split('"')
+            .filter(|p| p.starts_with('/') && !p.contains('<') && p.len() > 1);
         let named: Vec<_> = named.collect();
         assert!(named.len() >= 3, "{named:?}");
         for path in named {
@@ -72,7 +82,11 @@ mod tests {
     #[test]
     fn the_first_load_stays_within_its_budget() {
         let packed = |ending: &str| -> usize {
-            ASSETS.iter().filter(|a| a.path.ends_with(ending)).map(|a| a.gzip.len()).sum()
+            ASSETS
+                .iter()
+                .filter(|a| a.path.ends_with(ending))
+                .map(|a| a.gzip.len())
+                .sum()
         };
         assert!(packed(".js") <= 60 * 1024, "{} bytes of script", packed(".js"));
         assert!(packed(".css") <= 12 * 1024, "{} bytes of style", packed(".css"));

@@ -10,7 +10,11 @@ fn node(arguments: &[&str]) -> Option<()> {
         return None;
     }
     let ui = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("ui");
-    let output = Command::new("node").args(arguments).current_dir(ui).output().expect("node built the UI");
+    let output = Command::new("node")
+        .args(arguments)
+        .current_dir(ui)
+        .output()
+        .expect("node built the UI");
     let said = [output.stdout, output.stderr].concat();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
     Some(())

@@ -72,13 +72,32 @@ async fn ask(router: &Router, line: &str, fields: &[&str]) -> String {
     let etag = response.headers().get("etag").map(|e| e.to_str().unwrap().to_owned());
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
     let json: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-    let shown: Vec<_> = fields.iter().filter(|f| !json[**f].is_null()).map(|f| json[*f].to_string()).collect();
-    format!("{line}\n    {status} {} {}\n", etag.unwrap_or_default(), shown.join(" "))
+    let shown: Vec<_> = fields
+        .iter()
+        .filter(|f| !json[**f].is_null())
+        .map(|f| json[*f].to_string())
+        .collect();
+    format!(
+        "{line}\n    {status} {} {}\n",
+        etag.unwrap_or_default(),
+        shown.join(" ")
+    )
 }
 
 async fn check(script: &str, expect: Expect) {
     let router = router(meta_with_ticket());
-    let fields = ["status", "owner", "group", "impact", "priority", "pending_reason", "code", "message", "conflicts", "version"];
+    let fields = [
+        "status",
+        "owner",
+        "group",
+        "impact",
+        "priority",
+        "pending_reason",
+        "code",
+        "message",
+        "conflicts",
+        "version",
+    ];
     let mut out = String::new();
     for line in script.lines().map(str::trim).filter(|l| !l.is_empty()) {
         out += &ask(&router, line, &fields).await;
@@ -206,9 +225,16 @@ async fn bad_requests_say_what_to_do() {
 #[tokio::test]
 async fn a_body_beyond_the_limit_is_refused() {
     let router = router(meta_with_ticket());
-    let line = format!("POST tickets/T-1/notes | {{\"text\":\"{}\"}}", "x".repeat(BODY_BYTES_MAX));
+    let line = format!(
+        "POST tickets/T-1/notes | {{\"text\":\"{}\"}}",
+        "x".repeat(BODY_BYTES_MAX)
+    );
     let answer = ask(&router, &line, &["code"]).await;
-    assert!(answer.ends_with("413  \"too_large\"\n"), "{}", &answer[answer.len() - 80..]);
+    assert!(
+        answer.ends_with("413  \"too_large\"\n"),
+        "{}",
+        &answer[answer.len() - 80..]
+    );
 }
 
 #[tokio::test]
@@ -238,8 +264,14 @@ async fn grpc_says_the_same() {
     });
     request.metadata_mut().insert(ACTOR_KEY, "kim".parse().unwrap());
     let ticket = service.edit(request).await.unwrap().into_inner();
-    assert_eq!((ticket.status.as_str(), ticket.owner.as_str(), ticket.version), ("in_progress", "kim", 2));
-    assert_eq!((ticket.replay_url.as_str(), ticket.replay_command.as_str()), ("/replay/INC-1", "hindcast replay INC-1"));
+    assert_eq!(
+        (ticket.status.as_str(), ticket.owner.as_str(), ticket.version),
+        ("in_progress", "kim", 2)
+    );
+    assert_eq!(
+        (ticket.replay_url.as_str(), ticket.replay_command.as_str()),
+        ("/replay/INC-1", "hindcast replay INC-1")
+    );
     assert_eq!((ticket.thread.len(), ticket.audit.len()), (2, 2));
     assert_eq!(ticket.created_ms, 60_000);
 
@@ -247,7 +279,12 @@ async fn grpc_says_the_same() {
     assert_eq!(list.await.unwrap().into_inner().tickets.len(), 1);
     let code = |number: &str, action| {
         let number = number.to_owned();
-        let request = v1::EditTicketRequest { number, base_version: 1, request_id: String::new(), action };
+        let request = v1::EditTicketRequest {
+            number,
+            base_version: 1,
+            request_id: String::new(),
+            action,
+        };
         let service = &service;
         async move { service.edit(tonic::Request::new(request)).await.unwrap_err().code() }
     };
@@ -256,6 +293,9 @@ async fn grpc_says_the_same() {
     assert_eq!(code("T-1", None).await, Code::InvalidArgument);
     assert_eq!(code("T-9", Some(Action::Close(Close {}))).await, Code::NotFound);
     assert_eq!(code("T-1", Some(Action::Take(Take {}))).await, Code::Aborted);
-    let resolve = Resolve { code: "fixed".into(), text: String::new() };
+    let resolve = Resolve {
+        code: "fixed".into(),
+        text: String::new(),
+    };
     assert_eq!(code("T-1", Some(Action::Resolve(resolve))).await, Code::InvalidArgument);
 }

@@ -170,7 +170,10 @@ async fn list(status: String, common: &Common) -> Done {
     let mut desk = DeskClient::new(common.client.connect().await?);
     let tickets = desk.list(v1::ListTicketsRequest { status }).await?.into_inner().tickets;
     match common.output {
-        Output::Json => println!("{}", serde_json::Value::from(tickets.iter().map(json).collect::<Vec<_>>())),
+        Output::Json => println!(
+            "{}",
+            serde_json::Value::from(tickets.iter().map(json).collect::<Vec<_>>())
+        ),
         Output::Table => print!("{}", table(&tickets)),
     }
     Ok(ExitCode::SUCCESS)
@@ -208,7 +211,10 @@ fn or_dash(text: &str) -> &str {
 
 fn one_line(t: &v1::Ticket) -> String {
     let owner = or_dash(&t.owner);
-    format!("{} is {}, {}, owner {owner}, version {}", t.number, t.status, t.priority, t.version)
+    format!(
+        "{} is {}, {}, owner {owner}, version {}",
+        t.number, t.status, t.priority, t.version
+    )
 }
 
 fn table(tickets: &[v1::Ticket]) -> String {
@@ -239,14 +245,31 @@ fn in_full(t: &v1::Ticket) -> String {
     let resolution = format!("{}: {}", t.resolution_code, t.resolution_text);
     let facts = [
         ("status", status),
-        ("priority", format!("{} (impact {}, urgency {})", t.priority, t.impact, t.urgency)),
+        (
+            "priority",
+            format!("{} (impact {}, urgency {})", t.priority, t.impact, t.urgency),
+        ),
         ("owner", or_dash(&t.owner).to_owned()),
         ("group", or_dash(&t.group).to_owned()),
         ("services", or_dash(&t.services.join(", ")).to_owned()),
         ("incident", format!("{}, {}", t.incident, t.severity)),
-        ("came back", if t.flaps == 0 { "-".to_owned() } else { format!("{} times", t.flaps) }),
+        (
+            "came back",
+            if t.flaps == 0 {
+                "-".to_owned()
+            } else {
+                format!("{} times", t.flaps)
+            },
+        ),
         ("follows", or_dash(&t.recurrence_of).to_owned()),
-        ("resolution", if t.resolution_code.is_empty() { "-".to_owned() } else { resolution }),
+        (
+            "resolution",
+            if t.resolution_code.is_empty() {
+                "-".to_owned()
+            } else {
+                resolution
+            },
+        ),
         ("created", time(t.created_ms)),
         ("updated", format!("{}, version {}", time(t.updated_ms), t.version)),
         ("replay", t.replay_command.clone()),
@@ -261,16 +284,22 @@ fn in_full(t: &v1::Ticket) -> String {
     }
     if let Some(last) = t.audit.last() {
         let short: String = last.hash.chars().take(16).collect();
-        writeln!(out, "\naudit: {} records shown, the last is {} with hash {short}…", t.audit.len(), last.seq)
-            .expect("a string takes all");
+        writeln!(
+            out,
+            "\naudit: {} records shown, the last is {} with hash {short}…",
+            t.audit.len(),
+            last.seq
+        )
+        .expect("a string takes all");
     }
     out
 }
 
 fn json(t: &v1::Ticket) -> serde_json::Value {
-    let thread = t.thread.iter().map(|e| {
-        serde_json::json!({"at_ms": e.at_ms, "actor": e.actor, "kind": e.kind, "text": e.text})
-    });
+    let thread = t
+        .thread
+        .iter()
+        .map(|e| serde_json::json!({"at_ms": e.at_ms, "actor": e.actor, "kind": e.kind, "text": e.text}));
     let audit = t.audit.iter().map(|r| {
         serde_json::json!({
             "seq": r.seq, "at_ms": r.at_ms, "actor": r.actor, "action": r.action,
@@ -333,11 +362,13 @@ mod tests {
             2026-02-25T06:13:20Z gateway
                 Critical trouble.
                 Affected: shop.
-        "#]].assert_eq(&in_full(&ticket()));
+        "#]]
+        .assert_eq(&in_full(&ticket()));
         expect![[r#"
             NUMBER  P   STATUS       OWNER         INCIDENT UPDATED               TITLE
             T-1     P2  pending      -             INC-1    2026-02-25T06:14:20Z  Processor busy on web-1
-        "#]].assert_eq(&table(&[ticket()]));
+        "#]]
+        .assert_eq(&table(&[ticket()]));
         assert_eq!(table(&[]), "no tickets\n");
         assert_eq!(one_line(&ticket()), "T-1 is pending, P2, owner -, version 3");
     }
@@ -370,7 +401,12 @@ mod tests {
             let parsed = parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));
             assert!(format!("{:?}", parsed.ticket).contains("action"));
         }
-        for line in ["hindcast resolve T-1 done", "hindcast pending T-1 x", "hindcast assign T-1", "hindcast note T-1"] {
+        for line in [
+            "hindcast resolve T-1 done",
+            "hindcast pending T-1 x",
+            "hindcast assign T-1",
+            "hindcast note T-1",
+        ] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

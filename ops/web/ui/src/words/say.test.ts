@@ -31,7 +31,8 @@ test('a time of today is short, another has its date', () => {
   const at = Date.UTC(2026, 10, 22, 14, 5, 12);
   assert.equal(clock('en', at, at + 1000, 'UTC'), '14:05:12');
   assert.match(clock('en', at, at + 86_400_000, 'UTC'), /^Nov 22 14:05:12$/);
-  assert.match(clock('ko', at, at + 86_400_000, 'UTC'), /11월 22일/);
+  assert.equal(clock('ko', at, at + 86_400_000, 'UTC'), '11월 22일 14:05:12');
+  assert.equal(clock('ko', Date.UTC(2026, 0, 1, 1, 2, 3), Date.UTC(2026, 0, 1), 'UTC'), '01:02:03');
 });
 
 test('an ISO time reads back as the same instant', () => {

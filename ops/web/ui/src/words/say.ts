@@ -42,7 +42,10 @@ export function duration(ms: number): string {
 // Clock time today, date and clock time else, in the viewer's zone.
 export function clock(lang: Lang, ms: number, now: number, zone?: string): string {
   const day = (t: number) => new Intl.DateTimeFormat('en-CA', { dateStyle: 'short', timeZone: zone }).format(t);
-  const time = new Intl.DateTimeFormat(lang, { timeStyle: 'medium', hourCycle: 'h23', timeZone: zone }).format(ms);
+  const two = '2-digit';
+  const parts = { hour: two, minute: two, second: two, hourCycle: 'h23', timeZone: zone } as const;
+  // The same digits in every language; only the date is in words.
+  const time = new Intl.DateTimeFormat('en-GB', parts).format(ms);
   if (day(ms) === day(now)) return time;
   const date = new Intl.DateTimeFormat(lang, { month: 'short', day: 'numeric', timeZone: zone }).format(ms);
   return `${date} ${time}`;

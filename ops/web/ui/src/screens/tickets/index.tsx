@@ -148,10 +148,10 @@ function Thread({ ticket }: { ticket: TicketInFull }) {
   return (
     <ol class="thread">
       {ticket.thread.map((e, n) => (
-        <li key={n} class={e.kind}>
+        <li key={n} class={`${e.kind} ${e.kind === 'system' && !e.text.includes('\n') ? 'short' : ''}`}>
           <p class="said">
             <b>{e.actor}</b> <Time ms={e.at_ms} />
-          </p>
+          </p>{' '}
           <p class="text">{e.text}</p>
         </li>
       ))}
