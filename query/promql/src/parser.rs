@@ -1042,7 +1042,7 @@ mod tests {
                 "+ on(a)",
                 "and ignoring(a, b)",
                 "* on(a) group_left(b)",
-                "/ ignoring(a) group_right",
+                "/ ignoring(a) group_right ()",
             ]);
             let call = prop::sample::select(vec![
                 "abs(E)",
