@@ -506,7 +506,7 @@ mod tests {
                 60 0         -> firing critical: fired
                 75 unknown   -> firing critical: answer_incomplete
                 90 absent    -> firing critical: kept_firing
-                105 0        -> firing critical: still_firing
+                105 0        -> firing critical: kept_firing
                 120 absent   -> firing critical: kept_firing
                 180 absent   -> resolved: cleared
             "#]],

@@ -549,7 +549,7 @@ groups:
                 hosts every 15s
                   Down Present { hold: SpanNs(60000000000) }
                   Busy Levels { sense: Above, levels: [Level { severity: Minor, bound: 0.7, hold: SpanNs(0), clear: 0.7 }, Level { severity: Critical, bound: 0.9, hold: SpanNs(30000000000), clear: 0.8 }] }
-                rules.yml:6, group "hosts", rule "Down": the template of "broken" will be replaced by a plain text: "range" is not known here"#]],
+                rules.yml:6, group "hosts", rule "Down": the template of "broken" will be replaced by a plain text: "query" is not known here"#]],
         );
     }
 
@@ -574,9 +574,24 @@ groups:
                 r#"rules.yml:6, group "g", rule "a:b": recording rules are not evaluated yet; move this rule to a file that is not loaded here, or use its expression in the alert"#
             ]],
         );
-        check(&with("  - alert: A\n    expr: sum(((\n"), expect![[]]);
-        check(&with("  - alert: A\n    exprs: up\n"), expect![[]]);
-        check("groups: [", expect![[]]);
+        check(
+            &with("  - alert: A\n    expr: sum(((\n"),
+            expect![[
+                r#"rules.yml:6, group "g", rule "A": `expr` is not PromQL: 1:7: parse error: unexpected end of input; correct the expression"#
+            ]],
+        );
+        check(
+            &with("  - alert: A\n    exprs: up\n"),
+            expect![
+                "rules.yml:7: groups[0].rules[1]: unknown field `exprs`, expected one of `alert`, `threshold`, `record`, `expr`, `for`, `keep_firing_for`, `labels`, `annotations`, `levels` at line 7 column 5; correct the YAML at that place"
+            ],
+        );
+        check(
+            "groups: [",
+            expect![
+                "rules.yml:2: did not find expected node content at line 2 column 1, while parsing a flow node; correct the YAML at that place"
+            ],
+        );
     }
 
     #[test]

@@ -12,6 +12,8 @@
 mod deliver;
 mod evaluated;
 mod incidents;
+#[cfg(test)]
+mod tests;
 
 pub use crate::rows;
 
