@@ -556,11 +556,16 @@ fn counters_are_read_as_rates_per_object() {
         )
         .unwrap();
     }
-    check(&script, &["web-1"], (120, 120), expect![[r#"
+    check(
+        &script,
+        &["web-1"],
+        (120, 120),
+        expect![[r#"
         120
           SMS [web-1 ok sms.cpu.busy#0=0.75 sms.cpu.user#0=0.75 sms.disk.read(sda)#2=100000 sms.disk.read(sdb)#2=0 sms.temp(c/s)#1=40]
           topology web-1
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
