@@ -89,12 +89,28 @@ pub fn stream_pairs(attrs: &[(String, String)]) -> impl Iterator<Item = (String,
     chosen.map(|(n, v)| (n.replace('.', "_"), v.to_owned()))
 }
 
+/// The resource that owns a series or stream, described by what is said of its own kind: a host that two services
+/// share must not look different to each of them.
+pub fn owning(tenant: &TenantId, labels: &Labels, attrs: &[(String, String)]) -> Option<Resource> {
+    let mut resource = owning_resource(tenant, labels, attrs)?;
+    let of_kind: &[&str] = match resource.kind {
+        Kind::Host => &["host.", "os.", "cloud."],
+        Kind::Container => &["container.", "k8s.", "cloud."],
+        Kind::Database => &["db.", "server."],
+        _ => &[""],
+    };
+    resource
+        .attributes
+        .retain(|name, _| of_kind.iter().any(|prefix| name.starts_with(prefix)));
+    Some(resource)
+}
+
 /// Who runs on what, as one resource's attributes tell. The resources of the edges come along, so that both ends
 /// are known.
 pub fn edges(tenant: &TenantId, attrs: &[(String, String)]) -> (Vec<Edge>, Vec<Resource>) {
     // A metric name that speaks of a kind gives the key of that kind, or of another one when it is not complete.
     let of_kind = |kind: Kind, speaks_of_it: &str| {
-        let resource = owning_resource(tenant, &metric(speaks_of_it, &[]), attrs);
+        let resource = owning(tenant, &metric(speaks_of_it, &[]), attrs);
         resource.filter(|r| r.kind == kind)
     };
     let Some(host) = of_kind(Kind::Host, "node_") else {

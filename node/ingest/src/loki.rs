@@ -215,3 +215,33 @@ fn hex_char(chars: &mut std::str::CharIndices<'_>, digits: usize) -> Result<char
     code.and_then(char::from_u32)
         .ok_or_else(|| format!("{hex:?} is no character"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn labels_are_read_as_clients_write_them() {
+        let pairs = parse_labels(r#"{job="a\"b", path=`C:\x`, u="\u00e9\n",}"#).unwrap();
+        let want = [("job", "a\"b"), ("path", "C:\\x"), ("u", "é\n")];
+        assert!(
+            pairs.iter().map(|(n, v)| (n.as_str(), v.as_str())).eq(want),
+            "{pairs:?}"
+        );
+        for bad in ["", "{", "{a}", "{a=b}", r#"{a="b}"#, r#"{a="b" c="d"}"#, r#"{a="\q"}"#] {
+            assert!(parse_labels(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn random_input_never_panics(text in ".{0,60}", body in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let limits = LimitsContext { now: TimestampNs(0), floor: None };
+            let _ = parse_labels(&text);
+            let _ = parse_labels(&format!("{{a=\"{text}"));
+            let _ = adapt_json(&TenantId::default(), text.as_bytes(), &limits);
+            let _ = read_protobuf(&body);
+        }
+    }
+}

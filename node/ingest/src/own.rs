@@ -275,3 +275,126 @@ pub(crate) fn keep_lines(
         lines,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hindcast_proto::v1;
+    use proptest::prelude::*;
+    use prost::Message;
+
+    const LIMITS: LimitsContext = LimitsContext {
+        now: TimestampNs::MAX,
+        floor: None,
+    };
+
+    fn text() -> impl Strategy<Value = String> {
+        proptest::collection::vec(any::<char>(), 0..8).prop_map(|c| c.into_iter().filter(|c| !c.is_control()).collect())
+    }
+
+    /// Labels `l0…`, the first of them a name.
+    fn labels_of() -> impl Strategy<Value = Vec<v1::Label>> {
+        let label = |(i, value): (usize, String)| v1::Label {
+            name: if i == 0 { "__name__".to_owned() } else { format!("l{i}") },
+            value: format!("v{value}"),
+        };
+        proptest::collection::vec(text(), 1..5).prop_map(move |v| v.into_iter().enumerate().map(label).collect())
+    }
+
+    fn request() -> impl Strategy<Value = v1::WriteRequest> {
+        let ms = -9_000_000_000_000i64..9_000_000_000_000;
+        let point = (ms, any::<u64>()).prop_map(|(at_ms, bits)| v1::Point {
+            at_ms,
+            value: f64::from_bits(bits),
+        });
+        let series = (labels_of(), proptest::collection::vec(point, 1..4));
+        let series = series.prop_map(|(labels, points)| v1::Series { labels, points });
+        let line = (any::<i64>(), text(), labels_of());
+        let line = line.prop_map(|(at_ns, line, metadata)| v1::Line { at_ns, line, metadata });
+        let stream = (labels_of(), proptest::collection::vec(line, 1..4));
+        let stream = stream.prop_map(|(labels, lines)| v1::Stream { labels, lines });
+        let parts = (
+            any::<u64>(),
+            proptest::collection::vec(series, 0..4),
+            proptest::collection::vec(stream, 0..3),
+        );
+        parts.prop_map(|(seq, series, streams)| v1::WriteRequest {
+            writer: "w".to_owned(),
+            seq,
+            resource: vec![],
+            series,
+            streams,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn an_encoded_request_is_read_back_whole_also_from_a_warm_cache(request in request()) {
+            let tenant = TenantId::default();
+            let body = Bytes::from(request.encode_to_vec());
+            let mut owners = OwnerCache::default();
+            let cold = adapt(&tenant, &body, &LIMITS, &mut owners).unwrap();
+            prop_assert_eq!(&adapt(&tenant, &body, &LIMITS, &mut owners).unwrap(), &cold);
+            prop_assert_eq!(cold.seq, request.seq);
+            prop_assert!(cold.adapted.rejected.is_empty(), "{:?}", cold.adapted.rejected);
+            let named = hindcast_proto::edge::labels_from_wire;
+            for (got, sent) in cold.adapted.batch.series.iter().zip(request.series) {
+                prop_assert_eq!(&got.labels, &named(sent.labels));
+                let sample = |p: v1::Point| Sample { at: TimestampNs::from_ms(p.at_ms), value: p.value };
+                prop_assert_eq!(&got.samples, &sent.points.into_iter().map(sample).collect::<Vec<_>>());
+            }
+            for (got, sent) in cold.adapted.batch.streams.iter().zip(request.streams) {
+                prop_assert_eq!(&got.labels, &named(sent.labels));
+                for (line, sent) in got.lines.iter().zip(sent.lines) {
+                    prop_assert_eq!((line.at, &line.line[..]), (TimestampNs(sent.at_ns), sent.line.as_bytes()));
+                    prop_assert_eq!(line.metadata.len(), sent.metadata.len());
+                }
+            }
+        }
+
+        #[test]
+        fn a_damaged_request_is_refused_or_read_but_never_a_panic(request in request(), at in 0usize..400, byte: u8, cut: bool) {
+            let mut body = request.encode_to_vec();
+            if cut {
+                body.truncate(at);
+            } else if let Some(hit) = body.get_mut(at) {
+                *hit = byte;
+            }
+            let body = Bytes::from(body);
+            let _ = adapt(&TenantId::default(), &body, &LIMITS, &mut OwnerCache::default());
+            let _ = seq_of(&body);
+        }
+    }
+
+    #[test]
+    fn a_host_that_speaks_of_itself_names_its_series_and_streams() {
+        let label = |n: &str, v: &str| v1::Label {
+            name: n.to_owned(),
+            value: v.to_owned(),
+        };
+        let request = v1::WriteRequest {
+            resource: vec![label("host.name", "web-1"), label("os.type", "linux")],
+            series: vec![v1::Series {
+                labels: vec![label("__name__", "system_memory_usage_bytes")],
+                points: vec![v1::Point::default()],
+            }],
+            streams: vec![v1::Stream {
+                labels: vec![label("unit", "sshd")],
+                lines: vec![v1::Line::default()],
+            }],
+            ..Default::default()
+        };
+        let body = Bytes::from(request.encode_to_vec());
+        let read = adapt(&TenantId::default(), &body, &LIMITS, &mut OwnerCache::default()).unwrap();
+        let batch = read.adapted.batch;
+        let series = batch.series[0].labels.to_string();
+        assert_eq!(series, r#"system_memory_usage_bytes{instance="web-1", job="host"}"#);
+        assert_eq!(
+            batch.streams[0].labels.to_string(),
+            r#"{host_name="web-1", unit="sshd"}"#
+        );
+        assert_eq!(batch.resources.len(), 1, "{:?}", batch.resources);
+        assert_eq!(batch.resources[0].attributes["os.type"], "linux");
+        assert_eq!(batch.id, None, "without a writer there is no id");
+    }
+}

@@ -7,7 +7,6 @@
 //! what was old and not asked for since goes.
 
 use crate::Refusal;
-use hindcast_model::resource::owning_resource;
 use hindcast_model::{Batch, Labels, Owner, Resource, ResourceId, TenantId};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -29,7 +28,7 @@ pub(crate) struct Named {
 impl Named {
     /// Finds the owner of a set whose resource attributes are `attrs`.
     pub fn new(tenant: &TenantId, labels: Labels, attrs: &[(String, String)]) -> Self {
-        let resource = owning_resource(tenant, &labels, attrs).map(Arc::new);
+        let resource = crate::identity::owning(tenant, &labels, attrs).map(Arc::new);
         let owner = owner_of(resource.as_deref());
         Self {
             labels,

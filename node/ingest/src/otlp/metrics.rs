@@ -15,7 +15,6 @@ use super::{as_text, attributes_of};
 use crate::owners::{Seen, owner_of};
 use crate::{Adapted, LimitsContext, Refusal, Rejections, check, identity};
 use hindcast_model::limits::{LABEL_VALUE_BYTES_MAX, LABELS_MAX};
-use hindcast_model::resource::owning_resource;
 use hindcast_model::{Batch, Labels, METRIC_NAME, Owner, STALE_NAN_BITS, Sample, SeriesBlock, TenantId, TimestampNs};
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::KeyValue;
@@ -154,7 +153,7 @@ impl OneResource<'_> {
         let mut pairs = label_pairs(&as_text(attributes));
         pairs.push((METRIC_NAME.to_owned(), name.to_owned()));
         let bare = Labels::new(pairs);
-        let resource = owning_resource(self.tenant, &bare, &self.attrs).map(Arc::new);
+        let resource = identity::owning(self.tenant, &bare, &self.attrs).map(Arc::new);
         let (kind, key) = identity::derived(&self.attrs, resource.as_deref());
         let mut labels = bare;
         for (label, given, derived) in [("job", &self.given.0, kind), ("instance", &self.given.1, key)] {
@@ -332,7 +331,7 @@ impl OneResource<'_> {
                 continue;
             }
             let labels = Labels::new(pairs);
-            let resource = owning_resource(self.tenant, &labels, &self.attrs);
+            let resource = identity::owning(self.tenant, &labels, &self.attrs);
             self.batch.series.push(SeriesBlock {
                 labels,
                 owner: owner_of(resource.as_ref()),
@@ -450,4 +449,92 @@ fn coarse(buckets: Option<&Buckets>, shift: u32) -> Result<BTreeMap<i64, f64>, R
         }
     }
     Ok(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use prost::Message;
+
+    const LIMITS: LimitsContext = LimitsContext {
+        now: TimestampNs(i64::MAX),
+        floor: None,
+    };
+
+    fn point(scale: i32, offset: i32, counts: Vec<u64>) -> ExponentialHistogramDataPoint {
+        ExponentialHistogramDataPoint {
+            scale,
+            count: counts.iter().sum(),
+            positive: Some(Buckets {
+                offset,
+                bucket_counts: counts.clone(),
+            }),
+            negative: Some(Buckets {
+                offset,
+                bucket_counts: counts,
+            }),
+            ..Default::default()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn buckets_of_any_scale_hold_all_counts_and_stay_few(
+            scale in -20i32..25, offset: i32, counts in proptest::collection::vec(0u64..100, 0..2000),
+        ) {
+            let sent: u64 = counts.iter().sum();
+            if let Ok(Amount::Histogram { buckets, .. }) = exponential(&point(scale, offset, counts)) {
+                prop_assert!(buckets.len() <= 2 * HISTOGRAM_BUCKETS_MAX + 2);
+                // What lies beyond all doubles is in +Inf only.
+                prop_assert!(buckets.values().sum::<f64>() <= 2.0 * sent as f64);
+                prop_assert!(buckets.keys().all(|b| b.0.is_finite()));
+            }
+        }
+
+        #[test]
+        fn random_bytes_never_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(request) = ExportMetricsServiceRequest::decode(&body[..]) {
+                adapt(&TenantId::default(), request, &LIMITS, &mut DeltaState::default());
+            }
+        }
+    }
+
+    #[test]
+    fn a_finer_scale_is_merged_without_moving_a_count() {
+        let got = exponential(&point(4, 16, vec![1; 16])).unwrap();
+        let Amount::Histogram { buckets, .. } = got else {
+            panic!("{got:?}")
+        };
+        let positive: Vec<_> = buckets
+            .iter()
+            .filter(|(b, _)| b.0 > 0.0)
+            .map(|(b, n)| format!("{:.3}:{n}", b.0))
+            .collect();
+        assert_eq!(positive, ["2.000:0", "2.378:4", "2.828:4", "3.364:4", "4.000:4"]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused_and_counted_as_data_points() {
+        let wide = HistogramDataPoint {
+            explicit_bounds: vec![0.0; HISTOGRAM_BUCKETS_MAX + 1],
+            ..Default::default()
+        };
+        assert!(explicit(&wide).is_err());
+        let falling = HistogramDataPoint {
+            explicit_bounds: vec![2.0, 1.0],
+            bucket_counts: vec![0; 3],
+            ..Default::default()
+        };
+        assert_eq!(explicit(&falling), Err(bad_buckets("the bounds do not rise")));
+        assert!(exponential(&point(-12, 0, vec![1])).is_err());
+        assert!(
+            exponential(&point(
+                0,
+                0,
+                [vec![1], vec![0; HISTOGRAM_BUCKETS_MAX], vec![1]].concat()
+            ))
+            .is_err()
+        );
+    }
 }

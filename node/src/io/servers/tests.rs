@@ -1,1 +1,525 @@
-//! Servers over a recording sink.
+//! Real servers on loopback over a sink that records: what a sender sees, and what the sink got.
+
+use super::*;
+use crate::write::{BatchSink, WriteError, Written};
+use expect_test::{Expect, expect};
+use hindcast_env::SimClock;
+use hindcast_ingest::decompress::Encoding;
+use hindcast_model::{Batch, ShardId};
+use hindcast_proto::v1;
+use hindcast_proto::v1::ingest_client::IngestClient;
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use opentelemetry_proto::tonic::collector::logs::v1::logs_service_client::LogsServiceClient;
+use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
+use prost::Message;
+use tonic::Code;
+
+const NOW_SECS: i64 = 1_700_000_000;
+
+/// Remembers batches; answers the next error of its list, if any.
+#[derive(Default)]
+struct Recorder {
+    batches: Mutex<Vec<Batch>>,
+    fails: Mutex<Vec<WriteError>>,
+}
+
+#[async_trait::async_trait]
+impl BatchSink for Recorder {
+    async fn write(&self, batch: Batch) -> Result<Written, WriteError> {
+        if let Some(why) = self.fails.lock().pop() {
+            return Err(why);
+        }
+        // Later batches of a stream are done sooner; answers must still come in order.
+        let held = self.batches.lock().len() as u64;
+        tokio::time::sleep(std::time::Duration::from_millis(20_u64.saturating_sub(held))).await;
+        let written = Written {
+            samples: batch.samples(),
+            lines: batch.lines(),
+            duplicate: false,
+        };
+        self.batches.lock().push(batch);
+        Ok(written)
+    }
+}
+
+struct Served {
+    recorder: Arc<Recorder>,
+    counters: Arc<IngestCounters>,
+    base: String,
+}
+
+async fn serve() -> Served {
+    let recorder = Arc::new(Recorder::default());
+    let clock = SimClock::at(TimestampNs::from_secs(NOW_SECS));
+    let floor: FloorOf = Arc::new(|_| Some(TimestampNs::from_secs(NOW_SECS - 86_400)));
+    let state = IngestState::new(recorder.clone(), Arc::new(clock), floor);
+    let counters = state.counters.clone();
+    let routes = tonic::service::Routes::new(ingest_service(state.clone()))
+        .add_service(otlp_metrics_service(state.clone()))
+        .add_service(otlp_logs_service(state.clone()));
+    let app = routes.into_axum_router().merge(ingest_router(state));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    Served {
+        recorder,
+        counters,
+        base,
+    }
+}
+
+impl Served {
+    async fn ingest(&self) -> IngestClient<tonic::transport::Channel> {
+        IngestClient::connect(self.base.clone()).await.unwrap()
+    }
+
+    /// Posts a body; gives status, content type and text.
+    async fn post(&self, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> (u16, String, Bytes) {
+        let mut request = hyper::Request::post(format!("{}{path}", self.base));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        let answer = client
+            .request(request.body(Full::new(body.into())).unwrap())
+            .await
+            .unwrap();
+        let status = answer.status().as_u16();
+        let kind = answer
+            .headers()
+            .get("content-type")
+            .map_or("", |v| v.to_str().unwrap())
+            .to_owned();
+        (status, kind, answer.into_body().collect().await.unwrap().to_bytes())
+    }
+
+    fn counted(&self, name: &str, reason: &str) -> u64 {
+        let list = self.counters.list().into_iter();
+        list.filter(|c| c.name == name && (reason.is_empty() || c.labels.contains(&("reason", reason))))
+            .map(|c| c.value)
+            .sum()
+    }
+
+    fn stored(&self) -> String {
+        let mut out = String::new();
+        for batch in self.recorder.batches.lock().iter() {
+            for s in &batch.series {
+                let values: Vec<_> = s.samples.iter().map(|s| format!("{}@{}", s.value, s.at)).collect();
+                out += &format!("{} = {}\n", s.labels, values.join(" "));
+            }
+            for s in &batch.streams {
+                for l in &s.lines {
+                    out += &format!("{} {:?} {:?}\n", s.labels, String::from_utf8_lossy(&l.line), l.metadata);
+                }
+            }
+        }
+        out
+    }
+}
+
+fn label(name: &str, value: &str) -> v1::Label {
+    v1::Label {
+        name: name.to_owned(),
+        value: value.to_owned(),
+    }
+}
+
+fn series(name: &str, at_secs: &[i64]) -> v1::Series {
+    let point = |s: &i64| v1::Point {
+        at_ms: s * 1000,
+        value: 1.5,
+    };
+    v1::Series {
+        labels: vec![label("__name__", name), label("job", "j")],
+        points: at_secs.iter().map(point).collect(),
+    }
+}
+
+fn write_request(seq: u64, series: Vec<v1::Series>) -> v1::WriteRequest {
+    v1::WriteRequest {
+        writer: "w".into(),
+        seq,
+        series,
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn a_write_stores_what_is_allowed_and_names_the_rest() {
+    let served = serve().await;
+    let mut request = write_request(
+        7,
+        vec![series("up", &[NOW_SECS, NOW_SECS + 601, 1]), series("", &[NOW_SECS])],
+    );
+    request.streams.push(v1::Stream {
+        labels: vec![label("unit", "sshd")],
+        lines: vec![v1::Line {
+            at_ns: NOW_SECS * 1_000_000_000 + 7,
+            line: "hello ü".into(),
+            metadata: vec![label("b", "2"), label("a", "1")],
+        }],
+    });
+    let answer = served.ingest().await.write(request).await.unwrap().into_inner();
+    assert_eq!((answer.seq, answer.samples, answer.lines), (7, 1, 1));
+    let rejected: Vec<_> = answer
+        .rejected
+        .iter()
+        .map(|r| format!("{} {} {}", r.what, r.items, r.why))
+        .collect();
+    expect![[r#"
+        up{job="j"} 1 its time 1700000601.000 is more than 10m ahead of 1700000000.000; check the sender's clock
+        up{job="j"} 1 its time 1.000 is older than 1699913600.000, the oldest that is kept
+        {job="j"} 1 it has no label __name__"#]]
+    .assert_eq(&rejected.join("\n"));
+    expect![[r#"
+        up{job="j"} = 1.5@1700000000.000
+        {unit="sshd"} "hello ü" [("a", "1"), ("b", "2")]
+    "#]]
+    .assert_eq(&served.stored());
+    assert_eq!(served.counted("hindcast_ingest_refused_items_total", ""), 3);
+    let id = served.recorder.batches.lock()[0].id;
+    assert!(matches!(id, Some(BatchId::Sequenced { seq: 7, .. })), "{id:?}");
+}
+
+#[tokio::test]
+async fn a_stream_answers_each_batch_in_order_also_the_refused_ones() {
+    let served = serve().await;
+    *served.recorder.fails.lock() = vec![WriteError::QueueFull {
+        shard: ShardId(2),
+        queued_bytes_max: 9,
+    }];
+    let requests = (1..=100).map(|seq| write_request(seq, vec![series("up", &[NOW_SECS])]));
+    let mut answers = served
+        .ingest()
+        .await
+        .write_stream(futures::stream::iter(requests))
+        .await
+        .unwrap()
+        .into_inner();
+    let mut got = vec![];
+    while let Some(answer) = answers.message().await.unwrap() {
+        got.push((answer.seq, answer.status));
+    }
+    let want: Vec<_> = (1..=100)
+        .map(|seq| (seq, if seq == 1 { Code::ResourceExhausted as i32 } else { 0 }))
+        .collect();
+    assert_eq!(got, want);
+    assert_eq!(served.recorder.batches.lock().len(), 99);
+}
+
+#[tokio::test]
+async fn a_full_queue_says_when_to_retry() {
+    let served = serve().await;
+    let full = WriteError::QueueFull {
+        shard: ShardId(2),
+        queued_bytes_max: 9,
+    };
+    *served.recorder.fails.lock() = vec![full; 2];
+    let request = write_request(1, vec![series("up", &[NOW_SECS])]);
+    let status = served.ingest().await.write(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    let details = grpc::RpcStatus::decode(status.details()).unwrap().details;
+    assert_eq!(details[0].type_url, "type.googleapis.com/google.rpc.RetryInfo");
+    assert_eq!(details[0].value, [0x0a, 2, 8, 1], "a delay of one second");
+    let (code, _, text) = remote_write(&served, &remote_body()).await;
+    assert_eq!((code, &text[..7]), (429, &b"shard 2"[..]));
+    assert_eq!(served.counted("hindcast_ingest_failed_requests_total", "queue_full"), 2);
+}
+
+/// `up{job="j"} 1.5` now, as prometheus.WriteRequest.
+fn remote_body() -> Vec<u8> {
+    remote_series(&[("__name__", "up"), ("job", "j")], NOW_SECS)
+}
+
+fn remote_series(labels: &[(&str, &str)], at_secs: i64) -> Vec<u8> {
+    // A label of ours is encoded like Prometheus's; its samples have value and time the other way round.
+    let mut series = v1::Series {
+        labels: labels.iter().map(|(n, v)| label(n, v)).collect(),
+        points: vec![],
+    }
+    .encode_to_vec();
+    let mut sample = vec![0x09];
+    sample.extend(1.5f64.to_le_bytes());
+    sample.push(0x10);
+    prost::encoding::encode_varint((at_secs * 1000) as u64, &mut sample);
+    series.extend([0x12, sample.len() as u8]);
+    series.extend(sample);
+    let mut request = vec![0x0a];
+    prost::encoding::encode_varint(series.len() as u64, &mut request);
+    request.extend(series);
+    request
+}
+
+/// A snappy block with literals only.
+fn snappy(body: &[u8]) -> Vec<u8> {
+    let mut block = vec![];
+    prost::encoding::encode_varint(body.len() as u64, &mut block);
+    for chunk in body.chunks(60) {
+        block.push((chunk.len() as u8 - 1) << 2);
+        block.extend(chunk);
+    }
+    block
+}
+
+async fn remote_write(served: &Served, body: &[u8]) -> (u16, String, Bytes) {
+    let headers = [
+        ("content-type", "application/x-protobuf"),
+        ("content-encoding", "snappy"),
+    ];
+    served.post("/api/v1/write", &headers, snappy(body)).await
+}
+
+#[tokio::test]
+async fn remote_write_is_stored_and_its_bad_parts_are_told() {
+    let served = serve().await;
+    assert_eq!(remote_write(&served, &remote_body()).await.0, 204);
+    let mixed = [remote_body(), remote_series(&[("job", "nameless")], NOW_SECS)].concat();
+    let (code, _, text) = remote_write(&served, &mixed).await;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert_eq!(
+        (code, text.as_str()),
+        (400, "1 refused: {job=\"nameless\"} (1): it has no label __name__\n")
+    );
+    expect![[r#"
+        up{job="j"} = 1.5@1700000000.000
+        up{job="j"} = 1.5@1700000000.000
+    "#]]
+    .assert_eq(&served.stored());
+    let ids: Vec<_> = served.recorder.batches.lock().iter().map(|b| b.id).collect();
+    assert_ne!(ids[0], ids[1], "another body is another batch");
+    assert_eq!(remote_write(&served, &remote_body()).await.0, 204);
+    assert_eq!(
+        served.recorder.batches.lock()[2].id,
+        ids[0],
+        "the same body is the same batch"
+    );
+}
+
+/// What HTTP and its media types allow, and what each surface says to the rest.
+async fn check(served: &Served, path: &str, headers: &[(&str, &str)], body: &[u8], expect: Expect) {
+    let (code, kind, text) = served.post(path, headers, body.to_vec()).await;
+    let text: String = String::from_utf8_lossy(&text)
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(90)
+        .collect();
+    expect.assert_eq(format!("{code} {kind} {text}").trim());
+}
+
+#[tokio::test]
+async fn bad_input_gets_the_code_of_its_class() {
+    let served = serve().await;
+    let protobuf = ("content-type", "application/x-protobuf");
+    let json = ("content-type", "application/json");
+    let text = ("content-type", "text/plain");
+    let gzip = ("content-encoding", "gzip");
+    let garbage = b"\xff\xff\xff\xff\x07garbage";
+    let bomb = [0xff, 0xff, 0xff, 0xff, 0x0f, 0, 0];
+    let s = &served;
+    assert_eq!(s.post("/v1/metrics", &[text], "x").await.0, 415);
+    assert_eq!(
+        s.post("/v1/metrics", &[protobuf, ("content-encoding", "br")], "x")
+            .await
+            .0,
+        415
+    );
+    assert_eq!(s.post("/api/v1/write", &[json], "{}").await.0, 415);
+    assert_eq!(s.post("/api/v1/write", &[protobuf, gzip], "x").await.0, 415);
+    let version_2 = (
+        "content-type",
+        "application/x-protobuf;proto=io.prometheus.write.v2.Request",
+    );
+    assert_eq!(s.post("/api/v1/write", &[version_2], "x").await.0, 415);
+    for path in ["/v1/metrics", "/v1/logs"] {
+        let (code, kind, _) = s.post(path, &[protobuf], &garbage[..]).await;
+        assert_eq!((code, kind.as_str()), (400, "application/x-protobuf"), "{path}");
+        assert_eq!(s.post(path, &[json], "{\"resource").await.0, 400, "{path}");
+        assert_eq!(s.post(path, &[protobuf, gzip], "not gzip").await.0, 400, "{path}");
+        assert_eq!(
+            s.post(path, &[protobuf], vec![0; 4 * 1024 * 1024 + 1]).await.0,
+            413,
+            "{path}"
+        );
+        assert_eq!(
+            s.post(path, &[protobuf], "").await,
+            (200, "application/x-protobuf".into(), Bytes::new()),
+            "{path}"
+        );
+    }
+    check(
+        s,
+        "/v1/logs",
+        &[json],
+        b"{\"notAField\":1}",
+        expect![[r#"200 application/json {"partialSuccess":null}"#]],
+    )
+    .await;
+    check(s, "/v1/logs", &[json, ("x-scope-orgid", "../x")], b"{}", expect![[r#"400 application/json {"code":3,"message":"\"../x\" is not a tenant name: use 1 to 128 of the characters A-Z a-z"#]]).await;
+    check(s, "/api/v1/write", &[protobuf], &bomb, expect!["413 text/plain; charset=utf-8 the request takes more than 16777216 bytes decompressed; send smaller requests"]).await;
+    check(s, "/api/v1/write", &[protobuf], garbage, expect!["400 text/plain; charset=utf-8 the body does not decompress as snappy: snappy: corrupt input (invalid header, varint mi"]).await;
+    assert!(s.recorder.batches.lock().is_empty());
+    assert!(s.counted("hindcast_ingest_failed_requests_total", "") >= 17);
+}
+
+/// Sends raw bytes as a gRPC message.
+async fn raw_grpc(served: &Served, path: &'static str, message: Vec<u8>, gzip: bool) -> Code {
+    let channel = tonic::transport::Endpoint::new(served.base.clone())
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let mut frame = vec![u8::from(gzip)];
+    frame.extend((message.len() as u32).to_be_bytes());
+    frame.extend(message);
+    let mut request = tonic::codegen::http::Request::post(format!("{}{path}", served.base))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
+    if gzip {
+        request = request.header("grpc-encoding", "gzip");
+    }
+    let request = request
+        .body(tonic::body::Body::new(Full::new(Bytes::from(frame))))
+        .unwrap();
+    use tower::{Service, ServiceExt};
+    let mut channel = channel;
+    let answer = channel.ready().await.unwrap().call(request).await.unwrap();
+    let in_head = tonic::Status::from_header_map(answer.headers());
+    let trailers = answer.into_body().collect().await.unwrap().trailers().cloned();
+    let in_trailers = trailers.as_ref().and_then(tonic::Status::from_header_map);
+    in_head.or(in_trailers).map_or(Code::Unknown, |s| s.code())
+}
+
+#[tokio::test]
+async fn a_malformed_grpc_message_is_the_senders_fault() {
+    let served = serve().await;
+    let paths = [
+        "/hindcast.v1.Ingest/Write",
+        "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+        "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+    ];
+    for path in paths {
+        assert_eq!(
+            raw_grpc(&served, path, b"\x0a\xff".to_vec(), false).await,
+            Code::InvalidArgument,
+            "{path}"
+        );
+        assert_eq!(
+            raw_grpc(&served, path, b"not gzip".to_vec(), true).await,
+            Code::InvalidArgument,
+            "{path}"
+        );
+        let wide = vec![0; 4 * 1024 * 1024 + 1];
+        assert_eq!(
+            raw_grpc(&served, path, wide, false).await,
+            Code::InvalidArgument,
+            "{path}"
+        );
+        assert_eq!(raw_grpc(&served, path, vec![], false).await, Code::Ok, "{path}");
+    }
+    assert_eq!(served.counted("hindcast_ingest_failed_requests_total", "malformed"), 3);
+    assert_eq!(
+        served.counted("hindcast_ingest_failed_requests_total", "compression"),
+        3
+    );
+    assert_eq!(
+        served.counted("hindcast_ingest_failed_requests_total", "wire_too_large"),
+        3
+    );
+}
+
+const OTLP_METRICS: &str = r#"{"resourceMetrics":[{
+  "resource":{"attributes":[{"key":"service.name","value":{"stringValue":"shop"}},{"key":"host.name","value":{"stringValue":"web-1"}}]},
+  "scopeMetrics":[{"metrics":[
+    {"name":"requests","unit":"1","sum":{"aggregationTemporality":1,"isMonotonic":true,"dataPoints":[
+      {"asInt":"5","startTimeUnixNano":"1699999990000000000","timeUnixNano":"1700000000000000000"},
+      {"asInt":"2","startTimeUnixNano":"1700000000000000000","timeUnixNano":"1700000001000000000"}]}},
+    {"name":"latency","unit":"ms","histogram":{"aggregationTemporality":2,"dataPoints":[
+      {"timeUnixNano":"1700000000000000000","count":"3","sum":12,"bucketCounts":["1","2"],"explicitBounds":[5]},
+      {"timeUnixNano":"1700000000000000000","count":"3","bucketCounts":["1"],"explicitBounds":[5]}]}},
+    {"name":"sizes","unit":"By","exponentialHistogram":{"aggregationTemporality":2,"dataPoints":[
+      {"timeUnixNano":"1700000000000000000","count":"3","sum":10,"scale":0,"zeroCount":"1","positive":{"offset":1,"bucketCounts":["0","2"]}}]}}
+  ]}]}]}"#;
+
+#[tokio::test]
+async fn otlp_over_http_and_grpc_is_stored_alike_and_reports_partial_success() {
+    let served = serve().await;
+    let json = [("content-type", "application/json")];
+    let (code, _, answer) = served.post("/v1/metrics", &json, OTLP_METRICS).await;
+    assert_eq!(code, 200);
+    expect![[r#"{"partialSuccess":{"rejectedDataPoints":1,"errorMessage":"1 refused: latency_milliseconds{instance=\"web-1\", job=\"shop\"} (1): its buckets are not readable: 1 counts for 1 bounds"}}"#]]
+        .assert_eq(&String::from_utf8_lossy(&answer));
+    let over_http = served.stored();
+    expect![[r#"
+        requests_total{instance="web-1", job="shop"} = 0@1699999990.000 5@1700000000.000
+        requests_total{instance="web-1", job="shop"} = 7@1700000001.000
+        latency_milliseconds_bucket{instance="web-1", job="shop", le="5"} = 1@1700000000.000
+        latency_milliseconds_bucket{instance="web-1", job="shop", le="+Inf"} = 3@1700000000.000
+        latency_milliseconds_sum{instance="web-1", job="shop"} = 12@1700000000.000
+        latency_milliseconds_count{instance="web-1", job="shop"} = 3@1700000000.000
+        sizes_bytes_bucket{instance="web-1", job="shop", le="0"} = 1@1700000000.000
+        sizes_bytes_bucket{instance="web-1", job="shop", le="4"} = 1@1700000000.000
+        sizes_bytes_bucket{instance="web-1", job="shop", le="8"} = 3@1700000000.000
+        sizes_bytes_bucket{instance="web-1", job="shop", le="+Inf"} = 3@1700000000.000
+        sizes_bytes_sum{instance="web-1", job="shop"} = 10@1700000000.000
+        sizes_bytes_count{instance="web-1", job="shop"} = 3@1700000000.000
+        target_info{host_name="web-1", instance="web-1", job="shop"} = 1@1700000001.000
+    "#]]
+    .assert_eq(&over_http);
+    let batch = served.recorder.batches.lock()[0].clone();
+    assert_eq!(
+        (batch.edges.len(), batch.resources.len()),
+        (1, 2),
+        "the service runs on its host"
+    );
+
+    let other = serve().await;
+    let request: otlp::MetricsRequest = serde_json::from_str(OTLP_METRICS).unwrap();
+    let client = MetricsServiceClient::connect(other.base.clone()).await.unwrap();
+    for encoding in [
+        tonic::codec::CompressionEncoding::Gzip,
+        tonic::codec::CompressionEncoding::Zstd,
+    ] {
+        let answer = client
+            .clone()
+            .send_compressed(encoding)
+            .export(request.clone())
+            .await
+            .unwrap();
+        assert!(answer.into_inner().partial_success.unwrap().rejected_data_points >= 1);
+    }
+    assert!(other.stored().starts_with(&over_http));
+}
+
+#[tokio::test]
+async fn logs_become_lines_with_metadata() {
+    let served = serve().await;
+    let logs = r#"{"resourceLogs":[{"resource":{"attributes":[{"key":"service.name","value":{"stringValue":"shop"}},{"key":"os.type","value":{"stringValue":"linux"}}]},
+      "scopeLogs":[{"logRecords":[
+        {"timeUnixNano":"1700000000000000007","severityNumber":17,"severityText":"Error","traceId":"5B8EFFF798038103D269B633813FC60C","body":{"stringValue":"disk full"},"attributes":[{"key":"http.status","value":{"intValue":"500"}}]},
+        {"observedTimeUnixNano":"1700000000000000009","body":{"kvlistValue":{"values":[{"key":"k","value":{"arrayValue":{"values":[{"intValue":"1"},{"boolValue":true}]}}}]}}},
+        {"timeUnixNano":"1800000000000000000","body":{"stringValue":"from the future"}}]}]}]}"#;
+    let request: otlp::LogsRequest = serde_json::from_str(logs).unwrap();
+    let mut client = LogsServiceClient::connect(served.base.clone()).await.unwrap();
+    let partial = client
+        .export(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .partial_success
+        .unwrap();
+    assert_eq!(partial.rejected_log_records, 1);
+    let push = r#"{"streams":[{"stream":{"job":"loki"},"values":[["1700000000000000001","a line"],["1700000000000000002","more",{"k":"v"}]]}]}"#;
+    let json = [("content-type", "application/json")];
+    assert_eq!(served.post("/loki/api/v1/push", &json, push).await.0, 204);
+    assert_eq!(served.post("/loki/api/v1/push", &json, "{}").await.0, 400);
+    expect![[r#"
+        {service_name="shop"} "disk full" [("detected_level", "error"), ("http_status", "500"), ("os_type", "linux"), ("severity_number", "17"), ("severity_text", "Error"), ("trace_id", "5b8efff798038103d269b633813fc60c")]
+        {service_name="shop"} "{\"k\":[1,true]}" [("os_type", "linux")]
+        {job="loki"} "a line" []
+        {job="loki"} "more" [("k", "v")]
+    "#]]
+    .assert_eq(&served.stored());
+    assert_eq!(Encoding::parse("zstd"), Some(Encoding::Zstd));
+}
