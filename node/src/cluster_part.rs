@@ -21,11 +21,21 @@ pub const CUT_SPAN_MIN: SpanNs = SpanNs::from_secs(10);
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ClusterCommand {
     /// `fresh`: no older cut will do (an incident opened just now).
-    BeginCut { reason: String, fresh: bool },
-    RecordCut { cut: CutId, positions: Positions },
+    BeginCut {
+        reason: String,
+        fresh: bool,
+    },
+    RecordCut {
+        cut: CutId,
+        positions: Positions,
+    },
     /// The pin stands in every shard already.
-    RecordPin { pin: PinRow },
-    DropPin { id: String },
+    RecordPin {
+        pin: PinRow,
+    },
+    DropPin {
+        id: String,
+    },
 }
 
 /// The answer to `BeginCut`.
@@ -76,7 +86,10 @@ pub fn cut(read: &dyn MetaRead, id: CutId) -> Option<CutRow> {
 /// The newest recorded cut made at or before `at`.
 pub fn cut_before(read: &dyn MetaRead, at: TimestampNs) -> Option<CutRow> {
     let rows = read.scan(CLUSTER_PART, b"cut/", None, usize::MAX);
-    let cuts = rows.iter().rev().filter_map(|(_, v)| codec::from_bytes::<CutRow>(v).ok());
+    let cuts = rows
+        .iter()
+        .rev()
+        .filter_map(|(_, v)| codec::from_bytes::<CutRow>(v).ok());
     cuts.filter(|c| c.positions.is_some()).find(|c| c.made_at <= at)
 }
 
@@ -90,7 +103,9 @@ pub struct ClusterPart;
 
 impl ClusterPart {
     fn last_cut(tx: &MetaTx<'_>) -> Result<Option<CutRow>, Refusal> {
-        let Some(id) = tx.get(CLUSTER_PART, LAST_CUT) else { return Ok(None) };
+        let Some(id) = tx.get(CLUSTER_PART, LAST_CUT) else {
+            return Ok(None);
+        };
         let row = tx.get(CLUSTER_PART, &id).map(|row| codec::from_bytes(&row)).transpose();
         row.map_err(|e| Refusal::new(Class::Internal, e.to_string()))
     }
@@ -102,10 +117,20 @@ impl ClusterPart {
             && last.positions.is_some()
             && ctx.now.since(last.made_at) < CUT_SPAN_MIN
         {
-            return Ok(codec::to_bytes(&CutBegun { cut: last.clone(), reused: true }).into());
+            return Ok(codec::to_bytes(&CutBegun {
+                cut: last.clone(),
+                reused: true,
+            })
+            .into());
         }
         let id = CutId(last.map_or(1, |l| l.id.0 + 1));
-        let cut = CutRow { id, meta_index: ctx.index, made_at: ctx.now, reason, positions: None };
+        let cut = CutRow {
+            id,
+            meta_index: ctx.index,
+            made_at: ctx.now,
+            reason,
+            positions: None,
+        };
         tx.put(CLUSTER_PART, &cut_key(id), codec::to_bytes(&cut));
         tx.put(CLUSTER_PART, LAST_CUT, cut_key(id));
         Ok(codec::to_bytes(&CutBegun { cut, reused: false }).into())
@@ -132,14 +157,20 @@ impl Part for ClusterPart {
     }
 
     fn apply(&self, ctx: ApplyContext, input: PartInput<'_>, tx: &mut MetaTx<'_>) -> Result<PartOutput, Refusal> {
-        let PartInput::Command(body) = input else { return Ok(PartOutput::default()) };
+        let PartInput::Command(body) = input else {
+            return Ok(PartOutput::default());
+        };
         let command = codec::from_bytes(body).map_err(|e| Refusal::new(Class::FixRequest, e.to_string()))?;
         let mut out = PartOutput::default();
         match command {
             ClusterCommand::BeginCut { reason, fresh } => out.reply = Self::begin(ctx, reason, fresh, tx)?,
             ClusterCommand::RecordCut { cut, positions } => out.reply = Self::record(cut, positions, tx)?,
             ClusterCommand::RecordPin { pin } => {
-                tx.put(CLUSTER_PART, format!("pin/{}", pin.id).as_bytes(), codec::to_bytes(&pin));
+                tx.put(
+                    CLUSTER_PART,
+                    format!("pin/{}", pin.id).as_bytes(),
+                    codec::to_bytes(&pin),
+                );
                 out.history.push(pin_history(ctx, &pin, "pinned"));
             }
             ClusterCommand::DropPin { id } => {
@@ -172,7 +203,12 @@ fn pin_history(ctx: ApplyContext, pin: &PinRow, change: &str) -> HistoryLine {
             "reason": pin.reason,
         }),
     };
-    HistoryLine { tenant: pin.tenant.clone(), labels: HistoryKind::Pin.stream(), at: ctx.now, line: record.to_line() }
+    HistoryLine {
+        tenant: pin.tenant.clone(),
+        labels: HistoryKind::Pin.stream(),
+        at: ctx.now,
+        line: record.to_line(),
+    }
 }
 
 #[cfg(test)]
@@ -181,7 +217,10 @@ mod tests {
     use hindcast_raft::{LocalMeta, Meta, MetaError};
 
     async fn begin(meta: &LocalMeta, fresh: bool) -> CutBegun {
-        let body = codec::to_bytes(&ClusterCommand::BeginCut { reason: "test".into(), fresh });
+        let body = codec::to_bytes(&ClusterCommand::BeginCut {
+            reason: "test".into(),
+            fresh,
+        });
         codec::from_bytes(&meta.propose(CLUSTER_PART, body).await.unwrap()).unwrap()
     }
 
@@ -197,11 +236,18 @@ mod tests {
         meta.set_now(TimestampNs::from_secs(100));
         let first = begin(&meta, false).await;
         assert!(!first.reused);
-        assert!(!begin(&meta, false).await.reused, "the first is not recorded yet: nobody can use it");
+        assert!(
+            !begin(&meta, false).await.reused,
+            "the first is not recorded yet: nobody can use it"
+        );
         record(&meta, CutId(2), 7).await.unwrap();
         let again = begin(&meta, false).await;
         assert_eq!((again.reused, again.cut.id), (true, CutId(2)));
-        assert_eq!(begin(&meta, true).await.cut.id, CutId(3), "an incident that opens gets its own");
+        assert_eq!(
+            begin(&meta, true).await.cut.id,
+            CutId(3),
+            "an incident that opens gets its own"
+        );
         meta.set_now(TimestampNs::from_secs(200));
         assert_eq!(begin(&meta, false).await.cut.id, CutId(4));
     }

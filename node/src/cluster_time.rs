@@ -39,7 +39,11 @@ mod tests {
         // A peer is two hours ahead: nothing happens.
         assert_eq!(ahead_of_median(&[two_hours, 3]), -3);
         assert_eq!(ahead_of_median(&[]), 0);
-        assert_eq!(stamp(TimestampNs(100), 60, TimestampNs(50)), TimestampNs(50), "never back");
+        assert_eq!(
+            stamp(TimestampNs(100), 60, TimestampNs(50)),
+            TimestampNs(50),
+            "never back"
+        );
     }
 
     proptest! {

@@ -37,7 +37,10 @@ impl<'a> Reader<'a> {
     }
 
     pub fn malformed(&self) -> Malformed {
-        Malformed { at: self.at, len: self.bytes.len() }
+        Malformed {
+            at: self.at,
+            len: self.bytes.len(),
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -45,7 +48,11 @@ impl<'a> Reader<'a> {
     }
 
     pub fn take(&mut self, len: usize) -> Result<&'a [u8], Malformed> {
-        let end = self.at.checked_add(len).filter(|&e| e <= self.bytes.len()).ok_or_else(|| self.malformed())?;
+        let end = self
+            .at
+            .checked_add(len)
+            .filter(|&e| e <= self.bytes.len())
+            .ok_or_else(|| self.malformed())?;
         let slice = &self.bytes[self.at..end];
         self.at = end;
         Ok(slice)
@@ -73,7 +80,11 @@ impl<'a> Reader<'a> {
             let b = self.byte()?;
             v |= u64::from(b & 0x7f) << shift;
             if b < 0x80 {
-                return if shift == 63 && b > 1 { Err(self.malformed()) } else { Ok(v) };
+                return if shift == 63 && b > 1 {
+                    Err(self.malformed())
+                } else {
+                    Ok(v)
+                };
             }
         }
         Err(self.malformed())
@@ -92,7 +103,11 @@ impl<'a> Reader<'a> {
     /// A count of things that take at least one byte each: never larger than what is left.
     pub fn count(&mut self) -> Result<usize, Malformed> {
         let n = usize::try_from(self.varint()?).map_err(|_| self.malformed())?;
-        if n > self.bytes.len() - self.at { Err(self.malformed()) } else { Ok(n) }
+        if n > self.bytes.len() - self.at {
+            Err(self.malformed())
+        } else {
+            Ok(n)
+        }
     }
 }
 

@@ -51,14 +51,20 @@ struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { ids_max: DEDUP_IDS_MAX, writers_max: WRITERS_MAX }
+        Self {
+            ids_max: DEDUP_IDS_MAX,
+            writers_max: WRITERS_MAX,
+        }
     }
 }
 
 impl Dedup {
     #[cfg(test)]
     fn with_limits(ids_max: usize, writers_max: usize) -> Self {
-        Self { limits: Limits { ids_max, writers_max }, ..Self::default() }
+        Self {
+            limits: Limits { ids_max, writers_max },
+            ..Self::default()
+        }
     }
 
     /// Decides about a batch in the entry stamped `at`, and remembers it if it is new.
@@ -97,11 +103,18 @@ impl Dedup {
     }
 
     fn forget_oldest(&mut self) {
-        let Some((at, key)) = self.order.pop_front() else { return };
+        let Some((at, key)) = self.order.pop_front() else {
+            return;
+        };
         self.known.remove(&key);
-        let BatchId::Sequenced { writer, seq } = key.1 else { return };
+        let BatchId::Sequenced { writer, seq } = key.1 else {
+            return;
+        };
         let f = self.forgotten.entry(writer).or_insert(Forgotten { seq, at });
-        *f = Forgotten { seq: f.seq.max(seq), at };
+        *f = Forgotten {
+            seq: f.seq.max(seq),
+            at,
+        };
         if self.forgotten.len() > self.limits.writers_max {
             let quietest = self.forgotten.iter().min_by_key(|(w, f)| (f.at, **w)).map(|(w, _)| *w);
             quietest.map(|w| self.forgotten.remove(&w));
@@ -116,7 +129,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn sequenced(seq: u64) -> Option<BatchId> {
-        Some(BatchId::Sequenced { writer: WriterId([1; 16]), seq })
+        Some(BatchId::Sequenced {
+            writer: WriterId([1; 16]),
+            seq,
+        })
     }
 
     #[test]
@@ -124,7 +140,11 @@ mod tests {
         let (mut d, t) = (Dedup::default(), TenantId::default());
         let at = |s| TimestampNs::from_secs(s);
         assert_eq!(d.admit(&t, sequenced(2), at(0)), Verdict::New);
-        assert_eq!(d.admit(&t, sequenced(1), at(1)), Verdict::New, "any order within the window");
+        assert_eq!(
+            d.admit(&t, sequenced(1), at(1)),
+            Verdict::New,
+            "any order within the window"
+        );
         assert_eq!(d.admit(&t, sequenced(2), at(600)), Verdict::Known);
         assert_eq!(d.admit(&t, sequenced(2), at(602)), Verdict::TooOld);
         assert_eq!(d.admit(&t, sequenced(3), at(602)), Verdict::New);
@@ -134,7 +154,12 @@ mod tests {
     #[test]
     fn a_writer_in_order_is_remembered_for_good() {
         let (mut d, t) = (Dedup::default(), TenantId::default());
-        let id = |seq| Some(BatchId::Ordered { writer: WriterId([2; 16]), seq });
+        let id = |seq| {
+            Some(BatchId::Ordered {
+                writer: WriterId([2; 16]),
+                seq,
+            })
+        };
         assert_eq!(d.admit(&t, id(5), TimestampNs(0)), Verdict::New);
         assert_eq!(d.admit(&t, id(5), TimestampNs::from_secs(1_000_000)), Verdict::Known);
         assert_eq!(d.admit(&t, id(4), TimestampNs::from_secs(1_000_000)), Verdict::Known);
@@ -145,7 +170,10 @@ mod tests {
     fn the_tables_stay_within_their_bounds() {
         let (mut d, t) = (Dedup::with_limits(3, 2), TenantId::default());
         for i in 0..10u8 {
-            let id = BatchId::Sequenced { writer: WriterId([i; 16]), seq: 1 };
+            let id = BatchId::Sequenced {
+                writer: WriterId([i; 16]),
+                seq: 1,
+            };
             assert_eq!(d.admit(&t, Some(id), TimestampNs(i64::from(i))), Verdict::New);
         }
         assert_eq!((d.known.len(), d.order.len(), d.forgotten.len()), (3, 3, 2));

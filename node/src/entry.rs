@@ -38,13 +38,21 @@ pub struct WritePart {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Control {
     /// Data below these floors goes, unless pinned.
-    Retain { floors: Vec<Floor> },
-    Pin { pin: Pin },
-    Unpin { id: String },
+    Retain {
+        floors: Vec<Floor>,
+    },
+    Pin {
+        pin: Pin,
+    },
+    Unpin {
+        id: String,
+    },
     /// Reads as of this entry are exact from now on.
     Cut,
     /// The cut at this index is not needed any more.
-    DropCut { index: u64 },
+    DropCut {
+        index: u64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -116,8 +124,13 @@ fn read_owner(r: &mut Reader<'_>) -> Result<Owner, EntryError> {
     match r.byte()? {
         0 => Ok(Owner::None),
         n => {
-            let kind = *Kind::ALL.get(usize::from(n) - 1).ok_or(EntryError::Content { what: "a resource kind" })?;
-            Ok(Owner::Resource { id: ResourceId(r.array()?), kind })
+            let kind = *Kind::ALL.get(usize::from(n) - 1).ok_or(EntryError::Content {
+                what: "a resource kind",
+            })?;
+            Ok(Owner::Resource {
+                id: ResourceId(r.array()?),
+                kind,
+            })
         }
     }
 }
@@ -145,8 +158,14 @@ fn put_id(out: &mut Vec<u8>, id: Option<BatchId>) {
 fn read_id(r: &mut Reader<'_>) -> Result<Option<BatchId>, EntryError> {
     Ok(match r.byte()? {
         0 => None,
-        1 => Some(BatchId::Sequenced { writer: WriterId(r.array()?), seq: r.varint()? }),
-        2 => Some(BatchId::Ordered { writer: WriterId(r.array()?), seq: r.varint()? }),
+        1 => Some(BatchId::Sequenced {
+            writer: WriterId(r.array()?),
+            seq: r.varint()?,
+        }),
+        2 => Some(BatchId::Ordered {
+            writer: WriterId(r.array()?),
+            seq: r.varint()?,
+        }),
         3 => Some(BatchId::Hashed(r.array()?)),
         _ => return Err(EntryError::Content { what: "a batch id" }),
     })
@@ -231,7 +250,10 @@ pub fn decode_part(bytes: &[u8]) -> Result<WritePart, EntryError> {
         let mut ms = 0i64;
         for _ in 0..n {
             ms = ms.wrapping_add(r.signed()?);
-            samples.push(Sample { at: TimestampNs::from_ms(ms), value: 0.0 });
+            samples.push(Sample {
+                at: TimestampNs::from_ms(ms),
+                value: 0.0,
+            });
         }
         for sample in &mut samples {
             sample.value = f64::from_bits(u64::from_le_bytes(r.array()?));
@@ -249,7 +271,11 @@ pub fn decode_part(bytes: &[u8]) -> Result<WritePart, EntryError> {
         for _ in 0..n {
             ns = ns.wrapping_add(r.signed()?);
             let line = Bytes::copy_from_slice(r.bytes()?);
-            lines.push(LogLine { at: TimestampNs(ns), line, metadata: read_pairs(r, &symbols)? });
+            lines.push(LogLine {
+                at: TimestampNs(ns),
+                line,
+                metadata: read_pairs(r, &symbols)?,
+            });
         }
         streams.push(StreamBlock { labels, owner, lines });
     }
@@ -258,7 +284,14 @@ pub fn decode_part(bytes: &[u8]) -> Result<WritePart, EntryError> {
     if !r.is_empty() {
         return Err(r.malformed().into());
     }
-    Ok(WritePart { tenant, id, series, streams, resources, edges })
+    Ok(WritePart {
+        tenant,
+        id,
+        series,
+        streams,
+        resources,
+        edges,
+    })
 }
 
 /// One entry from parts that were encoded before. `at` is the leader's clock.
@@ -309,9 +342,9 @@ pub fn decode(bytes: &[u8]) -> Result<ShardEntry, EntryError> {
             }
             Command::Write(parts)
         }
-        KIND_CONTROL => Command::Control(
-            codec::from_bytes(r.rest()).map_err(|_| EntryError::Content { what: "a control command" })?,
-        ),
+        KIND_CONTROL => Command::Control(codec::from_bytes(r.rest()).map_err(|_| EntryError::Content {
+            what: "a control command",
+        })?),
         _ => return Err(EntryError::Content { what: "a kind" }),
     };
     Ok(ShardEntry { at, command })
@@ -326,30 +359,52 @@ mod tests {
     pub fn part_strategy() -> impl Strategy<Value = WritePart> {
         let tenant = TenantId::default();
         let labels = prop::collection::vec(("[a-c]{1,3}", "[a-zé가]{0,4}"), 0..5);
-        let series = (labels.clone(), prop::collection::vec((any::<i32>(), any::<u64>()), 0..6));
-        let line = (any::<i64>(), any::<Vec<u8>>(), prop::collection::vec(("[a-b]", "[x-z]{1,3}"), 0..3));
+        let series = (
+            labels.clone(),
+            prop::collection::vec((any::<i32>(), any::<u64>()), 0..6),
+        );
+        let line = (
+            any::<i64>(),
+            any::<Vec<u8>>(),
+            prop::collection::vec(("[a-b]", "[x-z]{1,3}"), 0..3),
+        );
         let stream = (labels, prop::collection::vec(line, 0..4));
         let id = prop_oneof![
             Just(None),
             any::<[u8; 16]>().prop_map(|h| Some(BatchId::Hashed(h))),
-            (any::<[u8; 16]>(), any::<u64>())
-                .prop_map(|(w, seq)| Some(BatchId::Sequenced { writer: WriterId(w), seq })),
-            (any::<[u8; 16]>(), any::<u64>()).prop_map(|(w, seq)| Some(BatchId::Ordered { writer: WriterId(w), seq })),
+            (any::<[u8; 16]>(), any::<u64>()).prop_map(|(w, seq)| Some(BatchId::Sequenced {
+                writer: WriterId(w),
+                seq
+            })),
+            (any::<[u8; 16]>(), any::<u64>()).prop_map(|(w, seq)| Some(BatchId::Ordered {
+                writer: WriterId(w),
+                seq
+            })),
         ];
-        (id, prop::collection::vec(series, 0..5), prop::collection::vec(stream, 0..3)).prop_map(
-            move |(id, series, streams)| WritePart {
+        (
+            id,
+            prop::collection::vec(series, 0..5),
+            prop::collection::vec(stream, 0..3),
+        )
+            .prop_map(move |(id, series, streams)| WritePart {
                 tenant: tenant.clone(),
                 id,
                 series: series
                     .into_iter()
                     .map(|(pairs, samples)| {
-                        let labels = Labels::new(pairs).with("__name__", "node_load1").with("instance", "a:1");
+                        let labels = Labels::new(pairs)
+                            .with("__name__", "node_load1")
+                            .with("instance", "a:1");
                         let owner = resource::owner(&tenant, &labels, &[]);
                         let sample = |(ms, bits): (i32, u64)| Sample {
                             at: TimestampNs::from_ms(i64::from(ms)),
                             value: f64::from_bits(bits),
                         };
-                        SeriesBlock { labels, owner, samples: samples.into_iter().map(sample).collect() }
+                        SeriesBlock {
+                            labels,
+                            owner,
+                            samples: samples.into_iter().map(sample).collect(),
+                        }
                     })
                     .collect(),
                 streams: streams
@@ -359,14 +414,17 @@ mod tests {
                         owner: Owner::None,
                         lines: lines
                             .into_iter()
-                            .map(|(at, line, metadata)| LogLine { at: TimestampNs(at), line: line.into(), metadata })
+                            .map(|(at, line, metadata)| LogLine {
+                                at: TimestampNs(at),
+                                line: line.into(),
+                                metadata,
+                            })
                             .collect(),
                     })
                     .collect(),
                 resources: vec![],
                 edges: vec![],
-            },
-        )
+            })
     }
 
     proptest! {
@@ -400,11 +458,21 @@ mod tests {
             series: vec![],
             streams: vec![],
             resources: vec![host.clone()],
-            edges: vec![Edge { from: host.id, to: host.id, kind: resource::EdgeKind::RunsOn }],
+            edges: vec![Edge {
+                from: host.id,
+                to: host.id,
+                kind: resource::EdgeKind::RunsOn,
+            }],
         };
         assert_eq!(decode_part(&encode_part(&part)).unwrap(), part);
         let control = Control::DropCut { index: 7 };
         let entry = decode(&encode_control(TimestampNs(3), &control)).unwrap();
-        assert_eq!(entry, ShardEntry { at: TimestampNs(3), command: Command::Control(control) });
+        assert_eq!(
+            entry,
+            ShardEntry {
+                at: TimestampNs(3),
+                command: Command::Control(control)
+            }
+        );
     }
 }

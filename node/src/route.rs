@@ -27,7 +27,9 @@ pub fn split(map: &ShardMap, batch: Batch) -> BTreeMap<ShardId, WritePart> {
     for mut series in batch.series {
         let slot = series.owner.slot(&series.labels);
         if single {
-            take(&mut parts, map.shard_of(slot, TimestampNs::MAX), &tenant, id).series.push(series);
+            take(&mut parts, map.shard_of(slot, TimestampNs::MAX), &tenant, id)
+                .series
+                .push(series);
             continue;
         }
         let mut by_shard: BTreeMap<ShardId, Vec<_>> = BTreeMap::new();
@@ -54,10 +56,24 @@ pub fn split(map: &ShardMap, batch: Batch) -> BTreeMap<ShardId, WritePart> {
     }
     // Resources and edges are facts of today: they go to the shard that owns the slot now.
     for resource in batch.resources {
-        take(&mut parts, map.shard_of(resource.id.slot(), TimestampNs::MAX), &tenant, id).resources.push(resource);
+        take(
+            &mut parts,
+            map.shard_of(resource.id.slot(), TimestampNs::MAX),
+            &tenant,
+            id,
+        )
+        .resources
+        .push(resource);
     }
     for edge in batch.edges {
-        take(&mut parts, map.shard_of(edge.from.slot(), TimestampNs::MAX), &tenant, id).edges.push(edge);
+        take(
+            &mut parts,
+            map.shard_of(edge.from.slot(), TimestampNs::MAX),
+            &tenant,
+            id,
+        )
+        .edges
+        .push(edge);
     }
     parts
 }
@@ -78,11 +94,29 @@ mod tests {
             for name in ["node_load1", "node_load5"] {
                 let labels = metric(name, &[("instance", &instance)]);
                 let resource = owning_resource(&batch.tenant, &labels, &[]).unwrap();
-                let owner = Owner::Resource { id: resource.id, kind: resource.kind };
-                let samples = vec![Sample { at: TimestampNs(0), value: 1.0 }];
-                batch.series.push(SeriesBlock { labels: labels.clone(), owner, samples });
-                let line = LogLine { at: TimestampNs(0), line: "x".into(), metadata: vec![] };
-                batch.streams.push(StreamBlock { labels, owner, lines: vec![line] });
+                let owner = Owner::Resource {
+                    id: resource.id,
+                    kind: resource.kind,
+                };
+                let samples = vec![Sample {
+                    at: TimestampNs(0),
+                    value: 1.0,
+                }];
+                batch.series.push(SeriesBlock {
+                    labels: labels.clone(),
+                    owner,
+                    samples,
+                });
+                let line = LogLine {
+                    at: TimestampNs(0),
+                    line: "x".into(),
+                    metadata: vec![],
+                };
+                batch.streams.push(StreamBlock {
+                    labels,
+                    owner,
+                    lines: vec![line],
+                });
                 batch.resources.push(resource);
             }
         }

@@ -31,12 +31,20 @@ impl Sources {
         if matches!(owner, Owner::None) {
             return;
         }
-        let first = Source { newest: at, spacing: SPACING_FIRST, settled: false };
+        let first = Source {
+            newest: at,
+            spacing: SPACING_FIRST,
+            settled: false,
+        };
         let source = self.0.entry((tenant.clone(), owner)).or_insert(first);
         if at > source.newest {
             let gap = at.since(source.newest);
             // Follows slowly, so that one pause does not count as the rhythm; the first gap counts whole.
-            let blended = if source.settled { SpanNs((source.spacing.0 / 8).saturating_mul(7) + gap.0 / 8) } else { gap };
+            let blended = if source.settled {
+                SpanNs((source.spacing.0 / 8).saturating_mul(7) + gap.0 / 8)
+            } else {
+                gap
+            };
             source.spacing = blended.max(SPACING_MIN);
             source.settled = true;
             source.newest = at;
@@ -49,9 +57,15 @@ impl Sources {
 
     /// The instant to which all living sources of the tenant have spoken; `TimestampNs::MAX` without any.
     pub fn complete_to(&self, tenant: &TenantId, now: TimestampNs) -> TimestampNs {
-        let own = self.0.range((tenant.clone(), Owner::MIN)..).take_while(|((t, _), _)| t == tenant);
+        let own = self
+            .0
+            .range((tenant.clone(), Owner::MIN)..)
+            .take_while(|((t, _), _)| t == tenant);
         let living = own.filter(|(_, s)| now.since(s.newest) <= SpanNs(s.spacing.0.saturating_mul(SILENT_SPACINGS)));
-        living.map(|(_, s)| s.newest + s.spacing).min().unwrap_or(TimestampNs::MAX)
+        living
+            .map(|(_, s)| s.newest + s.spacing)
+            .min()
+            .unwrap_or(TimestampNs::MAX)
     }
 }
 
@@ -63,25 +77,41 @@ mod tests {
     #[test]
     fn a_rule_waits_for_every_living_source_and_for_no_silent_one() {
         let (mut s, t) = (Sources::default(), TenantId::default());
-        let owner = |n| Owner::Resource { id: ResourceId([n; 16]), kind: Kind::Host };
+        let owner = |n| Owner::Resource {
+            id: ResourceId([n; 16]),
+            kind: Kind::Host,
+        };
         let at = TimestampNs::from_secs;
         assert_eq!(s.complete_to(&t, at(0)), TimestampNs::MAX, "nobody to wait for");
         for i in 0..10 {
             s.heard(&t, owner(1), at(i * 10));
             s.heard(&t, owner(2), at(i * 5));
         }
-        assert_eq!(s.complete_to(&t, at(60)), at(50), "45 s, and 5 s spacing, of the slower one");
+        assert_eq!(
+            s.complete_to(&t, at(60)),
+            at(50),
+            "45 s, and 5 s spacing, of the slower one"
+        );
         assert_eq!(s.complete_to(&t, at(90)), at(100), "the slower one is silent by now");
-        assert_eq!(s.complete_to(&TenantId::new("other").unwrap(), at(60)), TimestampNs::MAX);
+        assert_eq!(
+            s.complete_to(&TenantId::new("other").unwrap(), at(60)),
+            TimestampNs::MAX
+        );
     }
 
     #[test]
     fn late_samples_do_not_turn_the_clock_back() {
         let (mut s, t) = (Sources::default(), TenantId::default());
-        let owner = Owner::Resource { id: ResourceId([1; 16]), kind: Kind::Host };
+        let owner = Owner::Resource {
+            id: ResourceId([1; 16]),
+            kind: Kind::Host,
+        };
         for at in [10, 20, 5, 30] {
             s.heard(&t, owner, TimestampNs::from_secs(at));
         }
-        assert_eq!(s.complete_to(&t, TimestampNs::from_secs(30)), TimestampNs::from_secs(40));
+        assert_eq!(
+            s.complete_to(&t, TimestampNs::from_secs(30)),
+            TimestampNs::from_secs(40)
+        );
     }
 }

@@ -1,5 +1,14 @@
 //! One module per command: its arguments, and what it prints. Talks to a server over gRPC and HTTP only.
 
+pub mod agent;
+pub mod cluster;
+pub mod import;
+pub mod incident;
+pub mod query;
+pub mod replay;
+pub mod rules;
+pub mod ticket;
+
 use std::process::ExitCode;
 
 /// How results are printed.

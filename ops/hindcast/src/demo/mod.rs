@@ -85,10 +85,11 @@ fn rules() -> &'static str {
     include_str!("data/rules.yml")
 }
 
-fn routes(mail: &Mailbox, slack: &SlackDesk) -> String {
+fn routes(mail: &Mailbox, slack: &SlackDesk, token_file: &std::path::Path) -> String {
     include_str!("data/routes.yml")
         .replace("SMARTHOST", &mail.addr().to_string())
-        .replace("SLACK_API_URL", &slack.api_url())
+        .replace("SLACK_API_URL", &format!("http://{}/api", slack.addr()))
+        .replace("TOKEN_FILE", &token_file.display().to_string())
 }
 
 #[allow(clippy::disallowed_methods, reason = "the demo writes the files that its nodes are given")]
@@ -127,8 +128,9 @@ pub async fn run(args: DemoArgs) -> Done {
     let slack = SlackDesk::start(RECEIVER_DELAY).await.map_err(failed)?;
     story.say(format!("a mailbox listens on {}, a Slack-shaped API on {}", mail.addr(), slack.addr()));
     write(&dir.join("rules.yml"), rules())?;
-    write(&dir.join("routes.yml"), &routes(&mail, &slack))?;
-    write(&dir.join("slack-token"), "xoxb-demo")?;
+    let token_file = dir.join("slack-token");
+    write(&token_file, "xoxb-demo")?;
+    write(&dir.join("routes.yml"), &routes(&mail, &slack, &token_file))?;
 
     let mut cluster = Cluster::start(&dir, args.nodes).await?;
     cluster.wait_ready().await?;

@@ -7,7 +7,6 @@ use hindcast_node::io::cuts::{CutError, Cuts};
 use hindcast_query::replay::{
     AsOf, AskedAsOf, PlayAsk, ReplayCatalog, ReplayError, ReplaySpec, STEP_DEFAULT, default_window,
 };
-use hindcast_raft::Meta;
 
 pub struct Catalog {
     pub cuts: Cuts,

@@ -76,7 +76,7 @@ impl View {
                 applied: s.applied,
                 durable: s.durable,
                 voters: s.voters.iter().map(|v| v.0).collect(),
-                digest: s.digest.iter().map(|b| format!("{b:02x}")).collect(),
+                digest: s.digest.1.iter().map(|b| format!("{b:02x}")).collect(),
                 samples: stats.as_ref().map_or(0, |s| s.samples),
                 lines: stats.as_ref().map_or(0, |s| s.lines),
             }
@@ -167,10 +167,10 @@ impl View {
         );
         let mut named = std::collections::BTreeMap::<&str, Vec<(String, f64)>>::new();
         let counters = self.counters.list();
-        for (name, labels, value) in &counters {
-            let pairs: Vec<String> = labels.iter().map(|(n, v)| format!("{n}={v:?}")).collect();
+        for sample in &counters {
+            let pairs: Vec<String> = sample.labels.iter().map(|(n, v)| format!("{n}={v:?}")).collect();
             let labels = if pairs.is_empty() { String::new() } else { format!("{{{}}}", pairs.join(",")) };
-            named.entry(name).or_default().push((labels, *value as f64));
+            named.entry(sample.name).or_default().push((labels, sample.value as f64));
         }
         for (name, rows) in named {
             gauge(name, "Counted at the edge of ingest.", "counter", rows);

@@ -18,7 +18,7 @@ use hindcast_itsm::DeskPart;
 use hindcast_model::NodeId;
 use hindcast_node::io::node::{Node, NodeConfig};
 use hindcast_node::io::servers::{
-    IngestCounters, IngestState, ingest_router, ingest_service, otlp_logs_service, otlp_metrics_service,
+    IngestState, ingest_router, ingest_service, otlp_logs_service, otlp_metrics_service,
 };
 use hindcast_query::shards::Shards;
 use hindcast_query::{Engine, Limits, replay::Player};
@@ -87,19 +87,18 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let meta: Arc<dyn Meta> = Arc::new(node.meta.clone());
     let shards: Arc<dyn Shards> = Arc::new(LocalShards::new(node.clone()));
     let engine = Arc::new(Engine::new(shards.clone(), Limits::default()));
-    let counters = Arc::new(IngestCounters::default());
     let floor_node = node.clone();
     let ingest = IngestState::new(
         Arc::new(node.writer.clone()),
         node.clock.clone(),
         Arc::new(move |tenant| floor_node.floor(tenant)),
-        counters.clone(),
     );
+    let counters = ingest.counters.clone();
     let player = Arc::new(Player::new(engine.clone(), shards.clone()));
     let replay_catalog = Arc::new(Catalog { cuts: node.cuts.clone() });
     let view = cluster::View::new(node.clone(), address.to_string(), counters);
 
-    spawn_workers(&node, &meta, &engine, &shards, &config, files, &stopped);
+    spawn_workers(&node, &meta, &engine, &shards, files, &stopped);
 
     let (health, health_service) = tonic_health::server::health_reporter();
     tokio::spawn(report_health(node.clone(), health));
@@ -124,7 +123,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let http = axum::Router::new()
         .merge(ingest_router(ingest))
         .merge(hindcast_query::io::http::prometheus_router(engine.clone()))
-        .merge(hindcast_query::io::http::loki_router(engine))
+        .merge(hindcast_query::io::loki::loki_router(engine))
         .merge(hindcast_alerting::io::http::router(meta.clone()))
         .merge(hindcast_itsm::router(meta))
         .merge(cluster::router(view))
@@ -189,12 +188,10 @@ fn spawn_workers(
     meta: &Arc<dyn Meta>,
     engine: &Arc<Engine>,
     shards: &Arc<dyn Shards>,
-    config: &ServerConfig,
     files: Vec<hindcast_alerting::command::GatewayCommand>,
     stopped: &watch::Receiver<bool>,
 ) {
     use hindcast_alerting::io::{Deliverer, Evaluator, HistoryPump};
-    let _ = config;
     let evaluator =
         Evaluator::new(meta.clone(), engine.clone(), shards.clone(), node.clock.clone(), node.id());
     tokio::spawn(evaluator.run(stopped.clone()));

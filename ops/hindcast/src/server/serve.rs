@@ -72,14 +72,14 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// The web UI: files by name, and its one page for every other path that is no API.
 pub async fn web(uri: Uri, headers: HeaderMap) -> Response {
-    let path = uri.path().trim_start_matches('/');
-    if path.starts_with("api/") || path.starts_with("loki/") || path.starts_with("v1/") || path.starts_with("-/") {
+    let path = uri.path();
+    if path.starts_with("/api/") || path.starts_with("/loki/") || path.starts_with("/v1/") || path.starts_with("/-/") {
         let message = format!("there is no {} here; the APIs are listed in the manual", uri.path());
         return (StatusCode::NOT_FOUND, axum::Json(serde_json::json!({"code": "not_found", "message": message})))
             .into_response();
     }
     let found = hindcast_web::find(path).or_else(|| {
-        if path.starts_with("assets/") { None } else { hindcast_web::find("index.html") }
+        if path.starts_with("/assets/") { None } else { hindcast_web::find("/index.html") }
     });
     let Some(asset) = found else { return StatusCode::NOT_FOUND.into_response() };
     let cache = if asset.immutable { "public, max-age=31536000, immutable" } else { "no-cache" };
@@ -91,10 +91,7 @@ pub async fn web(uri: Uri, headers: HeaderMap) -> Response {
         .header(CONTENT_TYPE, asset.content_type)
         .header(CACHE_CONTROL, cache)
         .header(ETAG, asset.etag)
-        .header(
-            "content-security-policy",
-            "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'",
-        )
+        .header("content-security-policy", hindcast_web::CONTENT_SECURITY_POLICY)
         .header("x-content-type-options", "nosniff");
     if gzip && !known {
         response = response.header(CONTENT_ENCODING, "gzip");
