@@ -104,6 +104,7 @@ fn scan(c: &mut Criterion) {
         group.throughput(Throughput::Elements(rows as u64));
         group.bench_function(format!("{what}, memtable"), |b| b.iter(|| black_box(reader.series(&q))));
     }
+    group.throughput(Throughput::Elements(SERIES as u64 * SCRAPES));
     group.bench_function("flush", |b| {
         b.iter_batched(
             || {
