@@ -754,3 +754,83 @@ fn secret(field: &str, file: &Option<String>, env: &Option<String>) -> Result<Op
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::{Expect, expect};
+
+    const RECEIVERS: &str = "
+receivers:
+- {name: all}
+- {name: web, desk_configs: [{group: web}]}
+- {name: night}
+";
+
+    /// Label sets, one per line, and where they go.
+    fn check(tree: &str, sets: &[&[(&str, &str)]], expect: Expect) {
+        let routes = parse("routes.yml", &format!("{tree}{RECEIVERS}")).unwrap();
+        let mut shown = String::new();
+        for set in sets {
+            let labels: Labels = set.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+            let found: Vec<_> = routes.route(&labels).iter().map(|r| r.receiver.to_owned()).collect();
+            shown.push_str(&format!("{labels} -> {}\n", found.join(", ")));
+        }
+        expect.assert_eq(&shown);
+    }
+
+    #[test]
+    fn the_first_child_takes_it_unless_it_goes_on_and_the_root_takes_the_rest() {
+        check(
+            "
+route:
+  receiver: all
+  routes:
+  - {receiver: night, matchers: ['severity=critical'], continue: true}
+  - receiver: web
+    matchers: ['team=~\"web|shop\", env!=\"test\"']
+    routes:
+    - {receiver: night, match: {tier: '1'}}
+",
+            &[
+                &[("team", "web")],
+                &[("team", "web"), ("severity", "critical")],
+                &[("team", "web"), ("tier", "1")],
+                &[("team", "web"), ("env", "test")],
+                &[("team", "webs")],
+            ],
+            expect![[r#"
+                {team="web"} -> web
+                {severity="critical", team="web"} -> night, web
+                {team="web", tier="1"} -> night
+                {env="test", team="web"} -> all
+                {team="webs"} -> all
+            "#]],
+        );
+    }
+
+    fn refused(text: &str, expect: Expect) {
+        expect.assert_eq(&parse("routes.yml", text).unwrap_err().to_string());
+    }
+
+    #[test]
+    fn a_broken_routes_file_says_what_and_how_to_mend_it() {
+        refused(
+            "{route: {receiver: gone}, receivers: [{name: here}]}",
+            expect![[r#"routes.yml: a route names receiver "gone", which does not exist; use one of: here"#]],
+        );
+        refused(
+            "{route: {receiver: a}, receivers: [{name: a}], inhibit_rules: [{}]}",
+            expect!["routes.yml: `inhibit_rules` is not supported yet; remove it from this file"],
+        );
+        refused(
+            "{route: {receiver: a}, receivers: [{name: a, slack_configs: [{channel: x}]}]}",
+            expect![[r#"routes.yml: receiver "a": slack has no token; add `token_file:` or `token_env:`"#]],
+        );
+        refused(
+            "{route: {receiver: a}, receivers: [{name: a, email_configs: [{to: a@b, from: c@d, smarthost: 'mail:25', \
+             require_tls: false, auth_username: u, auth_password_env: P}]}]}",
+            expect![[r#"routes.yml: receiver "a": a password would be sent in clear; set `require_tls: true`"#]],
+        );
+    }
+}

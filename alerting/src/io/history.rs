@@ -65,25 +65,37 @@ impl HistoryPump {
         if !self.meta.is_leader() {
             return Ok(false);
         }
-        let commands = self.waiting();
-        let Some(up_to) = commands.keys().next_back().copied() else {
-            return Ok(false);
-        };
-        for (index, lines) in commands {
-            let mut by_tenant: BTreeMap<TenantId, Vec<HistoryLine>> = BTreeMap::new();
-            for line in lines {
-                by_tenant.entry(line.tenant.clone()).or_default().push(line);
-            }
-            for (tenant, lines) in by_tenant {
-                self.writer
-                    .write(&tenant, index, lines)
-                    .await
-                    .map_err(|e| e.to_string())?;
+        let (mut up_to, mut failed) = (None, None);
+        for (index, lines) in self.waiting() {
+            match self.write(index, lines).await {
+                Ok(()) => up_to = Some(index),
+                Err(error) => {
+                    failed = Some(error.to_string());
+                    break;
+                }
             }
         }
-        let written = codec::to_bytes(&MachineCommand::HistoryWritten { up_to });
-        self.meta.propose(META_PART, written).await.map_err(|e| e.to_string())?;
-        Ok(true)
+        // What is there need not be offered again, also when the next command's was not taken.
+        if let Some(up_to) = up_to {
+            let written = codec::to_bytes(&MachineCommand::HistoryWritten { up_to });
+            self.meta.propose(META_PART, written).await.map_err(|e| e.to_string())?;
+        }
+        match failed {
+            Some(why) => Err(why),
+            None => Ok(up_to.is_some()),
+        }
+    }
+
+    /// The lines of one command, a batch for each tenant.
+    async fn write(&self, index: u64, lines: Vec<HistoryLine>) -> Result<(), HistoryWriteError> {
+        let mut by_tenant: BTreeMap<TenantId, Vec<HistoryLine>> = BTreeMap::new();
+        for line in lines {
+            by_tenant.entry(line.tenant.clone()).or_default().push(line);
+        }
+        for (tenant, lines) in by_tenant {
+            self.writer.write(&tenant, index, lines).await?;
+        }
+        Ok(())
     }
 
     /// The rows that wait, by command. Never a part of a command.
