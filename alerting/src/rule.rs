@@ -116,17 +116,17 @@ pub struct RuleFile {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{}: {what}; {fix}", self.place())]
 pub struct RuleFileError {
-    pub file: String,
+    pub file: Box<str>,
     pub line: Option<usize>,
-    pub group: Option<String>,
-    pub rule: Option<String>,
-    pub what: String,
-    pub fix: String,
+    pub group: Option<Box<str>>,
+    pub rule: Option<Box<str>>,
+    pub what: Box<str>,
+    pub fix: Box<str>,
 }
 
 impl RuleFileError {
     fn place(&self) -> String {
-        let mut place = self.file.clone();
+        let mut place = self.file.to_string();
         if let Some(line) = self.line {
             place.push_str(&format!(":{line}"));
         }
@@ -456,12 +456,12 @@ struct Place<'a> {
 impl Place<'_> {
     fn wrong(&self, what: impl Into<String>, fix: impl Into<String>) -> RuleFileError {
         RuleFileError {
-            file: self.file.to_owned(),
+            file: self.file.into(),
             line: self.line,
-            group: self.group.map(str::to_owned),
-            rule: self.rule.map(str::to_owned),
-            what: what.into(),
-            fix: fix.into(),
+            group: self.group.map(Into::into),
+            rule: self.rule.map(Into::into),
+            what: what.into().into(),
+            fix: fix.into().into(),
         }
     }
 

@@ -220,9 +220,10 @@ async fn http(answer: fn(&str, usize) -> (u16, String)) -> (String, Arc<Mutex<Ve
     (address, got)
 }
 
-/// A file with a secret, for as long as the test holds it.
+/// A file with a secret, in the folder that cargo keeps for tests.
+#[allow(clippy::disallowed_methods, reason = "a test's own file")]
 fn secret(name: &str, text: &str) -> SecretRef {
-    let path = std::env::temp_dir().join(format!("hindcast-notify-{}-{name}", std::process::id()));
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}", std::process::id()));
     std::fs::write(&path, format!("{text}\n")).unwrap();
     SecretRef::File(path.to_string_lossy().into_owned())
 }

@@ -212,7 +212,7 @@ impl Apply<'_, '_> {
             ..RuleHealth::default()
         };
         let mut seen = BTreeSet::new();
-        let mut observed: Vec<(String, Option<(Labels, Labels, f64)>)> = vec![];
+        let mut observed: Vec<(String, Option<Seen>)> = vec![];
         for (labels, (full, value)) in series {
             let id = rows::alert_id(&rule_id, &labels);
             seen.insert(id.clone());
@@ -322,6 +322,9 @@ fn rows_of_groups(apply: &Apply<'_, '_>, tenant: &TenantId, source: &str) -> Res
         .map(|(k, v)| Ok((k, hindcast_model::codec::from_bytes(&v).map_err(damaged)?)))
         .collect()
 }
+
+/// A series in the answer: what names it, all its labels, its value.
+type Seen = (Labels, Labels, f64);
 
 /// Series by their labels without the metric's name, which is what names an alert.
 fn unique_series(series: Vec<(Labels, f64)>) -> Result<BTreeMap<Labels, (Labels, f64)>, String> {
