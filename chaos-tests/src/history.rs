@@ -33,7 +33,12 @@ pub fn check(written: &Written, read: impl IntoIterator<Item = u64>) -> Verdict 
         *counts.entry(item).or_default() += 1;
     }
     Verdict {
-        lost: written.acked.iter().filter(|i| !counts.contains_key(i)).copied().collect(),
+        lost: written
+            .acked
+            .iter()
+            .filter(|i| !counts.contains_key(i))
+            .copied()
+            .collect(),
         doubled: counts.iter().filter(|(_, n)| **n > 1).map(|(i, _)| *i).collect(),
         invented: counts
             .keys()
@@ -49,11 +54,21 @@ mod tests {
 
     #[test]
     fn the_check_finds_what_is_lost_doubled_and_invented() {
-        let written = Written { acked: [1, 2, 3].into(), unknown: [4].into() };
+        let written = Written {
+            acked: [1, 2, 3].into(),
+            unknown: [4].into(),
+        };
         assert!(check(&written, [3, 2, 1]).is_clean());
         assert!(check(&written, [1, 2, 3, 4]).is_clean());
         let verdict = check(&written, [1, 1, 3, 9]);
-        assert_eq!((verdict.lost, verdict.doubled, verdict.invented), (vec![2], vec![1], vec![9]));
-        assert_eq!(check(&written, [1, 2, 3, 4, 4]).doubled, [4], "what is unknown must not be there twice either");
+        assert_eq!(
+            (verdict.lost, verdict.doubled, verdict.invented),
+            (vec![2], vec![1], vec![9])
+        );
+        assert_eq!(
+            check(&written, [1, 2, 3, 4, 4]).doubled,
+            [4],
+            "what is unknown must not be there twice either"
+        );
     }
 }

@@ -28,14 +28,22 @@ pub struct Cluster {
 
 /// Loopback addresses that were free a moment ago, all different.
 pub fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
-    let held = (0..count).map(|_| TcpListener::bind(("127.0.0.1", 0))).collect::<std::io::Result<Vec<_>>>()?;
-    Ok(held.iter().map(TcpListener::local_addr).collect::<std::io::Result<_>>()?)
+    let held = (0..count)
+        .map(|_| TcpListener::bind(("127.0.0.1", 0)))
+        .collect::<std::io::Result<Vec<_>>>()?;
+    Ok(held
+        .iter()
+        .map(TcpListener::local_addr)
+        .collect::<std::io::Result<_>>()?)
 }
 
 /// A channel that connects when it is first used.
 pub fn channel(address: SocketAddr, timeout: Duration) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address makes a URL");
-    endpoint.connect_timeout(Duration::from_secs(2)).timeout(timeout).connect_lazy()
+    endpoint
+        .connect_timeout(Duration::from_secs(2))
+        .timeout(timeout)
+        .connect_lazy()
 }
 
 impl Cluster {
@@ -46,19 +54,39 @@ impl Cluster {
         let addresses = free_addresses(2 * count as usize)?;
         let (clients, peers) = addresses.split_at(count as usize);
         let join = peers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        let mut cluster = Self { nodes: vec![], program: program.into(), dir };
+        let mut cluster = Self {
+            nodes: vec![],
+            program: program.into(),
+            dir,
+        };
         for (i, client) in clients.iter().enumerate() {
             let id = i as u64 + 1;
             let data = cluster.dir.join(format!("node-{id}"));
             std::fs::create_dir_all(&data)?;
             let mut args: Vec<String> = vec!["server".into()];
-            args.extend(["--id".into(), id.to_string(), "--data-dir".into(), data.display().to_string()]);
+            args.extend([
+                "--id".into(),
+                id.to_string(),
+                "--data-dir".into(),
+                data.display().to_string(),
+            ]);
             args.extend(["--listen".into(), client.to_string()]);
             if count > 1 {
-                args.extend(["--peer-listen".into(), peers[i].to_string(), "--join".into(), join.clone()]);
+                args.extend([
+                    "--peer-listen".into(),
+                    peers[i].to_string(),
+                    "--join".into(),
+                    join.clone(),
+                ]);
             }
             args.extend(more.iter().map(|a| (*a).to_owned()));
-            cluster.nodes.push(Node { id, client: *client, args, log: data.join("log"), child: None });
+            cluster.nodes.push(Node {
+                id,
+                client: *client,
+                args,
+                log: data.join("log"),
+                child: None,
+            });
             cluster.spawn(i)?;
         }
         Ok(cluster)
@@ -68,7 +96,11 @@ impl Cluster {
         let node = &mut self.nodes[i];
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&node.log)?;
         let mut command = Command::new(&self.program);
-        command.args(&node.args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command
+            .args(&node.args)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
         node.child = Some(command.spawn().context("the node cannot be started")?);
         Ok(())
     }
@@ -100,10 +132,18 @@ impl Cluster {
                     break;
                 }
                 if let Some(ended) = self.nodes[i].child.as_mut().and_then(|c| c.try_wait().ok().flatten()) {
-                    bail!("node {} ended by itself: {ended}\n{}", self.nodes[i].id, self.log_tail(i));
+                    bail!(
+                        "node {} ended by itself: {ended}\n{}",
+                        self.nodes[i].id,
+                        self.log_tail(i)
+                    );
                 }
                 if started.elapsed() > READY_TIMEOUT {
-                    bail!("node {} is not ready after {READY_TIMEOUT:?}\n{}", self.nodes[i].id, self.log_tail(i));
+                    bail!(
+                        "node {} is not ready after {READY_TIMEOUT:?}\n{}",
+                        self.nodes[i].id,
+                        self.log_tail(i)
+                    );
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }

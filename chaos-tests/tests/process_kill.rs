@@ -49,12 +49,17 @@ const LONG: Plan = Plan {
 const HOSTS: u64 = 10;
 
 fn now_ms() -> i64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .expect("after 1970");
     now.as_millis() as i64
 }
 
 fn label(name: &str, value: impl ToString) -> v1::Label {
-    v1::Label { name: name.into(), value: value.to_string() }
+    v1::Label {
+        name: name.into(),
+        value: value.to_string(),
+    }
 }
 
 /// Batch `seq` of a writer: each sample and line carries its own number.
@@ -65,7 +70,10 @@ fn batch(plan: Plan, writer: u64, seq: u64, base_ms: i64) -> v1::WriteRequest {
         labels: vec![label("__name__", "node_chaos"), label("writer", writer), host(h)],
         points: (first..first + plan.samples_per_batch)
             .filter(|i| i % HOSTS == h)
-            .map(|i| v1::Point { at_ms: base_ms + i as i64, value: i as f64 })
+            .map(|i| v1::Point {
+                at_ms: base_ms + i as i64,
+                value: i as f64,
+            })
             .collect(),
     });
     let first_line = (seq - 1) * plan.lines_per_batch;
@@ -73,7 +81,11 @@ fn batch(plan: Plan, writer: u64, seq: u64, base_ms: i64) -> v1::WriteRequest {
         labels: vec![label("job", "chaos"), label("writer", writer), host(h)],
         lines: (first_line..first_line + plan.lines_per_batch)
             .filter(|i| i % HOSTS == h)
-            .map(|i| v1::Line { at_ns: (base_ms + i as i64) * 1_000_000, line: format!("line {i}"), metadata: vec![] })
+            .map(|i| v1::Line {
+                at_ns: (base_ms + i as i64) * 1_000_000,
+                line: format!("line {i}"),
+                metadata: vec![],
+            })
             .collect(),
     });
     v1::WriteRequest {
@@ -87,8 +99,10 @@ fn batch(plan: Plan, writer: u64, seq: u64, base_ms: i64) -> v1::WriteRequest {
 
 /// Writes all batches, each until some node confirms it; the longest time a batch took.
 async fn write(plan: Plan, writer: u64, base_ms: i64, nodes: Vec<SocketAddr>) -> Result<(Written, Written, Duration)> {
-    let clients: Vec<_> =
-        nodes.iter().map(|a| IngestClient::new(channel(*a, Duration::from_secs(12)))).collect();
+    let clients: Vec<_> = nodes
+        .iter()
+        .map(|a| IngestClient::new(channel(*a, Duration::from_secs(12))))
+        .collect();
     let (mut samples, mut lines, mut longest) = (Written::default(), Written::default(), Duration::ZERO);
     for seq in 1..=plan.batches {
         let request = batch(plan, writer, seq, base_ms);
@@ -103,12 +117,19 @@ async fn write(plan: Plan, writer: u64, base_ms: i64, nodes: Vec<SocketAddr>) ->
                     break;
                 }
                 Err(status) => {
-                    let retry = [tonic::Code::Unavailable, tonic::Code::DeadlineExceeded, tonic::Code::Cancelled]
-                        .contains(&status.code())
+                    let retry = [
+                        tonic::Code::Unavailable,
+                        tonic::Code::DeadlineExceeded,
+                        tonic::Code::Cancelled,
+                    ]
+                    .contains(&status.code())
                         || status.code() == tonic::Code::ResourceExhausted
                         || status.code() == tonic::Code::Unknown;
                     ensure!(retry, "batch {seq} of writer {writer} was refused: {status}");
-                    ensure!(started.elapsed() < Duration::from_secs(60), "batch {seq} was not taken in a minute: {status}");
+                    ensure!(
+                        started.elapsed() < Duration::from_secs(60),
+                        "batch {seq} was not taken in a minute: {status}"
+                    );
                     attempt += 1;
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
@@ -140,12 +161,23 @@ async fn kill(plan: Plan, cluster: &mut Cluster, mut done: watch::Receiver<bool>
 
 async fn read_samples(address: SocketAddr, writer: u64) -> Result<Vec<u64>> {
     let client = QueryClient::new(channel(address, Duration::from_secs(60)));
-    let request = v1::InstantRequest { expr: format!("node_chaos{{writer=\"{writer}\"}}[2h]"), at_ms: now_ms() + 3_600_000 };
-    let answer = client.max_decoding_message_size(256 << 20).instant(request).await?.into_inner();
+    let request = v1::InstantRequest {
+        expr: format!("node_chaos{{writer=\"{writer}\"}}[2h]"),
+        at_ms: now_ms() + 3_600_000,
+    };
+    let answer = client
+        .max_decoding_message_size(256 << 20)
+        .instant(request)
+        .await?
+        .into_inner();
     let complete = answer.completeness.context("no completeness flag")?;
     ensure!(complete.complete, "incomplete: {:?}", complete.missing);
     // Each number stands at its own time: a sample at a wrong place would show as lost and invented.
-    Ok(answer.series.iter().flat_map(|s| s.points.iter().map(|p| p.value as u64)).collect())
+    Ok(answer
+        .series
+        .iter()
+        .flat_map(|s| s.points.iter().map(|p| p.value as u64))
+        .collect())
 }
 
 async fn read_lines(address: SocketAddr, writer: u64, base_ms: i64) -> Result<Vec<u64>> {
@@ -158,11 +190,24 @@ async fn read_lines(address: SocketAddr, writer: u64, base_ms: i64) -> Result<Ve
         forward: true,
         step_ms: 0,
     };
-    let answer = client.max_decoding_message_size(256 << 20).logs(request).await?.into_inner();
+    let answer = client
+        .max_decoding_message_size(256 << 20)
+        .logs(request)
+        .await?
+        .into_inner();
     let complete = answer.completeness.context("no completeness flag")?;
     ensure!(complete.complete, "incomplete: {:?}", complete.missing);
-    let number = |line: &str| line.strip_prefix("line ").and_then(|n| n.parse().ok()).context("a foreign line");
-    answer.streams.iter().flat_map(|s| &s.entries).map(|e| number(&e.line)).collect()
+    let number = |line: &str| {
+        line.strip_prefix("line ")
+            .and_then(|n| n.parse().ok())
+            .context("a foreign line")
+    };
+    answer
+        .streams
+        .iter()
+        .flat_map(|s| &s.entries)
+        .map(|e| number(&e.line))
+        .collect()
 }
 
 async fn run(name: &str, plan: Plan) -> Result<()> {
@@ -172,8 +217,9 @@ async fn run(name: &str, plan: Plan) -> Result<()> {
     let base_ms = now_ms() - 1_800_000;
     let nodes = cluster.addresses();
     let (done, finished) = watch::channel(false);
-    let writers: Vec<_> =
-        (1..=plan.writers).map(|w| tokio::spawn(write(plan, w, base_ms, nodes.clone()))).collect();
+    let writers: Vec<_> = (1..=plan.writers)
+        .map(|w| tokio::spawn(write(plan, w, base_ms, nodes.clone())))
+        .collect();
     let waiting = tokio::spawn(async move {
         let mut written = vec![];
         for w in writers {
@@ -204,20 +250,34 @@ async fn run(name: &str, plan: Plan) -> Result<()> {
             let read = read_samples(node.client, w).await?;
             counted.0 += read.len();
             let verdict = check(samples, read);
-            ensure!(verdict == Verdict::default(), "samples of writer {w} on node {}: {verdict:?}", node.id);
+            ensure!(
+                verdict == Verdict::default(),
+                "samples of writer {w} on node {}: {verdict:?}",
+                node.id
+            );
             let read = read_lines(node.client, w, base_ms).await?;
             counted.1 += read.len();
             let verdict = check(lines, read);
-            ensure!(verdict == Verdict::default(), "lines of writer {w} on node {}: {verdict:?}", node.id);
+            ensure!(
+                verdict == Verdict::default(),
+                "lines of writer {w} on node {}: {verdict:?}",
+                node.id
+            );
         }
     }
-    println!("read back from three nodes: {} samples, {} lines; none lost, none doubled", counted.0, counted.1);
+    println!(
+        "read back from three nodes: {} samples, {} lines; none lost, none doubled",
+        counted.0, counted.1
+    );
 
     let mut digests = vec![];
     for i in 0..cluster.nodes.len() {
         digests.push(settled_digests(&cluster, i).await?);
     }
-    ensure!(digests.windows(2).all(|w| w[0] == w[1]), "the nodes' states differ: {digests:?}");
+    ensure!(
+        digests.windows(2).all(|w| w[0] == w[1]),
+        "the nodes' states differ: {digests:?}"
+    );
     Ok(())
 }
 
@@ -228,10 +288,16 @@ async fn settled_digests(cluster: &Cluster, i: usize) -> Result<Vec<(u64, String
         let status = cluster.status(i).await?;
         // The meta group moves on with every lease; its digest is compared by the machine itself.
         let shards: Vec<_> = status.groups.iter().filter(|g| g.group > 0).collect();
-        if shards.iter().all(|g| g.applied == g.commit && !g.digest.is_empty()) && started.elapsed() > Duration::from_millis(500) {
+        if shards.iter().all(|g| g.applied == g.commit && !g.digest.is_empty())
+            && started.elapsed() > Duration::from_millis(500)
+        {
             return Ok(shards.iter().map(|g| (g.group, g.digest.clone())).collect());
         }
-        ensure!(started.elapsed() < Duration::from_secs(20), "node {} does not settle", cluster.nodes[i].id);
+        ensure!(
+            started.elapsed() < Duration::from_secs(20),
+            "node {} does not settle",
+            cluster.nodes[i].id
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

@@ -17,10 +17,11 @@ use hindcast_model::{
     GroupId, LogLine, Owner, Resource, ResourceId, SpanNs, StreamBlock, TenantId, TimestampNs, codec,
 };
 use hindcast_proto::topology::TopologyRecord;
-use hindcast_raft::{Entry, Machine, MachineError};
+use hindcast_raft::{Machine, MachineError};
 use hindcast_storage::{Damage, Shard, ShardConfig, ShardReader, ShardStats, StorageError};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -91,8 +92,8 @@ impl ShardHandle {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Aux {
     dedup: Dedup,
-    /// Hash of the description last recorded.
-    resources: BTreeMap<(TenantId, ResourceId), u64>,
+    /// As last recorded.
+    resources: BTreeMap<(TenantId, ResourceId), Resource>,
     edges: BTreeSet<(TenantId, Edge)>,
     /// Rolling BLAKE3 over all applied entries (I3).
     digest: [u8; 32],
@@ -191,16 +192,26 @@ impl ShardMachine {
             });
         };
         for resource in resources {
-            let key = (tenant.clone(), resource.id);
-            let hash = resource_hash(&resource);
-            let room = self.aux.resources.len() < TOPOLOGY_MAX || self.aux.resources.contains_key(&key);
-            if room && self.aux.resources.insert(key, hash) != Some(hash) {
-                let owner = Owner::Resource {
-                    id: resource.id,
-                    kind: resource.kind,
-                };
-                record(TopologyRecord::Resource(resource), owner);
-            }
+            let room = self.aux.resources.len() < TOPOLOGY_MAX;
+            let known = match self.aux.resources.entry((tenant.clone(), resource.id)) {
+                Entry::Vacant(_) if !room => continue,
+                Entry::Vacant(new) => new.insert(resource),
+                Entry::Occupied(known) => {
+                    let known = known.into_mut();
+                    // Senders tell different amounts: who says less does not take back what another said.
+                    let before = known.attributes.clone();
+                    known.attributes.extend(resource.attributes);
+                    if known.attributes == before {
+                        continue;
+                    }
+                    known
+                }
+            };
+            let owner = Owner::Resource {
+                id: known.id,
+                kind: known.kind,
+            };
+            record(TopologyRecord::Resource(known.clone()), owner);
         }
         for edge in edges {
             let room = self.aux.edges.len() < TOPOLOGY_MAX;
@@ -232,12 +243,6 @@ impl ShardMachine {
     }
 }
 
-fn resource_hash(resource: &Resource) -> u64 {
-    let mut first = [0; 8];
-    first.copy_from_slice(&blake3::hash(&codec::to_bytes(resource)).as_bytes()[..8]);
-    u64::from_le_bytes(first)
-}
-
 fn read_aux(bytes: &[u8], dir: &str) -> Result<Aux, StorageError> {
     if bytes.is_empty() {
         return Ok(Aux::default());
@@ -262,7 +267,7 @@ impl Machine for ShardMachine {
         self.shard.applied()
     }
 
-    fn apply(&mut self, entry: &Entry) -> Result<Bytes, MachineError> {
+    fn apply(&mut self, entry: &hindcast_raft::Entry) -> Result<Bytes, MachineError> {
         let mut h = blake3::Hasher::new();
         h.update(&self.aux.digest)
             .update(&entry.index.to_le_bytes())

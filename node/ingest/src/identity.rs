@@ -105,7 +105,7 @@ pub fn owning(tenant: &TenantId, labels: &Labels, attrs: &[(String, String)]) ->
     Some(resource)
 }
 
-/// Who runs on what, as one resource's attributes tell. The resources of the edges come along, so that both ends
+/// Who runs on what, and which interface leads to which host, as one resource's attributes tell. The resources of the edges come along, so that both ends
 /// are known.
 pub fn edges(tenant: &TenantId, attrs: &[(String, String)]) -> (Vec<Edge>, Vec<Resource>) {
     // A metric name that speaks of a kind gives the key of that kind, or of another one when it is not complete.
@@ -121,13 +121,19 @@ pub fn edges(tenant: &TenantId, attrs: &[(String, String)]) -> (Vec<Edge>, Vec<R
         of_kind(Kind::Database, "pg_"),
         of_kind(Kind::Container, "container_"),
     ];
-    let mut resources: Vec<Resource> = on_host.into_iter().flatten().collect();
-    let runs_on = |r: &Resource| Edge {
+    // What is said of an interface names a host only as the neighbour on its other end.
+    let linked = of_kind(Kind::Interface, "ifHC");
+    let mut resources: Vec<Resource> = on_host.into_iter().flatten().chain(linked).collect();
+    let edge = |r: &Resource| Edge {
         from: r.id,
         to: host.id,
-        kind: EdgeKind::RunsOn,
+        kind: if r.kind == Kind::Interface {
+            EdgeKind::ConnectsTo
+        } else {
+            EdgeKind::RunsOn
+        },
     };
-    let edges: Vec<Edge> = resources.iter().map(runs_on).collect();
+    let edges: Vec<Edge> = resources.iter().map(edge).collect();
     if !edges.is_empty() {
         resources.push(host);
     }

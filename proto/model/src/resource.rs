@@ -185,7 +185,10 @@ pub enum Owner {
 
 impl Owner {
     /// The least of all owners, for ranges.
-    pub const MIN: Self = Self::Resource { id: ResourceId([0; 16]), kind: Kind::Host };
+    pub const MIN: Self = Self::Resource {
+        id: ResourceId([0; 16]),
+        kind: Kind::Host,
+    };
 
     pub fn slot(&self, labels: &Labels) -> Slot {
         match self {

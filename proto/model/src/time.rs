@@ -137,7 +137,7 @@ impl fmt::Display for SpanNs {
         if self.0 == 0 {
             return f.write_str("0s");
         }
-        if self.0 % NS_PER_MS as u64 != 0 {
+        if !self.0.is_multiple_of(NS_PER_MS as u64) {
             return write!(f, "{}ns", self.0);
         }
         let mut ms = self.as_ms();

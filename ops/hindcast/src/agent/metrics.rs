@@ -214,7 +214,6 @@ mod tests {
     fn identity(name: &str) -> Identity {
         Identity {
             host_name: name.to_owned(),
-            host_id: None,
             os_type: "linux".to_owned(),
         }
     }

@@ -90,8 +90,6 @@ impl fmt::Display for Endpoints {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     pub host_name: String,
-    /// The machine id, when the host has one.
-    pub host_id: Option<String>,
     pub os_type: String,
 }
 
@@ -99,10 +97,8 @@ impl Identity {
     /// Resource attributes by their OpenTelemetry names.
     pub fn attributes(&self) -> Vec<(String, String)> {
         let pair = |n: &str, v: &str| (n.to_owned(), v.to_owned());
-        let mut attributes = vec![pair("host.name", &self.host_name)];
-        attributes.extend(self.host_id.iter().map(|id| pair("host.id", id)));
-        attributes.push(pair("os.type", &self.os_type));
-        attributes
+        // No `host.id`: alerts name a host by the labels of its series, and those hold its name. One identity for both.
+        vec![pair("host.name", &self.host_name), pair("os.type", &self.os_type)]
     }
 }
 

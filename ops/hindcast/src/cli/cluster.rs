@@ -6,7 +6,9 @@ use hindcast_proto::v1::cluster_client::ClusterClient;
 use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  hindcast cluster status\n  hindcast cluster status --endpoint http://127.0.0.1:7410 -o json")]
+#[command(
+    after_help = "Examples:\n  hindcast cluster status\n  hindcast cluster status --endpoint http://127.0.0.1:7410 -o json"
+)]
 pub struct ClusterArgs {
     #[command(subcommand)]
     action: ClusterAction,
@@ -24,7 +26,9 @@ enum ClusterAction {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  hindcast storage flush\n  hindcast storage compact --endpoint http://127.0.0.1:7410")]
+#[command(
+    after_help = "Examples:\n  hindcast storage flush\n  hindcast storage compact --endpoint http://127.0.0.1:7410"
+)]
 pub struct StorageArgs {
     #[command(subcommand)]
     action: StorageAction,
@@ -58,9 +62,7 @@ pub async fn run(args: ClusterArgs) -> Done {
 }
 
 fn json(s: &v1::StatusResponse) -> serde_json::Value {
-    let node = |n: &v1::NodeStatus| {
-        serde_json::json!({"id": n.id, "peer_address": n.peer_address, "client_address": n.client_address, "reachable": n.reachable})
-    };
+    let node = |n: &v1::NodeStatus| serde_json::json!({"id": n.id, "peer_address": n.peer_address, "client_address": n.client_address, "reachable": n.reachable});
     let group = |g: &v1::GroupStatus| {
         serde_json::json!({
             "group": g.group, "leader": g.leader, "term": g.term, "commit": g.commit, "applied": g.applied,
@@ -77,11 +79,25 @@ fn json(s: &v1::StatusResponse) -> serde_json::Value {
 fn table(s: &v1::StatusResponse) -> String {
     use std::fmt::Write as _;
     let mut out = String::new();
-    let _ = writeln!(out, "cluster {}, seen from node {}: {}", s.cluster, s.node, if s.ready { "ready" } else { "NOT READY" });
+    let _ = writeln!(
+        out,
+        "cluster {}, seen from node {}: {}",
+        s.cluster,
+        s.node,
+        if s.ready { "ready" } else { "NOT READY" }
+    );
     let _ = writeln!(out, "\n{:<6}{:<24}{:<24}", "NODE", "CLIENTS", "PEERS");
     for n in &s.nodes {
-        let client = if n.reachable { n.client_address.as_str() } else { "not reachable" };
-        let peer = if n.peer_address.is_empty() { "alone" } else { &n.peer_address };
+        let client = if n.reachable {
+            n.client_address.as_str()
+        } else {
+            "not reachable"
+        };
+        let peer = if n.peer_address.is_empty() {
+            "alone"
+        } else {
+            &n.peer_address
+        };
         let _ = writeln!(out, "{:<6}{:<24}{:<24}", n.id, client, peer);
     }
     let _ = writeln!(
@@ -90,8 +106,16 @@ fn table(s: &v1::StatusResponse) -> String {
         "GROUP", "LEADER", "TERM", "COMMIT", "APPLIED", "ON DISK", "SAMPLES", "LINES"
     );
     for g in &s.groups {
-        let name = if g.group == 0 { "meta".to_owned() } else { format!("shard {}", g.group) };
-        let leader = if g.leader == 0 { "none".to_owned() } else { g.leader.to_string() };
+        let name = if g.group == 0 {
+            "meta".to_owned()
+        } else {
+            format!("shard {}", g.group)
+        };
+        let leader = if g.leader == 0 {
+            "none".to_owned()
+        } else {
+            g.leader.to_string()
+        };
         let _ = writeln!(
             out,
             "{name:<8}{leader:>7}{:>7}{:>12}{:>12}{:>12}{:>14}{:>12}",

@@ -6,7 +6,9 @@ use hindcast_proto::v1::alerts_client::AlertsClient;
 use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  hindcast incident list\n  hindcast incident list --state open\n  hindcast incident show INC-1")]
+#[command(
+    after_help = "Examples:\n  hindcast incident list\n  hindcast incident list --state open\n  hindcast incident show INC-1"
+)]
 pub struct IncidentArgs {
     #[command(subcommand)]
     action: IncidentAction,
@@ -70,24 +72,40 @@ pub async fn run(args: IncidentArgs) -> Done {
     match args.action {
         IncidentAction::List { state, client, output } => {
             let mut alerts = AlertsClient::new(client.connect().await?);
-            let incidents = alerts.list_incidents(v1::ListIncidentsRequest { state }).await?.into_inner().incidents;
+            let incidents = alerts
+                .list_incidents(v1::ListIncidentsRequest { state })
+                .await?
+                .into_inner()
+                .incidents;
             match output {
                 Output::Json => {
-                    println!("{}", serde_json::Value::from(incidents.iter().map(incident_json).collect::<Vec<_>>()));
+                    println!(
+                        "{}",
+                        serde_json::Value::from(incidents.iter().map(incident_json).collect::<Vec<_>>())
+                    );
                 }
                 Output::Table if incidents.is_empty() => println!("no incidents"),
                 Output::Table => {
-                    println!("{:<9}{:<10}{:<10}{:<22}{:<8}TITLE", "ID", "STATE", "SEVERITY", "OPENED", "TICKET");
+                    println!(
+                        "{:<9}{:<10}{:<10}{:<22}{:<8}TITLE",
+                        "ID", "STATE", "SEVERITY", "OPENED", "TICKET"
+                    );
                     for i in incidents {
                         let opened = time(i.opened_ms);
-                        println!("{:<9}{:<10}{:<10}{:<22}{:<8}{}", i.id, i.state, i.severity, opened, i.ticket, i.title);
+                        println!(
+                            "{:<9}{:<10}{:<10}{:<22}{:<8}{}",
+                            i.id, i.state, i.severity, opened, i.ticket, i.title
+                        );
                     }
                 }
             }
         }
         IncidentAction::Show { id, client, output } => {
             let mut alerts = AlertsClient::new(client.connect().await?);
-            let i = alerts.get_incident(v1::GetIncidentRequest { id: id.clone() }).await?.into_inner();
+            let i = alerts
+                .get_incident(v1::GetIncidentRequest { id: id.clone() })
+                .await?
+                .into_inner();
             let asked = v1::ListDeliveriesRequest { incident: i.id.clone() };
             let deliveries = alerts.list_deliveries(asked).await?.into_inner().deliveries;
             match output {
@@ -111,12 +129,23 @@ fn show(i: &v1::Incident, deliveries: &[v1::Delivery]) {
     println!("closed     {}", time(i.closed_ms));
     let or_dash = |s: &str| if s.is_empty() { "-".to_owned() } else { s.to_owned() };
     println!("ticket     {}", or_dash(&i.ticket));
-    println!("cuts       opened {}, sealed {}", or_dash(&i.opened_cut), or_dash(&i.sealed_cut));
+    println!(
+        "cuts       opened {}, sealed {}",
+        or_dash(&i.opened_cut),
+        or_dash(&i.sealed_cut)
+    );
     println!("alerts     {}", i.alerts.join(", "));
     println!("resources  {}", i.resources.join(", "));
     for d in deliveries {
-        let error = if d.last_error.is_empty() { String::new() } else { format!(" ({})", d.last_error) };
-        println!("told       {} by {}: {} after {} attempts{error}", d.receiver, d.kind, d.state, d.attempts);
+        let error = if d.last_error.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", d.last_error)
+        };
+        println!(
+            "told       {} by {}: {} after {} attempts{error}",
+            d.receiver, d.kind, d.state, d.attempts
+        );
     }
     println!("\nsee it again:  hindcast replay {}", i.id);
 }
@@ -133,15 +162,28 @@ pub async fn run_alerts(args: AlertsArgs) -> Done {
                     "value": a.value, "incident": a.incident,
                 })
             };
-            println!("{}", serde_json::Value::from(alerts.iter().map(json).collect::<Vec<_>>()));
+            println!(
+                "{}",
+                serde_json::Value::from(alerts.iter().map(json).collect::<Vec<_>>())
+            );
         }
         Output::Table if alerts.is_empty() => println!("no alerts"),
         Output::Table => {
-            println!("{:<10}{:<10}{:<22}{:<10}{:<24}LABELS", "STATE", "SEVERITY", "SINCE", "INCIDENT", "RULE");
+            println!(
+                "{:<10}{:<10}{:<22}{:<10}{:<24}LABELS",
+                "STATE", "SEVERITY", "SINCE", "INCIDENT", "RULE"
+            );
             for a in alerts {
                 let labels: Vec<String> = sorted(&a.labels).iter().map(|(n, v)| format!("{n}={v}")).collect();
                 let since = time(a.since_ms);
-                println!("{:<10}{:<10}{since:<22}{:<10}{:<24}{}", a.state, a.severity, a.incident, a.rule, labels.join(" "));
+                println!(
+                    "{:<10}{:<10}{since:<22}{:<10}{:<24}{}",
+                    a.state,
+                    a.severity,
+                    a.incident,
+                    a.rule,
+                    labels.join(" ")
+                );
             }
         }
     }

@@ -27,7 +27,10 @@ pub async fn run(args: RulesArgs) -> Done {
     let mut broken = 0;
     for path in files {
         let shown = path.display().to_string();
-        #[allow(clippy::disallowed_methods, reason = "files that a person names are read where they are")]
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "files that a person names are read where they are"
+        )]
         let bytes = std::fs::read(&path).map_err(|e| Failure::usage(format!("{shown} cannot be read: {e}")))?;
         let text = String::from_utf8(bytes).map_err(|_| Failure::usage(format!("{shown} is not UTF-8 text")))?;
         match rule::parse(&shown, &text) {
@@ -41,5 +44,9 @@ pub async fn run(args: RulesArgs) -> Done {
             }
         }
     }
-    Ok(if broken == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    Ok(if broken == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
 }

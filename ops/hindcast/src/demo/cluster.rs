@@ -37,8 +37,9 @@ pub fn digest_hex(digest: &[u8]) -> String {
 
 /// Free loopback ports, all different: held until all are known, then let go.
 fn free_ports(count: usize) -> std::io::Result<Vec<SocketAddr>> {
-    let held: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind(("127.0.0.1", 0))).collect::<std::io::Result<_>>()?;
+    let held: Vec<TcpListener> = (0..count)
+        .map(|_| TcpListener::bind(("127.0.0.1", 0)))
+        .collect::<std::io::Result<_>>()?;
     held.iter().map(TcpListener::local_addr).collect()
 }
 
@@ -54,7 +55,10 @@ impl Cluster {
         let ports = free_ports(2 * count as usize).map_err(failed)?;
         let (clients, peers) = ports.split_at(count as usize);
         let join: Vec<String> = peers.iter().map(ToString::to_string).collect();
-        let mut cluster = Self { nodes: BTreeMap::new(), program };
+        let mut cluster = Self {
+            nodes: BTreeMap::new(),
+            program,
+        };
         for (i, client) in clients.iter().enumerate() {
             let id = i as u64 + 1;
             let data = dir.join(format!("node-{id}"));
@@ -68,18 +72,37 @@ impl Cluster {
                 .chain(["--routes".to_owned(), path(&dir.join("routes.yml"))])
                 .collect();
             if count > 1 {
-                args.extend(["--peer-listen".to_owned(), peers[i].to_string(), "--join".to_owned(), join.join(",")]);
+                args.extend([
+                    "--peer-listen".to_owned(),
+                    peers[i].to_string(),
+                    "--join".to_owned(),
+                    join.join(","),
+                ]);
             }
-            cluster.nodes.insert(id, Node { client: *client, args, log: data.join("log"), child: None });
+            cluster.nodes.insert(
+                id,
+                Node {
+                    client: *client,
+                    args,
+                    log: data.join("log"),
+                    child: None,
+                },
+            );
             cluster.spawn(id)?;
         }
         Ok(cluster)
     }
 
     fn spawn(&mut self, id: u64) -> Result<(), Failure> {
-        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return Ok(());
+        };
         let failed = |e: std::io::Error| Failure::no(format!("node {id} cannot be started: {e}"));
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(&node.log).map_err(failed)?;
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&node.log)
+            .map_err(failed)?;
         let child = Command::new(&self.program)
             .args(&node.args)
             .stdin(Stdio::null())
@@ -96,7 +119,10 @@ impl Cluster {
     }
 
     pub fn url(&self, id: u64) -> String {
-        self.nodes.get(&id).map(|n| format!("http://{}", n.client)).unwrap_or_default()
+        self.nodes
+            .get(&id)
+            .map(|n| format!("http://{}", n.client))
+            .unwrap_or_default()
     }
 
     pub fn urls(&self) -> Vec<String> {
@@ -155,10 +181,34 @@ impl Cluster {
         }
     }
 
+    /// Tells a node to read its rule and route files again.
+    pub async fn reload(&self, id: u64) -> Result<(), Failure> {
+        let client = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build_http();
+        let request = hyper::Request::post(format!("{}/-/reload", self.url(id)));
+        let request = request.body(http_body_util::Empty::<bytes::Bytes>::new());
+        let request = request.map_err(|e| Failure::no(e.to_string()))?;
+        let answer = client
+            .request(request)
+            .await
+            .map_err(|e| Failure::no(format!("node {id} cannot reload: {e}")))?;
+        match answer.status().is_success() {
+            true => Ok(()),
+            false => Err(Failure::no(format!(
+                "node {id} does not take the rules: {}",
+                answer.status()
+            ))),
+        }
+    }
+
     pub async fn first_incident(&self) -> Option<v1::Incident> {
         for channel in self.living() {
-            let listed = AlertsClient::new(channel).list_incidents(v1::ListIncidentsRequest::default()).await;
-            if let Some(first) = listed.ok().and_then(|l| l.into_inner().incidents.into_iter().next_back()) {
+            let listed = AlertsClient::new(channel)
+                .list_incidents(v1::ListIncidentsRequest::default())
+                .await;
+            if let Some(first) = listed
+                .ok()
+                .and_then(|l| l.into_inner().incidents.into_iter().next_back())
+            {
                 return Some(first);
             }
         }
@@ -168,9 +218,18 @@ impl Cluster {
     /// The living node that leads the meta group, by its own word.
     pub async fn meta_leader(&self) -> Option<u64> {
         for (id, node) in self.nodes.iter().filter(|(_, n)| n.child.is_some()) {
-            let Some(channel) = channel(node.client, PROBE_TIMEOUT) else { continue };
-            let Ok(status) = ClusterClient::new(channel).status(v1::StatusRequest {}).await else { continue };
-            if status.into_inner().groups.iter().any(|g| g.group == 0 && g.leader == *id) {
+            let Some(channel) = channel(node.client, PROBE_TIMEOUT) else {
+                continue;
+            };
+            let Ok(status) = ClusterClient::new(channel).status(v1::StatusRequest {}).await else {
+                continue;
+            };
+            if status
+                .into_inner()
+                .groups
+                .iter()
+                .any(|g| g.group == 0 && g.leader == *id)
+            {
                 return Some(*id);
             }
         }
@@ -180,9 +239,16 @@ impl Cluster {
     /// Effects of an incident that are not delivered; all are assumed pending while nobody answers.
     pub async fn undelivered(&self, incident: &str) -> usize {
         for channel in self.living() {
-            let asked = v1::ListDeliveriesRequest { incident: incident.to_owned() };
+            let asked = v1::ListDeliveriesRequest {
+                incident: incident.to_owned(),
+            };
             if let Ok(listed) = AlertsClient::new(channel).list_deliveries(asked).await {
-                return listed.into_inner().deliveries.iter().filter(|d| d.state != "delivered").count();
+                return listed
+                    .into_inner()
+                    .deliveries
+                    .iter()
+                    .filter(|d| d.state != "delivered")
+                    .count();
             }
         }
         usize::MAX
@@ -201,7 +267,11 @@ impl Cluster {
     pub async fn alert_of(&self, incident: &v1::Incident) -> Result<String, Failure> {
         for channel in self.living() {
             if let Ok(listed) = AlertsClient::new(channel).list_alerts(v1::ListAlertsRequest {}).await {
-                let found = listed.into_inner().alerts.into_iter().find(|a| a.incident == incident.id);
+                let found = listed
+                    .into_inner()
+                    .alerts
+                    .into_iter()
+                    .find(|a| a.incident == incident.id);
                 if let Some(alert) = found {
                     return Ok(alert.rule);
                 }
@@ -212,26 +282,56 @@ impl Cluster {
 
     /// Samples and log lines that a node holds, by asking it to count them; History and topology are not counted.
     pub async fn counts(&self, id: u64) -> Result<(u64, u64), Failure> {
+        let value = |series: &[v1::SeriesResult]| {
+            series
+                .first()
+                .and_then(|s| s.points.last())
+                .map_or(0, |p| p.value as u64)
+        };
         let mut query = QueryClient::new(self.channel_of(id)?);
         #[allow(clippy::disallowed_methods, reason = "the demo asks for what is there by now")]
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let expr = r#"sum(count_over_time({__name__=~".+"}[6h]))"#.to_owned();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
         let at_ms = now.as_millis() as i64 + 1_000;
-        let samples = query.instant(v1::InstantRequest { expr, at_ms }).await?.into_inner();
-        let expr = r#"sum(count_over_time({hindcast_history="", hindcast_topology="", job=~".+"}[6h]))"#.to_owned();
-        let end_ns = now.as_nanos() as i64 + 1_000_000_000;
-        let logs = v1::LogsRequest { expr, start_ns: end_ns, end_ns, ..v1::LogsRequest::default() };
-        let lines = query.logs(logs).await?.into_inner();
-        let value = |series: &[v1::SeriesResult]| {
-            series.first().and_then(|s| s.points.last()).map_or(0, |p| p.value as u64)
+        let start_ms = at_ms - 6 * 3_600_000;
+        let named = v1::LabelsRequest {
+            label: "__name__".to_owned(),
+            start_ms,
+            end_ms: at_ms,
+            matching: vec![],
         };
-        Ok((value(&samples.series), value(&lines.series)))
+        let mut samples = 0;
+        // Name by name: a count over all names at once would join series that differ in nothing else.
+        for name in query.labels(named).await?.into_inner().values {
+            let expr = format!("sum(count_over_time({{__name__={name:?}}}[6h]))");
+            samples += value(
+                &query
+                    .instant(v1::InstantRequest { expr, at_ms })
+                    .await?
+                    .into_inner()
+                    .series,
+            );
+        }
+        // Streams of the agent and of the world all name a host; History and topology do not.
+        let expr = r#"sum(count_over_time({host_name=~".+"}[6h]))"#.to_owned();
+        let end_ns = now.as_nanos() as i64 + 1_000_000_000;
+        let logs = v1::LogsRequest {
+            expr,
+            start_ns: end_ns,
+            end_ns,
+            ..v1::LogsRequest::default()
+        };
+        Ok((samples, value(&query.logs(logs).await?.into_inner().series)))
     }
 
     /// The cut at which an unsealed incident can be played by everybody: made by the first node that plays it.
     pub async fn cut_for(&self, incident: &str) -> Result<String, Failure> {
         let mut replay = ReplayClient::new(self.channel_of(1)?);
-        let request = v1::PlayRequest { incident: incident.to_owned(), ..v1::PlayRequest::default() };
+        let request = v1::PlayRequest {
+            incident: incident.to_owned(),
+            ..v1::PlayRequest::default()
+        };
         let first = replay.play(request).await?.into_inner().message().await?;
         let first = first.ok_or_else(|| Failure::no("the replay has no frames"))?;
         let spec = decode_spec(&first.frame).map_err(|e| Failure::no(format!("the spec cannot be read: {e}")))?;

@@ -152,6 +152,7 @@ struct Source {
 enum Rows {
     Recorded(Recording),
     Shop,
+    None,
 }
 
 #[derive(Clone, Debug)]
@@ -163,6 +164,7 @@ enum Log {
     },
     Shop,
     Switch,
+    Silent,
 }
 
 /// All that the world says, as a function of time. Starts at `anchor_ms`.
@@ -214,6 +216,14 @@ impl Feed {
                     name: "switch",
                     attributes: vec![],
                     rows: Rows::Recorded(switch),
+                    stream: Labels::empty(),
+                    log: Log::Silent,
+                },
+                Source {
+                    name: "switch-port",
+                    // The port that this host hangs on: what a port's neighbour table says, as an edge of the topology.
+                    attributes: on_host(&[("instance", SWITCH), ("ifIndex", "4")]),
+                    rows: Rows::None,
                     // No `job`: with one it would be a service's stream, not the interface's.
                     stream: Labels::from_pairs([("instance", SWITCH), ("ifIndex", "4"), ("log_source", "snmptrap")]),
                     log: Log::Switch,
@@ -227,6 +237,7 @@ impl Feed {
         match &source.rows {
             Rows::Recorded(recording) => recording.rows(elapsed_ms),
             Rows::Shop => shop_rows(elapsed_ms as f64 / 1000.0),
+            Rows::None => vec![],
         }
     }
 
@@ -266,6 +277,7 @@ impl Feed {
                     ),
                 })
                 .collect(),
+            Log::Silent => vec![],
             Log::Switch => every(90_000, from, to)
                 .map(|n| {
                     // linkDown and linkUp of SNMPv2-MIB, four seconds apart in their own clock.
@@ -604,6 +616,9 @@ mod tests {
                     .entry(format!("{} {} {}", owner.kind.domain(), owner.kind, owner.name))
                     .or_default() += 1;
                 names.insert(labels.metric_name().unwrap().to_owned());
+            }
+            if matches!(source.log, Log::Silent) {
+                continue;
             }
             let owner = owning_resource(&TenantId::default(), &source.stream, &source.attributes).unwrap();
             let lines = feed.lines(source, ANCHOR_MS, ANCHOR_MS + 600_000).len();

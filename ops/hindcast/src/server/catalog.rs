@@ -13,7 +13,10 @@ pub struct Catalog {
 }
 
 fn as_of(cut: &CutRow) -> AsOf {
-    AsOf::Cut { id: cut.id, positions: cut.positions.clone().unwrap_or_else(Positions::new) }
+    AsOf::Cut {
+        id: cut.id,
+        positions: cut.positions.clone().unwrap_or_else(Positions::new),
+    }
 }
 
 fn cut_error(e: CutError) -> ReplayError {
@@ -41,25 +44,42 @@ impl ReplayCatalog for Catalog {
             (AskedAsOf::Cut(id), _) | (AskedAsOf::Default, Some(id)) => {
                 Some(self.cuts.get(id).await.map_err(cut_error)?)
             }
-            (AskedAsOf::Default, None) => {
-                Some(self.cuts.take("replay on request", false).await.map_err(cut_error)?)
-            }
+            (AskedAsOf::Default, None) => Some(self.cuts.take("replay on request", false).await.map_err(cut_error)?),
         };
         let known = cut.as_ref().map_or_else(|| self.cuts.writer.now(), |c| c.made_at);
-        let default = incident.as_ref().map(|i| default_window(i.opened_at, i.closed_at, known));
+        let default = incident
+            .as_ref()
+            .map(|i| default_window(i.opened_at, i.closed_at, known));
         let window = match (ask.from, ask.to, default) {
             (Some(from), Some(to), _) => (from, to),
             (from, to, Some((start, end))) => (from.unwrap_or(start), to.unwrap_or(end)),
             (Some(from), None, None) => (from, known),
             (None, _, None) => {
-                return Err(ReplayError::Ask("name an incident, or the window with --from and --to".to_owned()));
+                return Err(ReplayError::Ask(
+                    "name an incident, or the window with --from and --to".to_owned(),
+                ));
             }
         };
         // What happens after the cut is unknown to it: the window ends there.
-        let window = (window.0, if cut.is_some() { window.1.min(known.floor_ms()) } else { window.1 });
+        let window = (
+            window.0,
+            if cut.is_some() {
+                window.1.min(known.floor_ms())
+            } else {
+                window.1
+            },
+        );
         let resources = incident.iter().flat_map(|i| i.resources.iter().copied()).collect();
         let seen = cut.as_ref().map_or(AsOf::Corrected, as_of);
         let step = ask.step.unwrap_or(STEP_DEFAULT);
-        Ok(ReplaySpec::new(tenant.clone(), ask.incident, resources, window, step, ask.domains, seen)?)
+        Ok(ReplaySpec::new(
+            tenant.clone(),
+            ask.incident,
+            resources,
+            window,
+            step,
+            ask.domains,
+            seen,
+        )?)
     }
 }

@@ -38,7 +38,11 @@ impl View {
                 Box::pin(async move { Ok(Bytes::from(own)) })
             }),
         );
-        Self { node, client_address, counters }
+        Self {
+            node,
+            client_address,
+            counters,
+        }
     }
 
     async fn nodes(&self) -> Vec<v1::NodeStatus> {
@@ -59,8 +63,16 @@ impl View {
 
     async fn ask(&self, id: NodeId, peer_address: String) -> v1::NodeStatus {
         let answer = self.node.peers.call(id, CALL_PING, Bytes::new(), PING_TIMEOUT).await;
-        let client_address = answer.as_ref().map(|a| String::from_utf8_lossy(a).into_owned()).unwrap_or_default();
-        v1::NodeStatus { id: id.0, peer_address, client_address, reachable: answer.is_ok() }
+        let client_address = answer
+            .as_ref()
+            .map(|a| String::from_utf8_lossy(a).into_owned())
+            .unwrap_or_default();
+        v1::NodeStatus {
+            id: id.0,
+            peer_address,
+            client_address,
+            reachable: answer.is_ok(),
+        }
     }
 
     fn groups(&self) -> Vec<v1::GroupStatus> {
@@ -114,8 +126,7 @@ impl View {
         let waited = tokio::time::timeout(FLUSH_TIMEOUT, done).await;
         waited.map_err(|_| Status::deadline_exceeded("not flushed within five minutes; it goes on by itself"))?;
         let stats = shards.iter().map(|s| s.stats());
-        let (segments, bytes) =
-            stats.fold((0, 0), |(n, b), s| (n + s.segments as u64, b + s.segment_bytes));
+        let (segments, bytes) = stats.fold((0, 0), |(n, b), s| (n + s.segments as u64, b + s.segment_bytes));
         Ok(v1::FlushResponse { segments, bytes })
     }
 
@@ -131,21 +142,41 @@ impl View {
         let groups = self.groups();
         let me = self.node.id().0;
         let by_group = |f: &dyn Fn(&v1::GroupStatus) -> f64| {
-            groups.iter().map(|g| (format!("{{group=\"{}\"}}", g.group), f(g))).collect::<Vec<_>>()
+            groups
+                .iter()
+                .map(|g| (format!("{{group=\"{}\"}}", g.group), f(g)))
+                .collect::<Vec<_>>()
         };
-        gauge("hindcast_ready", "Whether every group has a leader here.", "gauge", vec![(
-            String::new(),
-            f64::from(u8::from(self.node.is_ready())),
-        )]);
-        gauge("hindcast_raft_term", "Raft term.", "gauge", by_group(&|g| g.term as f64));
+        gauge(
+            "hindcast_ready",
+            "Whether every group has a leader here.",
+            "gauge",
+            vec![(String::new(), f64::from(u8::from(self.node.is_ready())))],
+        );
+        gauge(
+            "hindcast_raft_term",
+            "Raft term.",
+            "gauge",
+            by_group(&|g| g.term as f64),
+        );
         gauge(
             "hindcast_raft_is_leader",
             "Whether this node leads the group.",
             "gauge",
             by_group(&|g| f64::from(u8::from(g.leader == me))),
         );
-        gauge("hindcast_raft_commit_index", "Committed entries.", "gauge", by_group(&|g| g.commit as f64));
-        gauge("hindcast_raft_applied_index", "Applied entries.", "gauge", by_group(&|g| g.applied as f64));
+        gauge(
+            "hindcast_raft_commit_index",
+            "Committed entries.",
+            "gauge",
+            by_group(&|g| g.commit as f64),
+        );
+        gauge(
+            "hindcast_raft_applied_index",
+            "Applied entries.",
+            "gauge",
+            by_group(&|g| g.applied as f64),
+        );
         gauge(
             "hindcast_raft_durable_index",
             "Entries whose effect is on disk outside the log.",
@@ -154,11 +185,28 @@ impl View {
         );
         let by_shard = |f: &dyn Fn(&hindcast_storage::ShardStats) -> f64| {
             let shards = self.node.shards.iter();
-            shards.map(|(g, s)| (format!("{{group=\"{g}\"}}"), f(&s.stats()))).collect::<Vec<_>>()
+            shards
+                .map(|(g, s)| (format!("{{group=\"{g}\"}}"), f(&s.stats())))
+                .collect::<Vec<_>>()
         };
-        gauge("hindcast_storage_samples", "Samples held by the shard.", "gauge", by_shard(&|s| s.samples as f64));
-        gauge("hindcast_storage_lines", "Log lines held by the shard.", "gauge", by_shard(&|s| s.lines as f64));
-        gauge("hindcast_storage_segments", "Segment files.", "gauge", by_shard(&|s| s.segments as f64));
+        gauge(
+            "hindcast_storage_samples",
+            "Samples held by the shard.",
+            "gauge",
+            by_shard(&|s| s.samples as f64),
+        );
+        gauge(
+            "hindcast_storage_lines",
+            "Log lines held by the shard.",
+            "gauge",
+            by_shard(&|s| s.lines as f64),
+        );
+        gauge(
+            "hindcast_storage_segments",
+            "Segment files.",
+            "gauge",
+            by_shard(&|s| s.segments as f64),
+        );
         gauge(
             "hindcast_storage_segment_bytes",
             "Bytes of segment files.",
@@ -169,8 +217,15 @@ impl View {
         let counters = self.counters.list();
         for sample in &counters {
             let pairs: Vec<String> = sample.labels.iter().map(|(n, v)| format!("{n}={v:?}")).collect();
-            let labels = if pairs.is_empty() { String::new() } else { format!("{{{}}}", pairs.join(",")) };
-            named.entry(sample.name).or_default().push((labels, sample.value as f64));
+            let labels = if pairs.is_empty() {
+                String::new()
+            } else {
+                format!("{{{}}}", pairs.join(","))
+            };
+            named
+                .entry(sample.name)
+                .or_default()
+                .push((labels, sample.value as f64));
         }
         for (name, rows) in named {
             gauge(name, "Counted at the edge of ingest.", "counter", rows);
@@ -189,9 +244,16 @@ pub fn router(view: View) -> axum::Router {
                 if v.node.is_ready() {
                     (axum::http::StatusCode::OK, "ready\n".to_owned())
                 } else {
-                    let waiting: Vec<String> =
-                        v.groups().iter().filter(|g| g.leader == 0 || g.applied < g.commit).map(|g| g.group.to_string()).collect();
-                    let words = format!("not ready: Raft groups {} have no leader or are behind\n", waiting.join(", "));
+                    let waiting: Vec<String> = v
+                        .groups()
+                        .iter()
+                        .filter(|g| g.leader == 0 || g.applied < g.commit)
+                        .map(|g| g.group.to_string())
+                        .collect();
+                    let words = format!(
+                        "not ready: Raft groups {} have no leader or are behind\n",
+                        waiting.join(", ")
+                    );
                     (axum::http::StatusCode::SERVICE_UNAVAILABLE, words)
                 }
             }),
@@ -199,7 +261,11 @@ pub fn router(view: View) -> axum::Router {
         .route(
             "/metrics",
             get(|State(v): State<View>| async move {
-                ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], v.metrics()).into_response()
+                (
+                    [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+                    v.metrics(),
+                )
+                    .into_response()
             }),
         )
         .route(

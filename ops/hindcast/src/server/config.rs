@@ -60,9 +60,13 @@ pub struct ServerArgs {
 pub enum ConfigError {
     #[error("{path}: {why}")]
     File { path: String, why: String },
-    #[error("{address} is not a loopback address: this version has no TLS and no tokens yet, so it would be open to everyone on the network; use 127.0.0.1 or [::1]")]
+    #[error(
+        "{address} is not a loopback address: this version has no TLS and no tokens yet, so it would be open to everyone on the network; use 127.0.0.1 or [::1]"
+    )]
     OffLoopback { address: SocketAddr },
-    #[error("retention {given:?} is not understood: write 30d, none, or a list like 30d,DBMS=90d,team-a=1y,team-a/SMS=7d")]
+    #[error(
+        "retention {given:?} is not understood: write 30d, none, or a list like 30d,DBMS=90d,team-a=1y,team-a/SMS=7d"
+    )]
     Retention { given: String },
     #[error("--id must be at least 1; 0 means nobody")]
     NodeZero,
@@ -87,9 +91,14 @@ impl ServerArgs {
     /// Reads the file, if one is named; what was given as a flag or variable stays.
     pub fn with_file(self) -> Result<Self, ConfigError> {
         let Some(path) = &self.config else { return Ok(self) };
-        let text = read_text(path).map_err(|why| ConfigError::File { path: path.display().to_string(), why })?;
-        let file: Self =
-            toml::from_str(&text).map_err(|e| ConfigError::File { path: path.display().to_string(), why: e.to_string() })?;
+        let text = read_text(path).map_err(|why| ConfigError::File {
+            path: path.display().to_string(),
+            why,
+        })?;
+        let file: Self = toml::from_str(&text).map_err(|e| ConfigError::File {
+            path: path.display().to_string(),
+            why: e.to_string(),
+        })?;
         Ok(Self {
             config: self.config,
             id: self.id.or(file.id),
@@ -124,14 +133,21 @@ impl ServerArgs {
             return Err(ConfigError::NodeZero);
         }
         let peers = (!config.join.is_empty()).then_some(config.peer_listen);
-        match [Some(config.listen), peers].into_iter().flatten().find(|a| !a.ip().is_loopback()) {
+        match [Some(config.listen), peers]
+            .into_iter()
+            .flatten()
+            .find(|a| !a.ip().is_loopback())
+        {
             Some(address) => Err(ConfigError::OffLoopback { address }),
             None => Ok(config),
         }
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "the configuration is read once, before there is a disk to inject")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the configuration is read once, before there is a disk to inject"
+)]
 fn read_text(path: &Path) -> Result<String, String> {
     let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
     String::from_utf8(bytes).map_err(|_| "is not UTF-8 text".to_owned())
@@ -139,7 +155,9 @@ fn read_text(path: &Path) -> Result<String, String> {
 
 /// `30d`, `none`, `DBMS=90d`, `team=1y`, `team/SMS=7d`, separated by commas.
 pub fn parse_retention(given: &str) -> Result<Vec<RetentionRule>, ConfigError> {
-    let bad = || ConfigError::Retention { given: given.to_owned() };
+    let bad = || ConfigError::Retention {
+        given: given.to_owned(),
+    };
     let mut rules = vec![];
     for item in given.split(',').map(str::trim) {
         let (scope, keep) = item.rsplit_once('=').map_or((None, item), |(s, k)| (Some(s), k));
@@ -169,17 +187,29 @@ mod tests {
     #[test]
     fn the_embedded_default_needs_nothing() {
         let c = ServerArgs::default().resolve().unwrap();
-        assert_eq!((c.id, c.listen.to_string().as_str(), c.shards), (1, "127.0.0.1:7400", 4));
+        assert_eq!(
+            (c.id, c.listen.to_string().as_str(), c.shards),
+            (1, "127.0.0.1:7400", 4)
+        );
         assert_eq!(keep_for(&c.retention, &TenantId::default(), None), SpanNs::parse("30d"));
     }
 
     #[test]
     fn an_address_off_loopback_is_refused_until_there_are_tokens() {
-        let args = ServerArgs { listen: "0.0.0.0:7400".parse().ok(), ..ServerArgs::default() };
+        let args = ServerArgs {
+            listen: "0.0.0.0:7400".parse().ok(),
+            ..ServerArgs::default()
+        };
         assert!(matches!(args.resolve(), Err(ConfigError::OffLoopback { .. })));
-        let unused = ServerArgs { peer_listen: "0.0.0.0:7401".parse().ok(), ..ServerArgs::default() };
+        let unused = ServerArgs {
+            peer_listen: "0.0.0.0:7401".parse().ok(),
+            ..ServerArgs::default()
+        };
         assert!(unused.clone().resolve().is_ok(), "nothing listens there without --join");
-        let joined = ServerArgs { join: vec!["127.0.0.1:1".into()], ..unused };
+        let joined = ServerArgs {
+            join: vec!["127.0.0.1:1".into()],
+            ..unused
+        };
         assert!(joined.resolve().is_err());
     }
 

@@ -23,14 +23,32 @@ impl ShardHistory {
 impl HistoryWriter for ShardHistory {
     async fn write(&self, tenant: &TenantId, sequence: u64, lines: Vec<HistoryLine>) -> Result<(), HistoryWriteError> {
         let mut batch = Batch::new(tenant.clone());
-        batch.id = Some(BatchId::Ordered { writer: WriterId::named(tenant, WRITER), seq: sequence });
+        batch.id = Some(BatchId::Ordered {
+            writer: WriterId::named(tenant, WRITER),
+            seq: sequence,
+        });
         for line in lines {
-            let stored = LogLine { at: line.at, line: line.line.into(), metadata: vec![] };
+            let stored = LogLine {
+                at: line.at,
+                line: line.line.into(),
+                metadata: vec![],
+            };
             match batch.streams.iter_mut().find(|s| s.labels == line.labels) {
                 Some(stream) => stream.lines.push(stored),
-                None => batch.streams.push(StreamBlock { labels: line.labels, owner: Owner::None, lines: vec![stored] }),
+                None => batch.streams.push(StreamBlock {
+                    labels: line.labels,
+                    owner: Owner::None,
+                    lines: vec![stored],
+                }),
             }
         }
-        self.writer.write(batch).await.map(|_| ()).map_err(|e| HistoryWriteError { sequence, why: e.to_string() })
+        self.writer
+            .write(batch)
+            .await
+            .map(|_| ())
+            .map_err(|e| HistoryWriteError {
+                sequence,
+                why: e.to_string(),
+            })
     }
 }

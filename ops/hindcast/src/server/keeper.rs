@@ -40,7 +40,10 @@ pub async fn run(node: Node) {
 /// What a part sent to its left comes back as a command of its own; the machine applies each once.
 async fn bring_back_leftward(node: &Node) {
     for row in leftward_rows(&*node.meta.stale(), LEFTWARD_PER_ROUND_MAX) {
-        let command = MachineCommand::Leftward { index: row.index, seq: row.seq };
+        let command = MachineCommand::Leftward {
+            index: row.index,
+            seq: row.seq,
+        };
         if let Err(error) = node.meta.propose(META_PART, codec::to_bytes(&command)).await {
             tracing::debug!(%error, "a leftward command has to wait");
             return;
@@ -61,8 +64,16 @@ async fn keep(node: &Node, due: &CutDue) -> Result<(), String> {
     let incident = incident.ok_or_else(|| "the incident is gone".to_owned())?;
     let (from, end) = default_window(incident.opened_at, incident.closed_at, cut.made_at);
     // Until it is sealed, the window stays open: whatever comes belongs to the evidence.
-    let to = if due.which == CutOf::Sealed { end } else { hindcast_model::TimestampNs::MAX };
-    let mut cuts: Vec<_> = incident.opened_cut.into_iter().chain(incident.earlier_cuts.iter().copied()).collect();
+    let to = if due.which == CutOf::Sealed {
+        end
+    } else {
+        hindcast_model::TimestampNs::MAX
+    };
+    let mut cuts: Vec<_> = incident
+        .opened_cut
+        .into_iter()
+        .chain(incident.earlier_cuts.iter().copied())
+        .collect();
     cuts.push(cut.id);
     let pin = PinRow {
         id: format!("{}/{}", due.incident, due.generation),
@@ -82,6 +93,9 @@ async fn keep(node: &Node, due: &CutDue) -> Result<(), String> {
         which: due.which,
         cut: cut.id,
     };
-    node.meta.propose(GATEWAY_PART, set.encode()).await.map_err(|e| words(&e))?;
+    node.meta
+        .propose(GATEWAY_PART, set.encode())
+        .await
+        .map_err(|e| words(&e))?;
     Ok(())
 }

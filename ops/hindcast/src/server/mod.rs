@@ -17,9 +17,7 @@ use hindcast_alerting::gateway::GatewayPart;
 use hindcast_itsm::DeskPart;
 use hindcast_model::NodeId;
 use hindcast_node::io::node::{Node, NodeConfig};
-use hindcast_node::io::servers::{
-    IngestState, ingest_router, ingest_service, otlp_logs_service, otlp_metrics_service,
-};
+use hindcast_node::io::servers::{IngestState, ingest_router, ingest_service, otlp_logs_service, otlp_metrics_service};
 use hindcast_query::shards::Shards;
 use hindcast_query::{Engine, Limits, replay::Player};
 use hindcast_raft::{Meta, Part};
@@ -57,7 +55,11 @@ async fn wait_for_signal() {
 
 async fn bind(what: &str, address: std::net::SocketAddr) -> Result<TcpListener, Failure> {
     let bound = TcpListener::bind(address).await;
-    bound.map_err(|e| Failure::usage(format!("the {what} address {address} cannot be used: {e}; choose another")))
+    bound.map_err(|e| {
+        Failure::usage(format!(
+            "the {what} address {address} cannot be used: {e}; choose another"
+        ))
+    })
 }
 
 /// Starts the node and serves until `stopped` turns true.
@@ -66,7 +68,11 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let files = rules::read(&config).map_err(|e| Failure::usage(e.to_string()))?;
     let listener = bind("client", config.listen).await?;
     let address = listener.local_addr().map_err(|e| Failure::no(e.to_string()))?;
-    let peer_listener = if config.join.is_empty() { None } else { Some(bind("peer", config.peer_listen).await?) };
+    let peer_listener = if config.join.is_empty() {
+        None
+    } else {
+        Some(bind("peer", config.peer_listen).await?)
+    };
 
     let parts: Vec<Box<dyn Part>> = vec![Box::new(GatewayPart::default()), Box::new(DeskPart)];
     let node_config = NodeConfig {
@@ -95,7 +101,9 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     );
     let counters = ingest.counters.clone();
     let player = Arc::new(Player::new(engine.clone(), shards.clone()));
-    let replay_catalog = Arc::new(Catalog { cuts: node.cuts.clone() });
+    let replay_catalog = Arc::new(Catalog {
+        cuts: node.cuts.clone(),
+    });
     let view = cluster::View::new(node.clone(), address.to_string(), counters);
 
     spawn_workers(&node, &meta, &engine, &shards, files, &stopped);
@@ -127,7 +135,10 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         .merge(hindcast_alerting::io::http::router(meta.clone()))
         .merge(hindcast_itsm::router(meta))
         .merge(cluster::router(view))
-        .route("/-/reload", axum::routing::post(move || reload(reload_config, reload_meta)))
+        .route(
+            "/-/reload",
+            axum::routing::post(move || reload(reload_config, reload_meta)),
+        )
         .fallback(axum::routing::get(serve::web));
 
     let mut fatal = node.raft.fatal();
@@ -147,7 +158,10 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
 }
 
 fn announce(config: &ServerConfig, address: std::net::SocketAddr) {
-    println!("hindcast node {} listens on http://{address} (gRPC, HTTP and web UI)", config.id);
+    println!(
+        "hindcast node {} listens on http://{address} (gRPC, HTTP and web UI)",
+        config.id
+    );
     if config.join.is_empty() {
         println!("alone: no peers, no user and no token needed, because only this machine can reach it");
     } else {
@@ -173,8 +187,11 @@ async fn report_health(node: Node, health: tonic_health::server::HealthReporter)
     loop {
         let now = node.is_ready();
         if ready != Some(now) {
-            let status =
-                if now { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
+            let status = if now {
+                tonic_health::ServingStatus::Serving
+            } else {
+                tonic_health::ServingStatus::NotServing
+            };
             health.set_service_status("", status).await;
             ready = Some(now);
         }
@@ -192,8 +209,13 @@ fn spawn_workers(
     stopped: &watch::Receiver<bool>,
 ) {
     use hindcast_alerting::io::{Deliverer, Evaluator, HistoryPump};
-    let evaluator =
-        Evaluator::new(meta.clone(), engine.clone(), shards.clone(), node.clock.clone(), node.id());
+    let evaluator = Evaluator::new(
+        meta.clone(),
+        engine.clone(),
+        shards.clone(),
+        node.clock.clone(),
+        node.id(),
+    );
     tokio::spawn(evaluator.run(stopped.clone()));
     let channels = hindcast_notify::channels();
     tokio::spawn(Deliverer::new(meta.clone(), channels, node.id(), node.clock.clone()).run(stopped.clone()));

@@ -27,7 +27,11 @@ pub fn read(config: &ServerConfig) -> Result<Vec<GatewayCommand>, FilesError> {
     if let Some(path) = &config.routes {
         let text = text_of(path)?;
         let routes = route::parse(&path.display().to_string(), &text)?;
-        commands.push(GatewayCommand::SetRoutes { tenant: None, revision: rule::revision(&text), routes });
+        commands.push(GatewayCommand::SetRoutes {
+            tenant: None,
+            revision: rule::revision(&text),
+            routes,
+        });
     }
     for pattern in &config.rules {
         let files = matching(pattern)?;
@@ -59,9 +63,15 @@ pub async fn put_in_force(meta: &dyn Meta, commands: Vec<GatewayCommand>) -> Res
     Ok(())
 }
 
-#[allow(clippy::disallowed_methods, reason = "files that an operator names are read where they are")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "files that an operator names are read where they are"
+)]
 fn text_of(path: &Path) -> Result<String, FilesError> {
-    let unreadable = |why: String| FilesError::Unreadable { path: path.display().to_string(), why };
+    let unreadable = |why: String| FilesError::Unreadable {
+        path: path.display().to_string(),
+        why,
+    };
     let bytes = std::fs::read(path).map_err(|e| unreadable(e.to_string()))?;
     String::from_utf8(bytes).map_err(|_| unreadable("it is not UTF-8 text".to_owned()))
 }
@@ -69,13 +79,20 @@ fn text_of(path: &Path) -> Result<String, FilesError> {
 /// Files whose name fits; `*` stands for any characters in the last part of the path.
 fn matching(pattern: &str) -> Result<Vec<PathBuf>, FilesError> {
     let path = Path::new(pattern);
-    let name = path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
+    let name = path
+        .file_name()
+        .map_or(String::new(), |n| n.to_string_lossy().into_owned());
     if !name.contains('*') {
         return Ok(vec![path.to_owned()]);
     }
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let unreadable =
-        |e: std::io::Error| FilesError::Unreadable { path: dir.display().to_string(), why: e.to_string() };
+    let dir = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let unreadable = |e: std::io::Error| FilesError::Unreadable {
+        path: dir.display().to_string(),
+        why: e.to_string(),
+    };
     let mut files = vec![];
     for entry in std::fs::read_dir(dir).map_err(unreadable)? {
         let entry = entry.map_err(unreadable)?;
@@ -92,7 +109,9 @@ fn fits(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == name,
         Some((head, rest)) => name.strip_prefix(head).is_some_and(|tail| {
-            (0..=tail.len()).filter(|i| tail.is_char_boundary(*i)).any(|i| fits(rest, &tail[i..]))
+            (0..=tail.len())
+                .filter(|i| tail.is_char_boundary(*i))
+                .any(|i| fits(rest, &tail[i..]))
         }),
     }
 }

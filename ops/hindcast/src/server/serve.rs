@@ -25,7 +25,10 @@ pub async fn serve(listener: TcpListener, grpc: Router, http: Router, mut stop: 
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let graceful = hyper_util::server::graceful::GracefulShutdown::new();
     let mut server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-    server.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    server
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT);
     server
         .http2()
         .timer(TokioTimer::new())
@@ -37,7 +40,9 @@ pub async fn serve(listener: TcpListener, grpc: Router, http: Router, mut stop: 
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
     loop {
-        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let Ok(permit) = room.clone().acquire_owned().await else {
+            return;
+        };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = stop.wait_for(|s| *s) => break,
@@ -50,7 +55,11 @@ pub async fn serve(listener: TcpListener, grpc: Router, http: Router, mut stop: 
         let _ = stream.set_nodelay(true);
         let (grpc, http) = (grpc.clone(), http.clone());
         let app = tower::service_fn(move |request: Request<hyper::body::Incoming>| {
-            let app = if is_grpc(request.headers()) { grpc.clone() } else { http.clone() };
+            let app = if is_grpc(request.headers()) {
+                grpc.clone()
+            } else {
+                http.clone()
+            };
             async move { Ok::<_, Infallible>(app.oneshot(request.map(Body::new)).await.into_response()) }
         });
         let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(app));
@@ -67,7 +76,9 @@ pub async fn serve(listener: TcpListener, grpc: Router, http: Router, mut stop: 
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"))
+    headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// The web UI: files by name, and its one page for every other path that is no API.
@@ -75,17 +86,39 @@ pub async fn web(uri: Uri, headers: HeaderMap) -> Response {
     let path = uri.path();
     if path.starts_with("/api/") || path.starts_with("/loki/") || path.starts_with("/v1/") || path.starts_with("/-/") {
         let message = format!("there is no {} here; the APIs are listed in the manual", uri.path());
-        return (StatusCode::NOT_FOUND, axum::Json(serde_json::json!({"code": "not_found", "message": message})))
+        return (
+            StatusCode::NOT_FOUND,
+            axum::Json(serde_json::json!({"code": "not_found", "message": message})),
+        )
             .into_response();
     }
     let found = hindcast_web::find(path).or_else(|| {
-        if path.starts_with("/assets/") { None } else { hindcast_web::find("/index.html") }
+        if path.starts_with("/assets/") {
+            None
+        } else {
+            hindcast_web::find("/index.html")
+        }
     });
-    let Some(asset) = found else { return StatusCode::NOT_FOUND.into_response() };
-    let cache = if asset.immutable { "public, max-age=31536000, immutable" } else { "no-cache" };
-    let known = headers.get(IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == asset.etag.as_bytes());
-    let status = if known { StatusCode::NOT_MODIFIED } else { StatusCode::OK };
-    let gzip = headers.get(ACCEPT_ENCODING).and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains("gzip"));
+    let Some(asset) = found else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let cache = if asset.immutable {
+        "public, max-age=31536000, immutable"
+    } else {
+        "no-cache"
+    };
+    let known = headers
+        .get(IF_NONE_MATCH)
+        .is_some_and(|v| v.as_bytes() == asset.etag.as_bytes());
+    let status = if known {
+        StatusCode::NOT_MODIFIED
+    } else {
+        StatusCode::OK
+    };
+    let gzip = headers
+        .get(ACCEPT_ENCODING)
+        .and_then(|v| v.to_str().ok())
+        .is_some_and(|v| v.contains("gzip"));
     let mut response = Response::builder()
         .status(status)
         .header(CONTENT_TYPE, asset.content_type)
@@ -101,5 +134,7 @@ pub async fn web(uri: Uri, headers: HeaderMap) -> Response {
         (false, true) => Body::from(asset.gzip),
         (false, false) => Body::from(asset.raw),
     };
-    response.body(body).unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+    response
+        .body(body)
+        .unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
 }

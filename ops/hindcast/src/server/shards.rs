@@ -85,7 +85,11 @@ impl LocalShards {
                 Err(why) => completeness.missing.push(why),
             }
         }
-        if asked_any { Ok((answers, completeness)) } else { Err(ShardsError::Unavailable(completeness.missing.join("; "))) }
+        if asked_any {
+            Ok((answers, completeness))
+        } else {
+            Err(ShardsError::Unavailable(completeness.missing.join("; ")))
+        }
     }
 }
 
@@ -138,7 +142,13 @@ fn keep_limit(streams: &mut Vec<StreamData>, limit: usize, direction: Direction)
         return;
     };
     // Of the lines at the bound only so many fit; streams in order take theirs first.
-    let inside = |at: TimestampNs| if direction == Direction::Backward { at > bound } else { at < bound };
+    let inside = |at: TimestampNs| {
+        if direction == Direction::Backward {
+            at > bound
+        } else {
+            at < bound
+        }
+    };
     let mut room = limit - times.iter().filter(|at| inside(**at)).count();
     for stream in streams.iter_mut() {
         stream.lines.retain(|l| {
@@ -155,10 +165,23 @@ fn keep_limit(streams: &mut Vec<StreamData>, limit: usize, direction: Direction)
 #[async_trait::async_trait]
 impl Shards for LocalShards {
     async fn series(&self, r: SeriesRequest) -> Result<(Vec<SeriesData>, Completeness), ShardsError> {
-        let SeriesRequest { tenant, matchers, from, to, as_of, owners } = r;
+        let SeriesRequest {
+            tenant,
+            matchers,
+            from,
+            to,
+            as_of,
+            owners,
+        } = r;
         let read = move |shard: ShardHandle, as_of| {
-            let select =
-                SelectSeries { tenant: tenant.clone(), matchers: matchers.clone(), from, to, as_of, owners: owners.clone() };
+            let select = SelectSeries {
+                tenant: tenant.clone(),
+                matchers: matchers.clone(),
+                from,
+                to,
+                as_of,
+                owners: owners.clone(),
+            };
             shard.reader.series(&select)
         };
         let (answers, completeness) = self.scatter(as_of.as_ref(), read).await?;
@@ -166,7 +189,17 @@ impl Shards for LocalShards {
     }
 
     async fn lines(&self, r: LinesRequest) -> Result<(Vec<StreamData>, Completeness), ShardsError> {
-        let LinesRequest { tenant, matchers, from, to, as_of, owners, contains, limit, direction } = r;
+        let LinesRequest {
+            tenant,
+            matchers,
+            from,
+            to,
+            as_of,
+            owners,
+            contains,
+            limit,
+            direction,
+        } = r;
         let read = move |shard: ShardHandle, as_of| {
             let select = SelectLines {
                 tenant: tenant.clone(),
@@ -190,9 +223,21 @@ impl Shards for LocalShards {
     }
 
     async fn label_sets(&self, r: LabelsRequest) -> Result<(Vec<Labels>, Completeness), ShardsError> {
-        let LabelsRequest { tenant, streams, any_of, from, to } = r;
+        let LabelsRequest {
+            tenant,
+            streams,
+            any_of,
+            from,
+            to,
+        } = r;
         let read = move |shard: ShardHandle, _| {
-            let search = SearchLabels { tenant: tenant.clone(), streams, any_of: any_of.clone(), from, to };
+            let search = SearchLabels {
+                tenant: tenant.clone(),
+                streams,
+                any_of: any_of.clone(),
+                from,
+                to,
+            };
             shard.reader.label_sets(&search)
         };
         let (answers, completeness) = self.scatter(None, read).await?;
@@ -202,7 +247,11 @@ impl Shards for LocalShards {
 
     async fn complete_to(&self, tenant: &TenantId) -> Result<TimestampNs, ShardsError> {
         let now = self.node.meta.cluster_now();
-        let each = self.node.shards.values().map(|s| s.sources.read().complete_to(tenant, now));
+        let each = self
+            .node
+            .shards
+            .values()
+            .map(|s| s.sources.read().complete_to(tenant, now));
         Ok(each.min().unwrap_or(TimestampNs::MAX))
     }
 }
@@ -213,7 +262,11 @@ mod tests {
     use hindcast_model::{LogLine, Owner, Slot};
 
     fn stream(name: &str, times: &[i64]) -> StreamData {
-        let line = |at: &i64| LogLine { at: TimestampNs(*at), line: "x".into(), metadata: vec![] };
+        let line = |at: &i64| LogLine {
+            at: TimestampNs(*at),
+            line: "x".into(),
+            metadata: vec![],
+        };
         StreamData {
             labels: Labels::from_pairs([("s", name)]),
             owner: Owner::None,
@@ -225,13 +278,22 @@ mod tests {
     fn kept(limit: usize, direction: Direction) -> Vec<(String, Vec<i64>)> {
         let mut streams = vec![stream("a", &[1, 3, 5]), stream("b", &[2, 3, 4])];
         keep_limit(&mut streams, limit, direction);
-        streams.into_iter().map(|s| (s.labels.value("s").to_owned(), s.lines.iter().map(|l| l.at.0).collect())).collect()
+        streams
+            .into_iter()
+            .map(|s| (s.labels.value("s").to_owned(), s.lines.iter().map(|l| l.at.0).collect()))
+            .collect()
     }
 
     #[test]
     fn a_limit_holds_over_all_streams_from_the_asked_end() {
-        assert_eq!(kept(3, Direction::Backward), [("a".into(), vec![3, 5]), ("b".into(), vec![4])]);
-        assert_eq!(kept(3, Direction::Forward), [("a".into(), vec![1, 3]), ("b".into(), vec![2])]);
+        assert_eq!(
+            kept(3, Direction::Backward),
+            [("a".into(), vec![3, 5]), ("b".into(), vec![4])]
+        );
+        assert_eq!(
+            kept(3, Direction::Forward),
+            [("a".into(), vec![1, 3]), ("b".into(), vec![2])]
+        );
         assert_eq!(kept(0, Direction::Forward), []);
         assert_eq!(kept(9, Direction::Forward).len(), 2);
     }

@@ -1,4 +1,4 @@
-//! Reads `/proc`, `statvfs` and the machine id.
+//! Reads `/proc` and `statvfs`.
 
 use crate::agent::Identity;
 use crate::agent::reading::{Filesystem, Mount, Texts, mounts};
@@ -14,13 +14,10 @@ pub fn identity(name: Option<String>) -> Identity {
         let text = fs::read_to_string(path).ok()?;
         Some(text.trim().to_owned()).filter(|t| !t.is_empty())
     };
-    // A host that goes by another name is another host: the machine's id would join the two.
-    let host_id = if name.is_none() { read("/etc/machine-id") } else { None };
     Identity {
         host_name: name
             .or_else(|| read("/proc/sys/kernel/hostname"))
             .unwrap_or_else(|| "localhost".to_owned()),
-        host_id: host_id.filter(|id| *id != "uninitialized"),
         os_type: std::env::consts::OS.to_owned(),
     }
 }
