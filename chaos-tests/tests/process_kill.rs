@@ -1,5 +1,7 @@
 //! Three real nodes under kill -9: what was acknowledged is read back exactly once from each of them (I1).
 
+#![allow(clippy::disallowed_methods, reason = "a test on real processes runs in real time")]
+
 use anyhow::{Context, Result, ensure};
 use hindcast_chaos::history::{Verdict, Written, check};
 use hindcast_chaos::process::{Cluster, channel};

@@ -69,7 +69,7 @@ struct Wishes {
 
 impl ShardHandle {
     pub fn stats(&self) -> ShardStats {
-        self.stats.lock().clone()
+        *self.stats.lock()
     }
 
     /// Asks for a flush; the ticket is to be shown to `flushed`.

@@ -63,6 +63,7 @@ pub trait Disk: Send + Sync + 'static {
     fn free_bytes(&self) -> DiskResult<u64>;
 }
 
+#[allow(clippy::len_without_is_empty, reason = "a length in bytes, not a collection")]
 pub trait DiskFile: Send {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> DiskResult<()>;
     /// fdatasync: the bytes, and the size needed to read them.
@@ -71,6 +72,7 @@ pub trait DiskFile: Send {
     fn len(&self) -> DiskResult<u64>;
 }
 
+#[allow(clippy::len_without_is_empty, reason = "a length in bytes, not a collection")]
 pub trait ReadAt: Send + Sync {
     /// Exactly `len` bytes, or an error of kind `UnexpectedEof`.
     fn read_at(&self, offset: u64, len: usize) -> DiskResult<Bytes>;

@@ -146,7 +146,7 @@ impl MetaClient {
                 Err(refusal) => Fate::Refused(refusal.class, refusal.message),
             },
             Err(ProposeError::NotLeader { .. }) => Fate::NotLeader,
-            Err(ProposeError::Full { .. }) => Fate::Refused(
+            Err(ProposeError::Full) => Fate::Refused(
                 Class::RetryLater,
                 "the meta group's log queue is full; retry in a second".to_owned(),
             ),

@@ -338,7 +338,7 @@ async fn fold(
                     _ => vec![],
                 },
                 Err(ProposeError::NotLeader { .. }) => vec![Fate::NotLeader; folded.len()],
-                Err(ProposeError::Full { .. } | ProposeError::TooLarge { .. }) => vec![Fate::QueueFull; folded.len()],
+                Err(ProposeError::Full) => vec![Fate::QueueFull; folded.len()],
                 Err(_) => vec![],
             };
             queued_bytes.fetch_sub(bytes, Ordering::SeqCst);

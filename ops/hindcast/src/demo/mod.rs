@@ -147,7 +147,7 @@ pub async fn run(args: DemoArgs) -> Done {
     if outcome.is_err() {
         cluster.print_logs();
     }
-    let summary = outcome?;
+    let summary = serde_json::to_string(&outcome?).map_err(|e| Failure::no(e.to_string()))?;
     if args.once {
         cluster.stop().await;
         println!("{summary}");
@@ -175,7 +175,7 @@ async fn tell(
     cluster: &mut Cluster,
     mail: &Mailbox,
     slack: &SlackDesk,
-) -> Result<serde_json::Value, Failure> {
+) -> Result<Summary, Failure> {
     let (stop, stopped) = watch::channel(false);
     let endpoints = Endpoints::parse(&cluster.urls().join(",")).map_err(|e| Failure::no(e.to_string()))?;
     let mut config = AgentConfig::new(endpoints.clone(), agent::identity(None));
@@ -273,24 +273,48 @@ async fn tell(
             tickets.len()
         )));
     }
-    Ok(serde_json::json!({
-        "nodes": args.nodes,
-        "samples_acked": samples_acked,
-        "samples_read_back": samples_read_back,
-        "logs_acked": logs_acked,
-        "logs_read_back": logs_read_back,
-        "alert": alert,
-        "incident": incident.id,
-        "tickets": tickets.len(),
-        "ticket": tickets.first().map_or("", |t: &v1::Ticket| t.number.as_str()),
-        "emails": mail.messages().len(),
-        "slack_messages": slack.messages().len(),
-        "leader_killed": leader_killed,
-        "acked_lost": acked_lost,
-        "replay_frames": frames,
-        "replay_digests": digests,
-        "seconds": (story.0.elapsed().as_secs_f64() * 10.0).round() / 10.0,
-    }))
+    Ok(Summary {
+        nodes: args.nodes,
+        samples_acked,
+        samples_read_back,
+        logs_acked,
+        logs_read_back,
+        alert,
+        incident: incident.id,
+        tickets: tickets.len(),
+        ticket: tickets
+            .first()
+            .map(|t: &v1::Ticket| t.number.clone())
+            .unwrap_or_default(),
+        emails: mail.messages().len(),
+        slack_messages: slack.messages().len(),
+        leader_killed,
+        acked_lost,
+        replay_frames: frames,
+        replay_digests: digests,
+        seconds: (story.0.elapsed().as_secs_f64() * 10.0).round() / 10.0,
+    })
+}
+
+/// The last line of `--once`: counted from what the receivers and the nodes hold.
+#[derive(Debug, serde::Serialize)]
+struct Summary {
+    nodes: u64,
+    samples_acked: u64,
+    samples_read_back: u64,
+    logs_acked: u64,
+    logs_read_back: u64,
+    alert: String,
+    incident: String,
+    tickets: usize,
+    ticket: String,
+    emails: usize,
+    slack_messages: usize,
+    leader_killed: bool,
+    acked_lost: u64,
+    replay_frames: u64,
+    replay_digests: Vec<String>,
+    seconds: f64,
 }
 
 /// A folder that goes when the demo ends.

@@ -679,6 +679,7 @@ mod tests {
                         let gauge = name.contains("connection") || name.contains("thread");
                         !gauge && ["_bucket", "_count", "_sum"].iter().any(|s| name.ends_with(s))
                     }
+                    Rows::None => false,
                 };
                 let rows = feed.rows(source, ANCHOR_MS + at);
                 let first: BTreeMap<_, _> = rows.iter().cloned().collect();

@@ -1,7 +1,7 @@
 //! What the meta group knows that a replay needs: incidents, their windows, cuts.
 
 use hindcast_alerting::rows;
-use hindcast_model::{Positions, TenantId};
+use hindcast_model::TenantId;
 use hindcast_node::cluster_part::CutRow;
 use hindcast_node::io::cuts::{CutError, Cuts};
 use hindcast_query::replay::{
@@ -15,7 +15,7 @@ pub struct Catalog {
 fn as_of(cut: &CutRow) -> AsOf {
     AsOf::Cut {
         id: cut.id,
-        positions: cut.positions.clone().unwrap_or_else(Positions::new),
+        positions: cut.positions.clone().unwrap_or_default(),
     }
 }
 

@@ -74,7 +74,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         Some(bind("peer", config.peer_listen).await?)
     };
 
-    let parts: Vec<Box<dyn Part>> = vec![Box::new(GatewayPart::default()), Box::new(DeskPart)];
+    let parts: Vec<Box<dyn Part>> = vec![Box::new(GatewayPart), Box::new(DeskPart)];
     let node_config = NodeConfig {
         id: NodeId(config.id),
         data_dir: config.data_dir.clone(),

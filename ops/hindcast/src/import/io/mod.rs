@@ -1,5 +1,10 @@
 //! The importer's door to the outside: reads files, shows progress, sends.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "this is the door to the files that a person names"
+)]
+
 mod remote_write;
 
 use super::csv::Csv;
