@@ -14,7 +14,7 @@ pub enum IncidentState {
     Closed,
 }
 
-/// Weight of a service (`domain.md` §1); of what has no service, low.
+/// Weight of a service; of what has no service, low.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Criticality {
@@ -24,7 +24,7 @@ pub enum Criticality {
     Critical,
 }
 
-/// What a route says about tickets on recovery (`domain.md` §6).
+/// What a route says about tickets on recovery.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnRecovery {

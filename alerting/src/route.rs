@@ -23,7 +23,7 @@ pub const RECEIVERS_MAX: usize = 1_000;
 /// Channels of one receiver.
 pub const CHANNELS_PER_RECEIVER_MAX: usize = 32;
 
-/// After all members resolved an incident stays `recovered` for so long before it closes (`domain.md` §6).
+/// After all members resolved an incident stays `recovered` for so long before it closes.
 pub const COOL_DOWN_DEFAULT: SpanNs = SpanNs::from_secs(600);
 /// So long after the close a relapse takes the same generation back to open.
 pub const REOPEN_WINDOW_DEFAULT: SpanNs = SpanNs::from_secs(86_400);

@@ -1,4 +1,4 @@
-//! Priority = impact × urgency (`domain.md` §6). Urgency starts from severity; impact from which services are touched.
+//! Priority = impact × urgency. Urgency starts from severity; impact from which services are touched.
 
 use hindcast_alerting::event::Criticality;
 use hindcast_model::Severity;

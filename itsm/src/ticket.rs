@@ -1,4 +1,4 @@
-//! What may happen to a ticket: the status machine, the fields, and who may change which (`domain.md` §6).
+//! What may happen to a ticket: the status machine, the fields, and who may change which.
 //!
 //! Pure: an edit is a function of the ticket as it is, the version the editor saw, who asks, and what is asked.
 //!

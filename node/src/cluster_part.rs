@@ -1,6 +1,6 @@
 //! The cluster's part of the meta machine: cuts and pins.
 //!
-//! A cut is taken in four steps (`architecture.md` §4): `BeginCut` at index m; History delivered up to m; a cut entry
+//! A cut is taken in four steps: `BeginCut` at index m; History delivered up to m; a cut entry
 //! in every shard; `RecordCut` with the vector. Only a recorded cut can be named by a reader.
 //!
 //! Invariants

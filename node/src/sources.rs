@@ -1,7 +1,7 @@
 //! Up to which event time a shard's sources have spoken: what a rule waits for.
 //!
 //! A source is the owner of series. A shard is *complete to t* once every source has sent event time ≥ t minus its
-//! usual spacing; one that was silent for five spacings does not count any more (`domain.md` §5).
+//! usual spacing; one that was silent for five spacings does not count any more.
 //! Derived from applied writes, not replicated: after a restart it fills again.
 
 use hindcast_model::{Owner, SpanNs, TenantId, TimestampNs};

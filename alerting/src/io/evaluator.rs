@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 
-/// How long a group waits for its sources to send up to the instant (`domain.md` §5).
+/// How long a group waits for its sources to send up to the instant.
 pub const WAIT_MAX: SpanNs = SpanNs::from_secs(10);
 /// How long a node may take for one evaluation before another one may begin.
 pub const LEASE_TTL: SpanNs = SpanNs::from_secs(15);

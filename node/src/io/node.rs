@@ -9,7 +9,7 @@ use crate::cluster_part::ClusterPart;
 use crate::entry::Control;
 use crate::shard_machine::{ShardHandle, ShardMachine};
 use bytes::Bytes;
-use hindcast_env::io::{RealDisk, SystemClock, os_rng};
+use hindcast_env::io::{FolderLock, RealDisk, SystemClock, os_rng};
 use hindcast_env::{Clock, Disk, DiskError, Rng, SeededRng};
 use hindcast_model::slot::BadShardCount;
 use hindcast_model::{GroupId, NodeId, RetentionRule, ShardMap, TenantId, TimestampNs, retention};
@@ -54,12 +54,14 @@ pub enum StartError {
         stored: NodeId,
         given: NodeId,
     },
+    #[error("{0} is in use by another server; stop that one, or use another --data-dir")]
+    InUse(PathBuf),
     #[error("this cluster cannot be founded: {0}")]
     Founding(String),
     #[error(transparent)]
     Shards(#[from] BadShardCount),
     #[error(
-        "{replicas} replicas need as many nodes; --join lists {nodes}. This version keeps every shard on every node, so give one address per replica"
+        "{replicas} replicas need as many nodes, and there are {nodes}: this version keeps every shard on every node, so list one address per replica with --join, or leave --replicas out"
     )]
     Replicas { replicas: u64, nodes: usize },
     #[error("shard {group} does not open: {source}")]
@@ -86,6 +88,8 @@ pub struct Node {
     pub shards: Arc<BTreeMap<GroupId, ShardHandle>>,
     pub clock: Arc<dyn Clock>,
     retention: Arc<Vec<RetentionRule>>,
+    /// The data directory belongs to this process as long as any part of the node lives.
+    _lock: Arc<FolderLock>,
 }
 
 impl Node {
@@ -96,7 +100,11 @@ impl Node {
         peer_listener: Option<TcpListener>,
         parts: Vec<Box<dyn Part>>,
     ) -> Result<Self, StartError> {
-        let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(&config.data_dir)?);
+        let folder = RealDisk::new(&config.data_dir)?;
+        let Some(lock) = folder.lock()? else {
+            return Err(StartError::InUse(config.data_dir));
+        };
+        let disk: Arc<dyn Disk> = Arc::new(folder);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let mut rng = os_rng().map_err(StartError::Entropy)?;
         disk.remove_dir_all("incoming")?;
@@ -187,6 +195,7 @@ impl Node {
             shards: Arc::new(shards),
             clock,
             retention: Arc::new(config.retention),
+            _lock: Arc::new(lock),
         };
         tokio::spawn(node.clone().retain());
         Ok(node)

@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// Lists of Raft messages that wait for one peer; further ones are dropped.
 const QUEUED_LISTS_MAX: usize = 4096;
-/// One message on the stream carries about so many bytes of entries (`raft-notes.md` §3: by bytes, never by count).
+/// One message on the stream carries about so many bytes of entries (by bytes, never by count: many small ones are cheap, few large ones stall the stream).
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// Larger than any batch of appends, entries of `ENTRY_BYTES_MAX` included.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -35,7 +35,7 @@ pub type CallHandler = Arc<dyn Fn(NodeId, Bytes) -> BoxFuture<'static, Result<By
 pub const CALL_HELLO: &str = "hello";
 pub const CALL_FOUND: &str = "found";
 
-/// Connects lazily and again and again; settings as measured in `raft-notes.md` §3.
+/// Connects lazily and again and again; windows wide enough for batches of `BATCH_BYTES_MAX`.
 pub fn channel_to(address: &str) -> Result<Channel, tonic::transport::Error> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(Duration::from_secs(2))

@@ -22,7 +22,7 @@ use tonic::Status;
 pub const QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// A fold ends when it holds so many bytes of parts.
 const FOLD_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// Entries of one shard in flight at once; more gives latency, not throughput (`storage-spike.md` §4).
+/// Entries of one shard in flight at once; more gives latency, not throughput.
 const ENTRIES_IN_FLIGHT_MAX: usize = 4;
 /// How long a writer waits for its quorum before it is told `Unconfirmed`.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);

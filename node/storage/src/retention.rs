@@ -15,8 +15,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A label of this name exempts a stream from retention: `hindcast_proto::topology::TOPOLOGY_LABEL`.
 pub const TOPOLOGY_LABEL: &str = "hindcast_topology";
+/// So does this one: `hindcast_proto::history::HISTORY_LABEL`. What happened to an incident outlives its samples.
+pub const HISTORY_LABEL: &str = "hindcast_history";
 
-/// Holds a window against retention, whoever decides it (`domain.md` §4).
+/// Holds a window against retention, whoever decides it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pin {
     pub id: String,
@@ -60,7 +62,7 @@ impl Policy {
     pub const ALL: [Self; 6] = [Self::Unowned, Self::Sms, Self::Dbms, Self::Apm, Self::Nms, Self::Kept];
 
     pub fn of(labels: &Labels, owner: &Owner, streams: bool) -> Self {
-        if streams && labels.get(TOPOLOGY_LABEL).is_some() {
+        if streams && (labels.get(TOPOLOGY_LABEL).is_some() || labels.get(HISTORY_LABEL).is_some()) {
             return Self::Kept;
         }
         Self::of_domain(owner.domain())
@@ -410,6 +412,8 @@ mod tests {
     #[test]
     fn topology_is_exempt() {
         let labels = Labels::from_pairs([(TOPOLOGY_LABEL, "edge")]);
+        assert_eq!(Policy::of(&labels, &owner("a"), true), Policy::Kept);
+        let labels = Labels::from_pairs([(HISTORY_LABEL, "alert")]);
         assert_eq!(Policy::of(&labels, &owner("a"), true), Policy::Kept);
         assert_eq!(Policy::of(&labels, &owner("a"), false), Policy::Sms);
     }

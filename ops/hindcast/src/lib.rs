@@ -60,9 +60,11 @@ enum Command {
 
 fn set_up_logging(json: bool) {
     use tracing_subscriber::EnvFilter;
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let filter = EnvFilter::try_from_env("HINDCAST_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(colours)
         .with_writer(std::io::stderr);
     if json { logs.json().init() } else { logs.init() }
 }
@@ -70,6 +72,10 @@ fn set_up_logging(json: bool) {
 /// Parses the command line and runs it.
 pub fn main() -> ExitCode {
     let args = Args::parse();
+    if !matches!(args.command, Command::Server(_) | Command::Demo(_)) {
+        // `hindcast … | head` ends quietly, as other tools do.
+        sigpipe::reset();
+    }
     set_up_logging(args.log_json);
     // One provider of cryptography for everything that speaks TLS (SMTP, Slack); without it rustls panics at first use.
     if rustls::crypto::ring::default_provider().install_default().is_err() {

@@ -1,4 +1,4 @@
-//! Bounds that hold everywhere. Values: `reliability.md` §6.
+//! Bounds that hold everywhere.
 
 use crate::time::SpanNs;
 

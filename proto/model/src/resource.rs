@@ -1,4 +1,4 @@
-//! Anything observed, and which resource owns a series or a stream (`domain.md` §2).
+//! Anything observed, and which resource owns a series or a stream.
 //!
 //! The owner follows from tenant, metric name, labels and resource attributes alone, never from configuration,
 //! so that a late sample lands where the first one did. The tables here are therefore versioned with the data:

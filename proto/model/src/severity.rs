@@ -1,4 +1,4 @@
-//! Severity of an alert (`domain.md` §1).
+//! Severity of an alert.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -10,6 +10,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Held as long as a folder belongs to this process; the kernel lets go when the process dies, however it dies.
+#[derive(Debug)]
+pub struct FolderLock {
+    _file: File,
+}
+
 /// A folder of the machine's file system.
 #[derive(Clone, Debug)]
 pub struct RealDisk {
@@ -22,6 +28,19 @@ impl RealDisk {
         let root = root.into();
         fs::create_dir_all(&root).map_err(|e| DiskError::new("create", &root.to_string_lossy(), e))?;
         Ok(Self { root })
+    }
+
+    /// Makes this process the only one that may use the folder, until the guard is dropped or the process ends.
+    /// `Ok(None)`: another process holds it.
+    pub fn lock(&self) -> DiskResult<Option<FolderLock>> {
+        self.at("lock", "LOCK", |full| {
+            let file = OpenOptions::new().create(true).truncate(false).write(true).open(full)?;
+            match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => Ok(Some(FolderLock { _file: file })),
+                Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+                Err(e) => Err(e.into()),
+            }
+        })
     }
 
     pub fn root(&self) -> &Path {
@@ -146,5 +165,22 @@ impl Disk for RealDisk {
             let s = rustix::fs::statvfs(full)?;
             Ok(s.f_bavail.saturating_mul(s.f_frsize))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_servers_never_share_a_folder() {
+        let dir = std::env::temp_dir().join(format!("hindcast-lock-{}", std::process::id()));
+        let disk = RealDisk::new(&dir).unwrap();
+        let first = disk.lock().unwrap();
+        assert!(first.is_some());
+        assert!(RealDisk::new(&dir).unwrap().lock().unwrap().is_none(), "it is held");
+        drop(first);
+        assert!(disk.lock().unwrap().is_some(), "and free again");
+        fs::remove_dir_all(dir).unwrap();
     }
 }

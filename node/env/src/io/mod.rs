@@ -2,7 +2,7 @@
 
 mod fs;
 
-pub use fs::RealDisk;
+pub use fs::{FolderLock, RealDisk};
 
 use crate::clock::Clock;
 use crate::rng::SeededRng;

@@ -4,6 +4,9 @@
 //! start, so that the first delta counts and the reset is on record. The totals live on the node that took the
 //! deltas: a sender that turns to another node, or a restart, is a reset, which `rate` and `increase` handle.
 //!
+//! A point that starts after the last one ended leaves a gap: its sender restarted, or deltas were lost. The total
+//! starts from zero again (OpenTelemetry data model, delta to cumulative).
+//!
 //! A point at the time of the last one is a retry: it gives the total again and adds nothing. An older one is
 //! refused: the totals that followed it are stored already.
 
@@ -124,31 +127,36 @@ impl DeltaState {
         self.weight
     }
 
-    /// Adds a delta at `at` and gives the total.
+    /// Adds a delta of the time from `start` (`None`: not told) to `at`, and gives the total.
     pub fn add(
         &mut self,
         tenant: &TenantId,
         labels: &Labels,
-        at: TimestampNs,
+        (start, at): (Option<TimestampNs>, TimestampNs),
         delta: &Amount,
         now: TimestampNs,
     ) -> Result<Total, Refusal> {
         let key = (tenant.clone(), labels.clone());
         if let Some(running) = self.series.get_mut(&key) {
             running.touched = now;
+            let gap = start.is_some_and(|s| s > running.last) && at > running.last;
             match at.cmp(&running.last) {
                 Ordering::Less => return Err(Refusal::DeltaOutOfOrder { at, last: running.last }),
                 Ordering::Equal => {}
                 Ordering::Greater => {
                     let before = running.total.weight();
-                    running.total.add(delta);
+                    if gap {
+                        running.total = delta.clone();
+                    } else {
+                        running.total.add(delta);
+                    }
                     running.last = at;
                     self.weight = self.weight + running.total.weight() - before;
                 }
             }
             return Ok(Total {
                 amount: running.total.clone(),
-                starts: false,
+                starts: gap,
             });
         }
         let weight = delta.weight();
@@ -193,15 +201,19 @@ mod tests {
     use hindcast_model::resource::metric;
     use proptest::prelude::*;
 
-    /// Each line: time, series, delta.
+    /// Each line: time (or start-time), series, delta.
     fn check(series_max: usize, script: &str, expect: Expect) {
         let mut state = DeltaState::new(series_max);
         let mut out = String::new();
         for step in script.lines().map(str::trim).filter(|l| !l.is_empty()) {
             let parts: Vec<&str> = step.split(' ').collect();
-            let at = TimestampNs::from_secs(parts[0].parse().unwrap());
+            let secs = |t: &str| TimestampNs::from_secs(t.parse().unwrap());
+            let (start, at) = match parts[0].split_once('-') {
+                Some((start, at)) => (Some(secs(start)), secs(at)),
+                None => (None, secs(parts[0])),
+            };
             let delta = Amount::Number(parts[2].parse().unwrap());
-            let got = state.add(&TenantId::default(), &metric(parts[1], &[]), at, &delta, at);
+            let got = state.add(&TenantId::default(), &metric(parts[1], &[]), (start, at), &delta, at);
             let got = match got {
                 Ok(Total {
                     amount: Amount::Number(n),
@@ -242,6 +254,27 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_sender_that_restarts_counts_from_zero() {
+        check(
+            2,
+            "
+            0-10 a 5
+            10-20 a 2
+            25-30 a 4
+            30-40 a 1
+            25-40 a 9
+            ",
+            expect![[r#"
+                0-10 a 5 -> 5 from zero
+                10-20 a 2 -> 7
+                25-30 a 4 -> 4 from zero
+                30-40 a 1 -> 5
+                25-40 a 9 -> 5
+            "#]],
+        );
+    }
+
     proptest! {
         #[test]
         fn the_total_is_the_sum_and_the_bound_holds(deltas in proptest::collection::vec((0u8..8, 0u32..1000), 0..100)) {
@@ -250,7 +283,7 @@ mod tests {
             for (i, (series, delta)) in deltas.into_iter().enumerate() {
                 let labels = metric("m", &[("s", &series.to_string())]);
                 let at = TimestampNs::from_secs(i as i64);
-                match state.add(&TenantId::default(), &labels, at, &Amount::Number(delta.into()), at) {
+                match state.add(&TenantId::default(), &labels, (None, at), &Amount::Number(delta.into()), at) {
                     Ok(total) => {
                         *sums.entry(series).or_default() += f64::from(delta);
                         prop_assert_eq!(total.amount, Amount::Number(sums[&series]));

@@ -190,10 +190,13 @@ impl OneResource<'_> {
 
     /// A delta's running total; `None` when it was refused.
     fn total(&mut self, place: &Place, delta: &Amount) -> Option<(Amount, Option<TimestampNs>)> {
-        match self
-            .deltas
-            .add(self.tenant, &place.labels, place.at, delta, self.limits.now)
-        {
+        match self.deltas.add(
+            self.tenant,
+            &place.labels,
+            (place.start, place.at),
+            delta,
+            self.limits.now,
+        ) {
             Ok(total) => Some((total.amount, place.start.filter(|_| total.starts))),
             Err(why) => {
                 self.refuse(1, &why, || place.labels.to_string());

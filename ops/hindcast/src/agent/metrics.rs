@@ -1,6 +1,6 @@
 //! A reading of a host as series.
 //!
-//! Pure. Names are OpenTelemetry's semantic conventions under their Prometheus spelling (`domain.md` §2): dots become
+//! Pure. Names are OpenTelemetry's semantic conventions under their Prometheus spelling: dots become
 //! underscores, the unit is appended (`s` → `_seconds`, `By` → `_bytes`, ratio gauges → `_ratio`), monotonic sums end
 //! in `_total`. Where OpenTelemetry has no name (run queue, blocked, collisions) it is node_exporter's.
 //!

@@ -195,7 +195,8 @@ async fn print_frames(mut stream: tonic::Streaming<PlayResponse>) -> Result<Dige
         let (digest, played) = chain.check(&response)?;
         let line = json_line(digest, &played, response.last);
         if writeln!(std::io::stdout(), "{line}").is_err() {
-            return Err(Failure::no("nobody reads the output any more"));
+            // Whoever read has seen enough.
+            return Ok(digest);
         }
         if response.last {
             return Ok(digest);

@@ -143,7 +143,15 @@ pub async fn run(args: DemoArgs) -> Done {
         dir.display()
     ));
 
-    let outcome = tell(&args, &story, &dir, &mut cluster, &mail, &slack).await;
+    // A signal ends the story, and with it the nodes and the temporary folder.
+    let outcome = tokio::select! {
+        outcome = tell(&args, &story, &dir, &mut cluster, &mail, &slack) => Some(outcome),
+        () = crate::server::wait_for_signal() => None,
+    };
+    let Some(outcome) = outcome else {
+        cluster.stop().await;
+        return Err(Failure::no("the demo was stopped before its end"));
+    };
     if outcome.is_err() {
         cluster.print_logs();
     }
@@ -162,7 +170,7 @@ pub async fn run(args: DemoArgs) -> Done {
         "  a query       hindcast query 'sum by (cpu_mode) (rate(system_cpu_time_seconds_total[30s]))' --endpoint {}",
         cluster.url(1)
     );
-    let _ = tokio::signal::ctrl_c().await;
+    crate::server::wait_for_signal().await;
     cluster.stop().await;
     Ok(ExitCode::SUCCESS)
 }

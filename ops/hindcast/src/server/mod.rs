@@ -40,7 +40,8 @@ pub async fn run(args: ServerArgs) -> Done {
     start(config, stopped).await
 }
 
-async fn wait_for_signal() {
+/// Returns at Ctrl-C or SIGTERM.
+pub async fn wait_for_signal() {
     use tokio::signal::unix::{SignalKind, signal};
     match signal(SignalKind::terminate()) {
         Ok(mut term) => tokio::select! {
@@ -83,7 +84,6 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         replicas: config.replicas,
         retention: config.retention.clone(),
     };
-    announce(&config, address);
     let starting = Node::start(node_config, peer_listener, parts);
     let node = tokio::select! {
         node = starting => node.map_err(|e| Failure::usage(e.to_string()))?,
@@ -108,13 +108,18 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
 
     spawn_workers(&node, &meta, &engine, &shards, files, &stopped);
 
+    announce(&config, address);
     let (health, health_service) = tonic_health::server::health_reporter();
     tokio::spawn(report_health(node.clone(), health));
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(hindcast_proto::DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .map_err(|e| Failure::no(format!("gRPC reflection cannot be set up: {e}")))?;
+    let describe = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(hindcast_proto::DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let unusable = |e: tonic_reflection::server::Error| Failure::no(format!("gRPC reflection cannot be set up: {e}"));
+    let reflection = describe().build_v1().map_err(unusable)?;
+    // Older clients (Python's helper among them) ask the alpha version.
+    let reflection_alpha = describe().build_v1alpha().map_err(unusable)?;
     let grpc = tonic::service::Routes::new(ingest_service(ingest.clone()))
         .add_service(otlp_metrics_service(ingest.clone()))
         .add_service(otlp_logs_service(ingest.clone()))
@@ -125,6 +130,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         .add_service(cluster::service(view.clone()))
         .add_service(health_service)
         .add_service(reflection)
+        .add_service(reflection_alpha)
         .into_axum_router();
     let reload_config = config.clone();
     let reload_meta = meta.clone();
@@ -139,7 +145,8 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
             "/-/reload",
             axum::routing::post(move || reload(reload_config, reload_meta)),
         )
-        .fallback(axum::routing::get(serve::web));
+        .fallback(serve::web)
+        .layer(axum::middleware::from_fn(serve::guard_loopback));
 
     let mut fatal = node.raft.fatal();
     let (end, ended) = watch::channel(false);
@@ -176,11 +183,22 @@ async fn reload(config: ServerConfig, meta: Arc<dyn Meta>) -> (axum::http::Statu
         Ok(commands) => commands,
         Err(e) => return (StatusCode::BAD_REQUEST, format!("{e}\nnothing was changed\n")),
     };
-    match rules::put_in_force(&*meta, commands).await {
+    match rules::replace(&*meta, &config, commands).await {
         Ok(()) => (StatusCode::OK, "reloaded\n".to_owned()),
         Err(e) => (StatusCode::SERVICE_UNAVAILABLE, format!("{e}\n")),
     }
 }
+
+/// What health can be asked about: the node, and each service by its name.
+const HEALTH_NAMES: &[&str] = &[
+    "",
+    "hindcast.v1.Ingest",
+    "hindcast.v1.Query",
+    "hindcast.v1.Replay",
+    "hindcast.v1.Alerts",
+    "hindcast.v1.Desk",
+    "hindcast.v1.Cluster",
+];
 
 async fn report_health(node: Node, health: tonic_health::server::HealthReporter) {
     let mut ready = None;
@@ -192,7 +210,9 @@ async fn report_health(node: Node, health: tonic_health::server::HealthReporter)
             } else {
                 tonic_health::ServingStatus::NotServing
             };
-            health.set_service_status("", status).await;
+            for service in HEALTH_NAMES {
+                health.set_service_status(*service, status).await;
+            }
             ready = Some(now);
         }
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -2,9 +2,10 @@
 
 use super::config::ServerConfig;
 use hindcast_alerting::command::{GATEWAY_PART, GatewayCommand};
-use hindcast_alerting::{route, rule};
+use hindcast_alerting::{route, rows, rule};
 use hindcast_model::TenantId;
 use hindcast_raft::Meta;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// A file that cannot be used; the one in force stays.
@@ -14,6 +15,8 @@ pub enum FilesError {
     Unreadable { path: String, why: String },
     #[error("no file matches {0:?}; name the rule files, or leave --rules out")]
     NoMatch(String),
+    #[error("{first} and {second} have the same name: rules are known by the name of their file; rename one of them")]
+    SameName { first: String, second: String },
     #[error("{0}")]
     Rules(#[from] rule::RuleFileError),
     #[error("{0}")]
@@ -23,6 +26,7 @@ pub enum FilesError {
 /// The commands that put the configured files in force. Nothing is sent yet: one broken file, and none counts.
 pub fn read(config: &ServerConfig) -> Result<Vec<GatewayCommand>, FilesError> {
     let mut commands = vec![];
+    let mut named = BTreeMap::<String, String>::new();
     // Routes first: an alert that fires in the same second already finds its receivers.
     if let Some(path) = &config.routes {
         let text = text_of(path)?;
@@ -43,7 +47,12 @@ pub fn read(config: &ServerConfig) -> Result<Vec<GatewayCommand>, FilesError> {
             let shown = path.display().to_string();
             let file = rule::parse(&shown, &text)?;
             // The file's name, not its path: nodes may keep the same file in different folders.
-            let source = path.file_name().map_or(shown, |n| n.to_string_lossy().into_owned());
+            let source = path
+                .file_name()
+                .map_or(shown.clone(), |n| n.to_string_lossy().into_owned());
+            if let Some(first) = named.insert(source.clone(), shown.clone()) {
+                return Err(FilesError::SameName { first, second: shown });
+            }
             commands.push(GatewayCommand::SetRules {
                 tenant: TenantId::default(),
                 source,
@@ -61,6 +70,37 @@ pub async fn put_in_force(meta: &dyn Meta, commands: Vec<GatewayCommand>) -> Res
         meta.propose(GATEWAY_PART, command.encode()).await?;
     }
     Ok(())
+}
+
+/// The same, and sources whose file is configured no more go: a reload leaves exactly what the files say.
+pub async fn replace(
+    meta: &dyn Meta,
+    config: &ServerConfig,
+    mut commands: Vec<GatewayCommand>,
+) -> Result<(), hindcast_raft::MetaError> {
+    let tenant = TenantId::default();
+    // A node that was given no rule files knows nothing of those of the others.
+    if !config.rules.is_empty() {
+        let read = meta.read().await?;
+        let kept: BTreeSet<String> = commands.iter().filter_map(source_of).collect();
+        let known = rows::rule_sources(&*read, &tenant).unwrap_or_default();
+        for gone in known.into_iter().filter(|s| !kept.contains(&s.source)) {
+            commands.push(GatewayCommand::SetRules {
+                tenant: tenant.clone(),
+                source: gone.source,
+                revision: rule::revision(""),
+                groups: vec![],
+            });
+        }
+    }
+    put_in_force(meta, commands).await
+}
+
+fn source_of(command: &GatewayCommand) -> Option<String> {
+    match command {
+        GatewayCommand::SetRules { source, .. } => Some(source.clone()),
+        _ => None,
+    }
 }
 
 #[allow(

@@ -4,7 +4,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use hyper::header::{ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
-use hyper::{HeaderMap, Request, StatusCode, Uri};
+use hyper::{HeaderMap, Method, Request, StatusCode, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::convert::Infallible;
@@ -81,16 +81,50 @@ fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"))
 }
 
+/// Until there are users, loopback is the only guard: a browser must not carry requests across it. A name that is
+/// not this machine's (DNS rebinding) and a page of another origin that wants to change something are refused.
+pub async fn guard_loopback(request: axum::extract::Request, next: axum::middleware::Next) -> Response {
+    let headers = request.headers();
+    let text = |name: hyper::header::HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let host = text(hyper::header::HOST).or_else(|| request.uri().authority().map(ToString::to_string));
+    let foreign_host = host.as_deref().is_some_and(|h| !is_loopback(h));
+    let origin = text(hyper::header::ORIGIN);
+    let foreign_origin = origin
+        .as_deref()
+        .is_some_and(|o| !o.split_once("://").is_some_and(|(_, h)| is_loopback(h)));
+    if foreign_host || (foreign_origin && !request.method().is_safe()) {
+        let message = "this server answers loopback names only (127.0.0.1, [::1], localhost), and pages of its own";
+        return (
+            StatusCode::FORBIDDEN,
+            axum::Json(serde_json::json!({"code": "not_allowed", "message": message})),
+        )
+            .into_response();
+    }
+    next.run(request).await
+}
+
+/// Whether `host` or `host:port` names this machine by loopback.
+fn is_loopback(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or(""),
+        None => host.split(':').next().unwrap_or(""),
+    };
+    name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
 /// The web UI: files by name, and its one page for every other path that is no API.
-pub async fn web(uri: Uri, headers: HeaderMap) -> Response {
+pub async fn web(method: Method, uri: Uri, headers: HeaderMap) -> Response {
     let path = uri.path();
     if path.starts_with("/api/") || path.starts_with("/loki/") || path.starts_with("/v1/") || path.starts_with("/-/") {
-        let message = format!("there is no {} here; the APIs are listed in the manual", uri.path());
+        let message = format!("there is no {} here; the README lists the APIs", uri.path());
         return (
             StatusCode::NOT_FOUND,
             axum::Json(serde_json::json!({"code": "not_found", "message": message})),
         )
             .into_response();
+    }
+    if method != Method::GET && method != Method::HEAD {
+        return StatusCode::METHOD_NOT_ALLOWED.into_response();
     }
     let found = hindcast_web::find(path).or_else(|| {
         if path.starts_with("/assets/") {
@@ -137,4 +171,33 @@ pub async fn web(uri: Uri, headers: HeaderMap) -> Response {
     response
         .body(body)
         .unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_loopback;
+
+    #[test]
+    fn a_rebound_name_is_not_this_machine() {
+        for own in [
+            "localhost",
+            "LOCALHOST:7400",
+            "127.0.0.1",
+            "127.0.0.1:7400",
+            "[::1]:7400",
+            "127.8.9.1",
+        ] {
+            assert!(is_loopback(own), "{own}");
+        }
+        for foreign in [
+            "evil.example",
+            "127.0.0.1.evil.example",
+            "10.0.0.1:7400",
+            "[fe80::1]",
+            "",
+            "localhost.evil",
+        ] {
+            assert!(!is_loopback(foreign), "{foreign}");
+        }
+    }
 }
