@@ -61,7 +61,8 @@ pub async fn run(args: ClusterArgs) -> Done {
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
-fn json(s: &v1::StatusResponse) -> serde_json::Value {
+/// The status as programs get it, here and from `/api/hindcast/v1/cluster`.
+pub(crate) fn json(s: &v1::StatusResponse) -> serde_json::Value {
     let node = |n: &v1::NodeStatus| serde_json::json!({"id": n.id, "peer_address": n.peer_address, "client_address": n.client_address, "reachable": n.reachable});
     let group = |g: &v1::GroupStatus| {
         serde_json::json!({

@@ -271,32 +271,9 @@ pub fn router(view: View) -> axum::Router {
         .route(
             "/api/hindcast/v1/cluster",
             get(|State(v): State<View>| async move {
-                let s = v.status().await;
-                let nodes: Vec<_> = s
-                    .nodes
-                    .iter()
-                    .map(|n| {
-                        serde_json::json!({
-                            "id": n.id, "peer_address": n.peer_address, "client_address": n.client_address,
-                            "reachable": n.reachable,
-                        })
-                    })
-                    .collect();
-                let groups: Vec<_> = s
-                    .groups
-                    .iter()
-                    .map(|g| {
-                        serde_json::json!({
-                            "group": g.group, "leader": g.leader, "term": g.term, "commit": g.commit,
-                            "applied": g.applied, "durable": g.durable, "voters": g.voters, "digest": g.digest,
-                            "samples": g.samples, "lines": g.lines,
-                        })
-                    })
-                    .collect();
-                axum::Json(serde_json::json!({
-                    "node": s.node, "cluster": s.cluster, "ready": s.ready, "nodes": nodes, "groups": groups,
-                    "ui": hindcast_web::is_built(),
-                }))
+                let mut status = crate::cli::cluster::json(&v.status().await);
+                status["ui"] = hindcast_web::is_built().into();
+                axum::Json(status)
             }),
         )
         .with_state(view)
