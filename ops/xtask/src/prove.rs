@@ -47,7 +47,7 @@ const PROOFS: &[Proof] = &[
     },
     Proof {
         name: "clients",
-        shows: "real clients: promtool, the OpenTelemetry SDK, Prometheus as remote writer",
+        shows: "real clients: Prometheus as remote writer and as judge of our answers, promtool",
         program: "cargo",
         args: &[
             "test",
