@@ -3,8 +3,8 @@
 use super::config::ServerConfig;
 use hindcast_alerting::command::{GATEWAY_PART, GatewayCommand};
 use hindcast_alerting::{route, rows, rule};
-use hindcast_model::TenantId;
-use hindcast_raft::Meta;
+use hindcast_model::{Class, TenantId};
+use hindcast_raft::{Meta, Refusal};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -83,7 +83,8 @@ pub async fn replace(
     if !config.rules.is_empty() {
         let read = meta.read().await?;
         let kept: BTreeSet<String> = commands.iter().filter_map(source_of).collect();
-        let known = rows::rule_sources(&*read, &tenant).unwrap_or_default();
+        let known = rows::rule_sources(&*read, &tenant);
+        let known = known.map_err(|e| Refusal::new(Class::Internal, e.to_string()))?;
         for gone in known.into_iter().filter(|s| !kept.contains(&s.source)) {
             commands.push(GatewayCommand::SetRules {
                 tenant: tenant.clone(),
@@ -158,11 +159,64 @@ fn fits(pattern: &str, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::fits;
+    use super::*;
+    use crate::server::config::ServerArgs;
+    use hindcast_alerting::GatewayPart;
+    use hindcast_raft::LocalMeta;
 
     #[test]
     fn a_star_stands_for_any_characters() {
         assert!(fits("*.yml", "a.yml") && fits("a*b*c", "axxbyc") && fits("*", "") && fits("a", "a"));
         assert!(!fits("*.yml", "a.yaml") && !fits("a*", "b") && !fits("a", "ab"));
+    }
+
+    #[tokio::test]
+    async fn a_rule_file_that_was_deleted_is_not_in_force_after_a_reload() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| dir.path().join(name);
+        for (name, rule) in [("a.yml", "A"), ("b.yml", "B")] {
+            let text = format!("groups: [{{name: g, rules: [{{alert: {rule}, expr: up == 0}}]}}]");
+            #[allow(clippy::disallowed_methods, reason = "a test's own file")]
+            std::fs::write(file(name), text).unwrap();
+        }
+        let args = ServerArgs {
+            rules: vec![file("*.yml").display().to_string()],
+            ..ServerArgs::default()
+        };
+        let config = args.resolve().unwrap();
+        let meta = LocalMeta::new(vec![Box::new(GatewayPart)]);
+        let sources = || {
+            let known = rows::rule_sources(&*meta.stale(), &TenantId::default()).unwrap();
+            known.into_iter().map(|s| s.source).collect::<Vec<_>>()
+        };
+        put_in_force(&meta, read(&config).unwrap()).await.unwrap();
+        assert_eq!(sources(), ["a.yml", "b.yml"]);
+        std::fs::remove_file(file("b.yml")).unwrap();
+        replace(&meta, &config, read(&config).unwrap()).await.unwrap();
+        assert_eq!(sources(), ["a.yml"]);
+        // A node without rule files of its own takes nothing away from the others.
+        let none = ServerArgs::default().resolve().unwrap();
+        replace(&meta, &none, read(&none).unwrap()).await.unwrap();
+        assert_eq!(sources(), ["a.yml"]);
+    }
+
+    #[test]
+    fn two_rule_files_of_one_name_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rules = vec![];
+        for folder in ["one", "two"] {
+            std::fs::create_dir(dir.path().join(folder)).unwrap();
+            let path = dir.path().join(folder).join("a.yml");
+            #[allow(clippy::disallowed_methods, reason = "a test's own file")]
+            std::fs::write(&path, "groups: []").unwrap();
+            rules.push(path.display().to_string());
+        }
+        let config = ServerArgs {
+            rules,
+            ..ServerArgs::default()
+        }
+        .resolve()
+        .unwrap();
+        assert!(matches!(read(&config), Err(FilesError::SameName { .. })));
     }
 }
