@@ -195,6 +195,25 @@ impl Directory {
         (&entry.meta, &mut entry.place)
     }
 
+    /// The number of a series that is known.
+    pub fn find(&self, tenant: &TenantId, streams: bool, labels: &Labels, owner: &Owner) -> Option<u32> {
+        let mut key = vec![];
+        put_key(&mut key, tenant, streams, labels, owner);
+        let same = self.by_key.get(&xxh3_64(&key))?;
+        same.iter()
+            .copied()
+            .find(|&id| self.entries[id as usize].as_ref().is_some_and(|e| *e.key == *key))
+    }
+
+    pub fn get(&self, id: u32) -> Option<&Arc<SeriesMeta>> {
+        self.entries.get(id as usize)?.as_ref().map(|e| &e.meta)
+    }
+
+    pub fn column(&mut self, id: u32) -> Option<(&Arc<SeriesMeta>, &mut Place)> {
+        let entry = self.entries.get_mut(id as usize)?.as_mut()?;
+        Some((&entry.meta, &mut entry.place))
+    }
+
     pub fn place(&self, id: u32) -> Option<Place> {
         self.entries.get(id as usize)?.as_ref().map(|e| e.place)
     }

@@ -16,10 +16,12 @@ mod manifest;
 mod memtable;
 pub mod read;
 mod retention;
+pub mod rows;
 mod segment;
 mod shard;
 mod view;
 
+pub use codec::{RawLine, put_metadata};
 pub use error::{Damage, ReadError, StorageError};
 pub use retention::{Floor, Pin, TOPOLOGY_LABEL};
 pub use shard::{CompactReport, Dropped, FlushReport, Opened, Shard, ShardConfig, ShardStats};

@@ -174,6 +174,22 @@ impl Memtable {
         self.lines += new.len() as u64;
     }
 
+    pub fn push_raw_lines<'a>(
+        &mut self,
+        meta: &Arc<SeriesMeta>,
+        place: &mut Place,
+        new: impl Iterator<Item = RawLine<'a>>,
+    ) {
+        let Rows::Lines(lines) = &mut self.column(meta, place).rows else {
+            unreachable!("a stream has lines");
+        };
+        let (bytes, rows) = (lines.bytes.len(), lines.at.len());
+        new.for_each(|l| lines.push(l));
+        let added = lines.at.len() - rows;
+        self.bytes += lines.bytes.len() - bytes + added * LINE_BYTES;
+        self.lines += added as u64;
+    }
+
     /// Shows everything pushed so far.
     pub fn show(&mut self) {
         for &column in &self.touched {

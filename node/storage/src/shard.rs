@@ -15,10 +15,11 @@ use crate::error::{Damage, StorageError};
 use crate::manifest::{self, Manifest};
 use crate::memtable::{Column, Memtable, settle};
 use crate::retention::{Floor, Pin, Policy, Retention};
+use crate::rows::Rows;
 use crate::segment::{self, FileRef, Head, Segment, Writer};
 use crate::view::{ShardReader, State};
 use hindcast_env::Disk;
-use hindcast_model::{Domain, GroupId, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
+use hindcast_model::{Domain, GroupId, Labels, Owner, Sample, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -225,13 +226,7 @@ impl Shard {
     /// # Panics
     /// When `index` was advanced over, flushed or cut already: the log is given in order, each entry once.
     pub fn write(&mut self, index: u64, tenant: &TenantId, series: &[SeriesBlock], streams: &[StreamBlock]) {
-        assert!(
-            index > self.sealed_to && index >= self.written,
-            "entry {index} comes after {} and after the cut or flush at {}",
-            self.written,
-            self.sealed_to
-        );
-        self.written = index;
+        self.begin(index);
         let mut guard = self.state.write();
         let State {
             directory,
@@ -252,6 +247,87 @@ impl Shard {
             active.push_lines(meta, place, &block.lines);
             active.saw(index);
         }
+    }
+
+    /// The id of a series or stream, given now if it is new. Ids are given in the order of the log, so they are the
+    /// same on every replica, and never given again.
+    pub fn define(&mut self, tenant: &TenantId, streams: bool, labels: &Labels, owner: &Owner) -> u32 {
+        let mut state = self.state.write();
+        state.retention.meet(tenant);
+        state.directory.find_or_add(tenant, streams, labels, owner).0.id
+    }
+
+    /// Counts how often ids were forgotten: an entry whose ids are of another epoch must be made anew.
+    pub fn epoch(&self) -> u64 {
+        0
+    }
+
+    /// Takes samples of entry `index` into memory, and calls `heard` once for each owner among the series.
+    /// False, and nothing was taken, when an id is not one of a series.
+    ///
+    /// # Panics
+    /// As [`Shard::write`].
+    pub fn push_rows(
+        &mut self,
+        index: u64,
+        rows: &Rows<'_>,
+        mut heard: impl FnMut(&TenantId, Owner, TimestampNs),
+    ) -> bool {
+        self.begin(index);
+        let mut guard = self.state.write();
+        let State { directory, active, .. } = &mut *guard;
+        if !rows.ids().all(|id| directory.get(id).is_some_and(|m| !m.streams)) {
+            return false;
+        }
+        let newest = TimestampNs(rows.times.iter().copied().max().unwrap_or(i64::MIN));
+        let mut last = None;
+        for (i, id) in rows.ids().enumerate() {
+            let Some((meta, place)) = directory.column(id) else {
+                return false;
+            };
+            if last != Some(meta.owner) {
+                last = Some(meta.owner);
+                heard(&meta.tenant, meta.owner, newest);
+            }
+            let width = rows.width();
+            for (t, at) in rows.times.iter().enumerate() {
+                let sample = Sample {
+                    at: TimestampNs(*at),
+                    value: rows.value(t * width + i),
+                };
+                active.push_samples(meta, place, &[sample]);
+            }
+        }
+        active.saw(index);
+        true
+    }
+
+    /// Takes lines of entry `index` into memory. False, and nothing was taken, when `id` is not one of a stream.
+    ///
+    /// # Panics
+    /// As [`Shard::write`].
+    pub fn push_lines<'a>(&mut self, index: u64, id: u32, lines: impl Iterator<Item = RawLine<'a>>) -> bool {
+        self.begin(index);
+        let mut guard = self.state.write();
+        let State { directory, active, .. } = &mut *guard;
+        match directory.column(id) {
+            Some((meta, place)) if meta.streams => {
+                active.push_raw_lines(meta, place, lines);
+                active.saw(index);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn begin(&mut self, index: u64) {
+        assert!(
+            index > self.sealed_to && index >= self.written,
+            "entry {index} comes after {} and after the cut or flush at {}",
+            self.written,
+            self.sealed_to
+        );
+        self.written = index;
     }
 
     /// Everything up to `index` has been given: readers see it from now on.

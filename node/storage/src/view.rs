@@ -12,7 +12,7 @@ use crate::memtable::{Memtable, settle};
 use crate::read::{Direction, SearchLabels, SelectLines, SelectSeries, SeriesData, StreamData};
 use crate::retention::{Retention, Spans, is_within};
 use crate::segment::{Pages, Segment};
-use hindcast_model::{Labels, LogLine, Matcher, ResourceId, Sample, TenantId, TimestampNs, codec};
+use hindcast_model::{Labels, LogLine, Matcher, Owner, ResourceId, Sample, TenantId, TimestampNs, codec};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -202,6 +202,23 @@ impl<'a> Scan<'a> {
 impl ShardReader {
     pub fn applied(&self) -> u64 {
         self.state.read().applied
+    }
+
+    /// The ids of those series or streams that the shard knows, and the epoch in which they hold. What is known here
+    /// was committed, so that any entry proposed from now on may name it.
+    pub fn ids<'a>(
+        &self,
+        tenant: &TenantId,
+        streams: bool,
+        wanted: impl Iterator<Item = (&'a Labels, &'a Owner)>,
+    ) -> (u64, Vec<Option<u32>>) {
+        let state = self.state.read();
+        let ids = wanted.map(|(labels, owner)| state.directory.find(tenant, streams, labels, owner));
+        (0, ids.collect())
+    }
+
+    pub fn epoch(&self) -> u64 {
+        0
     }
 
     /// Sorted by (slot, fingerprint, labels). A label set occurs once per slot; series without a sample are left out.
