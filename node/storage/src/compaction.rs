@@ -5,12 +5,12 @@
 //! - Answers are the same before and after; only rows that no reader can see any more are left out.
 //! - The largest input is at most half of a merge, so that a row is copied a logarithmic number of times.
 
-use crate::directory::SeriesMeta;
+use crate::directory::{Directory, Series};
 use crate::error::StorageError;
-use crate::memtable::{Lines, settle};
+use crate::head::{Lines, settle};
 use crate::retention::{Policy, Retention, is_within};
 use crate::segment::{Head, Pages, Segment, Writer};
-use crate::shard::{CompactReport, ShardConfig, series_of};
+use crate::shard::{CompactReport, ShardConfig, in_file_order};
 use hindcast_env::Disk;
 use hindcast_model::{TenantId, TimestampNs};
 use std::collections::BTreeMap;
@@ -76,6 +76,7 @@ pub struct Merge<'a> {
     pub dir: &'a str,
     pub number: u64,
     pub retention: &'a Retention,
+    pub directory: &'a Directory,
 }
 
 impl Merge<'_> {
@@ -83,12 +84,13 @@ impl Merge<'_> {
     pub fn run(&self, run: &[Arc<Segment>]) -> Result<Option<Segment>, StorageError> {
         let mut inputs: Vec<Pages<'_>> = run.iter().map(|s| Pages::new(s)).collect();
         let mut writer = None;
-        for meta in series_of(run) {
-            let spans = self.retention.readable(&meta, TimestampNs::MIN, TimestampNs::MAX);
-            if meta.streams {
+        let ids = run.iter().flat_map(|s| s.ids()).collect();
+        for (id, series) in in_file_order(self.directory, ids) {
+            let spans = self.retention.readable(&series, TimestampNs::MIN, TimestampNs::MAX);
+            if series.streams {
                 let mut lines = Lines::default();
                 for (segment, pages) in run.iter().zip(&mut inputs) {
-                    for page in segment.pages_of(meta.id, i64::MIN, i64::MAX) {
+                    for page in segment.pages_of(id, i64::MIN, i64::MAX) {
                         let readable = pages.lines(page)?.into_iter().filter(|l| is_within(&spans, l.at));
                         readable.for_each(|l| lines.push(l));
                     }
@@ -96,19 +98,19 @@ impl Merge<'_> {
                 let mut lines: Vec<_> = lines.iter().collect();
                 lines.sort_by_key(|l| l.at);
                 if !lines.is_empty() {
-                    self.writer(&mut writer, run, &meta)?.lines(&meta, &lines)?;
+                    self.writer(&mut writer, run, &series)?.lines(id, &lines)?;
                 }
             } else {
                 let mut samples = vec![];
                 for (segment, pages) in run.iter().zip(&mut inputs) {
-                    for page in segment.pages_of(meta.id, i64::MIN, i64::MAX) {
+                    for page in segment.pages_of(id, i64::MIN, i64::MAX) {
                         let readable = pages.samples(page)?;
                         samples.extend(readable.into_iter().filter(|s| is_within(&spans, s.at.0)));
                     }
                 }
                 settle(&mut samples);
                 if !samples.is_empty() {
-                    self.writer(&mut writer, run, &meta)?.samples(&meta, &samples)?;
+                    self.writer(&mut writer, run, &series)?.samples(id, &samples)?;
                 }
             }
         }
@@ -122,15 +124,15 @@ impl Merge<'_> {
         &self,
         writer: &'w mut Option<Writer>,
         run: &[Arc<Segment>],
-        meta: &SeriesMeta,
+        series: &Series<'_>,
     ) -> Result<&'w mut Writer, StorageError> {
         if writer.is_none() {
             let (first, last) = (&run[0].head, &run[run.len() - 1].head);
             let times = run.iter().map(|s| s.times());
             let head = Head {
-                tenant: meta.tenant.clone(),
-                streams: meta.streams,
-                policy: meta.policy,
+                tenant: series.tenant.clone(),
+                streams: series.streams,
+                policy: series.policy,
                 group: first.group,
                 commits: (first.commits.0, last.commits.1),
                 times: times.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap_or((0, 0)),

@@ -2,62 +2,43 @@
 //!
 //! Invariants
 //! - A series is named by tenant, kind, labels and owner; the same four never occur twice.
-//! - Numbers are given once: a reader that still holds one never meets another series under it.
-//! - Nothing here is stored: it is rebuilt from segments and the log.
+//! - Ids are given in the order of the log, and once: the same on every replica, and a reader that still holds one
+//!   never meets another series under it.
 
+use crate::codec::Bad;
 use crate::retention::Policy;
 use hindcast_model::matcher::matches_all;
 use hindcast_model::{Labels, MatchOp, Matcher, Owner, Slot, TenantId};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// What is known of a series or stream. Shared by the memtables and segments that hold its rows.
-#[derive(Debug)]
-pub struct SeriesMeta {
-    pub id: u32,
-    pub tenant: TenantId,
+/// What is known of a series or stream.
+#[derive(Clone, Copy, Debug)]
+pub struct Series<'a> {
+    pub tenant: &'a TenantId,
     pub streams: bool,
     pub policy: Policy,
-    pub labels: Labels,
+    pub labels: &'a Labels,
     pub owner: Owner,
     pub slot: Slot,
     pub fingerprint: u64,
 }
 
-impl SeriesMeta {
-    pub fn new(id: u32, tenant: &TenantId, streams: bool, labels: Labels, owner: Owner) -> Self {
-        Self {
-            id,
-            tenant: tenant.clone(),
-            streams,
-            policy: Policy::of(&labels, &owner, streams),
-            slot: owner.slot(&labels),
-            fingerprint: labels.fingerprint(),
-            labels,
-            owner,
-        }
-    }
-
-    /// The order of answers and of segments. The owner comes last: streams of one label set may have several.
-    pub fn order(&self) -> (Slot, u64, &Labels, Owner) {
-        (self.slot, self.fingerprint, &self.labels, self.owner)
+impl<'a> Series<'a> {
+    /// The order of answers. The owner comes last: streams of one label set may have several.
+    pub fn order(&self) -> (Slot, u64, &'a Labels, Owner) {
+        (self.slot, self.fingerprint, self.labels, self.owner)
     }
 }
 
-/// The memtable column that takes a series' next rows, valid while that memtable is the active one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    pub memtable: u64,
-    pub column: u32,
-}
-
+#[derive(Serialize, Deserialize)]
 struct Entry {
-    meta: Arc<SeriesMeta>,
-    /// Labels and owner as one run of bytes: compared at once, in one place of memory.
-    key: Box<[u8]>,
-    place: Place,
+    tenant: TenantId,
+    streams: bool,
+    labels: Labels,
+    owner: Owner,
 }
 
 /// The key is a hash already. Fixed, so that nothing depends on a random state.
@@ -130,8 +111,8 @@ pub struct Directory {
     entries: Vec<Option<Entry>>,
     by_key: HashMap<u64, Vec<u32>, BuildHasherDefault<AsIs>>,
     postings: BTreeMap<(TenantId, bool), Postings>,
-    scratch: Vec<u8>,
     live: usize,
+    epoch: u64,
 }
 
 /// 0xff cannot occur in UTF-8, so parts never run together.
@@ -157,97 +138,91 @@ impl Directory {
         self.live
     }
 
-    /// The series of this name, made when it is new, and whether it was.
-    pub fn find_or_add(
-        &mut self,
-        tenant: &TenantId,
-        streams: bool,
-        labels: &Labels,
-        owner: &Owner,
-    ) -> (&Arc<SeriesMeta>, &mut Place) {
-        let mut scratch = std::mem::take(&mut self.scratch);
-        put_key(&mut scratch, tenant, streams, labels, owner);
-        let hash = xxh3_64(&scratch);
-        let same = self.by_key.entry(hash).or_default();
-        let known = same.iter().copied().find(|&id| {
-            self.entries[id as usize]
-                .as_ref()
-                .is_some_and(|e| *e.key == *scratch.as_slice())
-        });
-        let id = known.unwrap_or_else(|| {
-            let id = u32::try_from(self.entries.len()).expect("a shard holds fewer than 2^32 series");
-            let meta = Arc::new(SeriesMeta::new(id, tenant, streams, labels.clone(), *owner));
-            let postings = self.postings.entry((tenant.clone(), streams)).or_default();
-            postings.add(id, labels);
-            self.entries.push(Some(Entry {
-                meta,
-                key: scratch.as_slice().into(),
-                place: Place { memtable: 0, column: 0 },
-            }));
-            same.push(id);
-            self.live += 1;
-            id
-        });
-        self.scratch = scratch;
-        let entry = self.entries[id as usize]
-            .as_mut()
-            .expect("a posted series is in the directory");
-        (&entry.meta, &mut entry.place)
+    /// Ids below were given.
+    pub fn next_id(&self) -> u32 {
+        self.entries.len() as u32
     }
 
-    /// The number of a series that is known.
+    /// How often ids were forgotten.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     pub fn find(&self, tenant: &TenantId, streams: bool, labels: &Labels, owner: &Owner) -> Option<u32> {
         let mut key = vec![];
         put_key(&mut key, tenant, streams, labels, owner);
         let same = self.by_key.get(&xxh3_64(&key))?;
-        same.iter()
-            .copied()
-            .find(|&id| self.entries[id as usize].as_ref().is_some_and(|e| *e.key == *key))
+        same.iter().copied().find(|&id| {
+            self.entries[id as usize].as_ref().is_some_and(|e| {
+                e.streams == streams && e.owner == *owner && e.tenant == *tenant && e.labels == *labels
+            })
+        })
     }
 
-    pub fn get(&self, id: u32) -> Option<&Arc<SeriesMeta>> {
-        self.entries.get(id as usize)?.as_ref().map(|e| &e.meta)
+    /// The id of this name, given now when it is new.
+    pub fn find_or_add(&mut self, tenant: &TenantId, streams: bool, labels: &Labels, owner: &Owner) -> u32 {
+        if let Some(id) = self.find(tenant, streams, labels, owner) {
+            return id;
+        }
+        self.add(Entry {
+            tenant: tenant.clone(),
+            streams,
+            labels: labels.clone(),
+            owner: *owner,
+        })
     }
 
-    pub fn column(&mut self, id: u32) -> Option<(&Arc<SeriesMeta>, &mut Place)> {
-        let entry = self.entries.get_mut(id as usize)?.as_mut()?;
-        Some((&entry.meta, &mut entry.place))
+    fn add(&mut self, entry: Entry) -> u32 {
+        let id = u32::try_from(self.entries.len()).expect("a shard holds fewer than 2^32 series");
+        let mut key = vec![];
+        put_key(&mut key, &entry.tenant, entry.streams, &entry.labels, &entry.owner);
+        self.by_key.entry(xxh3_64(&key)).or_default().push(id);
+        let postings = self.postings.entry((entry.tenant.clone(), entry.streams)).or_default();
+        postings.add(id, &entry.labels);
+        self.entries.push(Some(entry));
+        self.live += 1;
+        id
     }
 
-    pub fn place(&self, id: u32) -> Option<Place> {
-        self.entries.get(id as usize)?.as_ref().map(|e| e.place)
+    pub fn get(&self, id: u32) -> Option<Series<'_>> {
+        let e = self.entries.get(id as usize)?.as_ref()?;
+        Some(Series {
+            tenant: &e.tenant,
+            streams: e.streams,
+            policy: Policy::of(&e.labels, &e.owner, e.streams),
+            labels: &e.labels,
+            owner: e.owner,
+            slot: e.owner.slot(&e.labels),
+            fingerprint: e.labels.fingerprint(),
+        })
     }
 
     /// Series for which all matchers of any of the sets hold, in the order of answers.
-    pub fn select(&self, tenant: &TenantId, streams: bool, any_of: &[Vec<Matcher>]) -> Vec<Arc<SeriesMeta>> {
+    pub fn select(&self, tenant: &TenantId, streams: bool, any_of: &[Vec<Matcher>]) -> Vec<u32> {
         let Some(postings) = self.postings.get(&(tenant.clone(), streams)) else {
             return vec![];
         };
-        let meta = |id: u32| self.entries[id as usize].as_ref().map(|e| &e.meta);
-        let mut found: Vec<Arc<SeriesMeta>> = vec![];
+        let mut found: Vec<(u32, Series<'_>)> = vec![];
         for matchers in any_of {
             let candidates = postings.candidates(matchers);
-            let metas = candidates.into_iter().filter_map(meta);
-            found.extend(metas.filter(|m| matches_all(matchers, &m.labels)).cloned());
+            let series = candidates.into_iter().filter_map(|id| Some((id, self.get(id)?)));
+            found.extend(series.filter(|(_, s)| matches_all(matchers, s.labels)));
         }
-        found.sort_by(|a, b| a.order().cmp(&b.order()));
-        found.dedup_by_key(|m| m.id);
-        found
+        found.sort_by(|a, b| a.1.order().cmp(&b.1.order()));
+        found.dedup_by_key(|m| m.0);
+        found.into_iter().map(|(id, _)| id).collect()
     }
 
-    /// Forgets series that no memtable and no segment holds any more.
-    pub fn sweep(&mut self) {
-        let mut swept = false;
-        for entry in &mut self.entries {
-            if entry.as_ref().is_some_and(|e| Arc::strong_count(&e.meta) == 1) {
-                *entry = None;
-                self.live -= 1;
-                swept = true;
-            }
+    /// Forgets series of which no row can be read any more. Their ids are not given again.
+    pub fn forget(&mut self, ids: &[u32]) {
+        let before = self.live;
+        for &id in ids {
+            self.live -= usize::from(self.entries[id as usize].take().is_some());
         }
-        if !swept {
+        if self.live == before {
             return;
         }
+        self.epoch += 1;
         let entries = &self.entries;
         let is_live = |id: &u32| entries[*id as usize].is_some();
         self.by_key.retain(|_, ids| {
@@ -263,6 +238,30 @@ impl Directory {
                 });
             }
         }
+    }
+
+    /// What `load` takes: series from this id on.
+    pub fn encode_from(&self, first: u32) -> Vec<u8> {
+        hindcast_model::codec::to_bytes(&(self.epoch, first, &self.entries[first as usize..]))
+    }
+
+    /// Appends what `encode_from` gave; it must begin where the directory ends.
+    pub fn load(&mut self, bytes: &[u8]) -> Result<(), Bad> {
+        let (epoch, first, entries): (u64, u32, Vec<Option<Entry>>) =
+            hindcast_model::codec::from_bytes(bytes).map_err(|_| "it does not decode")?;
+        if first != self.next_id() {
+            return Err("it does not begin where the one before ends");
+        }
+        for entry in entries {
+            match entry {
+                Some(entry) => {
+                    self.add(entry);
+                }
+                None => self.entries.push(None),
+            }
+        }
+        self.epoch = epoch;
+        Ok(())
     }
 }
 
@@ -288,7 +287,7 @@ mod tests {
         let mut found: Vec<String> = d
             .select(&TenantId::default(), false, &[matchers])
             .iter()
-            .map(|m| m.labels.to_string())
+            .filter_map(|&id| Some(d.get(id)?.labels.to_string()))
             .collect();
         found.sort();
         expect.assert_eq(&found.join(" "));
@@ -325,7 +324,7 @@ mod tests {
             id: ResourceId::new(&TenantId::default(), Kind::Host, &[n]),
             kind: Kind::Host,
         };
-        let mut add = |t: &TenantId, streams, o| d.find_or_add(t, streams, &labels, &o).0.id;
+        let mut add = |t: &TenantId, streams, o| d.find_or_add(t, streams, &labels, &o);
         let ids = [
             add(&t, false, Owner::None),
             add(&t, true, Owner::None),
@@ -338,14 +337,19 @@ mod tests {
     }
 
     #[test]
-    fn a_swept_series_is_gone_and_its_number_is_not_given_again() {
+    fn a_forgotten_series_is_gone_and_its_id_is_not_given_again() {
         let mut d = directory();
-        let kept = d.select(&TenantId::default(), false, &[vec![Matcher::equal("__name__", "load")]]);
-        d.sweep();
-        assert_eq!(d.len(), 1);
-        check(&d, &[], expect!["load"]);
+        d.forget(&[0, 2]);
+        assert_eq!((d.len(), d.epoch()), (2, 1));
+        d.forget(&[0]);
+        assert_eq!(d.epoch(), 1);
         let labels = Labels::from_pairs([("__name__", "up"), ("job", "a")]);
-        let id = d.find_or_add(&TenantId::default(), false, &labels, &Owner::None).0.id;
-        assert!(id > kept[0].id);
+        assert_eq!(d.find_or_add(&TenantId::default(), false, &labels, &Owner::None), 4);
+        let mut again = Directory::default();
+        again.load(&d.encode_from(0)).unwrap();
+        assert_eq!((again.len(), again.epoch(), again.next_id()), (3, 1, 5));
+        assert!(again.get(0).is_none());
+        assert_eq!(again.find(&TenantId::default(), false, &labels, &Owner::None), Some(4));
+        check(&again, &[], expect![[r#"load up{job="a"} up{job="b"}"#]]);
     }
 }

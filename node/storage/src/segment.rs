@@ -6,18 +6,17 @@
 //! - No byte is used before its CRC32C was compared; BLAKE3 over the file is for transfer and scrub.
 //! - The index (label sets, page table) is in memory; rows are read group by group, never the whole file.
 
-use crate::codec::{Bad, Cursor, PAGE_ROWS_MAX, RawLine, put_bytes, put_lines, put_samples, put_signed, put_varint};
-use crate::directory::{Directory, SeriesMeta};
+use crate::codec::{Bad, Cursor, PAGE_ROWS_MAX, RawLine, put_lines, put_samples, put_signed, put_varint};
 use crate::error::{Damage, ReadError, StorageError};
 use crate::retention::Policy;
 use hindcast_env::{Disk, DiskError, DiskFile, ReadAt};
-use hindcast_model::{GroupId, Kind, Labels, Owner, ResourceId, Sample, TenantId, TimestampNs};
+use hindcast_model::{GroupId, Sample, TenantId, TimestampNs};
 use std::ops::Range;
 use std::sync::Arc;
 
 pub const MAGIC: &[u8; 8] = b"HCSEGMT\n";
 pub const END_MAGIC: &[u8; 8] = b"HCSEGEND";
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 pub const GROUP_PAGES_MAX: usize = 64;
 /// A group is closed once it holds this much; one page more may exceed it.
 const GROUP_BYTES_FULL: usize = 128 * 1024;
@@ -63,7 +62,7 @@ struct Group {
 }
 
 struct SegmentSeries {
-    meta: Arc<SeriesMeta>,
+    id: u32,
     pages: Range<u32>,
 }
 
@@ -117,9 +116,9 @@ impl Writer {
     }
 
     /// The next series; `samples` are settled.
-    pub fn samples(&mut self, meta: &Arc<SeriesMeta>, samples: &[Sample]) -> Result<(), DiskError> {
+    pub fn samples(&mut self, id: u32, samples: &[Sample]) -> Result<(), DiskError> {
         debug_assert!(samples.is_sorted_by(|a, b| a.at < b.at));
-        self.begin_series(meta);
+        self.begin_series(id);
         for page in samples.chunks(PAGE_ROWS_MAX) {
             let start = self.raw.len();
             put_samples(&mut self.raw, page);
@@ -129,9 +128,9 @@ impl Writer {
     }
 
     /// The next stream; `lines` ascend by time, equal times in the order of commits.
-    pub fn lines(&mut self, meta: &Arc<SeriesMeta>, lines: &[RawLine<'_>]) -> Result<(), DiskError> {
+    pub fn lines(&mut self, id: u32, lines: &[RawLine<'_>]) -> Result<(), DiskError> {
         debug_assert!(lines.is_sorted_by_key(|l| l.at));
-        self.begin_series(meta);
+        self.begin_series(id);
         let mut rest = lines;
         while !rest.is_empty() {
             let mut bytes = 0;
@@ -149,16 +148,9 @@ impl Writer {
         Ok(())
     }
 
-    fn begin_series(&mut self, meta: &Arc<SeriesMeta>) {
-        assert!(
-            self.series.last().is_none_or(|s| s.meta.order() < meta.order()),
-            "series are written in the order of answers, each once"
-        );
+    fn begin_series(&mut self, id: u32) {
         let next = self.pages.len() as u32;
-        self.series.push(SegmentSeries {
-            meta: meta.clone(),
-            pages: next..next,
-        });
+        self.series.push(SegmentSeries { id, pages: next..next });
     }
 
     fn end_page(&mut self, start: usize, rows: usize, times: (i64, i64)) -> Result<(), DiskError> {
@@ -230,7 +222,7 @@ impl Writer {
         self.file.sync()?;
         let path = path_of(dir, self.number);
         let ids = self.series.iter().zip(0..);
-        let mut by_id: Vec<(u32, u32)> = ids.map(|(s, i)| (s.meta.id, i)).collect();
+        let mut by_id: Vec<(u32, u32)> = ids.map(|(s, i)| (s.id, i)).collect();
         by_id.sort_unstable();
         Ok(Segment {
             head: self.head,
@@ -258,12 +250,7 @@ impl Writer {
         }
         put_varint(&mut out, self.series.len() as u64);
         for s in &self.series {
-            put_owner(&mut out, &s.meta.owner);
-            put_varint(&mut out, s.meta.labels.len() as u64);
-            for (name, value) in s.meta.labels.iter() {
-                put_bytes(&mut out, name.as_bytes());
-                put_bytes(&mut out, value.as_bytes());
-            }
+            put_varint(&mut out, u64::from(s.id));
             put_varint(&mut out, u64::from(s.pages.end - s.pages.start));
         }
         // Pages fill groups from front to back: only lengths and the step to the next group are told.
@@ -296,21 +283,6 @@ fn put_head(out: &mut Vec<u8>, head: &Head) {
     out.extend_from_slice(head.tenant.as_str().as_bytes());
     let crc = crc32c::crc32c(&out[start..]);
     out.extend_from_slice(&crc.to_le_bytes());
-}
-
-fn put_owner(out: &mut Vec<u8>, owner: &Owner) {
-    match owner {
-        Owner::None => out.push(0),
-        Owner::Resource { id, kind } => {
-            out.push(1 + kind_code(*kind));
-            out.extend_from_slice(&id.0);
-        }
-    }
-}
-
-fn kind_code(kind: Kind) -> u8 {
-    // The order of `Kind::ALL`: kinds are only ever added at its end.
-    Kind::ALL.iter().position(|k| *k == kind).unwrap_or(0) as u8
 }
 
 /// Packs `raw` (one byte: 0 as it is, 1 zstd), adds a CRC32C over both; how many bytes that took.
@@ -392,7 +364,7 @@ fn read_range(reader: &dyn ReadAt, path: &str, range: Range<u64>) -> Result<byte
 
 impl Segment {
     /// Reads and verifies header, footer and table; label sets become series of `directory`.
-    pub fn open(disk: &dyn Disk, dir: &str, file: &FileRef, directory: &mut Directory) -> Result<Self, StorageError> {
+    pub fn open(disk: &dyn Disk, dir: &str, file: &FileRef) -> Result<Self, StorageError> {
         let path = path_of(dir, file.number);
         let reader = disk.open_read(&path).map_err(|e| {
             if e.is_not_found() {
@@ -418,12 +390,12 @@ impl Segment {
             by_id: vec![],
             rows,
         };
-        let parsed = segment.parse_table(&table, directory);
+        let parsed = segment.parse_table(&table);
         parsed.map_err(|why| damage(&segment.path, 0..file.bytes, format!("the table: {why}")))?;
         Ok(segment)
     }
 
-    fn parse_table(&mut self, table: &[u8], directory: &mut Directory) -> Result<(), Bad> {
+    fn parse_table(&mut self, table: &[u8]) -> Result<(), Bad> {
         let c = &mut Cursor(table);
         let mut offset = head_len(&self.head) as u64;
         for _ in 0..c.count()? {
@@ -436,13 +408,8 @@ impl Segment {
         }
         let mut page_counts = vec![];
         for _ in 0..c.count()? {
-            let owner = get_owner(c)?;
-            let labels = (0..c.count()?)
-                .map(|_| Ok((c.string()?, c.string()?)))
-                .collect::<Result<Labels, Bad>>()?;
-            let pages: u32 = c.number()?;
-            let (meta, _) = directory.find_or_add(&self.head.tenant, self.head.streams, &labels, &owner);
-            page_counts.push((meta.clone(), pages));
+            let (id, pages): (u32, u32) = (c.number()?, c.number()?);
+            page_counts.push((id, pages));
         }
         let mut page = Page {
             group: 0,
@@ -451,7 +418,7 @@ impl Segment {
             rows: 0,
             times: (0, 0),
         };
-        for (meta, count) in page_counts {
+        for (id, count) in page_counts {
             let first = self.pages.len() as u32;
             for _ in 0..count {
                 page = next_page(c, page, self.head.times.0)?;
@@ -462,8 +429,8 @@ impl Segment {
                 self.pages.push(page);
             }
             let pages = first..self.pages.len() as u32;
-            self.by_id.push((meta.id, self.series.len() as u32));
-            self.series.push(SegmentSeries { meta, pages });
+            self.by_id.push((id, self.series.len() as u32));
+            self.series.push(SegmentSeries { id, pages });
         }
         self.by_id.sort_unstable();
         c.end()
@@ -473,8 +440,8 @@ impl Segment {
         self.rows
     }
 
-    pub fn metas(&self) -> impl ExactSizeIterator<Item = &Arc<SeriesMeta>> {
-        self.series.iter().map(|s| &s.meta)
+    pub fn ids(&self) -> impl ExactSizeIterator<Item = u32> {
+        self.series.iter().map(|s| s.id)
     }
 
     pub fn times(&self) -> (i64, i64) {
@@ -626,20 +593,6 @@ fn read_table(reader: &dyn ReadAt, path: &str, file: &FileRef) -> Result<(Vec<u8
     let bytes = read_range(reader, path, offset..start)?;
     let table = unpack(&bytes, raw as usize).map_err(|why| damage(path, offset..start, format!("the table: {why}")))?;
     Ok((table, rows))
-}
-
-fn get_owner(c: &mut Cursor<'_>) -> Result<Owner, Bad> {
-    match c.byte()? {
-        0 => Ok(Owner::None),
-        tag => {
-            let kind = *Kind::ALL.get(tag as usize - 1).ok_or("an unknown kind of resource")?;
-            let id = c.take(16)?.try_into().map_err(|_| "ends too early")?;
-            Ok(Owner::Resource {
-                id: ResourceId(id),
-                kind,
-            })
-        }
-    }
 }
 
 fn next_page(c: &mut Cursor<'_>, before: Page, base: i64) -> Result<Page, Bad> {
