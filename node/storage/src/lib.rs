@@ -9,6 +9,10 @@
 
 mod codec;
 mod compaction;
+#[allow(dead_code, reason = "the shard moves to it in steps")]
+mod container;
+#[allow(dead_code, reason = "the shard moves to it in steps")]
+mod cursor;
 mod directory;
 mod error;
 mod head;
