@@ -31,7 +31,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct ShardConfig {
     /// Counts commit positions; files of another group are refused.
     pub group: GroupId,
-    /// Heads that hold this much want to be flushed.
+    /// Heads want to be flushed when they hold this much, or when the log brought this much since the last flush: what
+    /// a restart reads again.
     pub flush_bytes_max: usize,
     /// What is not durable for this long wants to be flushed.
     pub flush_age_max: SpanNs,
@@ -429,7 +430,9 @@ impl Shard {
             Ok(_) => first,
             Err(since) => since,
         };
-        head_bytes(&state) >= self.config.flush_bytes_max || first - since.min(first) >= self.config.flush_age_max.0
+        let taken: usize = state.heads().map(Head::taken).sum();
+        taken.max(head_bytes(&state)) >= self.config.flush_bytes_max
+            || first - since.min(first) >= self.config.flush_age_max.0
     }
 
     /// Makes everything up to `applied` durable, with `aux` beside it.

@@ -132,24 +132,26 @@ impl Lane {
         }
     }
 
-    /// Shows all rows. Packs full chunks; how many bytes that gave and took.
-    pub fn show(&mut self, packer: &mut page::Packer) -> (usize, usize) {
+    /// Shows all rows. Packs them in chunks of at least `rows_min`; how many bytes that gave and took.
+    pub fn show(&mut self, packer: &mut page::Packer, rows_min: usize) -> (usize, usize) {
         self.shown = self.times.len();
         let mut packed = (0, 0);
-        if self.times.len() < CHUNK_ROWS {
-            return packed;
-        }
-        let full = self.times.len() / CHUNK_ROWS * CHUNK_ROWS;
-        for start in (0..full).step_by(CHUNK_ROWS) {
-            let chunk = self.pack(start..start + CHUNK_ROWS, packer);
+        let mut done = 0;
+        while self.times.len() - done >= rows_min.max(1) {
+            let end = self.times.len().min(done + CHUNK_ROWS);
+            let chunk = self.pack(done..end, packer);
             packed.0 += chunk.bytes();
             self.chunks.push(Arc::new(chunk));
+            done = end;
         }
-        packed.1 = full * self.row_bytes();
-        self.times.drain(..full);
-        self.values.drain(..full * self.ids.len());
-        self.bits.drain(..full);
-        self.shown -= full;
+        if done == 0 {
+            return packed;
+        }
+        packed.1 = done * self.row_bytes();
+        self.times.drain(..done);
+        self.values.drain(..done * self.ids.len());
+        self.bits.drain(..done);
+        self.shown -= done;
         self.last_push = (0, 0);
         packed
     }

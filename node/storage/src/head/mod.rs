@@ -19,9 +19,14 @@ use crate::directory::Directory;
 use crate::retention::Spans;
 use crate::rows::{Rows, Run};
 use hindcast_model::{Owner, Sample, TenantId, TimestampNs};
-use lane::{LANE_SERIES_MAX, Lane};
+use lane::{CHUNK_ROWS, LANE_SERIES_MAX, Lane};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// A head that holds more than this packs its open rows early.
+const OPEN_BYTES_MAX: usize = 48 << 20;
+/// Fewest rows of a chunk then: shorter pages would take as much as the open rows.
+const EARLY_ROWS: usize = 24;
 
 /// Room that a series takes besides its rows, about.
 const SERIES_BYTES: usize = 48;
@@ -66,6 +71,8 @@ pub struct Head {
     /// Commit positions of its rows; `None`: it has no rows.
     commits: Option<(u64, u64)>,
     bytes: usize,
+    /// Bytes of values, times and lines as the log brought them.
+    taken: usize,
     samples: u64,
     lines: u64,
     packer: page::Packer,
@@ -89,9 +96,10 @@ impl Head {
             pushes: 0,
             commits: None,
             bytes: 0,
+            taken: 0,
             samples: 0,
             lines: 0,
-            packer: page::Packer::default(),
+            packer: page::Packer,
         }
     }
 
@@ -103,6 +111,10 @@ impl Head {
     }
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+    /// What a restart would read again from the log for these rows, about.
+    pub fn taken(&self) -> usize {
+        self.taken
     }
     pub fn samples(&self) -> u64 {
         self.samples
@@ -154,6 +166,7 @@ impl Head {
         self.saw(index);
         self.pushes += 1;
         self.samples += (rows.times.len() * width) as u64;
+        self.taken += rows.values.len() + size_of_val(rows.times);
         let newest = TimestampNs(newest);
         let mut last_owner = None;
         for step in plan {
@@ -300,6 +313,7 @@ impl Head {
         }
         let (bytes, lines) = stream.push(lines);
         self.bytes += bytes;
+        self.taken += bytes;
         self.lines += lines as u64;
         self.saw(index);
         true
@@ -308,7 +322,12 @@ impl Head {
     /// Shows everything pushed so far, and packs what is full.
     pub fn show(&mut self) {
         for lane in self.touched_lanes.drain(..) {
-            let (packed, freed) = self.lanes[lane as usize].show(&mut self.packer);
+            let rows_min = if self.bytes > OPEN_BYTES_MAX {
+                EARLY_ROWS
+            } else {
+                CHUNK_ROWS
+            };
+            let (packed, freed) = self.lanes[lane as usize].show(&mut self.packer, rows_min);
             self.bytes = self.bytes + packed - freed;
         }
         for column in self.touched_streams.drain(..) {
