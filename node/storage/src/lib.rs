@@ -11,6 +11,7 @@ mod codec;
 mod compaction;
 mod directory;
 mod error;
+pub mod index;
 pub mod kernel;
 mod manifest;
 mod memtable;
