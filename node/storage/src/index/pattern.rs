@@ -78,6 +78,8 @@ fn is_anything(hir: &Hir, min_max: u32) -> bool {
 mod tests {
     use super::*;
     use expect_test::{Expect, expect};
+    use hindcast_model::{MatchOp, Matcher};
+    use proptest::prelude::*;
 
     fn check(pattern: &str, expect: Expect) {
         let show = |of: &[Vec<u8>]| {
@@ -111,5 +113,30 @@ mod tests {
         check("a?b*", expect!["scan"]);
         check("(?-s).*", expect!["scan"]);
         check("a)|(b", expect!["scan"]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn a_plan_leaves_no_match_out(
+            pattern in "((\\(\\?[is]\\))?([abké]{0,3}|\\[a-k\\]|[(|)]|[.][*+]|[*+?.^$]|\\\\b|[{]2[}])){0,4}",
+            values in prop::collection::vec("[abkKA\n]{0,5}|é[abk]{0,2}", 1..20),
+        ) {
+            let Ok(m) = Matcher::new("x", MatchOp::Regex, &pattern) else { return Ok(()) };
+            let plan = Plan::of(&pattern);
+            for v in values.iter().filter(|v| !v.is_empty()) {
+                let (may, must) = match &plan {
+                    Plan::All => (true, true),
+                    Plan::Exactly(of) => (of.contains(&v.as_bytes().to_vec()), false),
+                    Plan::Prefixes { of, sure } => {
+                        let begins = of.iter().any(|p| v.as_bytes().starts_with(p));
+                        (begins, *sure && begins)
+                    }
+                    Plan::Scan => (true, false),
+                };
+                let matches = m.matches_value(v);
+                prop_assert!((may || !matches) && (matches || !must), "{:?} {:?} {:?}", pattern, v, plan);
+            }
+        }
     }
 }

@@ -471,5 +471,6 @@ fn todays_writer_gives_the_golden_bytes_and_they_are_read() {
         42 golden streams=true {} none
         43 nothing
         ["결재", "결제"]
-    "#]].assert_eq(&out);
+    "#]]
+    .assert_eq(&out);
 }
