@@ -5,9 +5,9 @@
 //! - Answers are the same before and after; only rows that no reader can see any more are left out.
 //! - The largest input is at most half of a merge, so that a row is copied a logarithmic number of times.
 
-use crate::directory::{Directory, Series};
 use crate::error::StorageError;
 use crate::head::{Lines, settle};
+use crate::index::{Directory, Series};
 use crate::retention::{Policy, Retention, is_within};
 use crate::segment::{Head, Pages, Segment, Writer};
 use crate::shard::{CompactReport, ShardConfig, in_file_order};

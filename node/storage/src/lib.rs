@@ -13,9 +13,9 @@ mod compaction;
 mod container;
 #[allow(dead_code, reason = "the shard moves to it in steps")]
 mod cursor;
-mod directory;
 mod error;
 mod head;
+pub mod index;
 pub mod kernel;
 mod manifest;
 #[allow(dead_code, unused_imports, reason = "the shard moves to it in steps")]

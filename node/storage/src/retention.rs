@@ -8,7 +8,7 @@
 //! - A pin holds what could be read when it was made, and nothing that was hidden already.
 //! - A row is readable if it is not older than its floor, or a pin holds it; the topology is always readable.
 
-use crate::directory::Series;
+use crate::index::Series;
 use hindcast_model::{Domain, Labels, Owner, ResourceId, TenantId, TimestampNs};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -323,6 +323,7 @@ mod tests {
     fn of(owner: Owner, each: impl FnOnce(&Series<'_>) -> Spans) -> Spans {
         let (tenant, labels) = (tenant(), Labels::from_pairs([("a", "b")]));
         each(&Series {
+            id: 0,
             tenant: &tenant,
             streams: false,
             policy: Policy::of(&labels, &owner, false),

@@ -10,9 +10,9 @@
 
 use crate::codec::{RawLine, put_metadata};
 use crate::compaction::{self, Merge};
-use crate::directory::{Directory, Series};
 use crate::error::{Damage, StorageError};
-use crate::head::{Head, settle};
+use crate::head::{Head, Unpacker, settle};
+use crate::index::{Directory, Series};
 use crate::manifest::{self, Manifest, Side};
 use crate::newest;
 use crate::retention::{Floor, Pin, Policy, Retention};
@@ -881,7 +881,7 @@ fn write_part(
     let streams = file_head.streams;
     let mut writer = Writer::create(disk, dir, number, file_head)?;
     let everything = vec![(i64::MIN, i64::MAX)];
-    let (mut samples, mut values) = (vec![], vec![]);
+    let (mut samples, mut unpacker) = (vec![], Unpacker::default());
     for &(id, _) in series {
         if streams {
             let mut lines: Vec<RawLine<'_>> = head.stream(id).into_iter().flat_map(|c| c.lines()).collect();
@@ -891,7 +891,7 @@ fn write_part(
             }
         } else {
             samples.clear();
-            head.append_samples(id, &everything, &mut values, &mut samples);
+            head.append_samples(id, &everything, &mut unpacker, &mut samples);
             settle(&mut samples);
             if !samples.is_empty() {
                 writer.samples(id, &samples)?;

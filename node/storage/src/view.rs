@@ -6,9 +6,9 @@
 //! - `as_of` is exact or refused: a source that lies on both sides of it is never split by guess.
 
 use crate::codec::RawLine;
-use crate::directory::Directory;
 use crate::error::ReadError;
-use crate::head::{Copied, Head, settle};
+use crate::head::{Copied, Head, Unpacker, settle};
+use crate::index::Directory;
 use crate::read::{Direction, SearchLabels, SelectLines, SelectSeries, SeriesData, StreamData};
 use crate::retention::{Retention, Spans, is_within};
 use crate::segment::{Pages, Segment};
@@ -137,7 +137,7 @@ struct Scan<'a> {
     segments: Vec<Pages<'a>>,
     sources: &'a Sources,
     active: Copied,
-    values: Vec<f64>,
+    unpacker: Unpacker,
 }
 
 impl<'a> Scan<'a> {
@@ -146,7 +146,7 @@ impl<'a> Scan<'a> {
             segments: sources.segments.iter().map(|s| Pages::new(s)).collect(),
             sources,
             active,
-            values: vec![],
+            unpacker: Unpacker::default(),
         }
     }
 
@@ -165,9 +165,9 @@ impl<'a> Scan<'a> {
             }
         }
         for head in &self.sources.sealed {
-            head.append_samples(wanted.id, &wanted.spans, &mut self.values, out);
+            head.append_samples(wanted.id, &wanted.spans, &mut self.unpacker, out);
         }
-        self.active.append_samples(i, &wanted.spans, &mut self.values, out);
+        self.active.append_samples(i, &wanted.spans, &mut self.unpacker, out);
         Ok(())
     }
 
@@ -215,7 +215,7 @@ fn has_rows(head: &Head, streams: bool, wanted: &Wanted) -> bool {
         return lines.any(|l| is_within(&wanted.spans, l.at));
     }
     let mut samples = vec![];
-    head.append_samples(wanted.id, &wanted.spans, &mut vec![], &mut samples);
+    head.append_samples(wanted.id, &wanted.spans, &mut Unpacker::default(), &mut samples);
     !samples.is_empty()
 }
 

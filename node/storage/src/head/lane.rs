@@ -8,7 +8,7 @@
 //!   each other; inside a chunk rows are sorted by time, equal times in the order of commits.
 //! - A row of which a series has no sample says so in its bitmap.
 
-use super::page;
+use super::page::{self, Unpacker};
 use crate::retention::{Spans, is_within};
 use crate::rows::{Run, VALUE_BYTES};
 use hindcast_model::{Owner, Sample, TenantId, TimestampNs};
@@ -257,7 +257,7 @@ impl Chunk {
     }
 
     /// A series' samples in `spans`, ascending by time; of equal times the later commit comes later.
-    pub fn samples(&self, column: usize, spans: &Spans, values: &mut Vec<f64>, out: &mut Vec<Sample>) {
+    pub fn samples(&self, column: usize, spans: &Spans, unpacker: &mut Unpacker, out: &mut Vec<Sample>) {
         let Some((first, last)) = self.times_of(column) else {
             return;
         };
@@ -272,9 +272,9 @@ impl Chunk {
         } else {
             mask.count_ones() as usize
         };
-        page::unpack(self.page(column), n, values);
+        let values = unpacker.values(self.page(column), n);
         let rows = self.times.iter().enumerate().filter(|(i, _)| mask >> i & 1 == 1);
-        let samples = rows.zip(values.iter()).filter(|((_, at), _)| keep(**at));
+        let samples = rows.zip(values).filter(|((_, at), _)| keep(**at));
         out.extend(samples.map(|((_, &at), &value)| Sample {
             at: TimestampNs(at),
             value,

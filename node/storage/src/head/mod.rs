@@ -13,9 +13,10 @@ mod tests;
 pub use lane::Chunk;
 use lines::Column;
 pub use lines::Lines;
+pub use page::Unpacker;
 
 use crate::codec::RawLine;
-use crate::directory::Directory;
+use crate::index::Directory;
 use crate::retention::Spans;
 use crate::rows::{Rows, Run};
 use hindcast_model::{Owner, Sample, TenantId, TimestampNs};
@@ -99,7 +100,7 @@ impl Head {
             taken: 0,
             samples: 0,
             lines: 0,
-            packer: page::Packer,
+            packer: page::Packer::default(),
         }
     }
 
@@ -370,11 +371,11 @@ impl Head {
     }
 
     /// A series' shown samples in `spans`, appended in the order of commits: not sorted, nothing overwritten yet.
-    pub fn append_samples(&self, id: u32, spans: &Spans, values: &mut Vec<f64>, out: &mut Vec<Sample>) {
+    pub fn append_samples(&self, id: u32, spans: &Spans, unpacker: &mut Unpacker, out: &mut Vec<Sample>) {
         if let Place::Lane { lane, column } = self.place(id) {
             let lane = &self.lanes[lane as usize];
             for c in &lane.chunks {
-                c.samples(column.into(), spans, values, out);
+                c.samples(column.into(), spans, unpacker, out);
             }
             lane.open_samples(column.into(), spans, out);
         }
@@ -417,10 +418,10 @@ impl Copied {
     }
 
     /// As [`Head::append_samples`], for the `i`th series that was asked for.
-    pub fn append_samples(&self, i: usize, spans: &Spans, values: &mut Vec<f64>, out: &mut Vec<Sample>) {
+    pub fn append_samples(&self, i: usize, spans: &Spans, unpacker: &mut Unpacker, out: &mut Vec<Sample>) {
         if let Some((lane, column, open)) = &self.series[i] {
             for c in self.chunks.get(lane).into_iter().flatten() {
-                c.samples(*column, spans, values, out);
+                c.samples(*column, spans, unpacker, out);
             }
             out.extend_from_slice(open);
         }

@@ -1,20 +1,34 @@
 //! One series' values in a chunk: packed when the chunk closes, unpacked when it is read. Never leaves memory.
 
+use crate::metric::{Encoder, Page, Scratch};
+
 /// Packs values; keeps its buffers between pages.
 #[derive(Default)]
-pub struct Packer;
+pub struct Packer(Encoder);
 
 impl Packer {
     pub fn put(&mut self, values: &[f64], out: &mut Vec<u8>) {
-        for v in values {
-            out.extend_from_slice(&v.to_le_bytes());
+        if !values.is_empty() {
+            self.0.encode(values, out);
         }
     }
 }
 
-/// The `n` values of a page.
-pub fn unpack(page: &[u8], n: usize, values: &mut Vec<f64>) {
-    values.clear();
-    let (page, _) = page.as_chunks::<8>();
-    values.extend(page.iter().take(n).map(|v| f64::from_le_bytes(*v)));
+/// Unpacks pages; keeps its buffers between them.
+#[derive(Default)]
+pub struct Unpacker {
+    scratch: Scratch,
+    values: Vec<f64>,
+}
+
+impl Unpacker {
+    /// The `n` values of a page.
+    pub fn values(&mut self, page: &[u8], n: usize) -> &[f64] {
+        self.values.clear();
+        if n > 0 {
+            let decoded = Page::parse(page, n).and_then(|p| p.decode_into(&mut self.values, &mut self.scratch));
+            decoded.expect("a page in memory is what was packed");
+        }
+        &self.values
+    }
 }

@@ -95,8 +95,8 @@ proptest! {
                 let copied = head.copy((0..SERIES).map(|id| (id, &window)));
                 for id in 0..SERIES {
                     let (mut got, mut all) = (vec![], vec![]);
-                    copied.append_samples(id as usize, &window, &mut vec![], &mut got);
-                    head.append_samples(id, &everything, &mut vec![], &mut all);
+                    copied.append_samples(id as usize, &window, &mut Unpacker::default(), &mut got);
+                    head.append_samples(id, &everything, &mut Unpacker::default(), &mut all);
                     let want = settled(plain.get(&id).map_or(&[], Vec::as_slice));
                     let within: Vec<_> = want.iter().copied().filter(|(at, _)| is_in(&window, *at)).collect();
                     prop_assert_eq!(samples_of(got), within);
@@ -111,7 +111,7 @@ proptest! {
         let head = head.seal();
         for id in 0..SERIES {
             let mut all = vec![];
-            head.append_samples(id, &everything, &mut vec![], &mut all);
+            head.append_samples(id, &everything, &mut Unpacker::default(), &mut all);
             prop_assert_eq!(samples_of(all), settled(shown.get(&id).map_or(&[], Vec::as_slice)));
         }
         prop_assert_eq!(head.samples(), plain.values().map(|v| v.len() as u64).sum::<u64>());
@@ -152,7 +152,7 @@ fn rows_show_when_their_entry_is_over() {
     scrape(&mut head, &d, 1, &[Run { first: 0, len: 4 }]);
     let count = |head: &Head| {
         let mut out = vec![];
-        head.append_samples(0, &everything, &mut vec![], &mut out);
+        head.append_samples(0, &everything, &mut Unpacker::default(), &mut out);
         out.len()
     };
     assert_eq!((count(&head), head.times_of(0)), (0, None));
