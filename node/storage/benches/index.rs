@@ -81,12 +81,6 @@ fn cpu_ms() -> f64 {
     ns.unwrap_or(0.0) / 1e6
 }
 
-fn resident_mb() -> f64 {
-    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = text.split(' ').nth(1).and_then(|n| n.parse::<f64>().ok());
-    pages.unwrap_or(0.0) * 4096.0 / 1e6
-}
-
 fn timed<T>(what: &str, rounds: usize, mut work: impl FnMut() -> T) -> T {
     let (mut best, mut last) = (f64::MAX, None);
     for _ in 0..rounds {
@@ -132,7 +126,6 @@ fn sized(name: &str, shape: fn(u64) -> Pairs) -> Directory {
     let bytes = timed("encode", 3, || added.encode_from(0));
     let added_bytes = added.memory_bytes();
     drop(added);
-    let before = resident_mb();
     let d = timed("load", 3, || {
         let mut d = Directory::default();
         d.load(&bytes).expect("what was written is read");
@@ -141,10 +134,9 @@ fn sized(name: &str, shape: fn(u64) -> Pairs) -> Directory {
     let n = SERIES as f64;
     println!("  file: {:.2} bytes a series", bytes.len() as f64 / n);
     println!(
-        "  memory: {:.0} bytes a series loaded, {:.0} added; resident {:.0} MB more",
+        "  memory: {:.0} bytes a series loaded, {:.0} added",
         d.memory_bytes() as f64 / n,
-        added_bytes as f64 / n,
-        resident_mb() - before
+        added_bytes as f64 / n
     );
     let labels: usize = (0..SERIES as u32)
         .filter_map(|i| d.get(i))

@@ -172,6 +172,11 @@ fn key_of(fingerprint: u64, space: u32, owner: &Owner) -> u64 {
     fingerprint ^ owner ^ u64::from(space).wrapping_mul(SPREAD)
 }
 
+fn key_of_id(pieces: &[Vec<Option<Row>>], id: u32) -> u64 {
+    let row = pieces[id as usize / PIECE][id as usize % PIECE].as_ref();
+    row.map_or(0, |r| key_of(r.fingerprint, r.space, &r.owner))
+}
+
 impl Directory {
     /// Live series and streams.
     pub fn len(&self) -> usize {
@@ -280,13 +285,8 @@ impl Directory {
             owner,
         };
         put_row(&mut self.pieces, id, Some(row));
-        let pieces = &self.pieces;
-        let key_of_id = |id: &u32| {
-            let row = pieces[*id as usize / PIECE][*id as usize % PIECE].as_ref();
-            row.map_or(0, |r| key_of(r.fingerprint, r.space, &r.owner))
-        };
-        let key = key_of(fingerprint, space, &owner);
-        self.by_key.insert_unique(key, id, key_of_id);
+        let (pieces, key) = (&self.pieces, key_of(fingerprint, space, &owner));
+        self.by_key.insert_unique(key, id, |id| key_of_id(pieces, *id));
         if self.next_id.is_multiple_of(COMPACT_IDS) {
             self.spaces.iter_mut().for_each(Space::optimize);
         }
@@ -307,6 +307,12 @@ impl Directory {
             }
         }
         Ok(())
+    }
+
+    /// Room in the hash table for that many series more.
+    pub(super) fn reserve(&mut self, series: usize) {
+        let pieces = &self.pieces;
+        self.by_key.reserve(series, |id| key_of_id(pieces, *id));
     }
 
     pub(super) fn label_bytes(&self) -> usize {

@@ -492,6 +492,8 @@ impl Directory {
             .checked_add(c.number()?)
             .ok_or("there are too many ids")?;
         let (mut reader, mut pairs) = (Reader::read(&mut c, self)?, vec![]);
+        // A definition takes a byte at least: no more room than that, whatever is claimed.
+        self.reserve(raw.len().min((end - self.next_id()) as usize));
         let sets_bytes_max = self.label_bytes() + SETS_BYTES_MAX;
         while self.next_id() < end {
             reader.define(self, &mut pairs, end - self.next_id())?;
