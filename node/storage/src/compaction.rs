@@ -6,8 +6,9 @@
 //! - The largest input is at most half of a merge, so that a row is copied a logarithmic number of times.
 
 use crate::error::StorageError;
-use crate::head::{Lines, settle};
+use crate::head::Lines;
 use crate::index::{Directory, Series};
+use crate::points::Points;
 use crate::retention::{Policy, Retention, is_within};
 use crate::segment::{Head, Pages, Segment, Writer};
 use crate::shard::{CompactReport, ShardConfig, in_file_order};
@@ -101,16 +102,17 @@ impl Merge<'_> {
                     self.writer(&mut writer, run, &series)?.lines(id, &lines)?;
                 }
             } else {
-                let mut samples = vec![];
+                let mut samples = Points::default();
                 for (segment, pages) in run.iter().zip(&mut inputs) {
                     for page in segment.pages_of(id, i64::MIN, i64::MAX) {
-                        let readable = pages.samples(page)?;
-                        samples.extend(readable.into_iter().filter(|s| is_within(&spans, s.at.0)));
+                        let readable = pages.samples(page)?.into_iter().filter(|s| is_within(&spans, s.at.0));
+                        readable.for_each(|s| samples.push(s.at.0, s.value));
                     }
                 }
-                settle(&mut samples);
+                samples.settle();
                 if !samples.is_empty() {
-                    self.writer(&mut writer, run, &series)?.samples(id, &samples)?;
+                    self.writer(&mut writer, run, &series)?
+                        .samples(id, &samples.to_samples())?;
                 }
             }
         }

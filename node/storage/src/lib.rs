@@ -21,6 +21,7 @@ mod manifest;
 #[allow(dead_code, unused_imports, reason = "the shard moves to it in steps")]
 pub mod metric;
 mod newest;
+pub mod points;
 pub mod read;
 mod retention;
 pub mod rows;
@@ -32,4 +33,4 @@ pub use codec::{RawLine, put_metadata};
 pub use error::{Damage, ReadError, StorageError};
 pub use retention::{Floor, Pin, TOPOLOGY_LABEL};
 pub use shard::{CompactReport, Dropped, FlushReport, Opened, Shard, ShardConfig, ShardStats};
-pub use view::ShardReader;
+pub use view::{ShardReader, VisitedSeries};

@@ -11,10 +11,11 @@
 use crate::codec::{RawLine, put_metadata};
 use crate::compaction::{self, Merge};
 use crate::error::{Damage, StorageError};
-use crate::head::{Head, Unpacker, settle};
+use crate::head::{Head, Unpacker};
 use crate::index::{Directory, Series};
 use crate::manifest::{self, Manifest, Side};
 use crate::newest;
+use crate::points::Points;
 use crate::retention::{Floor, Pin, Policy, Retention};
 use crate::rows::{Rows, Run};
 use crate::segment::{self, FileRef, Segment, Writer};
@@ -881,7 +882,7 @@ fn write_part(
     let streams = file_head.streams;
     let mut writer = Writer::create(disk, dir, number, file_head)?;
     let everything = vec![(i64::MIN, i64::MAX)];
-    let (mut samples, mut unpacker) = (vec![], Unpacker::default());
+    let (mut samples, mut unpacker) = (Points::default(), Unpacker::default());
     for &(id, _) in series {
         if streams {
             let mut lines: Vec<RawLine<'_>> = head.stream(id).into_iter().flat_map(|c| c.lines()).collect();
@@ -892,9 +893,9 @@ fn write_part(
         } else {
             samples.clear();
             head.append_samples(id, &everything, &mut unpacker, &mut samples);
-            settle(&mut samples);
+            samples.settle();
             if !samples.is_empty() {
-                writer.samples(id, &samples)?;
+                writer.samples(id, &samples.to_samples())?;
             }
         }
     }

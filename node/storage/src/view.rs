@@ -7,14 +7,16 @@
 
 use crate::codec::RawLine;
 use crate::error::ReadError;
-use crate::head::{Copied, Head, Unpacker, settle};
+use crate::head::{Copied, Head, Unpacker};
 use crate::index::Directory;
+use crate::points::Points;
 use crate::read::{Direction, SearchLabels, SelectLines, SelectSeries, SeriesData, StreamData};
 use crate::retention::{Retention, Spans, is_within};
 use crate::segment::{Pages, Segment};
-use hindcast_model::{Labels, LogLine, Matcher, Owner, ResourceId, Sample, Slot, TenantId, TimestampNs, codec};
+use hindcast_model::{Labels, LogLine, Matcher, Owner, ResourceId, Slot, TenantId, TimestampNs, codec};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// What owner and readers share. The owner writes it under a lock that is held for moments only.
@@ -35,6 +37,14 @@ pub struct State {
 #[derive(Clone)]
 pub struct ShardReader {
     pub(crate) state: Arc<RwLock<State>>,
+}
+
+/// A series that `ShardReader::visit` hands on.
+#[derive(Clone, Copy, Debug)]
+pub struct VisitedSeries<'a> {
+    pub labels: &'a Labels,
+    pub owner: Owner,
+    pub slot: Slot,
 }
 
 /// A series that a read wants, and the times in which it may have it.
@@ -151,16 +161,15 @@ impl<'a> Scan<'a> {
     }
 
     /// Of the `i`th wanted series.
-    fn samples(&mut self, i: usize, wanted: &Wanted, out: &mut Vec<Sample>) -> Result<(), ReadError> {
+    fn samples(&mut self, i: usize, wanted: &Wanted, out: &mut Points) -> Result<(), ReadError> {
         let (from, to) = wanted.outer();
         for (segment, pages) in self.sources.segments.iter().zip(&mut self.segments) {
             for page in segment.pages_of(wanted.id, from, to) {
-                let samples = pages.samples(page)?;
+                let start = out.len();
+                pages.samples(page)?.iter().for_each(|s| out.push(s.at.0, s.value));
                 let (first, last) = segment.page_times(page);
-                if wanted.spans.iter().any(|&(a, b)| a <= first && last <= b) {
-                    out.extend_from_slice(&samples);
-                } else {
-                    out.extend(samples.iter().filter(|s| is_within(&wanted.spans, s.at.0)));
+                if !wanted.spans.iter().any(|&(a, b)| a <= first && last <= b) {
+                    out.retain_from(start, |at| is_within(&wanted.spans, at));
                 }
             }
         }
@@ -214,7 +223,7 @@ fn has_rows(head: &Head, streams: bool, wanted: &Wanted) -> bool {
         let mut lines = head.stream(wanted.id).into_iter().flat_map(|c| c.lines());
         return lines.any(|l| is_within(&wanted.spans, l.at));
     }
-    let mut samples = vec![];
+    let mut samples = Points::default();
     head.append_samples(wanted.id, &wanted.spans, &mut Unpacker::default(), &mut samples);
     !samples.is_empty()
 }
@@ -244,6 +253,26 @@ impl ShardReader {
 
     /// Sorted by (slot, fingerprint, labels). A label set occurs once per slot; series without a sample are left out.
     pub fn series(&self, q: &SelectSeries) -> Result<Vec<SeriesData>, ReadError> {
+        let mut answer = vec![];
+        self.visit(q, &mut |series, points| {
+            answer.push(SeriesData {
+                labels: series.labels.clone(),
+                owner: series.owner,
+                slot: series.slot,
+                samples: points.to_samples(),
+            });
+            ControlFlow::Continue(())
+        })?;
+        Ok(answer)
+    }
+
+    /// Hands on what `series` would answer, one series after the other, without holding more than one: their columns
+    /// live until `each` returns. Ends early when it breaks.
+    pub fn visit(
+        &self,
+        q: &SelectSeries,
+        each: &mut dyn FnMut(VisitedSeries<'_>, &Points) -> ControlFlow<()>,
+    ) -> Result<(), ReadError> {
         let (sources, wanted, active) = {
             let state = self.state.read();
             let sources = state.sources(&q.tenant, false, q.as_of)?;
@@ -257,29 +286,36 @@ impl ShardReader {
             (sources, wanted, active)
         };
         let mut scan = Scan::new(&sources, active);
-        let mut answer: Vec<SeriesData> = vec![];
-        for (i, w) in wanted.iter().enumerate() {
-            let mut samples = vec![];
-            scan.samples(i, w, &mut samples)?;
-            settle(&mut samples);
-            if samples.is_empty() {
-                continue;
-            }
-            match answer.last_mut() {
-                // Two owners in one slot whose series bear the same labels: one series to whoever asks by labels.
-                Some(last) if last.slot == w.slot && last.labels == w.labels => {
-                    last.samples.extend(samples);
-                    settle(&mut last.samples);
+        let mut points = Points::default();
+        let mut i = 0;
+        // Two owners in one slot whose series bear the same labels: one series to whoever asks by labels.
+        for same in wanted.chunk_by(|a, b| a.slot == b.slot && a.labels == b.labels) {
+            points.clear();
+            let mut owner = None;
+            let mut alone = Points::default();
+            for w in same {
+                alone.clear();
+                let into = if same.len() == 1 { &mut points } else { &mut alone };
+                scan.samples(i, w, into)?;
+                into.settle();
+                i += 1;
+                if !into.is_empty() {
+                    owner = owner.or(Some(w.owner));
                 }
-                _ => answer.push(SeriesData {
-                    labels: w.labels.clone(),
-                    owner: w.owner,
-                    slot: w.slot,
-                    samples,
-                }),
+                points.extend(&alone);
+            }
+            points.settle();
+            let Some(owner) = owner else { continue };
+            let series = VisitedSeries {
+                labels: &same[0].labels,
+                owner,
+                slot: same[0].slot,
+            };
+            if each(series, &points).is_break() {
+                break;
             }
         }
-        Ok(answer)
+        Ok(())
     }
 
     /// Sorted by (slot, fingerprint, labels, owner); streams without a line are left out.

@@ -9,9 +9,10 @@
 //! - A row of which a series has no sample says so in its bitmap.
 
 use super::page::{self, Unpacker};
+use crate::points::Points;
 use crate::retention::{Spans, is_within};
 use crate::rows::{Run, VALUE_BYTES};
-use hindcast_model::{Owner, Sample, TenantId, TimestampNs};
+use hindcast_model::{Owner, TenantId};
 use std::sync::Arc;
 
 /// Series of one lane; what a scrape has more goes to a further lane.
@@ -210,13 +211,11 @@ impl Lane {
     }
 
     /// A series' shown samples that are not in a chunk, as they came.
-    pub fn open_samples(&self, column: usize, spans: &Spans, out: &mut Vec<Sample>) {
+    pub fn open_samples(&self, column: usize, spans: &Spans, out: &mut Points) {
         let width = self.width();
         for row in 0..self.shown {
             if self.has(row, column) && is_within(spans, self.times[row]) {
-                let at = TimestampNs(self.times[row]);
-                let value = self.values[row * width + column];
-                out.push(Sample { at, value });
+                out.push(self.times[row], self.values[row * width + column]);
             }
         }
     }
@@ -257,27 +256,24 @@ impl Chunk {
     }
 
     /// A series' samples in `spans`, ascending by time; of equal times the later commit comes later.
-    pub fn samples(&self, column: usize, spans: &Spans, unpacker: &mut Unpacker, out: &mut Vec<Sample>) {
+    pub fn samples(&self, column: usize, spans: &Spans, unpacker: &mut Unpacker, out: &mut Points) {
         let Some((first, last)) = self.times_of(column) else {
             return;
         };
         if !spans.iter().any(|&(a, b)| a <= last && first <= b) {
             return;
         }
-        let whole = spans.iter().any(|&(a, b)| a <= first && last <= b);
-        let keep = |at: i64| whole || is_within(spans, at);
-        let mask = self.mask(column).unwrap_or(u128::MAX);
-        let n = if mask == u128::MAX {
-            self.times.len()
-        } else {
-            mask.count_ones() as usize
-        };
-        let values = unpacker.values(self.page(column), n);
-        let rows = self.times.iter().enumerate().filter(|(i, _)| mask >> i & 1 == 1);
-        let samples = rows.zip(values).filter(|((_, at), _)| keep(**at));
-        out.extend(samples.map(|((_, &at), &value)| Sample {
-            at: TimestampNs(at),
-            value,
-        }));
+        let start = out.len();
+        match self.mask(column) {
+            None => out.times.extend_from_slice(&self.times),
+            Some(mask) => {
+                let rows = self.times.iter().enumerate().filter(|(i, _)| mask >> i & 1 == 1);
+                out.times.extend(rows.map(|(_, &at)| at));
+            }
+        }
+        unpacker.append(self.page(column), out.len() - start, &mut out.values);
+        if !spans.iter().any(|&(a, b)| a <= first && last <= b) {
+            out.retain_from(start, |at| is_within(spans, at));
+        }
     }
 }

@@ -17,9 +17,10 @@ pub use page::Unpacker;
 
 use crate::codec::RawLine;
 use crate::index::Directory;
+use crate::points::Points;
 use crate::retention::Spans;
 use crate::rows::{Rows, Run};
-use hindcast_model::{Owner, Sample, TenantId, TimestampNs};
+use hindcast_model::{Owner, TenantId, TimestampNs};
 use lane::{CHUNK_ROWS, LANE_SERIES_MAX, Lane};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -82,7 +83,7 @@ pub struct Head {
 /// What a reader takes out of the active head under the lock: chunks are shared, open rows copied.
 pub struct Copied {
     chunks: BTreeMap<u32, Vec<Arc<Chunk>>>,
-    series: Vec<Option<(u32, usize, Vec<Sample>)>>,
+    series: Vec<Option<(u32, usize, Points)>>,
 }
 
 impl Head {
@@ -371,7 +372,7 @@ impl Head {
     }
 
     /// A series' shown samples in `spans`, appended in the order of commits: not sorted, nothing overwritten yet.
-    pub fn append_samples(&self, id: u32, spans: &Spans, unpacker: &mut Unpacker, out: &mut Vec<Sample>) {
+    pub fn append_samples(&self, id: u32, spans: &Spans, unpacker: &mut Unpacker, out: &mut Points) {
         if let Place::Lane { lane, column } = self.place(id) {
             let lane = &self.lanes[lane as usize];
             for c in &lane.chunks {
@@ -401,7 +402,7 @@ impl Head {
             };
             let l = &self.lanes[lane as usize];
             copied.chunks.entry(lane).or_insert_with(|| l.chunks.clone());
-            let mut open = vec![];
+            let mut open = Points::default();
             l.open_samples(column.into(), spans, &mut open);
             copied.series.push(Some((lane, column.into(), open)));
         }
@@ -418,12 +419,12 @@ impl Copied {
     }
 
     /// As [`Head::append_samples`], for the `i`th series that was asked for.
-    pub fn append_samples(&self, i: usize, spans: &Spans, unpacker: &mut Unpacker, out: &mut Vec<Sample>) {
+    pub fn append_samples(&self, i: usize, spans: &Spans, unpacker: &mut Unpacker, out: &mut Points) {
         if let Some((lane, column, open)) = &self.series[i] {
             for c in self.chunks.get(lane).into_iter().flatten() {
                 c.samples(*column, spans, unpacker, out);
             }
-            out.extend_from_slice(open);
+            out.extend(open);
         }
     }
 }
@@ -483,20 +484,4 @@ impl Cursor<'_> {
         }
         Some(self)
     }
-}
-
-/// Puts samples that came in the order of commits into the order of time; of equal times the last stays.
-pub fn settle(samples: &mut Vec<Sample>) {
-    if samples.is_sorted_by(|a, b| a.at < b.at) {
-        return;
-    }
-    samples.sort_by_key(|s| s.at);
-    let mut kept = 0;
-    for i in 0..samples.len() {
-        if i + 1 == samples.len() || samples[i].at != samples[i + 1].at {
-            samples[kept] = samples[i];
-            kept += 1;
-        }
-    }
-    samples.truncate(kept);
 }

@@ -16,19 +16,14 @@ impl Packer {
 
 /// Unpacks pages; keeps its buffers between them.
 #[derive(Default)]
-pub struct Unpacker {
-    scratch: Scratch,
-    values: Vec<f64>,
-}
+pub struct Unpacker(Scratch);
 
 impl Unpacker {
-    /// The `n` values of a page.
-    pub fn values(&mut self, page: &[u8], n: usize) -> &[f64] {
-        self.values.clear();
+    /// Appends the `n` values of a page.
+    pub fn append(&mut self, page: &[u8], n: usize, values: &mut Vec<f64>) {
         if n > 0 {
-            let decoded = Page::parse(page, n).and_then(|p| p.decode_into(&mut self.values, &mut self.scratch));
+            let decoded = Page::parse(page, n).and_then(|p| p.decode_into(values, &mut self.0));
             decoded.expect("a page in memory is what was packed");
         }
-        &self.values
     }
 }

@@ -64,10 +64,9 @@ fn settled(samples: &[(i64, u64)]) -> Vec<(i64, u64)> {
     by_time.into_iter().collect()
 }
 
-fn samples_of(out: Vec<Sample>) -> Vec<(i64, u64)> {
-    let mut out = out;
-    settle(&mut out);
-    out.iter().map(|s| (s.at.0, s.value.to_bits())).collect()
+fn samples_of(mut out: Points) -> Vec<(i64, u64)> {
+    out.settle();
+    out.iter().map(|(at, value)| (at, value.to_bits())).collect()
 }
 
 proptest! {
@@ -94,7 +93,7 @@ proptest! {
                 head.show();
                 let copied = head.copy((0..SERIES).map(|id| (id, &window)));
                 for id in 0..SERIES {
-                    let (mut got, mut all) = (vec![], vec![]);
+                    let (mut got, mut all) = (Points::default(), Points::default());
                     copied.append_samples(id as usize, &window, &mut Unpacker::default(), &mut got);
                     head.append_samples(id, &everything, &mut Unpacker::default(), &mut all);
                     let want = settled(plain.get(&id).map_or(&[], Vec::as_slice));
@@ -110,7 +109,7 @@ proptest! {
         head.show();
         let head = head.seal();
         for id in 0..SERIES {
-            let mut all = vec![];
+            let mut all = Points::default();
             head.append_samples(id, &everything, &mut Unpacker::default(), &mut all);
             prop_assert_eq!(samples_of(all), settled(shown.get(&id).map_or(&[], Vec::as_slice)));
         }
@@ -151,7 +150,7 @@ fn rows_show_when_their_entry_is_over() {
     let everything = vec![(i64::MIN, i64::MAX)];
     scrape(&mut head, &d, 1, &[Run { first: 0, len: 4 }]);
     let count = |head: &Head| {
-        let mut out = vec![];
+        let mut out = Points::default();
         head.append_samples(0, &everything, &mut Unpacker::default(), &mut out);
         out.len()
     };
