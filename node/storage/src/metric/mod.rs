@@ -4,6 +4,8 @@
 
 mod page;
 mod pfor;
+pub mod segment;
+mod times;
 mod transform;
 
-pub use page::{Closed, Encoder, PAGE_ROWS_MAX, Page, Scratch};
+pub use page::{Body, Closed, Encoder, PAGE_ROWS_MAX, Page, Scratch};

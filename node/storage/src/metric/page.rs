@@ -100,28 +100,52 @@ impl Encoder {
         let Some(e) = transform::to_ints(self.level, values, &mut self.ints, &mut self.exceptions) else {
             return self.raw(values, best, head, body);
         };
+        let shape = transform::shape(self.level, e, &mut self.ints, &mut self.words);
+        if let Shape::Packed(_, plan) = &shape
+            && plan.cost > 64 * values.len() as u64
+        {
+            return self.raw(values, best, head, body);
+        }
+        self.put_shape(values, shape, best, head, body)
+    }
+
+    /// Appends integers, head and body: the times of a dictionary. `decode_ints` is the way back.
+    pub fn encode_ints(&mut self, ints: &[i64], best: bool, out: &mut Vec<u8>) {
+        assert!(
+            (1..=PAGE_ROWS_MAX).contains(&ints.len()),
+            "a page has 1 to {PAGE_ROWS_MAX} values"
+        );
+        self.ints.clear();
+        self.ints.extend_from_slice(ints);
+        self.exceptions.clear();
+        let shape = transform::shape(self.level, 0, &mut self.ints, &mut self.words);
+        let mut body = std::mem::take(&mut self.body);
+        body.clear();
+        self.put_shape(&[], shape, best, out, &mut body);
+        out.extend_from_slice(&body);
+        self.body = body;
+    }
+
+    fn put_shape(&mut self, values: &[f64], shape: Shape, best: bool, head: &mut Vec<u8>, body: &mut Vec<u8>) -> Body {
         let except = if self.exceptions.is_empty() { 0 } else { EXCEPTIONS };
-        match transform::shape(self.level, e, &mut self.ints, &mut self.words) {
+        match shape {
             Shape::Linear(recipe) => {
-                head.extend_from_slice(&[LINEAR | except, e]);
+                head.extend_from_slice(&[LINEAR | except, recipe.e]);
                 put_signed(head, recipe.first);
                 put_signed(head, recipe.step);
                 self.put_exceptions(values, head);
                 Body::Packed
             }
             Shape::Packed(recipe, plan) => {
-                if plan.cost > 64 * values.len() as u64 {
-                    return self.raw(values, best, head, body);
-                }
                 let (head_start, body_start) = (head.len(), body.len());
                 self.put_packed(values, recipe, plan, head, body);
-                if !best || !self.pco_pays(values.len(), &head[head_start..], &body[body_start..]) {
+                if !best || !self.pco_pays(&head[head_start..], &body[body_start..]) {
                     return Body::Packed;
                 }
                 head.truncate(head_start);
                 body.truncate(body_start);
                 let gcd = if recipe.gcd > 1 { GCD } else { 0 };
-                head.extend_from_slice(&[INT | PCO | gcd | except, e]);
+                head.extend_from_slice(&[INT | PCO | gcd | except, recipe.e]);
                 put_signed(head, recipe.first);
                 if recipe.gcd > 1 {
                     put_varint(head, recipe.gcd);
@@ -175,7 +199,8 @@ impl Encoder {
     }
 
     /// Whether pco of the integers is worth its slower decoding; they are then in `highs`.
-    fn pco_pays(&mut self, n: usize, head: &[u8], body: &[u8]) -> bool {
+    fn pco_pays(&mut self, head: &[u8], body: &[u8]) -> bool {
+        let n = self.ints.len();
         if n < PCO_ROWS_MIN || 2 * body.len() <= n {
             return false;
         }
@@ -320,6 +345,7 @@ pub struct Scratch {
     words: Vec<u64>,
     values: Vec<f64>,
     ints: Vec<i64>,
+    floats: Vec<f64>,
 }
 
 impl Default for Scratch {
@@ -336,6 +362,7 @@ impl Scratch {
             words: vec![0; CHUNK],
             values: vec![0.0; CHUNK],
             ints: vec![],
+            floats: vec![],
         }
     }
 }
@@ -478,6 +505,27 @@ impl<'a> Page<'a> {
         walked
     }
 
+    /// The integers of a page that `encode_ints` wrote.
+    pub fn decode_ints(&self, out: &mut [i64], scratch: &mut Scratch) -> Result<(), Bad> {
+        if out.len() != self.n {
+            return Err("asked for another number of values than the page has");
+        }
+        if let Form::Linear(Recipe { first, step, .. }) = self.form {
+            for (v, i) in out.iter_mut().zip(0i64..) {
+                *v = first.wrapping_add(step.wrapping_mul(i));
+            }
+            return Ok(());
+        }
+        let mut walk = self.walk(scratch)?;
+        for part in out.chunks_mut(CHUNK) {
+            walk.words(scratch, part.len())?;
+            let sums = walk.sums.as_mut().ok_or("integers of an unknown form")?;
+            sums.ints(&mut scratch.words[..part.len()], part);
+            walk.at += part.len();
+        }
+        Ok(())
+    }
+
     fn walk(&self, scratch: &mut Scratch) -> Result<Walk<'a>, Bad> {
         let sums = match self.form {
             Form::Packed { recipe, .. } | Form::PcoInts(recipe) => Some(Sums::new(recipe)),
@@ -496,11 +544,8 @@ impl<'a> Page<'a> {
             unpack_pco(self.body, &mut scratch.ints)?;
         }
         if let Form::PcoFloats = self.form {
-            // Into the integers' memory, as bits: it is free, and chunks are handed out of `values`.
-            let mut floats = vec![0.0f64; self.n];
-            unpack_pco(self.body, &mut floats)?;
-            scratch.ints.clear();
-            scratch.ints.extend(floats.iter().map(|f| f.to_bits() as i64));
+            scratch.floats.resize(self.n, 0.0);
+            unpack_pco(self.body, &mut scratch.floats)?;
         }
         Ok(Walk {
             form: self.form,
@@ -597,6 +642,29 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
+    /// The next `n` residuals, into the scratch.
+    fn words(&mut self, scratch: &mut Scratch, n: usize) -> Result<(), Bad> {
+        let words = &mut scratch.words[..n];
+        match self.form {
+            Form::Packed { width, .. } => {
+                let from = self
+                    .body
+                    .get(pfor::packed_len(self.at, width)..)
+                    .ok_or("ends too early")?;
+                pfor::unpack(scratch.level, from, width, words);
+                if let Some(patches) = &mut self.patches {
+                    patches.apply(self.at, words, width)?;
+                }
+            }
+            _ => {
+                for (w, i) in words.iter_mut().zip(&scratch.ints[self.at..]) {
+                    *w = *i as u64;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The next values; all but a page's last are `CHUNK` long.
     fn next(&mut self, scratch: &mut Scratch, out: &mut [f64]) -> Result<(), Bad> {
         let (level, at, n) = (scratch.level, self.at, out.len());
@@ -607,30 +675,14 @@ impl Walk<'_> {
                     *v = first.wrapping_add(step.wrapping_mul(i)) as f64 / POWERS[e as usize];
                 }
             }
-            Form::Packed { width, .. } => {
-                let words = &mut scratch.words[..n];
-                let from = self.body.get(pfor::packed_len(at, width)..).ok_or("ends too early")?;
-                pfor::unpack(level, from, width, words);
-                if let Some(patches) = &mut self.patches {
-                    patches.apply(at, words, width)?;
-                }
+            Form::Packed { .. } | Form::PcoInts(_) => {
+                self.words(scratch, n)?;
                 if let Some(sums) = &mut self.sums {
-                    sums.values(level, words, out);
-                }
-            }
-            Form::PcoInts(_) => {
-                let words = &mut scratch.words[..n];
-                for (w, i) in words.iter_mut().zip(&scratch.ints[at..]) {
-                    *w = *i as u64;
-                }
-                if let Some(sums) = &mut self.sums {
-                    sums.values(level, words, out);
+                    sums.values(level, &mut scratch.words[..n], out);
                 }
             }
             Form::PcoFloats => {
-                for (v, i) in out.iter_mut().zip(&scratch.ints[at..]) {
-                    *v = f64::from_bits(*i as u64);
-                }
+                out.copy_from_slice(&scratch.floats[at..at + n]);
             }
             Form::Raw => {
                 let bytes = self.body.get(8 * at..8 * (at + n)).ok_or("ends too early")?;
@@ -743,6 +795,17 @@ mod tests {
         }
 
         #[test]
+        fn integers_come_back(ints in prop_oneof![
+            prop::collection::vec(any::<i64>(), 1..700), prop::collection::vec(0i64..500, 1..1200),
+        ], best: bool) {
+            let mut bytes = vec![];
+            Encoder::default().encode_ints(&ints, best, &mut bytes);
+            let mut out = vec![0; ints.len()];
+            Page::parse(&bytes, ints.len()).unwrap().decode_ints(&mut out, &mut Scratch::default()).unwrap();
+            prop_assert_eq!(out, ints);
+        }
+
+        #[test]
         fn any_bytes_decode_or_are_refused(
             bytes in prop::collection::vec(any::<u8>(), 0..200), n in 0usize..600, tag: u8, e in 0u8..20,
         ) {
@@ -756,6 +819,7 @@ mod tests {
                     body.resize(head.body_len, 0xa5);
                     if let Ok(page) = head.with_body(&body) {
                         let _ = page.decode_into(&mut vec![], &mut Scratch::default());
+                        let _ = page.decode_ints(&mut vec![0; n], &mut Scratch::default());
                     }
                 }
             }

@@ -350,19 +350,22 @@ impl Sums {
         }
         dispatch!(level, _simd => values_plain(self, words, out));
     }
+
+    /// As `values`, for pages of integers.
+    pub fn ints(&mut self, words: &mut [u64], out: &mut [i64]) {
+        sum_up(self, words);
+        let Recipe { first, gcd, .. } = self.recipe;
+        for (i, &w) in out.iter_mut().zip(words.iter()) {
+            *i = w.wrapping_mul(gcd).wrapping_add(first as u64) as i64;
+        }
+    }
 }
 
-/// Goes on where a chunk ended.
+/// Residuals to integers that lack only divisor and first; goes on where a chunk ended.
 #[inline(always)]
-fn values_plain(sums: &mut Sums, words: &mut [u64], out: &mut [f64]) {
+fn sum_up(sums: &mut Sums, words: &mut [u64]) {
     let Recipe {
-        first,
-        gcd,
-        order,
-        base,
-        zigzag,
-        e,
-        ..
+        order, base, zigzag, ..
     } = sums.recipe;
     if zigzag {
         words.iter_mut().for_each(|w| *w = unzigzag(*w) as u64);
@@ -386,6 +389,12 @@ fn values_plain(sums: &mut Sums, words: &mut [u64], out: &mut [f64]) {
         }
         sums.sum = x as i64;
     }
+}
+
+#[inline(always)]
+fn values_plain(sums: &mut Sums, words: &mut [u64], out: &mut [f64]) {
+    sum_up(sums, words);
+    let Recipe { first, gcd, e, .. } = sums.recipe;
     if gcd == 1 {
         for (v, &w) in out.iter_mut().zip(words.iter()) {
             *v = w.wrapping_add(first as u64) as i64 as f64;
