@@ -33,7 +33,7 @@ const PLAIN: u8 = 0;
 const ZSTD: u8 = 1;
 
 /// What the rows of a file are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[repr(u8)]
 pub enum FileKind {
     Metric = 0,

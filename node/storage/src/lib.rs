@@ -9,14 +9,13 @@
 
 mod codec;
 mod compaction;
-#[allow(dead_code, reason = "the shard moves to it in steps")]
 mod container;
-#[allow(dead_code, reason = "the shard moves to it in steps")]
 mod cursor;
 mod error;
 mod head;
 pub mod index;
 pub mod kernel;
+mod lines_file;
 mod manifest;
 #[allow(dead_code, unused_imports, reason = "the shard moves to it in steps")]
 pub mod metric;

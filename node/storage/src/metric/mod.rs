@@ -9,3 +9,4 @@ mod times;
 mod transform;
 
 pub use page::{Body, Closed, Encoder, PAGE_ROWS_MAX, Page, Scratch};
+pub use segment::{PageReader, Segment, Tier, Writer};

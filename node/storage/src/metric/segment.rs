@@ -10,6 +10,8 @@ use crate::cursor::{Bad, Cursor, put_signed, put_varint};
 use crate::error::{ReadError, StorageError};
 use crate::metric::page::{self, Encoder, Page, Scratch};
 use crate::metric::times::{Dictionary, Entry};
+use crate::points::Points;
+use crate::retention::{Spans, is_within};
 use bytes::Bytes;
 use hindcast_env::{Disk, DiskError};
 use std::collections::BTreeMap;
@@ -831,6 +833,24 @@ impl PageReader<'_> {
         read?;
         let place = self.segment.refs[page as usize];
         Ok((&self.times[&place], &self.values))
+    }
+
+    /// Appends a page's samples that lie in `spans`.
+    pub fn append(&mut self, page: u32, spans: &Spans, out: &mut Points) -> Result<(), ReadError> {
+        let (first, last) = self.segment.page_times(page);
+        if !spans.iter().any(|&(a, b)| a <= last && first <= b) {
+            return Ok(());
+        }
+        let start = out.len();
+        out.times.extend_from_slice(self.times(page)?);
+        if let Err(e) = self.values_into(page, &mut out.values) {
+            out.times.truncate(start);
+            return Err(e);
+        }
+        if !spans.iter().any(|&(a, b)| a <= first && last <= b) {
+            out.retain_from(start, |at| is_within(spans, at));
+        }
+        Ok(())
     }
 
     /// Appends the values of a page.
