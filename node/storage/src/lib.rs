@@ -10,7 +10,7 @@
 mod codec;
 mod compaction;
 #[allow(dead_code, reason = "the shard moves to it in steps")]
-mod container;
+pub mod container;
 #[allow(dead_code, reason = "the shard moves to it in steps")]
 mod cursor;
 mod directory;
@@ -27,6 +27,6 @@ mod shard;
 mod view;
 
 pub use error::{Damage, ReadError, StorageError};
-pub use retention::{Floor, Pin, TOPOLOGY_LABEL};
+pub use retention::{Floor, Pin, Policy, TOPOLOGY_LABEL};
 pub use shard::{CompactReport, Dropped, FlushReport, Opened, Shard, ShardConfig, ShardStats};
 pub use view::ShardReader;
