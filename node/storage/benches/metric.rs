@@ -66,7 +66,9 @@ fn pages(c: &mut Criterion) {
             let (mut scratch, mut out) = (Scratch::default(), vec![0.0; rows as usize]);
             b.iter(|| {
                 for bytes in &encoded {
-                    page(bytes).decode(&mut out, &mut scratch).expect("it was encoded a moment ago");
+                    page(bytes)
+                        .decode(&mut out, &mut scratch)
+                        .expect("it was encoded a moment ago");
                     black_box(&out);
                 }
             });

@@ -84,17 +84,26 @@ struct Tables {
     refs: Vec<u32>,
 }
 
-/// Pages that wait for their group to be full: once as packed bits, and once with pco where a page liked that better.
+/// Pages that wait for their group to be full.
 #[derive(Default)]
 struct OpenGroup {
     pages: usize,
     long: bool,
     heads: Vec<u8>,
     bodies: Vec<u8>,
-    /// Of the second form; empty while no page differs.
-    best: Option<BestForm>,
+    /// Pages that pco might make smaller, and their values one behind the other.
+    candidates: Vec<Candidate>,
+    values: Vec<f64>,
 }
 
+/// Where a page lies in its open group.
+struct Candidate {
+    head: Range<usize>,
+    body: Range<usize>,
+    values: Range<usize>,
+}
+
+/// The group once more, with pco where a page likes that better.
 #[derive(Default)]
 struct BestForm {
     heads: Vec<u8>,
@@ -194,8 +203,16 @@ impl Writer {
         let (head, body) = (group.heads.len(), group.bodies.len());
         self.encoder.parts(values, false, &mut group.heads, &mut group.bodies);
         group.pages += 1;
-        if self.tier == Tier::Compacted {
-            group.add_best(&mut self.encoder, values, head, body);
+        let (head, body) = (head..group.heads.len(), body..group.bodies.len());
+        // Only what is not small already is worth trying.
+        if self.tier == Tier::Compacted && 2 * body.len() > values.len() {
+            let start = group.values.len();
+            group.values.extend_from_slice(values);
+            group.candidates.push(Candidate {
+                head,
+                body,
+                values: start..group.values.len(),
+            });
         }
         if full(&self.group, false) {
             self.end_group()?;
@@ -210,7 +227,14 @@ impl Writer {
         let mut group = std::mem::take(&mut self.group);
         let pages = group.pages as u32;
         let packed = self.packed(&group.heads, &group.bodies);
-        let best = group.best.take().map(|b| (self.packed(&b.heads, &b.bodies), b));
+        // Where zstd found one page in the others, pco of each alone cannot win: do not try.
+        let try_pco = !group.candidates.is_empty() && 2 * packed.len() > group.values.len();
+        let best = if try_pco {
+            group.with_pco(&mut self.encoder)
+        } else {
+            None
+        };
+        let best = best.map(|b| (self.packed(&b.heads, &b.bodies), b));
         let block = match &best {
             Some((other, b)) if (other.len() + b.pcos.len()) * PCO_SAVES < packed.len() * (PCO_SAVES - 1) => {
                 self.file.block_of(&[other, &b.pcos], Packing::Plain)?
@@ -223,13 +247,13 @@ impl Writer {
             first_page: self.tables.refs.len() as u32 - pages,
         });
         // Its memory is used again.
+        group.pages = 0;
+        group.long = false;
         group.heads.clear();
         group.bodies.clear();
-        self.group = OpenGroup {
-            heads: group.heads,
-            bodies: group.bodies,
-            ..OpenGroup::default()
-        };
+        group.candidates.clear();
+        group.values.clear();
+        self.group = group;
         Ok(())
     }
 
@@ -288,29 +312,26 @@ impl Writer {
 }
 
 impl OpenGroup {
-    /// Adds the page that begins at `head` and `body` to the second form as well, with pco if that pays.
-    fn add_best(&mut self, encoder: &mut Encoder, values: &[f64], head: usize, body: usize) {
-        let (heads, bodies) = (&self.heads, &self.bodies);
-        let mut other = (vec![], vec![]);
-        // Only what is not small already is worth trying.
-        let try_pco = 2 * (bodies.len() - body) > values.len();
-        let kind = if try_pco {
-            encoder.parts(values, true, &mut other.0, &mut other.1)
-        } else {
-            page::Body::Packed
-        };
-        if kind == page::Body::Pco {
-            let best = self.best.get_or_insert_with(|| BestForm {
-                heads: heads[..head].to_vec(),
-                bodies: bodies[..body].to_vec(),
-                pcos: vec![],
-            });
-            best.heads.extend_from_slice(&other.0);
-            best.pcos.extend_from_slice(&other.1);
-        } else if let Some(best) = &mut self.best {
-            best.heads.extend_from_slice(&heads[head..]);
-            best.bodies.extend_from_slice(&bodies[body..]);
+    /// `None` if no page gets smaller alone.
+    fn with_pco(&self, encoder: &mut Encoder) -> Option<BestForm> {
+        let mut best = BestForm::default();
+        let (mut head_at, mut body_at) = (0, 0);
+        let (mut head, mut body) = (vec![], vec![]);
+        for c in &self.candidates {
+            head.clear();
+            body.clear();
+            if encoder.parts(&self.values[c.values.clone()], true, &mut head, &mut body) == page::Body::Packed {
+                continue;
+            }
+            best.heads.extend_from_slice(&self.heads[head_at..c.head.start]);
+            best.heads.extend_from_slice(&head);
+            best.bodies.extend_from_slice(&self.bodies[body_at..c.body.start]);
+            best.pcos.extend_from_slice(&body);
+            (head_at, body_at) = (c.head.end, c.body.end);
         }
+        best.heads.extend_from_slice(&self.heads[head_at..]);
+        best.bodies.extend_from_slice(&self.bodies[body_at..]);
+        (!best.pcos.is_empty()).then_some(best)
     }
 }
 
@@ -974,6 +995,29 @@ mod tests {
         let bytes = |tier| write(&SimDisk::new(), tier, &all).file().bytes;
         assert!(bytes(Tier::Compacted) * 10 < bytes(Tier::Flush) * 9);
         check(&write(&SimDisk::new(), Tier::Flush, &[]), &[]);
+    }
+
+    #[test]
+    fn pco_is_taken_for_noise_and_not_where_pages_repeat() {
+        let times: Vec<i64> = (0..1000).collect();
+        let noise = |i: u64| {
+            let z = (i ^ 0x9e37_79b9).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            (z ^ (z >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 32
+        };
+        // Small more often than large: what packed bits cannot use.
+        let skewed = |i: u64| (noise(2 * i) >> (20 + noise(2 * i + 1) % 12)) as f64;
+        let gauge = |s: u64| -> Vec<f64> { (0..1000).map(|i| skewed(1000 * s + i)).collect() };
+        let pcos = |differ: u64| {
+            let all: Vec<Rows> = (0..64)
+                .map(|s| (s, times.clone(), gauge(u64::from(s) % differ)))
+                .collect();
+            let segment = write(&SimDisk::new(), Tier::Compacted, &all);
+            check(&segment, &all);
+            let loaded = LoadedGroup::load(&segment, 0, &mut Unpacker::new(), vec![]).unwrap();
+            loaded.pages.iter().filter(|p| p.pco).count()
+        };
+        assert_eq!(pcos(64), 64);
+        assert_eq!(pcos(2), 0);
     }
 
     #[test]
