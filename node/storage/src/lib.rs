@@ -30,6 +30,6 @@ mod view;
 
 pub use codec::{RawLine, put_metadata};
 pub use error::{Damage, ReadError, StorageError};
-pub use retention::{Floor, Pin, TOPOLOGY_LABEL};
+pub use retention::{Floor, Pin, Policy, TOPOLOGY_LABEL};
 pub use shard::{CompactReport, Dropped, FlushReport, Opened, Shard, ShardConfig, ShardStats};
 pub use view::{ShardReader, VisitedSeries};
