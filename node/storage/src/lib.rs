@@ -16,6 +16,7 @@ mod cursor;
 mod directory;
 mod error;
 pub mod kernel;
+pub mod logs;
 mod manifest;
 mod memtable;
 pub mod read;
