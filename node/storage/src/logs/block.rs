@@ -83,7 +83,10 @@ impl BlockInfo {
 
     /// Where a section starts, from the first one's start.
     pub fn offset(&self, section: Section) -> u64 {
-        self.pieces[..section as usize].iter().map(|p| u64::from(p.stored)).sum()
+        self.pieces[..section as usize]
+            .iter()
+            .map(|p| u64::from(p.stored))
+            .sum()
     }
 
     /// Whether lines are kept as plain text.
@@ -123,7 +126,13 @@ impl BlockInfo {
                 return Err("a section is too large");
             }
         }
-        Ok(Self { rows, raw_bytes, first, last, pieces })
+        Ok(Self {
+            rows,
+            raw_bytes,
+            first,
+            last,
+            pieces,
+        })
     }
 }
 
@@ -206,12 +215,7 @@ impl Templates {
 impl BlockEncoder {
     /// Appends the sections of a block. Lines ascend by time; there is at least one, at most `ROWS_MAX`, and text and
     /// metadata stay below `SECTION_BYTES_MAX` together. `level`: of zstd.
-    pub fn encode<'a>(
-        &mut self,
-        lines: impl Iterator<Item = RawLine<'a>>,
-        level: i32,
-        out: &mut Vec<u8>,
-    ) -> BlockInfo {
+    pub fn encode<'a>(&mut self, lines: impl Iterator<Item = RawLine<'a>>, level: i32, out: &mut Vec<u8>) -> BlockInfo {
         self.clear();
         let mut splitting = true;
         for line in lines {
@@ -228,7 +232,10 @@ impl BlockEncoder {
                 splitting = seen < TEMPLATES_EARLY || seen * 2 < rows;
             }
         }
-        assert!(!self.times.is_empty() && self.times.len() <= ROWS_MAX, "a block has rows");
+        assert!(
+            !self.times.is_empty() && self.times.len() <= ROWS_MAX,
+            "a block has rows"
+        );
         splitting &= self.templates.ends.len() * LINES_PER_TEMPLATE_MIN <= self.ends.len();
         let mut info = BlockInfo {
             rows: self.times.len() as u32,
@@ -287,7 +294,10 @@ impl BlockEncoder {
         }
         self.packed.clear();
         self.packed.reserve(zstd::zstd_safe::compress_bound(self.raw.len()));
-        let packed = self.zstd.as_mut().map(|(_, z)| z.compress_to_buffer(&self.raw[..], &mut self.packed));
+        let packed = self
+            .zstd
+            .as_mut()
+            .map(|(_, z)| z.compress_to_buffer(&self.raw[..], &mut self.packed));
         match packed {
             Some(Ok(n)) if n < self.raw.len() => frame(ZSTD, &self.packed, self.raw.len(), out),
             _ => frame(PLAIN, &self.raw, self.raw.len(), out),
@@ -323,7 +333,9 @@ impl BlockEncoder {
 
     fn put_split(&mut self, level: i32, out: &mut Vec<u8>, info: &mut BlockInfo) {
         let t = &self.templates;
-        let parsed: Vec<Vec<Token>> = (0..t.ends.len()).map(|id| tokens(t.get(id)).unwrap_or_default()).collect();
+        let parsed: Vec<Vec<Token>> = (0..t.ends.len())
+            .map(|id| tokens(t.get(id)).unwrap_or_default())
+            .collect();
         let (prefix, shared) = common_prefix(t, &parsed);
         let (mut directory, mut numbers, mut strings) = (vec![], vec![], vec![]);
         put_varint(&mut directory, t.ends.len() as u64);
@@ -366,7 +378,10 @@ impl BlockEncoder {
             let skipped = if aligned[id] { shared.len() } else { 0 };
             for (slot, var) in vars.enumerate().skip(skipped) {
                 column.clear();
-                column.extend(rows.iter().map(|&row| self.splitter.values[t.values[row as usize] as usize + slot]));
+                column.extend(
+                    rows.iter()
+                        .map(|&row| self.splitter.values[t.values[row as usize] as usize + slot]),
+                );
                 put(var, &column);
             }
         }
@@ -425,7 +440,9 @@ fn common_prefix(t: &Templates, parsed: &[Vec<Token>]) -> (Vec<u8>, Vec<Var>) {
         }
         // The first of the greatest, so that the same lines give the same bytes.
         let best = weights.into_iter().rev().max_by_key(|(_, weight)| *weight);
-        let Some(((start, var), _)) = best.filter(|(_, weight)| *weight > half) else { break };
+        let Some(((start, var), _)) = best.filter(|(_, weight)| *weight > half) else {
+            break;
+        };
         prefix = start.to_vec();
         shared.push(var);
     }
@@ -601,13 +618,23 @@ impl Directory {
             for var in vars(&tokens).skip(if aligned { shared.len() } else { 0 }) {
                 columns.push(column_at(c, var, rows as usize, &mut places)?);
             }
-            templates.push(Template { tokens, rows, aligned, first_column });
+            templates.push(Template {
+                tokens,
+                rows,
+                aligned,
+                first_column,
+            });
         }
         if places != (numbers, strings) {
             return Err("the columns have another length");
         }
         c.end()?;
-        Ok(Self { text, templates, columns, shared: shared.len() })
+        Ok(Self {
+            text,
+            templates,
+            columns,
+            shared: shared.len(),
+        })
     }
 
     /// The column of a template's variable.
@@ -632,8 +659,17 @@ fn column_at(c: &mut Cursor<'_>, var: Var, rows: usize, places: &mut (usize, usi
     let held = if string { c.byte()? } else { 0 };
     let place = if string { &mut places.1 } else { &mut places.0 };
     let (start, len) = (*place, c.number::<usize>()?);
-    *place = start.checked_add(len).filter(|&end| end <= SECTION_BYTES_MAX).ok_or("a column is too long")?;
-    Ok(ColumnAt { string, held, start, len, rows })
+    *place = start
+        .checked_add(len)
+        .filter(|&end| end <= SECTION_BYTES_MAX)
+        .ok_or("a column is too long")?;
+    Ok(ColumnAt {
+        string,
+        held,
+        start,
+        len,
+        rows,
+    })
 }
 
 /// Which template each row has, and where its values stand in the columns.
@@ -683,7 +719,13 @@ impl Layout {
             })
             .collect();
         let order = by_template(&ids, &expected);
-        Ok(Self { ids, ranks, shared, order, starts })
+        Ok(Self {
+            ids,
+            ranks,
+            shared,
+            order,
+            starts,
+        })
     }
 }
 
@@ -874,16 +916,22 @@ impl Block {
 
     pub(super) fn layout(&self) -> Result<&Layout, ReadError> {
         let directory = self.directory()?;
-        self.parsed(&self.layout, Section::Ids, |bytes| Layout::parse(&bytes, self.rows(), directory))
+        self.parsed(&self.layout, Section::Ids, |bytes| {
+            Layout::parse(&bytes, self.rows(), directory)
+        })
     }
 
     pub(super) fn plain(&self) -> Result<&PlainText, ReadError> {
-        self.parsed(&self.plain, Section::Strings, |bytes| PlainText::parse(bytes, self.rows()))
+        self.parsed(&self.plain, Section::Strings, |bytes| {
+            PlainText::parse(bytes, self.rows())
+        })
     }
 
     pub(super) fn column(&self, number: usize) -> Result<&Column, ReadError> {
         let directory = self.directory()?;
-        let columns = self.columns.get_or_init(|| directory.columns.iter().map(|_| OnceLock::new()).collect());
+        let columns = self
+            .columns
+            .get_or_init(|| directory.columns.iter().map(|_| OnceLock::new()).collect());
         made(&columns[number], || {
             let at = directory.columns[number];
             let (section, cell) = if at.string {
@@ -926,7 +974,11 @@ impl Block {
                 Token::Text(range) => out.extend_from_slice(&directory.text[range.clone()]),
                 Token::Var(var) => {
                     let number = directory.column(template, slot);
-                    let at = if number < directory.shared { layout.shared[row] } else { layout.ranks[row] };
+                    let at = if number < directory.shared {
+                        layout.shared[row]
+                    } else {
+                        layout.ranks[row]
+                    };
                     match self.column(number)? {
                         Column::Numbers(values) => put_value(out, *var, values[at as usize]),
                         Column::Strings(values) => out.extend_from_slice(values.get(at as usize)),

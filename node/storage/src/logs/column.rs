@@ -336,7 +336,12 @@ pub fn get_strings(bytes: &[u8], rows: usize) -> Result<Strings, Bad> {
     let strings = match c.byte()? {
         LIST => {
             let (text, ends) = get_list(c, rows)?;
-            Strings { text, ends, places: None, one: false }
+            Strings {
+                text,
+                ends,
+                places: None,
+                one: false,
+            }
         }
         DISTINCT => {
             let n = c.number()?;
@@ -345,11 +350,20 @@ pub fn get_strings(bytes: &[u8], rows: usize) -> Result<Strings, Bad> {
             }
             let (text, ends) = get_list(c, n)?;
             let width = place_bytes(n);
-            let places = if width == 0 { None } else { Some(get_planes(c, rows, width)?) };
+            let places = if width == 0 {
+                None
+            } else {
+                Some(get_planes(c, rows, width)?)
+            };
             if places.iter().flatten().any(|&p| p >= n as u64) {
                 return Err("a string is not in the dictionary");
             }
-            Strings { text, ends, places, one: width == 0 }
+            Strings {
+                text,
+                ends,
+                places,
+                one: width == 0,
+            }
         }
         _ => return Err("an unknown kind of strings"),
     };
@@ -369,14 +383,19 @@ fn get_list(c: &mut Cursor<'_>, n: usize) -> Result<(Vec<u8>, Vec<u32>), Bad> {
         return Ok((c.take(end as usize)?.to_vec(), ends));
     }
     let len = if form == UUIDS { 36 } else { c.number::<usize>()? };
-    let total = len.checked_mul(n).filter(|&t| t <= TEXT_BYTES_MAX).ok_or("strings are too long")?;
+    let total = len
+        .checked_mul(n)
+        .filter(|&t| t <= TEXT_BYTES_MAX)
+        .ok_or("strings are too long")?;
     ends.extend((1..=n).map(|i| (i * len) as u32));
     const DIGITS_OF: &[u8; 16] = b"0123456789abcdef";
     let text = match form {
         EVEN => c.take(total)?.to_vec(),
         HEXED if len % 2 == 0 => {
             let packed = c.take(total / 2)?;
-            let pairs = packed.iter().flat_map(|&b| [DIGITS_OF[b as usize >> 4], DIGITS_OF[b as usize & 15]]);
+            let pairs = packed
+                .iter()
+                .flat_map(|&b| [DIGITS_OF[b as usize >> 4], DIGITS_OF[b as usize & 15]]);
             pairs.collect()
         }
         UUIDS => {

@@ -65,7 +65,10 @@ impl MetadataEncoder {
                 shape
             }
         };
-        self.rows.push(Row { shape, values: first as u32 });
+        self.rows.push(Row {
+            shape,
+            values: first as u32,
+        });
     }
 
     fn as_it_is(&mut self, first: usize, base: usize, len: usize) {
@@ -88,7 +91,11 @@ impl MetadataEncoder {
             canonical += crate::cursor::varint_len(value.len() as u64) + value.len();
         }
         // Lengths that were not written in the shortest way would not come back.
-        if canonical == metadata.len() { Ok(()) } else { Err("a number is too long") }
+        if canonical == metadata.len() {
+            Ok(())
+        } else {
+            Err("a number is too long")
+        }
     }
 
     /// Nothing if no line has metadata.

@@ -8,6 +8,7 @@ mod block;
 mod column;
 mod metadata;
 mod search;
+mod segment;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,9 @@ mod times;
 mod words;
 
 pub use crate::codec::{RawLine, put_metadata};
+pub use crate::container::{FileKind, FileRef, Head};
+pub use crate::retention::Policy;
 pub use block::{Block, BlockEncoder, BlockInfo, LineBuf};
 pub use search::{BadFilter, Filter};
+pub use segment::{Segment, Tier, Writer};
 pub use times::Times;

@@ -80,7 +80,11 @@ impl Filter {
         let probe = Probe::new(needle);
         Self::Test(Arc::new(Test {
             how: How::Needle(memmem::Finder::new(needle).into_owned()),
-            automaton: if short { Automat::new(&format!("(?-u:{pattern})")) } else { None },
+            automaton: if short {
+                Automat::new(&format!("(?-u:{pattern})"))
+            } else {
+                None
+            },
             probes: if probe.is_empty() { vec![] } else { vec![probe] },
             joins: true,
         }))
@@ -92,7 +96,9 @@ impl Filter {
             pattern: pattern.to_owned(),
             why: why.lines().last().unwrap_or("").to_owned(),
         };
-        let built = regex::bytes::RegexBuilder::new(pattern).size_limit(REGEX_BYTES_MAX).build();
+        let built = regex::bytes::RegexBuilder::new(pattern)
+            .size_limit(REGEX_BYTES_MAX)
+            .build();
         let regex = built.map_err(|e| bad(e.to_string()))?;
         let parsed = regex_syntax::ParserBuilder::new().utf8(false).build().parse(pattern);
         let hir = parsed.map_err(|e| bad(e.to_string()))?;
@@ -174,12 +180,16 @@ impl Test {
         let line = |i: usize| (starts[i] - base) as usize..(starts[i + 1] - base) as usize - 1;
         let lines = starts.len() - 1;
         if !self.joins {
-            (0..lines).filter(|&i| self.is_match(&text[line(i)])).for_each(|i| found.set(i));
+            (0..lines)
+                .filter(|&i| self.is_match(&text[line(i)]))
+                .for_each(|i| found.set(i));
             return;
         }
         let mut i = 0;
         while i < lines {
-            let Some(hit) = self.find(text, line(i).start) else { return };
+            let Some(hit) = self.find(text, line(i).start) else {
+                return;
+            };
             i += starts[i..].partition_point(|&s| (s - base) as usize <= hit.start) - 1;
             if i >= lines {
                 return;
@@ -202,7 +212,10 @@ struct Bits {
 
 impl Bits {
     fn new(len: usize) -> Self {
-        Self { words: vec![0; len.div_ceil(64)], len }
+        Self {
+            words: vec![0; len.div_ceil(64)],
+            len,
+        }
     }
 
     fn set(&mut self, i: usize) {
@@ -331,7 +344,11 @@ impl Automat {
                     .dfa_size_limit(Some(AUTOMATON_BYTES_MAX))
                     .determinize_size_limit(Some(DETERMINIZE_BYTES_MAX)),
             )
-            .thompson(thompson::Config::new().utf8(false).nfa_size_limit(Some(AUTOMATON_BYTES_MAX)))
+            .thompson(
+                thompson::Config::new()
+                    .utf8(false)
+                    .nfa_size_limit(Some(AUTOMATON_BYTES_MAX)),
+            )
             .syntax(syntax::Config::new().utf8(false))
             .build(pattern)
             .ok()?;
@@ -339,7 +356,9 @@ impl Automat {
         let classes = dfa.byte_classes();
         let mut alphabet: Vec<(u8, u8)> = vec![];
         for b in 0..=255u8 {
-            let known = alphabet.iter_mut().any(|(a, h)| classes.get(*a) == classes.get(b) && *h == held(b));
+            let known = alphabet
+                .iter_mut()
+                .any(|(a, h)| classes.get(*a) == classes.get(b) && *h == held(b));
             if !known {
                 alphabet.push((b, held(b)));
             }
@@ -377,7 +396,10 @@ impl Automat {
     }
 
     fn of_classes(&self, classes: u8) -> impl Iterator<Item = u8> + '_ {
-        self.alphabet.iter().filter(move |(_, held)| held & classes != 0).map(|(b, _)| *b)
+        self.alphabet
+            .iter()
+            .filter(move |(_, held)| held & classes != 0)
+            .map(|(b, _)| *b)
     }
 
     /// Whether bytes of these classes leave a state as it is.
@@ -753,7 +775,11 @@ impl Block {
                 test.search(text, starts, &mut found);
                 Ok::<_, ReadError>(Verdict::of(found))
             })?;
-            out.extend((0..rows.len()).filter(|&i| verdict.holds(i)).map(|i| (rows.start + i) as u32));
+            out.extend(
+                (0..rows.len())
+                    .filter(|&i| verdict.holds(i))
+                    .map(|i| (rows.start + i) as u32),
+            );
             return Ok(());
         }
         let directory = self.directory()?;

@@ -159,7 +159,8 @@ impl Splitter {
 
     fn string(&mut self, base: usize, range: Range<usize>) {
         self.template.push(STRING_MARK);
-        self.values.push(((base + range.start) as u64) << 32 | range.len() as u64);
+        self.values
+            .push(((base + range.start) as u64) << 32 | range.len() as u64);
     }
 
     /// `base`: where the line's text lies, for the values of strings.

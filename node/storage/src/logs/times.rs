@@ -94,7 +94,12 @@ impl Times {
             if width > 64 {
                 return Err("a time has too many bits");
             }
-            chunks.push(Chunk { start, least, width, body });
+            chunks.push(Chunk {
+                start,
+                least,
+                width,
+                body,
+            });
             body += ((rows - at).min(CHUNK) - 1) * width as usize;
             body = body.next_multiple_of(8);
         }
@@ -103,7 +108,13 @@ impl Times {
         }
         let mut body = c.0.to_vec();
         body.resize(body.len() + PADDING, 0);
-        Ok(Self { rows, first, unit, chunks, body })
+        Ok(Self {
+            rows,
+            first,
+            unit,
+            chunks,
+            body,
+        })
     }
 
     pub const fn rows(&self) -> usize {
@@ -232,7 +243,9 @@ mod tests {
 
     #[test]
     fn even_steps_take_no_bits() {
-        let times: Vec<i64> = (0..10_000).map(|i| 1_700_000_000_000_000_000 + i * 432_000_000).collect();
+        let times: Vec<i64> = (0..10_000)
+            .map(|i| 1_700_000_000_000_000_000 + i * 432_000_000)
+            .collect();
         let mut out = vec![];
         put_times(&mut out, &times);
         assert!(out.len() < 400, "{}", out.len());

@@ -87,7 +87,10 @@ fn has_head(word: &[u8]) -> bool {
 }
 
 fn has_tail(word: &[u8]) -> bool {
-    !word[word.len().saturating_sub(KEY_BYTES)..].iter().copied().any(is_digit)
+    !word[word.len().saturating_sub(KEY_BYTES)..]
+        .iter()
+        .copied()
+        .any(is_digit)
 }
 
 /// The words of a text, with the place of each.
