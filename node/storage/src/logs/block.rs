@@ -960,34 +960,19 @@ impl Block {
         Ok(metadata.as_ref())
     }
 
-    /// Appends the text of a line.
-    pub(super) fn put_text(&self, row: usize, out: &mut Vec<u8>) -> Result<(), ReadError> {
+    /// What builds lines again.
+    pub(super) fn builder(&self) -> Result<Builder<'_>, ReadError> {
         if self.info.is_plain() {
-            out.extend_from_slice(self.plain()?.line(row));
-            return Ok(());
+            return Ok(Builder::Plain(self.plain()?));
         }
         let (directory, layout) = (self.directory()?, self.layout()?);
-        let template = &directory.templates[layout.ids[row] as usize];
-        let mut slot = 0;
-        for token in &template.tokens {
-            match token {
-                Token::Text(range) => out.extend_from_slice(&directory.text[range.clone()]),
-                Token::Var(var) => {
-                    let number = directory.column(template, slot);
-                    let at = if number < directory.shared {
-                        layout.shared[row]
-                    } else {
-                        layout.ranks[row]
-                    };
-                    match self.column(number)? {
-                        Column::Numbers(values) => put_value(out, *var, values[at as usize]),
-                        Column::Strings(values) => out.extend_from_slice(values.get(at as usize)),
-                    }
-                    slot += 1;
-                }
-            }
-        }
-        Ok(())
+        let parts = directory.templates.iter().map(|_| None).collect();
+        Ok(Builder::Split {
+            block: self,
+            directory,
+            layout,
+            parts,
+        })
     }
 
     /// Lines of some rows.
@@ -1012,9 +997,10 @@ impl Block {
 
     fn fill(&self, rows: impl Iterator<Item = usize>, mut lines: LineBuf) -> Result<LineBuf, ReadError> {
         let metadata = self.metadata()?;
+        let mut builder = self.builder()?;
         for row in rows {
             let start = lines.text.len();
-            self.put_text(row, &mut lines.text)?;
+            builder.put(row, &mut lines.text)?;
             // A dictionary could tell of more text than there was.
             if (lines.text.len() - start) as u64 > self.info.raw_bytes || lines.text.len() > SECTION_BYTES_MAX {
                 return Err(self.source.damage(Section::Strings, "a line is longer than the block"));
@@ -1027,4 +1013,73 @@ impl Block {
         }
         Ok(lines)
     }
+}
+
+/// A piece of a template with where its values come from.
+pub enum Part<'a> {
+    Text(&'a [u8]),
+    Numbers(Var, &'a [u64], bool),
+    Strings(&'a Strings, bool),
+}
+
+/// Builds lines of a block; finds the columns of a template once.
+pub enum Builder<'a> {
+    Plain(&'a PlainText),
+    Split {
+        block: &'a Block,
+        directory: &'a Directory,
+        layout: &'a Layout,
+        parts: Vec<Option<Vec<Part<'a>>>>,
+    },
+}
+
+impl Builder<'_> {
+    /// Appends the text of a line.
+    pub fn put(&mut self, row: usize, out: &mut Vec<u8>) -> Result<(), ReadError> {
+        match self {
+            Self::Plain(plain) => out.extend_from_slice(plain.line(row)),
+            Self::Split {
+                block,
+                directory,
+                layout,
+                parts,
+            } => {
+                let id = layout.ids[row] as usize;
+                let found = match &mut parts[id] {
+                    Some(found) => found,
+                    none => none.insert(template_parts(block, directory, id)?),
+                };
+                let at = |shared: bool| if shared { layout.shared[row] } else { layout.ranks[row] } as usize;
+                for part in found {
+                    match part {
+                        Part::Text(text) => out.extend_from_slice(text),
+                        Part::Numbers(var, values, shared) => put_value(out, *var, values[at(*shared)]),
+                        Part::Strings(values, shared) => out.extend_from_slice(values.get(at(*shared))),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn template_parts<'a>(block: &'a Block, directory: &'a Directory, id: usize) -> Result<Vec<Part<'a>>, ReadError> {
+    let template = &directory.templates[id];
+    let mut slot = 0;
+    let mut parts = Vec::with_capacity(template.tokens.len());
+    for token in &template.tokens {
+        parts.push(match token {
+            Token::Text(range) => Part::Text(&directory.text[range.clone()]),
+            Token::Var(var) => {
+                let number = directory.column(template, slot);
+                slot += 1;
+                let shared = number < directory.shared;
+                match block.column(number)? {
+                    Column::Numbers(values) => Part::Numbers(*var, values, shared),
+                    Column::Strings(values) => Part::Strings(values, shared),
+                }
+            }
+        });
+    }
+    Ok(parts)
 }

@@ -7,7 +7,7 @@
 
 use super::block::{Block, Column, ColumnAt, Directory, Section, Template};
 use super::column::{held, holds};
-use super::template::{Token, Var, put_value};
+use super::template::{Digits, Token, Var, put_value};
 use super::words::{Probe, WordFilter};
 use crate::error::ReadError;
 use hindcast_model::matcher::REGEX_BYTES_MAX;
@@ -692,13 +692,16 @@ impl Lines<'_> {
             if stays {
                 return Next::State(state);
             }
-            match column {
-                Column::Numbers(values) => {
+            match (column, var) {
+                (Column::Numbers(values), Var::Number(pad)) => {
+                    automat.run(state, Digits::new(values[at(rank)], pad).as_bytes())
+                }
+                (Column::Numbers(values), _) => {
                     buffer.clear();
                     put_value(buffer, var, values[at(rank)]);
                     automat.run(state, buffer)
                 }
-                Column::Strings(values) => automat.run(state, values.get(at(rank))),
+                (Column::Strings(values), _) => automat.run(state, values.get(at(rank))),
             }
         });
         Ok(())
@@ -830,8 +833,9 @@ impl Block {
         let first = layout.starts[number] as usize;
         let mut found = Bits::new(rows);
         let (mut text, mut starts) = (vec![], vec![0]);
+        let mut builder = self.builder()?;
         for &row in &layout.order[first..first + rows] {
-            self.put_text(row as usize, &mut text)?;
+            builder.put(row as usize, &mut text)?;
             text.push(b'\n');
             if text.len() as u64 > self.info().raw_bytes + u64::from(self.info().rows) {
                 return Err(self.damage(Section::Strings, "lines are longer than the block"));
