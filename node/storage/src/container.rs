@@ -645,7 +645,7 @@ mod tests {
         );
         assert_eq!(opened.data(), made.data());
         assert_eq!(blocks[0].offset, made.data().start);
-        assert_eq!(blocks[2].stored < 1000, true, "zstd packs");
+        assert!(blocks[2].stored < 1000, "zstd packs");
         check_all(&opened, &blocks).unwrap();
         scrub_path(&disk, "d/segment-0000000000000001", &made.file).unwrap();
     }

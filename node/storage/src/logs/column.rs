@@ -284,7 +284,7 @@ fn put_list(out: &mut Vec<u8>, text: &[u8], values: &[u64]) -> u8 {
                 out.push(nibble(a) << 4 | nibble(b));
             }
         }
-    } else if even && len > 0 && len % 2 == 0 && all & !(holds::DIGITS | holds::A_TO_F) == 0 {
+    } else if even && len > 0 && len.is_multiple_of(2) && all & !(holds::DIGITS | holds::A_TO_F) == 0 {
         out.push(HEXED);
         put_varint(out, len as u64);
         for &v in values {
@@ -391,7 +391,7 @@ fn get_list(c: &mut Cursor<'_>, n: usize) -> Result<(Vec<u8>, Vec<u32>), Bad> {
     const DIGITS_OF: &[u8; 16] = b"0123456789abcdef";
     let text = match form {
         EVEN => c.take(total)?.to_vec(),
-        HEXED if len % 2 == 0 => {
+        HEXED if len.is_multiple_of(2) => {
             let packed = c.take(total / 2)?;
             let pairs = packed
                 .iter()

@@ -52,6 +52,8 @@ pub enum Filter {
 pub struct Test {
     how: How,
     automaton: Option<Automat>,
+    /// Without one: of the longest text that every match holds.
+    guard: Option<Automat>,
     /// What the words of a block must pass.
     probes: Vec<Probe>,
     /// Can be run over many lines with newlines between them, since it does not look at their ends.
@@ -59,7 +61,7 @@ pub struct Test {
 }
 
 enum How {
-    Needle(memmem::Finder<'static>),
+    Needle(Box<memmem::Finder<'static>>),
     Regex(regex::bytes::Regex),
 }
 
@@ -75,16 +77,11 @@ impl std::fmt::Debug for Test {
 impl Filter {
     /// Lines that hold these bytes.
     pub fn contains(needle: &[u8]) -> Self {
-        let pattern: String = needle.iter().map(|b| format!("\\x{b:02x}")).collect();
-        let short = needle.len() <= NEEDLE_AUTOMATON_BYTES_MAX;
         let probe = Probe::new(needle);
         Self::Test(Arc::new(Test {
-            how: How::Needle(memmem::Finder::new(needle).into_owned()),
-            automaton: if short {
-                Automat::new(&format!("(?-u:{pattern})"))
-            } else {
-                None
-            },
+            how: How::Needle(Box::new(memmem::Finder::new(needle).into_owned())),
+            automaton: Automat::of_text(needle),
+            guard: None,
             probes: if probe.is_empty() { vec![] } else { vec![probe] },
             joins: true,
         }))
@@ -105,9 +102,14 @@ impl Filter {
         let mut literals = vec![];
         required_literals(&hir, &mut literals);
         let probes = literals.iter().map(|l| Probe::new(l)).filter(|p| !p.is_empty());
+        let automaton = Automat::new(pattern);
+        let longest = literals.iter().max_by_key(|l| l.len());
         Ok(Self::Test(Arc::new(Test {
             how: How::Regex(regex),
-            automaton: Automat::new(pattern),
+            guard: longest
+                .filter(|_| automaton.is_none())
+                .and_then(|l| Automat::of_text(l)),
+            automaton,
             probes: probes.take(PROBES_MAX).collect(),
             joins: hir.properties().look_set().is_empty(),
         })))
@@ -232,7 +234,7 @@ impl Bits {
 
     fn invert(&mut self) {
         self.words.iter_mut().for_each(|w| *w = !*w);
-        if self.len % 64 > 0
+        if !self.len.is_multiple_of(64)
             && let Some(last) = self.words.last_mut()
         {
             *last &= (1 << (self.len % 64)) - 1;
@@ -327,6 +329,7 @@ struct Automat {
 }
 
 /// What one step leads to.
+#[derive(Clone, Copy)]
 enum Next {
     State(StateID),
     Matched,
@@ -364,6 +367,16 @@ impl Automat {
             }
         }
         Some(Self { dfa, start, alphabet })
+    }
+
+    /// Of a text that lines are to hold.
+    fn of_text(text: &[u8]) -> Option<Self> {
+        let pattern: String = text.iter().map(|b| format!("\\x{b:02x}")).collect();
+        if text.len() <= NEEDLE_AUTOMATON_BYTES_MAX {
+            Self::new(&format!("(?-u:{pattern})"))
+        } else {
+            None
+        }
     }
 
     fn kind(&self, state: StateID) -> Next {
@@ -630,11 +643,7 @@ impl Lines<'_> {
                         known.push((state, automat.run(state, bytes)));
                         known.len() - 1
                     });
-                    match known[at].1 {
-                        Next::State(s) => Next::State(s),
-                        Next::Matched => Next::Matched,
-                        Next::Dead => Next::Dead,
-                    }
+                    known[at].1
                 });
             }
         }
@@ -643,9 +652,9 @@ impl Lines<'_> {
     /// Moves each open line on; lines that are settled leave.
     fn step(&mut self, states: &[StateID], mut next: impl FnMut(u32, StateID, &mut Vec<u8>) -> Next) {
         let (mut kept, mut after) = (0, Vec::with_capacity(states.len()));
-        for i in 0..states.len() {
+        for (i, &state) in states.iter().enumerate() {
             let rank = self.open[i];
-            match next(rank, states[i], &mut self.buffer) {
+            match next(rank, state, &mut self.buffer) {
                 Next::State(s) => {
                     self.open[kept] = rank;
                     kept += 1;
@@ -680,6 +689,8 @@ impl Lines<'_> {
             None => rank as usize,
         };
         let mut staying: Option<(StateID, bool)> = None;
+        // Dates and the like are the same for many lines.
+        let mut last: Option<(StateID, u64, Next)> = None;
         self.step(&states, |rank, state, buffer| {
             let stays = match staying {
                 Some((s, stays)) if s == state => stays,
@@ -692,17 +703,25 @@ impl Lines<'_> {
             if stays {
                 return Next::State(state);
             }
-            match (column, var) {
-                (Column::Numbers(values), Var::Number(pad)) => {
-                    automat.run(state, Digits::new(values[at(rank)], pad).as_bytes())
-                }
-                (Column::Numbers(values), _) => {
-                    buffer.clear();
-                    put_value(buffer, var, values[at(rank)]);
-                    automat.run(state, buffer)
-                }
-                (Column::Strings(values), _) => automat.run(state, values.get(at(rank))),
+            let values = match column {
+                Column::Numbers(values) => values,
+                Column::Strings(values) => return automat.run(state, values.get(at(rank))),
+            };
+            let value = values[at(rank)];
+            if let Some((s, v, next)) = last
+                && (s, v) == (state, value)
+            {
+                return next;
             }
+            let next = if let Var::Number(pad) = var {
+                automat.run(state, Digits::new(value, pad).as_bytes())
+            } else {
+                buffer.clear();
+                put_value(buffer, var, value);
+                automat.run(state, buffer)
+            };
+            last = Some((state, value, next));
+            next
         });
         Ok(())
     }
@@ -822,7 +841,10 @@ impl Block {
                     lines.run().map(Verdict::of)
                 }
             },
-            None => self.built(test, number),
+            None => match test.guard.as_ref().and_then(|guard| settle(guard, directory, template)) {
+                Some(Verdict::None) => Ok(Verdict::None),
+                _ => self.built(test, number),
+            },
         })
     }
 

@@ -197,15 +197,16 @@ impl Splitter {
             if any & DIGIT == 0 && !(word.len() == 8 && line.get(i) == Some(&b'-')) {
                 continue;
             }
-            if word.len() == 8 && ends_word(line, start + UUID_BYTES) {
-                if let Some(uuid) = line.get(start..start + UUID_BYTES).filter(|t| is_uuid(t)) {
-                    self.template.extend_from_slice(&line[copied..start]);
-                    self.string(base, start..start + UUID_BYTES);
-                    words.text(uuid);
-                    i = start + UUID_BYTES;
-                    copied = i;
-                    continue;
-                }
+            if word.len() == 8
+                && ends_word(line, start + UUID_BYTES)
+                && let Some(uuid) = line.get(start..start + UUID_BYTES).filter(|t| is_uuid(t))
+            {
+                self.template.extend_from_slice(&line[copied..start]);
+                self.string(base, start..start + UUID_BYTES);
+                words.text(uuid);
+                i = start + UUID_BYTES;
+                copied = i;
+                continue;
             }
             if any & DIGIT == 0 {
                 continue;

@@ -24,7 +24,7 @@ pub fn put_times(out: &mut Vec<u8>, times: &[i64]) {
     let mut unit = 0;
     for &t in times {
         let d = offset(t);
-        if unit == 0 || d % unit != 0 {
+        if unit == 0 || !d.is_multiple_of(unit) {
             unit = gcd(d, unit);
         }
     }

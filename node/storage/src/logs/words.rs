@@ -195,7 +195,7 @@ impl<'a> WordFilter<'a> {
         let (segment, count) = (number(12), number(16));
         let needed = u64::from(count) + 2 * u64::from(segment);
         // What the filter's look-up indexes by: anything else could reach outside of the fingerprints.
-        let fits = segment.is_power_of_two() && count % segment == 0 && needed <= fingerprints.len() as u64;
+        let fits = segment.is_power_of_two() && count.is_multiple_of(segment) && needed <= fingerprints.len() as u64;
         if !fits || count == 0 {
             return Err("a filter has an impossible shape");
         }
