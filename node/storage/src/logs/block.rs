@@ -1,7 +1,7 @@
 //! A block: the lines of one stream over some time, ascending; lines of one time in the order they were given.
 //!
-//! Lines are split (`template.rs`) and kept column by column, or, when they have no templates to speak of, as plain text.
-//! A block is a few sections, each packed and checked alone, so that a query reads only those it needs.
+//! Lines are split (`template.rs`) and kept column by column, or, when they have no templates to speak of, as plain
+//! text. A block is a few sections, each packed and checked alone, so that a query reads only those it needs.
 
 use super::column::{Scratch, Strings, get_numbers, get_strings, place_bytes, put_numbers, put_strings};
 use super::metadata::{Metadata, MetadataEncoder};
@@ -419,8 +419,8 @@ fn by_template(ids: &[u32], rows: &[u32]) -> Vec<u32> {
     order
 }
 
-/// The longest start, up to behind a variable, that templates of half the lines have in common: the date, host and process
-/// that stand before each message. Their columns run over all these lines, so that neighbours stay neighbours.
+/// The longest start, up to behind a variable, that templates of half the lines have in common: the date, host and
+/// process that stand before each message. Their columns run over all these lines, so that neighbours stay neighbours.
 fn common_prefix(t: &Templates, parsed: &[Vec<Token>]) -> (Vec<u8>, Vec<Var>) {
     let (mut prefix, mut shared) = (vec![], vec![]);
     if parsed.len() < 2 {

@@ -1,12 +1,12 @@
 //! Columns of a block: the values of one variable over the lines that have it, as numbers or as strings.
 //!
-//! Numbers, by tag: 0 one value:varint; 1 differences:signed (wrapping, the first from 0); 2 planes: least:varint, bytes
-//! per value:u8, then all lowest bytes of value - least, all second bytes, …; 3 dictionary: values in tag 1's form behind
-//! their count:varint, then the place of each row's value in planes of one or two bytes.
+//! Numbers, by tag: 0 one value:varint; 1 differences:signed (wrapping, the first from 0); 2 planes: least:varint,
+//! bytes per value:u8, then all lowest bytes of value - least, all second bytes, …; 3 dictionary: values in tag 1's
+//! form behind their count:varint, then the place of each row's value in planes of one or two bytes.
 //!
-//! Strings, by tag: 0 list: one string per row; 1 dictionary: count:varint, list, the place of each row's in planes of one
-//! to three bytes (none for one string). A list starts with its form: 0 lengths:varint …, bytes; 1 length:varint, bytes;
-//! 2 as 1, of lower-case hex digits, two to a byte; 3 UUIDs, 16 bytes each.
+//! Strings, by tag: 0 list: one string per row; 1 dictionary: count:varint, list, the place of each row's in planes of
+//! one to three bytes (none for one string). A list starts with its form: 0 lengths:varint …, bytes; 1 length:varint,
+//! bytes; 2 as 1, of lower-case hex digits, two to a byte; 3 UUIDs, 16 bytes each.
 
 use super::template::is_uuid;
 use super::words::{DELIMITER, KINDS};

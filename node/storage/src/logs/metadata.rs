@@ -1,8 +1,9 @@
-//! Structured metadata of a block's lines: lines with the same names in the same order share a shape, and each name of a
-//! shape is a column of strings.
+//! Structured metadata of a block's lines: lines with the same names in the same order share a shape, and each name of
+//! a shape is a column of strings.
 //!
-//! Layout: shapes:varint { 0, or 1 + names:varint { name:bytes } }, the shape of each row in planes, then per shape and
-//! name the column as `bytes`. Shape 0 has one column of lines' metadata as they are: bytes that are no names and values.
+//! Layout: shapes:varint { 0, or 1 + names:varint { name:bytes } }, the shape of each row in planes, then per shape
+//! and name the column as `bytes`. Shape 0 has one column of lines' metadata as they are: bytes that are no names and
+//! values.
 
 use super::column::{Scratch, Strings, get_strings, place_bytes, put_strings};
 use crate::cursor::{Bad, Cursor, put_bytes, put_varint};

@@ -1,8 +1,8 @@
 //! Log lines at rest: blocks of one stream, split into templates, numbers and strings, and the search over them.
 //!
-//! `BlockEncoder` makes a block, `Block` reads one section by section, `Filter` finds lines in it, `Writer` and `Segment`
-//! keep the blocks of many streams in one file. Times are nanoseconds; rows are numbered from 0 within their block.
-//! Every line comes back byte for byte, whatever its bytes. Layouts: `FORMAT-logs.md`.
+//! `BlockEncoder` makes a block, `Block` reads one section by section, `Filter` finds lines in it, `Writer` and
+//! `Segment` keep the blocks of many streams in one file. Times are nanoseconds; rows are numbered from 0 within their
+//! block. Every line comes back byte for byte, whatever its bytes. Layouts: `FORMAT-logs.md`.
 
 mod block;
 mod column;

@@ -176,7 +176,8 @@ impl Test {
         }
     }
 
-    /// Marks the lines that pass. `starts`: where each begins in `text`, and where one more would; each ends in a newline.
+    /// Marks the lines that pass. `starts`: where each begins in `text`, and where one more would; each ends in a
+    /// newline.
     fn search(&self, text: &[u8], starts: &[u32], found: &mut Bits) {
         let base = starts[0];
         let line = |i: usize| (starts[i] - base) as usize..(starts[i + 1] - base) as usize - 1;

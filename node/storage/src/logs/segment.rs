@@ -1,7 +1,8 @@
 //! A file of log blocks: those of each stream in the order of time, streams by id. Layout: `FORMAT-logs.md`.
 //!
 //! Invariants
-//! - A stream's blocks ascend by time and do not overlap, except that the last time of one may be the first of the next.
+//! - A stream's blocks ascend by time and do not overlap, except that the last time of one may be the first of the
+//!   next.
 //! - Sections are read one by one, each verified by its own CRC32C; the word filters of all blocks lie together behind
 //!   the blocks, and are kept in memory once read, up to a bound.
 

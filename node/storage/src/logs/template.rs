@@ -1,8 +1,8 @@
 //! Splits a line into a template and the values of its variables, and puts it together again, byte for byte.
 //!
 //! A word with a digit is a variable; everything else is text of the template. Some variables span words, since their
-//! words would otherwise make many templates of one: a time of day, an IPv4 address, a UUID.
-//! In a template, byte 1 and a kind stand for a number, byte 2 for a string. A line that holds bytes 0 to 3 is one string.
+//! words would otherwise make many templates of one: a time of day, an IPv4 address, a UUID. In a template, byte 1 and
+//! a kind stand for a number, byte 2 for a string. A line that holds bytes 0 to 3 is one string.
 
 use super::words::{CONTROL, DELIMITER, DIGIT, HEX, KINDS, Words, each_word, is_delimiter};
 use crate::cursor::Bad;

@@ -1,8 +1,8 @@
 //! What a word is, and which words the filter of a block knows. Ingest and query share this file; the rules are part of
 //! the file format.
 //!
-//! A word is a maximal run of bytes that are no delimiters. Three kinds: *numbers* (digits, perhaps a last `Z`), *mixed*
-//! (some digit) and *plain* (no digit). The filter holds at most two keys of a word, each made of six bytes:
+//! A word is a maximal run of bytes that are no delimiters. Three kinds: *numbers* (digits, perhaps a last `Z`),
+//! *mixed* (some digit) and *plain* (no digit). The filter holds at most two keys of a word, each made of six bytes:
 //! - its head (the first six bytes, or all of a shorter word): of plain words, of mixed words from six bytes on, of
 //!   numbers from eleven bytes on. Short numbers (times, ports, process ids) are most of the words and tell little.
 //! - its tail (the last six bytes, or all), if no digit is among them.
@@ -159,7 +159,8 @@ impl Words {
         each_word(text, |_, word| self.word(word));
     }
 
-    /// Nothing if there are no keys, or in the (never seen) case that no filter could be built: then every search looks.
+    /// Nothing if there are no keys, or in the (never seen) case that no filter could be built: then every search
+    /// looks.
     pub fn put_filter(&mut self, out: &mut Vec<u8>) {
         self.keys.sort_unstable();
         self.keys.dedup();
