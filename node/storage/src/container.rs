@@ -172,6 +172,20 @@ impl FileWriter {
         })
     }
 
+    /// Appends a block that its caller framed already: tag, body and CRC32C as `block` writes them.
+    pub fn framed(&mut self, stored: &[u8], raw: u32) -> Result<Block, DiskError> {
+        let offset = self.offset();
+        self.buffer.extend_from_slice(stored);
+        if self.buffer.len() >= WRITE_BYTES {
+            self.write_buffer()?;
+        }
+        Ok(Block {
+            offset,
+            stored: stored.len() as u32,
+            raw,
+        })
+    }
+
     /// Appends tag and frame; false if packing failed or did not pay.
     fn put_zstd(&mut self, parts: &[&[u8]], raw_len: usize, level: i32) -> bool {
         if self.zstd.as_ref().is_none_or(|(l, _)| *l != level) {
