@@ -15,7 +15,6 @@ mod error;
 mod head;
 pub mod index;
 pub mod kernel;
-mod lines_file;
 pub mod logs;
 mod manifest;
 #[allow(dead_code, unused_imports, reason = "the shard moves to it in steps")]

@@ -21,7 +21,7 @@ use crate::retention::{Floor, Pin, Policy, Retention};
 use crate::rows::{Rows, Run};
 use crate::segment::{Segment, SegmentRef, Tier};
 use crate::view::{ShardReader, State};
-use crate::{lines_file, metric};
+use crate::{logs, metric};
 use hindcast_env::Disk;
 use hindcast_model::{Domain, GroupId, Labels, Owner, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
 use parking_lot::RwLock;
@@ -909,15 +909,17 @@ fn write_lines(
     head: &Head,
     series: &[(u32, Series<'_>)],
 ) -> Result<Segment, StorageError> {
-    let mut writer = lines_file::Writer::create(disk, dir, number, file_head)?;
-    for &(id, _) in series {
+    let mut writer = logs::Writer::create(disk, dir, number, file_head, logs::Tier::Flush)?;
+    let mut ids: Vec<u32> = series.iter().map(|(id, _)| *id).collect();
+    ids.sort_unstable();
+    for id in ids {
         let mut lines: Vec<RawLine<'_>> = head.stream(id).into_iter().flat_map(|c| c.lines()).collect();
         lines.sort_by_key(|l| l.at);
         if !lines.is_empty() {
-            writer.lines(id, &lines)?;
+            writer.stream(id, lines.into_iter())?;
         }
     }
-    Ok(Segment::of_lines(writer.finish(disk, dir)?, Tier::Flush))
+    Ok(Segment::of_lines(writer.finish(disk)?, Tier::Flush))
 }
 
 /// Neighbours in a file pack together: series of one metric, whatever target they are of.
