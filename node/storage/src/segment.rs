@@ -22,7 +22,7 @@ pub struct SegmentRef {
 }
 
 pub enum Rows {
-    Metric(metric::Segment),
+    Metric(Box<metric::Segment>),
     Log(logs::Segment),
 }
 
@@ -47,7 +47,7 @@ impl Segment {
             head: rows.head().clone(),
             tier,
             file: rows.file().clone(),
-            rows: Rows::Metric(rows),
+            rows: Rows::Metric(Box::new(rows)),
         }
     }
 
