@@ -127,6 +127,8 @@ pub(crate) struct Layout<'a> {
     lessons: Vec<Lesson>,
     /// Whether anything took the general way.
     pub is_news: bool,
+    /// Whether the shard map holds for all of time.
+    timeless: bool,
     /// Known series and streams that took it: what comes later of them stays behind it.
     late: BTreeSet<(ShardId, bool, u32)>,
 }
@@ -168,6 +170,7 @@ impl<'a> Layout<'a> {
             seen: Seen::default(),
             lessons: vec![],
             is_news: false,
+            timeless: books.ids.is_timeless(),
             late: BTreeSet::new(),
         }
     }
@@ -224,7 +227,7 @@ impl<'a> Layout<'a> {
         samples.clear();
         let fits = |&(ms, _): &(i64, u64)| {
             let at = TimestampNs::from_ms(ms);
-            self.limits.time(at).is_ok() && (ids.is_timeless() || ids.shard_of(hit.slot, at) == hit.shard)
+            self.limits.time(at).is_ok() && (self.timeless || ids.shard_of(hit.slot, at) == hit.shard)
         };
         let is_late = || !self.late.is_empty() && self.late.contains(&(hit.shard, false, id));
         if !F::usual(&message[hit.len..], samples) || !samples.iter().all(fits) || is_late() {
@@ -399,7 +402,7 @@ impl<'a> Layout<'a> {
         old: &mut Vec<Learned<'m>>,
     ) -> bool {
         let ids = self.books.ids;
-        let Some(hit) = find(lookup, message).filter(|_| ids.is_timeless()) else {
+        let Some(hit) = find(lookup, message).filter(|_| self.timeless) else {
             return false;
         };
         let share = self.intake.share(hit.shard, ids);
