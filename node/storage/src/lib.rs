@@ -18,9 +18,11 @@ pub mod read;
 mod retention;
 mod segment;
 mod shard;
+mod verify;
 mod view;
 
 pub use error::{Damage, ReadError, StorageError};
 pub use retention::{Floor, Pin, TOPOLOGY_LABEL};
 pub use shard::{CompactReport, Dropped, FlushReport, Opened, Shard, ShardConfig, ShardStats};
+pub use verify::{FileCheck, ImmutableFile};
 pub use view::ShardReader;

@@ -510,6 +510,21 @@ impl Segment {
         damage(&self.path, g.offset..g.offset + u64::from(g.stored), why).into()
     }
 
+    /// The file as a scrub reads it, at its own pace.
+    pub fn immutable_file(&self) -> crate::verify::ImmutableFile {
+        crate::verify::ImmutableFile {
+            path: self.path.clone(),
+            reader: self.reader.clone(),
+            bytes: self.file.bytes,
+            blake3: self.file.blake3,
+            blocks: self
+                .groups
+                .iter()
+                .map(|g| g.offset..g.offset + u64::from(g.stored))
+                .collect(),
+        }
+    }
+
     /// Reads the whole file and compares its BLAKE3.
     pub fn scrub(&self) -> Result<(), ReadError> {
         scrub(self.reader.as_ref(), &self.path, &self.file)

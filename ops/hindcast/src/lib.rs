@@ -54,8 +54,8 @@ enum Command {
     Rules(cli::rules::RulesArgs),
     /// Shows nodes and Raft groups.
     Cluster(cli::cluster::ClusterArgs),
-    /// Flushes and compacts the store of a live node.
-    Storage(cli::cluster::StorageArgs),
+    /// Flushes, compacts and checks the files of a live node.
+    Storage(cli::storage::StorageArgs),
 }
 
 fn set_up_logging(json: bool) {
@@ -113,6 +113,6 @@ async fn run(command: Command) -> cli::Done {
         Command::Ticket(args) => cli::ticket::run(args).await,
         Command::Rules(args) => cli::rules::run(args).await,
         Command::Cluster(args) => cli::cluster::run(args).await,
-        Command::Storage(args) => cli::cluster::run_storage(args).await,
+        Command::Storage(args) => cli::storage::run(args).await,
     }
 }

@@ -7,6 +7,7 @@ pub mod incident;
 pub mod query;
 pub mod replay;
 pub mod rules;
+pub mod storage;
 pub mod ticket;
 
 use std::process::ExitCode;
