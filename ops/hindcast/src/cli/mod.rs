@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod cluster;
+pub mod export;
 pub mod import;
 pub mod incident;
 pub mod query;
