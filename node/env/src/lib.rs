@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod cold;
 pub mod cold_cache;
+pub mod cold_tier;
 pub mod disk;
 pub mod io;
 pub mod rng;
@@ -13,6 +14,7 @@ pub mod sim_disk;
 pub use clock::{Clock, SimClock};
 pub use cold::{ColdEntry, ColdError, ColdRef, ColdStore, SimCold};
 pub use cold_cache::ColdCache;
+pub use cold_tier::ColdTier;
 pub use disk::{Disk, DiskError, DiskFile, ReadAt};
 pub use rng::{Rng, SeededRng};
 pub use sim_disk::SimDisk;
