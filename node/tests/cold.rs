@@ -10,11 +10,10 @@ use bytes::Bytes;
 use hindcast_env::cold::{ColdEntry, ColdError, ColdRef, ColdStore};
 use hindcast_env::disk::{DiskResult, write_new_file};
 use hindcast_env::{ColdCache, Disk, ReadAt, SimDisk};
-use hindcast_node::io::cold::{ObjectCold, PART_BYTES};
+use hindcast_node::io::cold::{CA_FILE_VARIABLE, ObjectCold, PART_BYTES};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -347,37 +346,97 @@ impl Drop for Stopped {
     }
 }
 
-#[test]
-#[ignore = "needs moto (pip install 'moto[server]'); MOTO_SERVER names its program: `cargo xtask prove cold` runs it"]
-fn a_real_s3_compatible_server_is_a_cold_store() {
+/// Starts moto with these arguments; it may take a while until it answers.
+fn moto(address: SocketAddr, more: &[&str]) -> Stopped {
     let program = std::env::var("MOTO_SERVER").unwrap_or_else(|_| "moto_server".to_owned());
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let server = Command::new(&program)
         .args(["-H", "127.0.0.1", "-p", &address.port().to_string()])
+        .args(more)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap_or_else(|e| panic!("{program} cannot be started: {e}; pip install 'moto[server]'"));
-    let _server = Stopped(server);
+    Stopped(server)
+}
+
+/// A bucket is made by a PUT of its name; asked until the server is there.
+fn make_bucket(endpoint: &str) {
     let started = Instant::now();
-    // A bucket is made by a PUT of its name.
     loop {
-        let made = TcpStream::connect(address).and_then(|mut s| {
-            let head = format!("PUT /bucket HTTP/1.0\r\nHost: {address}\r\nContent-Length: 0\r\n\r\n");
-            s.write_all(head.as_bytes())?;
-            let mut answer = String::new();
-            s.read_to_string(&mut answer)?;
-            Ok(answer)
-        });
-        match made {
-            Ok(answer) if answer.contains(" 200 ") => break,
-            _ => assert!(
-                started.elapsed() < Duration::from_secs(60),
-                "moto does not answer: {made:?}"
-            ),
+        let made = Command::new("curl")
+            .args(["-sk", "-o", "/dev/null", "-w", "%{http_code}", "-X", "PUT"])
+            .arg(format!("{endpoint}/bucket"))
+            .output()
+            .expect("curl is installed");
+        if made.stdout == b"200" {
+            return;
         }
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "moto does not answer: {made:?}"
+        );
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+#[test]
+#[ignore = "needs curl and moto (pip install 'moto[server]'); MOTO_SERVER names its program: `cargo xtask prove cold` runs it"]
+fn a_real_s3_compatible_server_is_a_cold_store() {
+    let address = free_address();
+    let _server = moto(address, &[]);
+    make_bucket(&format!("http://{address}"));
     behaves(&ObjectCold::open("s3://bucket/some/prefix", variables(address)).unwrap());
     println!("moto: put, verify, list, read, cache, delete: as promised, one file in parts");
+}
+
+#[test]
+#[ignore = "needs openssl, curl and moto: `cargo xtask prove cold` runs it"]
+fn a_private_server_is_trusted_by_its_certificate_and_by_nothing_less() {
+    let (address, dir) = (free_address(), tempfile::tempdir().unwrap());
+    let (key, certificate) = (dir.path().join("key.pem"), dir.path().join("certificate.pem"));
+    let (key, certificate) = (key.to_str().unwrap(), certificate.to_str().unwrap());
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+        ])
+        .args([
+            "-days",
+            "2",
+            "-subj",
+            "/CN=cold store of a test",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+        ])
+        .args([
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
+        ])
+        .output()
+        .expect("openssl is installed");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let _server = moto(address, &["-s", "-c", certificate, "-k", key]);
+    make_bucket(&format!("https://{address}"));
+    let mut variables = variables(address);
+    variables.retain(|(name, _)| name != "AWS_ENDPOINT" && name != "AWS_ALLOW_HTTP");
+    variables.push(("AWS_ENDPOINT".to_owned(), format!("https://{address}")));
+    let stranger = ObjectCold::open("s3://bucket/p", variables.clone()).unwrap();
+    let said = stranger.list().unwrap_err().to_string();
+    assert!(said.contains("certificate") || said.contains("UnknownIssuer"), "{said}");
+    variables.push((CA_FILE_VARIABLE.to_owned(), certificate.to_owned()));
+    behaves(&ObjectCold::open("s3://bucket/p", variables).unwrap());
+    println!("moto over TLS: as promised, with its certificate; refused without: {said}");
 }

@@ -91,7 +91,14 @@ pub async fn run(args: ExportArgs) -> Done {
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {percent}% {eta} {msg}") {
         bar.set_style(style);
     }
-    let done = export::io::run(&config, channel, &bar).await;
+    let done = tokio::select! {
+        done = export::io::run(&config, channel, &bar) => done,
+        // What was written so far goes with the future.
+        _ = tokio::signal::ctrl_c() => {
+            bar.finish_and_clear();
+            return Err(Failure::no("interrupted; the target was left as it was"));
+        }
+    };
     bar.finish_and_clear();
     let report = done.map_err(failure)?;
     match args.output {
