@@ -1,21 +1,24 @@
 //! How fast a shard takes entries and gives them back: `cargo bench -p hindcast-storage`.
 //!
-//! One entry is a scrape: 5,000 series, one sample each, eight labels.
+//! One entry holds a scrape of ten hosts: 5,000 series of eight labels, one sample each.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use hindcast_env::SimDisk;
 use hindcast_model::resource::owner;
-use hindcast_model::{Labels, Matcher, Sample, SeriesBlock, TenantId, TimestampNs};
+use hindcast_model::{Labels, Matcher, Owner, TenantId, TimestampNs};
 use hindcast_storage::read::SelectSeries;
+use hindcast_storage::rows::{Rows, Run};
 use hindcast_storage::{Shard, ShardConfig};
 use std::hint::black_box;
 use std::sync::Arc;
 
 const SERIES: usize = 5_000;
-const SCRAPES: u64 = 100;
+const SCRAPES: u64 = 480;
+const HOSTS: usize = 10;
 
-fn scrape() -> Vec<SeriesBlock> {
-    let block = |i: usize| {
+/// Label sets and owners of `SERIES` series of ten hosts.
+fn series() -> Vec<(Labels, Owner)> {
+    let one = |i: usize| {
         let labels: Labels = [
             ("__name__", format!("node_metric_{}", i % 50)),
             ("instance", format!("web-{}:9100", i / 500)),
@@ -29,22 +32,55 @@ fn scrape() -> Vec<SeriesBlock> {
         .into_iter()
         .map(|(n, v)| (n.to_owned(), v))
         .collect();
-        SeriesBlock {
-            owner: owner(&TenantId::default(), &labels, &[]),
-            labels,
-            samples: vec![],
-        }
+        let owner = owner(&TenantId::default(), &labels, &[]);
+        (labels, owner)
     };
-    (0..SERIES).map(block).collect()
+    (0..SERIES).map(one).collect()
 }
 
-fn fill(blocks: &mut [SeriesBlock], scrape: u64) {
-    for (i, b) in blocks.iter_mut().enumerate() {
-        b.samples.clear();
-        b.samples.push(Sample {
-            at: TimestampNs::from_secs(15 * scrape as i64),
-            value: (scrape * (i as u64 % 7)) as f64,
-        });
+/// A shard that takes scrapes.
+struct Filling {
+    shard: Shard,
+    runs: Vec<Run>,
+    values: Vec<u8>,
+    index: u64,
+}
+
+impl Filling {
+    fn new() -> Self {
+        let mut shard = open();
+        let ids = series()
+            .iter()
+            .map(|(l, o)| shard.define(&TenantId::default(), false, l, o))
+            .collect::<Vec<u32>>();
+        assert!(ids.is_sorted());
+        let host = |h: usize| Run {
+            first: ids[0] + (h * SERIES / HOSTS) as u32,
+            len: (SERIES / HOSTS) as u32,
+        };
+        Self {
+            shard,
+            runs: (0..HOSTS).map(host).collect(),
+            values: vec![],
+            index: 0,
+        }
+    }
+
+    /// One entry: a row of each host.
+    fn scrape(&mut self) {
+        self.index += 1;
+        for (h, run) in self.runs.iter().enumerate() {
+            let value = |i: u32| (self.index * u64::from(i % 7)) as f64;
+            self.values.clear();
+            self.values.extend(run.ids().flat_map(|i| value(i).to_le_bytes()));
+            let rows = Rows {
+                times: &[self.index as i64 * 15_000_000_000 + h as i64],
+                runs: std::slice::from_ref(run),
+                values: &self.values,
+            };
+            assert!(self.shard.push_rows(self.index, &rows, |_, _, _| {}));
+        }
+        self.shard.advance(self.index);
     }
 }
 
@@ -54,18 +90,14 @@ fn open() -> Shard {
 }
 
 fn ingest(c: &mut Criterion) {
-    let mut blocks = scrape();
-    let (mut shard, mut index, tenant) = (open(), 0, TenantId::default());
+    let mut filling = Filling::new();
     let mut group = c.benchmark_group("ingest");
     group.throughput(Throughput::Elements(SERIES as u64));
-    group.bench_function("scrape of 5,000 known series", |b| {
+    group.bench_function("scrapes of 5,000 known series", |b| {
         b.iter(|| {
-            index += 1;
-            fill(&mut blocks, index);
-            shard.write(index, &tenant, &blocks, &[]);
-            shard.advance(index);
-            if index % 2000 == 0 {
-                shard.flush(b"").expect("a disk in memory takes it");
+            filling.scrape();
+            if filling.index.is_multiple_of(2000) {
+                filling.shard.flush(b"").expect("a disk in memory takes it");
             }
         });
     });
@@ -73,13 +105,9 @@ fn ingest(c: &mut Criterion) {
 }
 
 fn scan(c: &mut Criterion) {
-    let mut blocks = scrape();
-    let (mut shard, tenant) = (open(), TenantId::default());
-    for index in 1..=SCRAPES {
-        fill(&mut blocks, index);
-        shard.write(index, &tenant, &blocks, &[]);
-        shard.advance(index);
-    }
+    let mut filling = Filling::new();
+    (0..SCRAPES).for_each(|_| filling.scrape());
+    let (mut shard, tenant) = (filling.shard, TenantId::default());
     let reader = shard.reader();
     let select = |matchers| SelectSeries {
         tenant: tenant.clone(),
@@ -102,19 +130,15 @@ fn scan(c: &mut Criterion) {
             .map(|s| s.samples.len())
             .sum();
         group.throughput(Throughput::Elements(rows as u64));
-        group.bench_function(format!("{what}, memtable"), |b| b.iter(|| black_box(reader.series(&q))));
+        group.bench_function(format!("{what}, head"), |b| b.iter(|| black_box(reader.series(&q))));
     }
     group.throughput(Throughput::Elements(SERIES as u64 * SCRAPES));
     group.bench_function("flush", |b| {
         b.iter_batched(
             || {
-                let mut shard = open();
-                for index in 1..=SCRAPES {
-                    fill(&mut blocks, index);
-                    shard.write(index, &tenant, &blocks, &[]);
-                    shard.advance(index);
-                }
-                shard
+                let mut filling = Filling::new();
+                (0..SCRAPES).for_each(|_| filling.scrape());
+                filling.shard
             },
             |mut shard| shard.flush(b"").expect("a disk in memory takes it"),
             criterion::BatchSize::PerIteration,

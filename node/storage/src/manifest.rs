@@ -4,18 +4,18 @@
 //! - A manifest is written aside, synced, renamed under a name of its own, and never changed.
 //! - Each one names the hash of the one before; the last two stay, with every file they name.
 
-use crate::codec::Cursor;
+use crate::container::FileRef;
+use crate::cursor::Cursor;
 use crate::error::{Damage, StorageError};
 use crate::retention::Retention;
-use crate::segment::FileRef;
+use crate::segment::SegmentRef;
 use hindcast_env::disk::{replace_file, write_new_file};
 use hindcast_env::{Disk, DiskError};
 use hindcast_model::{GroupId, codec};
 use serde::{Deserialize, Serialize};
 
 const MAGIC: &[u8; 8] = b"HCMANIF\n";
-const AUX_MAGIC: &[u8; 8] = b"HCAUXIL\n";
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 const HASH_BYTES: usize = 32;
 const PREFIX_BYTES: usize = 10;
 
@@ -30,17 +30,47 @@ pub struct Manifest {
     pub next_number: u64,
     /// At `applied`.
     pub retention: Retention,
-    pub segments: Vec<FileRef>,
+    pub segments: Vec<SegmentRef>,
+    /// The directory's ids up to `applied`, in the order of their files.
+    pub series: Vec<FileRef>,
+    /// The newest event time of each series.
+    pub newest: Option<FileRef>,
     /// The caller's bytes at `applied`; none for none.
     pub aux: Option<FileRef>,
 }
 
-pub fn name_of(sequence: u64) -> String {
-    format!("manifest-{sequence:016x}")
+/// A sealed file beside the segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Aux,
+    Series,
+    Newest,
 }
 
-pub fn aux_name(number: u64) -> String {
-    format!("aux-{number:016x}")
+impl Side {
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Aux => "aux-",
+            Self::Series => "series-",
+            Self::Newest => "newest-",
+        }
+    }
+
+    const fn magic(self) -> &'static [u8; 8] {
+        match self {
+            Self::Aux => b"HCAUXIL\n",
+            Self::Series => b"HCSERIE\n",
+            Self::Newest => b"HCNEWES\n",
+        }
+    }
+
+    pub fn name(self, number: u64) -> String {
+        format!("{}{number:016x}", self.prefix())
+    }
+}
+
+pub fn name_of(sequence: u64) -> String {
+    format!("manifest-{sequence:016x}")
 }
 
 /// The number in a name that we gave, if it is one.
@@ -51,7 +81,9 @@ pub fn number_in(name: &str, prefix: &str) -> Option<u64> {
 
 /// Whether a file of the folder is of this crate's making.
 pub fn is_ours(name: &str) -> bool {
-    ["manifest-", "segment-", "aux-"].iter().any(|p| name.starts_with(p))
+    ["manifest-", "segment-", "aux-", "series-", "newest-"]
+        .iter()
+        .any(|p| name.starts_with(p))
 }
 
 fn damage(path: &str, len: usize, why: &str) -> StorageError {
@@ -119,11 +151,20 @@ impl Manifest {
         Ok((manifest, hash))
     }
 
+    pub fn sides_mut(&mut self) -> impl Iterator<Item = (Side, &mut FileRef)> {
+        let series = self.series.iter_mut().map(|f| (Side::Series, f));
+        let newest = self.newest.iter_mut().map(|f| (Side::Newest, f));
+        series.chain(newest).chain(self.aux.iter_mut().map(|f| (Side::Aux, f)))
+    }
+
     /// Names of all files that it needs, itself included.
     pub fn names(&self) -> impl Iterator<Item = String> {
-        let segments = self.segments.iter().map(|f| format!("segment-{:016x}", f.number));
-        let aux = self.aux.iter().map(|f| aux_name(f.number));
-        segments.chain(aux).chain([name_of(self.sequence)])
+        let segments = self.segments.iter().map(|s| format!("segment-{:016x}", s.file.number));
+        let aux = self.aux.iter().map(|f| Side::Aux.name(f.number));
+        let newest = self.newest.iter().map(|f| Side::Newest.name(f.number));
+        let series = self.series.iter().map(|f| Side::Series.name(f.number));
+        let sides = aux.chain(newest).chain(series);
+        segments.chain(sides).chain([name_of(self.sequence)])
     }
 }
 
@@ -134,13 +175,19 @@ fn hash_of(sealed: &[u8]) -> [u8; HASH_BYTES] {
     hash
 }
 
-/// Writes the caller's bytes as a file of their own, so that a merge need not copy them.
-pub fn write_aux(disk: &dyn Disk, dir: &str, number: u64, aux: &[u8]) -> Result<Option<FileRef>, DiskError> {
-    if aux.is_empty() {
+/// Writes bytes as a file of their own, so that a merge need not copy them; none for none.
+pub fn write_side(
+    disk: &dyn Disk,
+    dir: &str,
+    side: Side,
+    number: u64,
+    body: &[u8],
+) -> Result<Option<FileRef>, DiskError> {
+    if body.is_empty() {
         return Ok(None);
     }
-    let bytes = seal(AUX_MAGIC, aux);
-    write_new_file(disk, &format!("{dir}/{}", aux_name(number)), &bytes)?;
+    let bytes = seal(side.magic(), body);
+    write_new_file(disk, &format!("{dir}/{}", side.name(number)), &bytes)?;
     Ok(Some(FileRef {
         number,
         bytes: bytes.len() as u64,
@@ -148,11 +195,8 @@ pub fn write_aux(disk: &dyn Disk, dir: &str, number: u64, aux: &[u8]) -> Result<
     }))
 }
 
-pub fn read_aux(disk: &dyn Disk, dir: &str, file: Option<&FileRef>) -> Result<Vec<u8>, StorageError> {
-    let Some(file) = file else {
-        return Ok(vec![]);
-    };
-    let path = format!("{dir}/{}", aux_name(file.number));
+pub fn read_side(disk: &dyn Disk, dir: &str, side: Side, file: &FileRef) -> Result<Vec<u8>, StorageError> {
+    let path = format!("{dir}/{}", side.name(file.number));
     let bytes = disk.read(&path).map_err(|e| {
         if e.is_not_found() {
             damage(&path, 0, "the file is missing")
@@ -160,9 +204,15 @@ pub fn read_aux(disk: &dyn Disk, dir: &str, file: Option<&FileRef>) -> Result<Ve
             e.into()
         }
     })?;
-    let (body, hash) = unseal(&path, AUX_MAGIC, &bytes)?;
+    let (body, hash) = unseal(&path, side.magic(), &bytes)?;
     if hash != file.blake3 {
         return Err(damage(&path, bytes.len(), "another file than the manifest names"));
     }
     Ok(body.to_vec())
+}
+
+/// What is wrong with the body of a side file that verified.
+pub fn bad_side(dir: &str, side: Side, file: &FileRef, why: &str) -> StorageError {
+    let path = format!("{dir}/{}", side.name(file.number));
+    damage(&path, file.bytes as usize, why)
 }

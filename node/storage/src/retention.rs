@@ -8,7 +8,7 @@
 //! - A pin holds what could be read when it was made, and nothing that was hidden already.
 //! - A row is readable if it is not older than its floor, or a pin holds it; the topology is always readable.
 
-use crate::directory::SeriesMeta;
+use crate::index::Series;
 use hindcast_model::{Domain, Labels, Owner, ResourceId, TenantId, TimestampNs};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -238,16 +238,16 @@ impl Retention {
     }
 
     /// The parts of `from..=to` in which rows of this series may be read.
-    pub fn readable(&self, series: &SeriesMeta, from: TimestampNs, to: TimestampNs) -> Spans {
+    pub fn readable(&self, series: &Series<'_>, from: TimestampNs, to: TimestampNs) -> Spans {
         if from > to {
             return vec![];
         }
-        let floor = self.floor_of(&series.tenant, series.policy);
+        let floor = self.floor_of(series.tenant, series.policy);
         if from >= floor {
             return vec![(from.0, to.0)];
         }
         let policy = series.policy as usize;
-        let held = self.pins.values().filter(|h| h.pin.tenant == series.tenant);
+        let held = self.pins.values().filter(|h| h.pin.tenant == *series.tenant);
         let areas = held.flat_map(|h| &h.areas).filter(|a| holds(a, &series.owner));
         let mut spans: Spans = areas
             .map(|a| (a.from.max(a.floors[policy]).max(from), a.to.min(to)))
@@ -266,14 +266,24 @@ impl Retention {
         joined
     }
 
+    /// Whether no row of a series whose newest one is at `newest` can be read, now or ever after. Told from what was
+    /// written alone, never from files, so that all replicas say the same.
+    pub fn is_over(&self, series: &Series<'_>, newest: TimestampNs) -> bool {
+        let is_held = |h: &&Held| {
+            let mut areas = h.areas.iter().filter(|a| holds(a, &series.owner));
+            h.pin.tenant == *series.tenant && areas.any(|a| a.from <= newest)
+        };
+        newest < self.floor_of(series.tenant, series.policy) && !self.pins.values().any(|h| is_held(&h))
+    }
+
     /// Whether no row of these series in `from..=to` can be read any more, now or ever after.
     pub fn is_gone<'a>(
         &self,
-        series: impl IntoIterator<Item = &'a SeriesMeta>,
+        series: impl IntoIterator<Item = Series<'a>>,
         from: TimestampNs,
         to: TimestampNs,
     ) -> bool {
-        series.into_iter().all(|s| self.readable(s, from, to).is_empty())
+        series.into_iter().all(|s| self.readable(&s, from, to).is_empty())
     }
 }
 
@@ -309,8 +319,19 @@ mod tests {
         }
     }
 
-    fn series(owner: Owner) -> SeriesMeta {
-        SeriesMeta::new(0, &tenant(), false, Labels::from_pairs([("a", "b")]), owner)
+    /// A series that `owner` has, in what a test says of it.
+    fn of(owner: Owner, each: impl FnOnce(&Series<'_>) -> Spans) -> Spans {
+        let (tenant, labels) = (tenant(), Labels::from_pairs([("a", "b")]));
+        each(&Series {
+            id: 0,
+            tenant: &tenant,
+            streams: false,
+            policy: Policy::of(&labels, &owner, false),
+            labels: &labels,
+            owner,
+            slot: owner.slot(&labels),
+            fingerprint: labels.fingerprint(),
+        })
     }
 
     fn pin(id: &str, from: i64, to: i64, owner: Option<Owner>, cuts: &[u64]) -> Pin {
@@ -333,7 +354,7 @@ mod tests {
     }
 
     fn readable(r: &Retention, owner: Owner) -> Spans {
-        r.readable(&series(owner), at(0), at(100))
+        of(owner, |s| r.readable(s, at(0), at(100)))
     }
 
     #[test]

@@ -8,17 +8,22 @@
 //! - What is on disk is of one moment: rows, floors, pins, cuts and the caller's bytes at `durable`.
 //! - Rows go only when no reader could ever see them again, or a later commit in the same segment overwrote them.
 
-use crate::codec::RawLine;
+use crate::codec::{RawLine, put_metadata};
 use crate::compaction::{self, Merge};
-use crate::directory::{Directory, SeriesMeta};
+use crate::container::{self, FileKind, FileRef};
 use crate::error::{Damage, StorageError};
-use crate::manifest::{self, Manifest};
-use crate::memtable::{Column, Memtable, settle};
+use crate::head::{Head, Unpacker};
+use crate::index::{Directory, Series};
+use crate::manifest::{self, Manifest, Side};
+use crate::newest;
+use crate::points::Points;
 use crate::retention::{Floor, Pin, Policy, Retention};
-use crate::segment::{self, FileRef, Head, Segment, Writer};
+use crate::rows::{Rows, Run};
+use crate::segment::{Segment, SegmentRef, Tier};
 use crate::view::{ShardReader, State};
+use crate::{lines_file, metric};
 use hindcast_env::Disk;
-use hindcast_model::{Domain, GroupId, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
+use hindcast_model::{Domain, GroupId, Labels, Owner, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -29,7 +34,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct ShardConfig {
     /// Counts commit positions; files of another group are refused.
     pub group: GroupId,
-    /// Memtables that hold this much want to be flushed.
+    /// Heads want to be flushed when they hold this much, or when the log brought this much since the last flush: what
+    /// a restart reads again.
     pub flush_bytes_max: usize,
     /// What is not durable for this long wants to be flushed.
     pub flush_age_max: SpanNs,
@@ -100,7 +106,7 @@ pub struct ShardStats {
     /// Rows that are held, overwritten and hidden ones included.
     pub samples: u64,
     pub lines: u64,
-    pub memtable_bytes: usize,
+    pub head_bytes: usize,
     pub segments: usize,
     pub segment_bytes: u64,
 }
@@ -109,12 +115,25 @@ pub struct ShardStats {
 struct Durable {
     applied: u64,
     retention: Retention,
-    aux: Option<FileRef>,
+    sides: Sides,
     sequence: u64,
     hash: [u8; 32],
     /// Sequences up to here may have been tried.
     sequence_tried: u64,
 }
+
+/// The files beside the segments, and how much of the directory they hold.
+#[derive(Clone, Default)]
+struct Sides {
+    series: Vec<FileRef>,
+    next_id: u32,
+    epoch: u64,
+    newest: Option<FileRef>,
+    aux: Option<FileRef>,
+}
+
+/// Files of new series that are made one.
+const SERIES_FILES_MAX: usize = 16;
 
 /// One shard. One owner writes; readers come from `reader`.
 pub struct Shard {
@@ -153,11 +172,10 @@ impl Shard {
                 expected: config.group,
             });
         }
-        let state = load_state(disk.as_ref(), dir, &manifest, 1)?;
-        let aux = manifest::read_aux(disk.as_ref(), dir, manifest.aux.as_ref())?;
+        let state = load_state(disk.as_ref(), dir, &manifest)?;
+        let aux = read_aux(disk.as_ref(), dir, &manifest)?;
         let applied = manifest.applied;
         let mut shard = Self {
-            state: Arc::new(RwLock::new(state)),
             next_number: manifest.next_number,
             written: applied,
             sealed_to: applied,
@@ -165,11 +183,12 @@ impl Shard {
             durable: Durable {
                 applied,
                 retention: manifest.retention.clone(),
-                aux: manifest.aux.clone(),
+                sides: Sides::of(&manifest, &state.directory),
                 sequence: manifest.sequence,
                 hash,
                 sequence_tried: manifest.sequence,
             },
+            state: Arc::new(RwLock::new(state)),
             disk,
             dir: dir.to_owned(),
             config,
@@ -190,7 +209,8 @@ impl Shard {
                 directory: Directory::default(),
                 retention: Retention::default(),
                 applied: 0,
-                active: Memtable::new(1),
+                newest: vec![],
+                active: Head::new(),
                 sealed: vec![],
                 segments: vec![],
             })),
@@ -201,7 +221,7 @@ impl Shard {
             durable: Durable {
                 applied: 0,
                 retention: Retention::default(),
-                aux: None,
+                sides: Sides::default(),
                 sequence: 0,
                 hash: [0; 32],
                 sequence_tried: 0,
@@ -210,7 +230,7 @@ impl Shard {
             dir: dir.to_owned(),
             config,
         };
-        shard.publish(0, Retention::default(), vec![], None, true)?;
+        shard.publish(0, Retention::default(), vec![], Sides::default(), true)?;
         Ok(shard)
     }
 
@@ -220,11 +240,95 @@ impl Shard {
         }
     }
 
-    /// Takes rows of entry `index` into memory. They show once `advance` passes it.
+    /// Takes rows of entry `index` into memory, with their labels. They show once `advance` passes it.
     ///
     /// # Panics
     /// When `index` was advanced over, flushed or cut already: the log is given in order, each entry once.
     pub fn write(&mut self, index: u64, tenant: &TenantId, series: &[SeriesBlock], streams: &[StreamBlock]) {
+        let (mut times, mut values, mut metadata) = (vec![], vec![], vec![]);
+        self.begin(index);
+        self.state.write().retention.meet(tenant);
+        for block in series.iter().filter(|b| !b.samples.is_empty()) {
+            let first = self.define(tenant, false, &block.labels, &block.owner);
+            times.clear();
+            values.clear();
+            times.extend(block.samples.iter().map(|s| s.at.0));
+            values.extend(block.samples.iter().flat_map(|s| s.value.to_le_bytes()));
+            let rows = Rows {
+                times: &times,
+                runs: &[Run { first, len: 1 }],
+                values: &values,
+            };
+            assert!(self.push_rows(index, &rows, |_, _, _| {}), "a series was just defined");
+        }
+        for block in streams.iter().filter(|b| !b.lines.is_empty()) {
+            let id = self.define(tenant, true, &block.labels, &block.owner);
+            for l in &block.lines {
+                metadata.clear();
+                put_metadata(&mut metadata, &l.metadata);
+                let line = RawLine {
+                    at: l.at.0,
+                    line: &l.line,
+                    metadata: &metadata,
+                };
+                assert!(
+                    self.push_lines(index, id, [line].into_iter()),
+                    "a stream was just defined"
+                );
+            }
+        }
+    }
+
+    /// The id of a series or stream, given now if it is new. Ids are given in the order of the log, so they are the
+    /// same on every replica, and never given again.
+    pub fn define(&mut self, tenant: &TenantId, streams: bool, labels: &Labels, owner: &Owner) -> u32 {
+        let mut state = self.state.write();
+        state.retention.meet(tenant);
+        state.directory.find_or_add(tenant, streams, labels, owner)
+    }
+
+    /// Counts how often ids were forgotten: an entry whose ids are of another epoch must be made anew.
+    pub fn epoch(&self) -> u64 {
+        self.state.read().directory.epoch()
+    }
+
+    /// Takes samples of entry `index` into memory, and calls `heard` for each owner among the series with their newest
+    /// time. False, and nothing was taken, when an id is not one of a series.
+    ///
+    /// # Panics
+    /// As [`Shard::write`]; and when values and times do not fit each other.
+    pub fn push_rows(
+        &mut self,
+        index: u64,
+        rows: &Rows<'_>,
+        mut heard: impl FnMut(&TenantId, Owner, TimestampNs),
+    ) -> bool {
+        self.begin(index);
+        let state = &mut *self.state.write();
+        assert!(
+            index > state.applied,
+            "entry {index} is new, not one up to {}",
+            state.applied
+        );
+        state.active.push_rows(index, rows, &state.directory, &mut heard)
+    }
+
+    /// Takes lines of entry `index` into memory. False, and nothing was taken, when `id` is not one of a stream.
+    ///
+    /// # Panics
+    /// As [`Shard::write`].
+    pub fn push_lines<'a>(&mut self, index: u64, id: u32, lines: impl Iterator<Item = RawLine<'a>>) -> bool {
+        self.begin(index);
+        let state = &mut *self.state.write();
+        assert!(
+            index > state.applied,
+            "entry {index} is new, not one up to {}",
+            state.applied
+        );
+        state.active.push_lines(index, id, &state.directory, lines)
+    }
+
+    fn begin(&mut self, index: u64) {
         assert!(
             index > self.sealed_to && index >= self.written,
             "entry {index} comes after {} and after the cut or flush at {}",
@@ -232,26 +336,6 @@ impl Shard {
             self.sealed_to
         );
         self.written = index;
-        let mut guard = self.state.write();
-        let State {
-            directory,
-            active,
-            retention,
-            applied,
-            ..
-        } = &mut *guard;
-        assert!(index > *applied, "entry {index} is new, not one up to {applied}");
-        retention.meet(tenant);
-        for block in series.iter().filter(|b| !b.samples.is_empty()) {
-            let (meta, place) = directory.find_or_add(tenant, false, &block.labels, &block.owner);
-            active.push_samples(meta, place, &block.samples);
-            active.saw(index);
-        }
-        for block in streams.iter().filter(|b| !b.lines.is_empty()) {
-            let (meta, place) = directory.find_or_add(tenant, true, &block.labels, &block.owner);
-            active.push_lines(meta, place, &block.lines);
-            active.saw(index);
-        }
     }
 
     /// Everything up to `index` has been given: readers see it from now on.
@@ -301,24 +385,22 @@ impl Shard {
         let state = &mut *guard;
         state.retention.retain(floors);
         let mut dropped = Dropped::default();
-        let retention = &state.retention;
+        let (retention, directory) = (&state.retention, &state.directory);
         state.segments.retain(|s| {
-            let gone = is_gone(retention, s);
+            let gone = is_gone(retention, directory, s);
             if gone {
                 dropped.segments += 1;
                 dropped.bytes += s.file.bytes;
-                let rows = if s.head.streams {
+                let rows = if s.is_of_lines() {
                     &mut dropped.lines
                 } else {
                     &mut dropped.samples
                 };
-                *rows += s.rows();
+                *rows += s.row_count();
             }
             !gone
         });
-        if dropped.segments > 0 {
-            state.directory.sweep();
-        }
+        state.forget_series();
         dropped
     }
 
@@ -351,7 +433,9 @@ impl Shard {
             Ok(_) => first,
             Err(since) => since,
         };
-        memtable_bytes(&state) >= self.config.flush_bytes_max || first - since.min(first) >= self.config.flush_age_max.0
+        let taken: usize = state.heads().map(Head::taken).sum();
+        taken.max(head_bytes(&state)) >= self.config.flush_bytes_max
+            || first - since.min(first) >= self.config.flush_age_max.0
     }
 
     /// Makes everything up to `applied` durable, with `aux` beside it.
@@ -365,32 +449,69 @@ impl Shard {
     }
 
     fn flush_sealed(&mut self, aux: &[u8]) -> Result<FlushReport, StorageError> {
-        let (sealed, applied, retention, mut segments) = {
+        let (sealed, applied, retention, mut segments, newest) = {
             let s = self.state.read();
-            (s.sealed.clone(), s.applied, s.retention.clone(), s.segments.clone())
+            let retention = s.retention.clone();
+            (
+                s.sealed.clone(),
+                s.applied,
+                retention,
+                s.segments.clone(),
+                s.newest_of_all(),
+            )
         };
         let mut report = FlushReport {
             applied,
             ..FlushReport::default()
         };
         let dir = self.dir.clone();
-        for segment in self.write_memtables(&sealed, &dir)? {
+        for segment in self.write_heads(&sealed, &dir)? {
             report.segments += 1;
             report.bytes += segment.file.bytes;
-            report.rows += segment.rows();
+            report.rows += segment.row_count();
             segments.push(Arc::new(segment));
         }
-        let number = self.take_number();
-        let aux = manifest::write_aux(self.disk.as_ref(), &self.dir, number, aux)?;
+        let before = self.durable.sides.clone();
+        let sides = self.write_sides(&dir, &before, &newest, aux)?;
         self.disk.sync_dir(&self.dir)?;
-        let files = segments.iter().map(|s| s.file.clone()).collect();
-        self.publish(applied, retention, files, aux, true)?;
+        let files = segments.iter().map(|s| s.named()).collect();
+        self.publish(applied, retention, files, sides, true)?;
         let mut state = self.state.write();
         state.segments = segments;
         state.sealed.clear();
+        state.newest = newest;
         self.sealed_to = self.sealed_to.max(applied);
         self.dirty_since.store(0, Ordering::Relaxed);
         Ok(report)
+    }
+
+    /// Writes what stands beside the segments; of the directory only what the files `before` do not have.
+    fn write_sides(&mut self, dir: &str, before: &Sides, newest: &[i64], aux: &[u8]) -> Result<Sides, StorageError> {
+        let disk = self.disk.clone();
+        let numbers = [self.take_number(), self.take_number(), self.take_number()];
+        let state = self.state.read();
+        let directory = &state.directory;
+        let mut sides = Sides {
+            next_id: directory.next_id(),
+            epoch: directory.epoch(),
+            ..Sides::default()
+        };
+        let mut first = 0;
+        if before.epoch == sides.epoch && before.series.len() < SERIES_FILES_MAX {
+            sides.series.clone_from(&before.series);
+            first = before.next_id;
+        }
+        if first < sides.next_id {
+            let bytes = directory.encode_from(first);
+            let file = manifest::write_side(disk.as_ref(), dir, Side::Series, numbers[0], &bytes)?;
+            sides.series.extend(file);
+        }
+        if !newest.is_empty() {
+            let bytes = newest::encode(newest);
+            sides.newest = manifest::write_side(disk.as_ref(), dir, Side::Newest, numbers[1], &bytes)?;
+        }
+        sides.aux = manifest::write_side(disk.as_ref(), dir, Side::Aux, numbers[2], aux)?;
+        Ok(sides)
     }
 
     /// Merges one run of small neighbouring segments, if there is one. Changes no answer.
@@ -412,6 +533,8 @@ impl Shard {
             dir: &self.dir,
             number,
             retention: &retention,
+            // Only the owner writes the state, so that holding it for reading stops nobody.
+            directory: &self.state.read().directory,
         }
         .run(&run)?;
         self.disk.sync_dir(&self.dir)?;
@@ -427,20 +550,15 @@ impl Shard {
                 kept.push(s);
             }
         }
-        let files = kept.iter().map(|s| s.file.clone()).collect();
+        let files = kept.iter().map(|s| s.named()).collect();
         // The durable moment stays what it was: the log still comes again from there.
-        let (applied, retention, aux) = (
+        let (applied, retention, sides) = (
             self.durable.applied,
             self.durable.retention.clone(),
-            self.durable.aux.clone(),
+            self.durable.sides.clone(),
         );
-        self.publish(applied, retention, files, aux, true)?;
-        let mut state = self.state.write();
-        state.segments = kept;
-        if report.rows_out < report.rows_in {
-            drop(run);
-            state.directory.sweep();
-        }
+        self.publish(applied, retention, files, sides, true)?;
+        self.state.write().segments = kept;
         Ok(Some(report))
     }
 
@@ -449,24 +567,30 @@ impl Shard {
     pub fn export(&mut self, into_dir: &str, aux: &[u8]) -> Result<(), StorageError> {
         assert!(self.written <= self.applied(), "an export comes between entries");
         self.seal();
-        let (sealed, applied, retention, segments) = {
+        let (sealed, applied, retention, segments, newest) = {
             let s = self.state.read();
-            (s.sealed.clone(), s.applied, s.retention.clone(), s.segments.clone())
+            let retention = s.retention.clone();
+            (
+                s.sealed.clone(),
+                s.applied,
+                retention,
+                s.segments.clone(),
+                s.newest_of_all(),
+            )
         };
         let disk = self.disk.clone();
         disk.create_dir_all(into_dir)?;
         let mut files = vec![];
         for s in &segments {
             let (from, to) = (
-                segment::path_of(&self.dir, s.file.number),
-                segment::path_of(into_dir, s.file.number),
+                container::path_of(&self.dir, s.file.number),
+                container::path_of(into_dir, s.file.number),
             );
             bring(disk.as_ref(), &from, &to)?;
-            files.push(s.file.clone());
+            files.push(s.named());
         }
-        files.extend(self.write_memtables(&sealed, into_dir)?.into_iter().map(|s| s.file));
-        let number = self.take_number();
-        let aux = manifest::write_aux(disk.as_ref(), into_dir, number, aux)?;
+        files.extend(self.write_heads(&sealed, into_dir)?.iter().map(Segment::named));
+        let sides = self.write_sides(into_dir, &Sides::default(), &newest, aux)?;
         disk.sync_dir(into_dir)?;
         let manifest = Manifest {
             sequence: 1,
@@ -476,7 +600,9 @@ impl Shard {
             next_number: self.next_number,
             retention,
             segments: files,
-            aux,
+            series: sides.series,
+            newest: sides.newest,
+            aux: sides.aux,
         };
         manifest.publish(disk.as_ref(), into_dir)?;
         Ok(())
@@ -508,20 +634,25 @@ impl Shard {
                 index,
             });
         }
-        let aux = manifest::read_aux(disk.as_ref(), from_dir, manifest.aux.as_ref())?;
-        for file in &mut manifest.segments {
-            let from = segment::path_of(from_dir, file.number);
-            segment::scrub_path(disk.as_ref(), &from, file)?;
+        let aux = read_aux(disk.as_ref(), from_dir, &manifest)?;
+        for SegmentRef { file, .. } in &mut manifest.segments {
+            let from = container::path_of(from_dir, file.number);
+            container::scrub_path(disk.as_ref(), &from, file)?;
             file.number = self.take_number();
-            bring(disk.as_ref(), &from, &segment::path_of(&self.dir, file.number))?;
+            bring(disk.as_ref(), &from, &container::path_of(&self.dir, file.number))?;
         }
-        let number = self.take_number();
-        manifest.aux = manifest::write_aux(disk.as_ref(), &self.dir, number, &aux)?;
+        for (side, file) in manifest.sides_mut() {
+            let bytes = manifest::read_side(disk.as_ref(), from_dir, side, file)?;
+            let number = self.take_number();
+            if let Some(ours) = manifest::write_side(disk.as_ref(), &self.dir, side, number, &bytes)? {
+                *file = ours;
+            }
+        }
         disk.sync_dir(&self.dir)?;
         manifest.applied = index;
-        let memtables = self.state.read().active.number() + 1;
-        let state = load_state(disk.as_ref(), &self.dir, &manifest, memtables)?;
-        self.publish(index, manifest.retention, manifest.segments, manifest.aux, false)?;
+        let state = load_state(disk.as_ref(), &self.dir, &manifest)?;
+        let sides = Sides::of(&manifest, &state.directory);
+        self.publish(index, manifest.retention, manifest.segments, sides, false)?;
         *self.state.write() = state;
         (self.written, self.sealed_to) = (index, index);
         self.dirty_since.store(0, Ordering::Relaxed);
@@ -539,16 +670,16 @@ impl Shard {
 
     pub fn stats(&self) -> ShardStats {
         let state = self.state.read();
-        let tables = || state.sealed.iter().map(Arc::as_ref).chain([&state.active]);
+        let heads = || state.sealed.iter().map(Arc::as_ref).chain([&state.active]);
         let rows = |streams| {
-            let of_kind = state.segments.iter().filter(move |s| s.head.streams == streams);
-            of_kind.map(|s| s.rows()).sum::<u64>()
+            let of_kind = state.segments.iter().filter(move |s| s.is_of_lines() == streams);
+            of_kind.map(|s| s.row_count()).sum::<u64>()
         };
         ShardStats {
             series: state.directory.len(),
-            samples: rows(false) + tables().map(Memtable::samples).sum::<u64>(),
-            lines: rows(true) + tables().map(Memtable::lines).sum::<u64>(),
-            memtable_bytes: memtable_bytes(&state),
+            samples: rows(false) + heads().map(Head::samples).sum::<u64>(),
+            lines: rows(true) + heads().map(Head::lines).sum::<u64>(),
+            head_bytes: head_bytes(&state),
             segments: state.segments.len(),
             segment_bytes: state.segments.iter().map(|s| s.file.bytes).sum(),
         }
@@ -563,10 +694,8 @@ impl Shard {
         let is_published = self.durable.sequence_tried > tried && self.disk.exists(&manifest);
         if done.is_err() && !is_published {
             for n in number..self.next_number {
-                for path in [
-                    segment::path_of(&self.dir, n),
-                    format!("{}/{}", self.dir, manifest::aux_name(n)),
-                ] {
+                let sides = [Side::Aux, Side::Series, Side::Newest].map(|s| format!("{}/{}", self.dir, s.name(n)));
+                for path in sides.into_iter().chain([container::path_of(&self.dir, n)]) {
                     // What stays is an orphan, and goes when the next manifest is there.
                     let _ = self.disk.remove(&path);
                 }
@@ -575,12 +704,11 @@ impl Shard {
         done
     }
 
-    /// Closes the active memtable and starts another.
+    /// Closes the active head and starts another.
     fn seal(&mut self) {
         let mut state = self.state.write();
         if !state.active.is_empty() {
-            let next = Memtable::new(state.active.number() + 1);
-            let full = std::mem::replace(&mut state.active, next);
+            let full = std::mem::replace(&mut state.active, Head::new());
             state.sealed.push(Arc::new(full.seal()));
         }
     }
@@ -590,27 +718,42 @@ impl Shard {
         self.next_number - 1
     }
 
-    /// One segment per memtable, tenant, kind and policy; synced, their names not yet.
-    fn write_memtables(&mut self, tables: &[Arc<Memtable>], dir: &str) -> Result<Vec<Segment>, StorageError> {
+    /// One segment per head, tenant, kind and policy; synced, their names not yet.
+    fn write_heads(&mut self, heads: &[Arc<Head>], dir: &str) -> Result<Vec<Segment>, StorageError> {
         let mut written = vec![];
-        for table in tables {
-            let mut parts: BTreeMap<(&TenantId, bool, Policy), Vec<&Column>> = BTreeMap::new();
-            for c in table.columns() {
-                let m = &c.meta;
-                parts.entry((&m.tenant, m.streams, m.policy)).or_default().push(c);
-            }
-            for ((tenant, streams, policy), mut columns) in parts {
-                columns.sort_by(|a, b| a.meta.order().cmp(&b.meta.order()));
-                let head = Head {
-                    tenant: tenant.clone(),
-                    streams,
-                    policy,
-                    group: self.config.group,
-                    commits: table.commits().unwrap_or((0, 0)),
-                    times: times_of(&columns),
-                };
-                let number = self.take_number();
-                written.push(write_part(self.disk.as_ref(), dir, number, head, &columns)?);
+        let state = self.state.clone();
+        let state = state.read();
+        for head in heads {
+            for streams in [false, true] {
+                let mut parts: BTreeMap<(&TenantId, Policy), Vec<(u32, Series<'_>)>> = BTreeMap::new();
+                for (id, series) in in_file_order(&state.directory, head.ids(streams)) {
+                    parts
+                        .entry((series.tenant, series.policy))
+                        .or_default()
+                        .push((id, series));
+                }
+                for ((tenant, policy), series) in parts {
+                    let times = series.iter().filter_map(|(id, _)| head.times_of(*id));
+                    let Some(times) = times.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))) else {
+                        continue;
+                    };
+                    let file_head = container::Head {
+                        tenant: tenant.clone(),
+                        kind: if streams { FileKind::Log } else { FileKind::Metric },
+                        policy,
+                        group: self.config.group,
+                        commits: head.commits().unwrap_or((0, 0)),
+                        times,
+                        extra: vec![],
+                    };
+                    let number = self.take_number();
+                    let disk = self.disk.as_ref();
+                    written.push(if streams {
+                        write_lines(disk, dir, number, file_head, head, &series)?
+                    } else {
+                        write_metrics(disk, dir, number, file_head, head, &series)?
+                    });
+                }
             }
         }
         Ok(written)
@@ -621,8 +764,8 @@ impl Shard {
         &mut self,
         applied: u64,
         retention: Retention,
-        segments: Vec<FileRef>,
-        aux: Option<FileRef>,
+        segments: Vec<SegmentRef>,
+        sides: Sides,
         keep_previous: bool,
     ) -> Result<(), StorageError> {
         self.durable.sequence_tried += 1;
@@ -634,7 +777,9 @@ impl Shard {
             next_number: self.next_number,
             retention,
             segments,
-            aux,
+            series: sides.series.clone(),
+            newest: sides.newest.clone(),
+            aux: sides.aux.clone(),
         };
         let hash = manifest.publish(self.disk.as_ref(), &self.dir)?;
         // Leftovers are found again when the shard opens; they are no reason to call the flush a failure.
@@ -642,7 +787,7 @@ impl Shard {
         self.durable = Durable {
             applied,
             retention: manifest.retention,
-            aux: manifest.aux,
+            sides,
             sequence: manifest.sequence,
             hash,
             sequence_tried: manifest.sequence,
@@ -669,44 +814,123 @@ impl Shard {
     }
 }
 
-fn memtable_bytes(state: &State) -> usize {
+fn head_bytes(state: &State) -> usize {
     state.sealed.iter().map(|m| m.bytes()).sum::<usize>() + state.active.bytes()
 }
 
-fn is_gone(retention: &Retention, s: &Segment) -> bool {
+fn is_gone(retention: &Retention, directory: &Directory, s: &Segment) -> bool {
     let (first, last) = s.head.span();
     last < retention.floor_of(&s.head.tenant, s.head.policy)
-        && retention.is_gone(s.metas().map(Arc::as_ref), first, last)
+        && retention.is_gone(s.ids().into_iter().filter_map(|id| directory.get(id)), first, last)
 }
 
-fn times_of(columns: &[&Column]) -> (i64, i64) {
-    let times = columns.iter().filter_map(|c| c.times());
-    times.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap_or((0, 0))
+impl State {
+    fn heads(&self) -> impl Iterator<Item = &Head> {
+        self.sealed.iter().map(Arc::as_ref).chain([&self.active])
+    }
+
+    /// The newest event time of every id, heads included.
+    fn newest_of_all(&self) -> Vec<i64> {
+        let mut newest = self.newest.clone();
+        newest.resize(self.directory.next_id() as usize, i64::MIN);
+        for head in self.heads() {
+            for id in [head.ids(false), head.ids(true)].concat() {
+                if let Some((_, last)) = head.times_of(id) {
+                    let newest = &mut newest[id as usize];
+                    *newest = last.max(*newest);
+                }
+            }
+        }
+        newest
+    }
+
+    /// Forgets the series of which no row can be read any more. Goes by what was written alone, so that every replica
+    /// forgets the same at the same entry.
+    fn forget_series(&mut self) {
+        let stored = |id: u32| TimestampNs(self.newest.get(id as usize).copied().unwrap_or(i64::MIN));
+        let newest_of = |id: u32| {
+            let in_heads = self
+                .heads()
+                .filter_map(|h| h.times_of(id))
+                .map(|t| TimestampNs(t.1))
+                .max();
+            in_heads.map_or(stored(id), |t| t.max(stored(id)))
+        };
+        let is_over = |id: &u32| {
+            // Most series are told by their stored time already.
+            let series = self.directory.get(*id);
+            series
+                .is_some_and(|s| self.retention.is_over(&s, stored(*id)) && self.retention.is_over(&s, newest_of(*id)))
+        };
+        let over: Vec<u32> = (0..self.directory.next_id()).filter(is_over).collect();
+        self.directory.forget(&over);
+    }
 }
 
-fn write_part(
+impl Sides {
+    fn of(manifest: &Manifest, directory: &Directory) -> Self {
+        Self {
+            series: manifest.series.clone(),
+            next_id: directory.next_id(),
+            epoch: directory.epoch(),
+            newest: manifest.newest.clone(),
+            aux: manifest.aux.clone(),
+        }
+    }
+}
+
+fn write_metrics(
     disk: &dyn Disk,
     dir: &str,
     number: u64,
-    head: Head,
-    columns: &[&Column],
+    file_head: container::Head,
+    head: &Head,
+    series: &[(u32, Series<'_>)],
 ) -> Result<Segment, StorageError> {
-    let streams = head.streams;
-    let mut writer = Writer::create(disk, dir, number, head)?;
+    let mut writer = metric::Writer::create(disk, dir, number, file_head, metric::Tier::Flush)?;
     let everything = vec![(i64::MIN, i64::MAX)];
-    for c in columns {
-        if streams {
-            let mut lines: Vec<RawLine<'_>> = c.raw_lines().collect();
-            lines.sort_by_key(|l| l.at);
-            writer.lines(&c.meta, &lines)?;
-        } else {
-            let mut samples = vec![];
-            c.samples(&everything, &mut samples);
-            settle(&mut samples);
-            writer.samples(&c.meta, &samples)?;
+    let (mut points, mut unpacker) = (Points::default(), Unpacker::default());
+    for &(id, _) in series {
+        points.clear();
+        head.append_samples(id, &everything, &mut unpacker, &mut points);
+        points.settle();
+        if !points.is_empty() {
+            writer.series(id, &points.times, &points.values)?;
         }
     }
-    Ok(writer.finish(disk, dir)?)
+    Ok(Segment::of_metrics(writer.finish(disk)?, Tier::Flush))
+}
+
+fn write_lines(
+    disk: &dyn Disk,
+    dir: &str,
+    number: u64,
+    file_head: container::Head,
+    head: &Head,
+    series: &[(u32, Series<'_>)],
+) -> Result<Segment, StorageError> {
+    let mut writer = lines_file::Writer::create(disk, dir, number, file_head)?;
+    for &(id, _) in series {
+        let mut lines: Vec<RawLine<'_>> = head.stream(id).into_iter().flat_map(|c| c.lines()).collect();
+        lines.sort_by_key(|l| l.at);
+        if !lines.is_empty() {
+            writer.lines(id, &lines)?;
+        }
+    }
+    Ok(Segment::of_lines(writer.finish(disk, dir)?, Tier::Flush))
+}
+
+/// Neighbours in a file pack together: series of one metric, whatever target they are of.
+pub(crate) fn in_file_order(directory: &Directory, mut ids: Vec<u32>) -> Vec<(u32, Series<'_>)> {
+    ids.sort_unstable();
+    ids.dedup();
+    let mut series: Vec<(u32, Series<'_>)> = ids
+        .into_iter()
+        .filter_map(|id| Some((id, directory.get(id)?)))
+        .collect();
+    let order = |s: &Series<'_>| (s.labels.metric_name().map(str::to_owned), s.labels.clone(), s.owner);
+    series.sort_by_cached_key(|(_, s)| order(s));
+    series
 }
 
 /// Gives a file a second name, or copies it where links are not possible; synced, the new name not yet.
@@ -784,26 +1008,35 @@ fn check_chain(disk: &dyn Disk, dir: &str, manifest: &Manifest) -> Result<(), St
     }
 }
 
-fn load_state(disk: &dyn Disk, dir: &str, manifest: &Manifest, memtable: u64) -> Result<State, StorageError> {
+fn load_state(disk: &dyn Disk, dir: &str, manifest: &Manifest) -> Result<State, StorageError> {
     let mut directory = Directory::default();
+    for file in &manifest.series {
+        let bytes = manifest::read_side(disk, dir, Side::Series, file)?;
+        let loaded = directory.load(&bytes);
+        loaded.map_err(|why| manifest::bad_side(dir, Side::Series, file, why))?;
+    }
+    let mut newest = vec![];
+    if let Some(file) = &manifest.newest {
+        let bytes = manifest::read_side(disk, dir, Side::Newest, file)?;
+        let decoded = newest::decode(&bytes, directory.next_id());
+        newest = decoded.map_err(|why| manifest::bad_side(dir, Side::Newest, file, why))?;
+    }
     let mut segments = vec![];
     for file in &manifest.segments {
-        segments.push(Arc::new(Segment::open(disk, dir, file, &mut directory)?));
+        segments.push(Arc::new(Segment::open(disk, dir, file)?));
     }
     Ok(State {
         directory,
+        newest,
         retention: manifest.retention.clone(),
         applied: manifest.applied,
-        active: Memtable::new(memtable),
+        active: Head::new(),
         sealed: vec![],
         segments,
     })
 }
 
-/// Shared by tests and merges.
-pub(crate) fn series_of(segments: &[Arc<Segment>]) -> Vec<Arc<SeriesMeta>> {
-    let mut all: Vec<Arc<SeriesMeta>> = segments.iter().flat_map(|s| s.metas().cloned()).collect();
-    all.sort_by(|a, b| a.order().cmp(&b.order()));
-    all.dedup_by_key(|m| m.id);
-    all
+fn read_aux(disk: &dyn Disk, dir: &str, manifest: &Manifest) -> Result<Vec<u8>, StorageError> {
+    let aux = manifest.aux.as_ref();
+    aux.map_or(Ok(vec![]), |file| manifest::read_side(disk, dir, Side::Aux, file))
 }

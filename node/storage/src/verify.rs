@@ -7,8 +7,8 @@
 //! - A file with one wrong bit has at least one damage, and one that is as it was written has none.
 //! - Damages of a file ascend and number at most `DAMAGES_MAX`; a piece that cannot be read is a damage, not the end.
 
+use crate::container::END_MAGIC;
 use crate::error::Damage;
-use crate::segment::END_MAGIC;
 use hindcast_env::ReadAt;
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Reads: what a shard answers, from segments and memtables together, while its owner goes on applying.
+//! Reads: what a shard answers, from segments and heads together, while its owner goes on applying.
 //!
 //! Invariants
 //! - An answer is of one moment: it holds whole entries, up to the position that was applied when it began.
@@ -6,25 +6,32 @@
 //! - `as_of` is exact or refused: a source that lies on both sides of it is never split by guess.
 
 use crate::codec::RawLine;
-use crate::directory::{Directory, SeriesMeta};
+use crate::container::FileKind;
 use crate::error::ReadError;
-use crate::memtable::{Memtable, settle};
+use crate::head::{Copied, Head, Unpacker};
+use crate::index::Directory;
+use crate::lines_file::{self, Pages};
+use crate::metric::PageReader;
+use crate::points::Points;
 use crate::read::{Direction, SearchLabels, SelectLines, SelectSeries, SeriesData, StreamData};
 use crate::retention::{Retention, Spans, is_within};
-use crate::segment::{Pages, Segment};
-use hindcast_model::{Labels, LogLine, Matcher, ResourceId, Sample, TenantId, TimestampNs, codec};
+use crate::segment::Segment;
+use hindcast_model::{Labels, LogLine, Matcher, Owner, ResourceId, Slot, TenantId, TimestampNs, codec};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// What owner and readers share. The owner writes it under a lock that is held for moments only.
 pub struct State {
     pub directory: Directory,
+    /// The newest event time of each id, of what is in segments; the heads know of theirs.
+    pub newest: Vec<i64>,
     pub retention: Retention,
     pub applied: u64,
-    pub active: Memtable,
+    pub active: Head,
     /// In the order of commits.
-    pub sealed: Vec<Arc<Memtable>>,
+    pub sealed: Vec<Arc<Head>>,
     /// In the order of commits, among those of one tenant, kind and policy.
     pub segments: Vec<Arc<Segment>>,
 }
@@ -35,23 +42,35 @@ pub struct ShardReader {
     pub(crate) state: Arc<RwLock<State>>,
 }
 
+/// A series that `ShardReader::visit` hands on.
+#[derive(Clone, Copy, Debug)]
+pub struct VisitedSeries<'a> {
+    pub labels: &'a Labels,
+    pub owner: Owner,
+    pub slot: Slot,
+}
+
 /// A series that a read wants, and the times in which it may have it.
 struct Wanted {
-    meta: Arc<SeriesMeta>,
+    id: u32,
+    labels: Labels,
+    owner: Owner,
+    slot: Slot,
     spans: Spans,
 }
 
 /// The sources of one read, oldest first.
 struct Sources {
     segments: Vec<Arc<Segment>>,
-    sealed: Vec<Arc<Memtable>>,
-    /// Whether the active memtable is one of them.
+    sealed: Vec<Arc<Head>>,
+    /// Whether the active head is one of them.
     active: bool,
 }
 
 impl State {
     fn sources(&self, tenant: &TenantId, streams: bool, as_of: Option<u64>) -> Result<Sources, ReadError> {
-        let of_us = |s: &&Arc<Segment>| s.head.tenant == *tenant && s.head.streams == streams;
+        let kind = if streams { FileKind::Log } else { FileKind::Metric };
+        let of_us = |s: &&Arc<Segment>| s.head.tenant == *tenant && s.head.kind == kind;
         let Some(as_of) = as_of.filter(|&i| i < self.applied) else {
             return Ok(Sources {
                 segments: self.segments.iter().filter(of_us).cloned().collect(),
@@ -99,30 +118,24 @@ impl State {
         owners: Option<&BTreeSet<ResourceId>>,
         (from, to): (TimestampNs, TimestampNs),
     ) -> Vec<Wanted> {
-        let selected = self.directory.select(tenant, streams, any_of);
-        let owned = |m: &Arc<SeriesMeta>| owners.is_none_or(|o| m.owner.id().is_some_and(|id| o.contains(&id)));
-        let spans = |meta: Arc<SeriesMeta>| Wanted {
-            spans: self.retention.readable(&meta, from, to),
-            meta,
-        };
-        let wanted = selected.into_iter().filter(owned).map(spans);
-        wanted.filter(|w| !w.spans.is_empty()).collect()
-    }
-
-    /// Samples of the active memtable, per wanted series.
-    fn active_samples(&self, wanted: &[Wanted]) -> Vec<Vec<Sample>> {
-        let of = |w: &Wanted| {
-            let mut out = vec![];
-            if let Some(c) = self
-                .directory
-                .place(w.meta.id)
-                .and_then(|p| self.active.active_column(p))
-            {
-                c.samples(&w.spans, &mut out);
+        let mut wanted = vec![];
+        for id in self.directory.select(tenant, streams, any_of) {
+            let Some(series) = self.directory.get(id) else { continue };
+            if owners.is_some_and(|o| series.owner.id().is_none_or(|id| !o.contains(&id))) {
+                continue;
             }
-            out
-        };
-        wanted.iter().map(of).collect()
+            let spans = self.retention.readable(&series, from, to);
+            if !spans.is_empty() {
+                wanted.push(Wanted {
+                    id,
+                    labels: series.labels.clone(),
+                    owner: series.owner,
+                    slot: series.slot,
+                    spans,
+                });
+            }
+        }
+        wanted
     }
 }
 
@@ -133,64 +146,64 @@ impl Wanted {
     }
 }
 
-/// Samples of a series in segments and sealed memtables, appended in the order of commits.
+/// Samples of a series in all sources, appended in the order of commits.
 struct Scan<'a> {
-    segments: Vec<Pages<'a>>,
+    segments: Vec<PageReader<'a>>,
     sources: &'a Sources,
+    active: Copied,
+    unpacker: Unpacker,
 }
 
 impl<'a> Scan<'a> {
-    fn new(sources: &'a Sources) -> Self {
+    fn new(sources: &'a Sources, active: Copied) -> Self {
         Self {
-            segments: sources.segments.iter().map(|s| Pages::new(s)).collect(),
+            segments: sources
+                .segments
+                .iter()
+                .filter_map(|s| Some(s.metrics()?.reader()))
+                .collect(),
             sources,
+            active,
+            unpacker: Unpacker::default(),
         }
     }
 
-    fn samples(&mut self, wanted: &Wanted, out: &mut Vec<Sample>) -> Result<(), ReadError> {
+    /// Of the `i`th wanted series.
+    fn samples(&mut self, i: usize, wanted: &Wanted, out: &mut Points) -> Result<(), ReadError> {
         let (from, to) = wanted.outer();
-        for (segment, pages) in self.sources.segments.iter().zip(&mut self.segments) {
-            for page in segment.pages_of(wanted.meta.id, from, to) {
-                let samples = pages.samples(page)?;
-                let (first, last) = segment.page_times(page);
-                if wanted.spans.iter().any(|&(a, b)| a <= first && last <= b) {
-                    out.extend_from_slice(&samples);
-                } else {
-                    out.extend(samples.iter().filter(|s| is_within(&wanted.spans, s.at.0)));
-                }
+        for reader in &mut self.segments {
+            for page in reader.segment().pages_in(wanted.id, from, to) {
+                reader.append(page, &wanted.spans, out)?;
             }
         }
-        for m in &self.sources.sealed {
-            if let Some(c) = m.sealed_column(wanted.meta.id) {
-                c.samples(&wanted.spans, out);
-            }
+        for head in &self.sources.sealed {
+            head.append_samples(wanted.id, &wanted.spans, &mut self.unpacker, out);
         }
+        self.active.append_samples(i, &wanted.spans, &mut self.unpacker, out);
         Ok(())
     }
 
-    fn has_any(&mut self, wanted: &Wanted) -> Result<bool, ReadError> {
-        let in_sealed = |m: &Arc<Memtable>| {
-            m.sealed_column(wanted.meta.id)
-                .is_some_and(|c| c.has_any(&wanted.spans))
-        };
-        if self.sources.sealed.iter().any(in_sealed) {
+    /// Whether a row of this series or stream lies in the time asked for, in what is not the active head.
+    fn has_any(&mut self, streams: bool, wanted: &Wanted) -> Result<bool, ReadError> {
+        if self.sources.sealed.iter().any(|h| has_rows(h, streams, wanted)) {
             return Ok(true);
         }
         let (from, to) = wanted.outer();
-        for (segment, pages) in self.sources.segments.iter().zip(&mut self.segments) {
-            for page in segment.pages_of(wanted.meta.id, from, to) {
-                let (first, last) = segment.page_times(page);
-                // The page table knows the first and the last row; only between them the page must be read.
-                if is_within(&wanted.spans, first) || is_within(&wanted.spans, last) {
+        let within = |at| is_within(&wanted.spans, at);
+        // The page table knows the first and the last row; only between them the page must be read.
+        for reader in &mut self.segments {
+            for page in reader.segment().pages_in(wanted.id, from, to) {
+                let (first, last) = reader.segment().page_times(page);
+                if within(first) || within(last) || reader.times(page)?.iter().any(|&at| within(at)) {
                     return Ok(true);
                 }
-                let within = |at| is_within(&wanted.spans, at);
-                let found = if wanted.meta.streams {
-                    pages.lines(page)?.iter().any(|l| within(l.at))
-                } else {
-                    pages.samples(page)?.iter().any(|s| within(s.at.0))
-                };
-                if found {
+            }
+        }
+        for segment in self.sources.segments.iter().filter_map(|s| s.lines()) {
+            for page in segment.pages_of(wanted.id, from, to) {
+                let (first, last) = segment.page_times(page);
+                let mut pages = Pages::new(segment);
+                if within(first) || within(last) || pages.lines(page)?.iter().any(|l| within(l.at)) {
                     return Ok(true);
                 }
             }
@@ -199,9 +212,47 @@ impl<'a> Scan<'a> {
     }
 }
 
+fn has_rows(head: &Head, streams: bool, wanted: &Wanted) -> bool {
+    let Some((first, last)) = head.times_of(wanted.id) else {
+        return false;
+    };
+    let (from, to) = wanted.outer();
+    if last < from || to < first {
+        return false;
+    }
+    if is_within(&wanted.spans, first) || is_within(&wanted.spans, last) {
+        return true;
+    }
+    if streams {
+        let mut lines = head.stream(wanted.id).into_iter().flat_map(|c| c.lines());
+        return lines.any(|l| is_within(&wanted.spans, l.at));
+    }
+    let mut samples = Points::default();
+    head.append_samples(wanted.id, &wanted.spans, &mut Unpacker::default(), &mut samples);
+    !samples.is_empty()
+}
+
 impl ShardReader {
     pub fn applied(&self) -> u64 {
         self.state.read().applied
+    }
+
+    /// The ids of those series or streams that the shard knows, and the epoch in which they hold. What is known here
+    /// was committed, so that any entry proposed from now on may name it.
+    pub fn ids<'a>(
+        &self,
+        tenant: &TenantId,
+        streams: bool,
+        wanted: impl Iterator<Item = (&'a Labels, &'a Owner)>,
+    ) -> (u64, Vec<Option<u32>>) {
+        let state = self.state.read();
+        let ids = wanted.map(|(labels, owner)| state.directory.find(tenant, streams, labels, owner));
+        (state.directory.epoch(), ids.collect())
+    }
+
+    /// The epoch in which ids hold now.
+    pub fn epoch(&self) -> u64 {
+        self.state.read().directory.epoch()
     }
 
     /// The files that never change and are in force now, each to be checked by itself; the shard goes on meanwhile.
@@ -212,70 +263,100 @@ impl ShardReader {
 
     /// Sorted by (slot, fingerprint, labels). A label set occurs once per slot; series without a sample are left out.
     pub fn series(&self, q: &SelectSeries) -> Result<Vec<SeriesData>, ReadError> {
+        let mut answer = vec![];
+        self.visit(q, &mut |series, points| {
+            answer.push(SeriesData {
+                labels: series.labels.clone(),
+                owner: series.owner,
+                slot: series.slot,
+                samples: points.to_samples(),
+            });
+            ControlFlow::Continue(())
+        })?;
+        Ok(answer)
+    }
+
+    /// Hands on what `series` would answer, one series after the other, without holding more than one: their columns
+    /// live until `each` returns. Ends early when it breaks.
+    pub fn visit(
+        &self,
+        q: &SelectSeries,
+        each: &mut dyn FnMut(VisitedSeries<'_>, &Points) -> ControlFlow<()>,
+    ) -> Result<(), ReadError> {
         let (sources, wanted, active) = {
             let state = self.state.read();
             let sources = state.sources(&q.tenant, false, q.as_of)?;
             let any_of = std::slice::from_ref(&q.matchers);
             let wanted = state.wanted(&q.tenant, false, any_of, q.owners.as_ref(), (q.from, q.to));
             let active = if sources.active {
-                state.active_samples(&wanted)
+                state.active.copy(wanted.iter().map(|w| (w.id, &w.spans)))
             } else {
-                vec![vec![]; wanted.len()]
+                Copied::nothing(wanted.len())
             };
             (sources, wanted, active)
         };
-        let mut scan = Scan::new(&sources);
-        let mut answer: Vec<SeriesData> = vec![];
-        for (w, newest) in wanted.iter().zip(active) {
-            let mut samples = vec![];
-            scan.samples(w, &mut samples)?;
-            samples.extend(newest);
-            settle(&mut samples);
-            if samples.is_empty() {
-                continue;
-            }
-            match answer.last_mut() {
-                // Two owners in one slot whose series bear the same labels: one series to whoever asks by labels.
-                Some(last) if last.slot == w.meta.slot && last.labels == w.meta.labels => {
-                    last.samples.extend(samples);
-                    settle(&mut last.samples);
+        let mut scan = Scan::new(&sources, active);
+        let mut points = Points::default();
+        let mut i = 0;
+        // Two owners in one slot whose series bear the same labels: one series to whoever asks by labels.
+        for same in wanted.chunk_by(|a, b| a.slot == b.slot && a.labels == b.labels) {
+            points.clear();
+            let mut owner = None;
+            let mut alone = Points::default();
+            for w in same {
+                alone.clear();
+                let into = if same.len() == 1 { &mut points } else { &mut alone };
+                scan.samples(i, w, into)?;
+                into.settle();
+                i += 1;
+                if !into.is_empty() {
+                    owner = owner.or(Some(w.owner));
                 }
-                _ => answer.push(SeriesData {
-                    labels: w.meta.labels.clone(),
-                    owner: w.meta.owner,
-                    slot: w.meta.slot,
-                    samples,
-                }),
+                points.extend(&alone);
+            }
+            points.settle();
+            let Some(owner) = owner else { continue };
+            let series = VisitedSeries {
+                labels: &same[0].labels,
+                owner,
+                slot: same[0].slot,
+            };
+            if each(series, &points).is_break() {
+                break;
             }
         }
-        Ok(answer)
+        Ok(())
     }
 
     /// Sorted by (slot, fingerprint, labels, owner); streams without a line are left out.
     pub fn lines(&self, q: &SelectLines) -> Result<Vec<StreamData>, ReadError> {
         let mut gather = Gather::new(q);
-        let (sources, wanted) = {
+        let (sources, wanted, closed) = {
             let state = self.state.read();
             let sources = state.sources(&q.tenant, true, q.as_of)?;
             let any_of = std::slice::from_ref(&q.matchers);
             let wanted = state.wanted(&q.tenant, true, any_of, q.owners.as_ref(), (q.from, q.to));
+            // Chunks are shared; open lines are few enough to be read under the lock. They stand after the chunks.
+            let mut closed = vec![];
             for (rank, w) in wanted.iter().enumerate().filter(|_| sources.active) {
-                if let Some(c) = state
-                    .directory
-                    .place(w.meta.id)
-                    .and_then(|p| state.active.active_column(p))
-                {
-                    gather.column(rank, usize::MAX, &w.spans, c.raw_lines());
+                if let Some(c) = state.active.stream(w.id) {
+                    gather.column(rank, OPEN, &w.spans, c.open_lines());
+                    closed.push((rank, c.chunks.clone()));
                 }
             }
-            (sources, wanted)
+            (sources, wanted, closed)
         };
-        for (source, m) in sources.sealed.iter().enumerate() {
+        let heads = sources.segments.len();
+        for (source, head) in sources.sealed.iter().enumerate() {
             for (rank, w) in wanted.iter().enumerate() {
-                if let Some(c) = m.sealed_column(w.meta.id) {
-                    gather.column(rank, sources.segments.len() + source, &w.spans, c.raw_lines());
+                if let Some(c) = head.stream(w.id) {
+                    gather.column(rank, heads + source, &w.spans, c.lines());
                 }
             }
+        }
+        for (rank, chunks) in &closed {
+            let lines = chunks.iter().flat_map(|c| c.iter());
+            gather.column(*rank, heads + sources.sealed.len(), &wanted[*rank].spans, lines);
         }
         gather.segments(&sources.segments, &wanted)?;
         Ok(gather.finish(&wanted))
@@ -289,19 +370,14 @@ impl ShardReader {
             let state = self.state.read();
             let sources = state.sources(&q.tenant, q.streams, None)?;
             let wanted = state.wanted(&q.tenant, q.streams, any_of, None, (q.from, q.to));
-            let is_active = |w: &Wanted| {
-                let place = state.directory.place(w.meta.id);
-                let column = place.and_then(|p| state.active.active_column(p));
-                column.is_some_and(|c| c.has_any(&w.spans))
-            };
-            let active: Vec<bool> = wanted.iter().map(is_active).collect();
+            let active: Vec<bool> = wanted.iter().map(|w| has_rows(&state.active, q.streams, w)).collect();
             (sources, wanted, active)
         };
-        let mut scan = Scan::new(&sources);
+        let mut scan = Scan::new(&sources, Copied::nothing(0));
         let mut found = BTreeSet::new();
         for (w, in_active) in wanted.iter().zip(active) {
-            if !found.contains(&w.meta.labels) && (in_active || scan.has_any(w)?) {
-                found.insert(w.meta.labels.clone());
+            if !found.contains(&w.labels) && (in_active || scan.has_any(q.streams, w)?) {
+                found.insert(w.labels.clone());
             }
         }
         Ok(found.into_iter().collect())
@@ -366,6 +442,9 @@ impl ShardReader {
     }
 }
 
+/// The source of lines that were still open: after every other.
+const OPEN: usize = usize::MAX;
+
 /// Where a line stands among all: time, stream, then commit order (source, row).
 type Key = (i64, usize, usize, usize);
 
@@ -401,7 +480,7 @@ impl<'q> Gather<'q> {
         }
     }
 
-    fn offer(&mut self, key: Key, line: RawLine<'_>) -> Result<(), crate::codec::Bad> {
+    fn offer(&mut self, key: Key, line: RawLine<'_>) -> Result<(), crate::cursor::Bad> {
         if !self.admits(line.at, line.at) || !self.needles.iter().all(|n| n.is_match(line.line)) {
             return Ok(());
         }
@@ -418,17 +497,18 @@ impl<'q> Gather<'q> {
     fn column<'a>(&mut self, rank: usize, source: usize, spans: &Spans, lines: impl Iterator<Item = RawLine<'a>>) {
         for (row, l) in lines.enumerate().filter(|(_, l)| is_within(spans, l.at)) {
             self.offer((l.at, rank, source, row), l)
-                .expect("a memtable holds what it was given");
+                .expect("a head holds what it was given");
         }
     }
 
     fn segments(&mut self, segments: &[Arc<Segment>], wanted: &[Wanted]) -> Result<(), ReadError> {
+        let segments: Vec<&lines_file::Segment> = segments.iter().filter_map(|s| s.lines()).collect();
         // (segment, page, rank): in the order of the file, or from the end that is asked for.
         let mut pages: Vec<(usize, u32, usize)> = vec![];
         for (i, segment) in segments.iter().enumerate() {
             for (rank, w) in wanted.iter().enumerate() {
                 let (from, to) = w.outer();
-                pages.extend(segment.pages_of(w.meta.id, from, to).map(|p| (i, p, rank)));
+                pages.extend(segment.pages_of(w.id, from, to).map(|p| (i, p, rank)));
             }
         }
         let times = |&(segment, page, _): &(usize, u32, usize)| segments[segment].page_times(page);
@@ -462,11 +542,11 @@ impl<'q> Gather<'q> {
             by_stream.entry(rank).or_default().push(line);
         }
         let data = |(rank, lines): (usize, Vec<LogLine>)| {
-            let meta = &wanted[rank].meta;
+            let w = &wanted[rank];
             StreamData {
-                labels: meta.labels.clone(),
-                owner: meta.owner,
-                slot: meta.slot,
+                labels: w.labels.clone(),
+                owner: w.owner,
+                slot: w.slot,
                 lines,
             }
         };

@@ -1,0 +1,193 @@
+//! The head against a plain list per series.
+
+use super::*;
+use hindcast_model::{Labels, resource};
+use proptest::prelude::*;
+
+const SERIES: u32 = 12;
+
+fn directory() -> Directory {
+    let mut d = Directory::default();
+    let tenant = TenantId::default();
+    for i in 0..SERIES {
+        let (name, instance) = (format!("node_{}", i % 4), format!("web-{}:9100", i / 4));
+        let labels = Labels::from_pairs([("__name__", &name), ("instance", &instance), ("job", "node")]);
+        let owner = resource::owner(&tenant, &labels, &[]);
+        d.find_or_add(&tenant, false, &labels, &owner);
+    }
+    d.find_or_add(&tenant, true, &Labels::from_pairs([("job", "log")]), &Owner::None);
+    d
+}
+
+#[derive(Clone, Debug)]
+struct Push {
+    runs: Vec<Run>,
+    times: Vec<i64>,
+    seed: u64,
+}
+
+impl Push {
+    fn ids(&self) -> Vec<u32> {
+        self.runs.iter().flat_map(|r| r.ids()).collect()
+    }
+
+    /// Some repeat, some never do.
+    fn value(&self, at: usize) -> f64 {
+        if self.seed.is_multiple_of(3) {
+            f64::from_bits(self.seed.wrapping_mul(at as u64 + 1))
+        } else {
+            (self.seed % 1000) as f64 + at as f64
+        }
+    }
+}
+
+fn push() -> impl Strategy<Value = Push> {
+    let whole = Just(vec![Run { first: 0, len: SERIES }]);
+    let host = (0..3u32).prop_map(|h| vec![Run { first: h * 4, len: 4 }]);
+    let some = prop::collection::vec((0..SERIES, 0..4u32), 0..4).prop_map(|runs| {
+        let run = |(first, len): (u32, u32)| Run {
+            first,
+            len: len.min(SERIES - first),
+        };
+        runs.into_iter().map(run).collect()
+    });
+    let runs = prop_oneof![2 => whole, 3 => host, 2 => some];
+    let times = prop_oneof![4 => (0..40i64).prop_map(|t| vec![t]), 1 => prop::collection::vec(0..40i64, 0..90)];
+    (runs, times, any::<u64>()).prop_map(|(runs, times, seed)| Push { runs, times, seed })
+}
+
+/// Samples by series, in the order of commits; of one entry's equal times only the last counts.
+type Plain = BTreeMap<u32, Vec<(i64, u64)>>;
+
+fn settled(samples: &[(i64, u64)]) -> Vec<(i64, u64)> {
+    let by_time: BTreeMap<i64, u64> = samples.iter().copied().collect();
+    by_time.into_iter().collect()
+}
+
+fn samples_of(mut out: Points) -> Vec<(i64, u64)> {
+    out.settle();
+    out.iter().map(|(at, value)| (at, value.to_bits())).collect()
+}
+
+proptest! {
+    #[test]
+    fn a_head_gives_back_what_it_was_given(pushes in prop::collection::vec(push(), 1..60)) {
+        let d = directory();
+        let (mut head, mut plain) = (Head::new(), Plain::new());
+        let everything = vec![(i64::MIN, i64::MAX)];
+        let window = vec![(5, 11), (20, 21)];
+        for (index, p) in (1..).zip(&pushes) {
+            let ids = p.ids();
+            let values: Vec<u8> = (0..p.times.len() * ids.len()).flat_map(|i| p.value(i).to_le_bytes()).collect();
+            let rows = Rows { times: &p.times, runs: &p.runs, values: &values };
+            let mut heard = vec![];
+            prop_assert!(head.push_rows(index, &rows, &d, &mut |_, owner, at| heard.push((owner, at))));
+            for (r, &at) in p.times.iter().enumerate() {
+                for (i, &id) in ids.iter().enumerate() {
+                    plain.entry(id).or_default().push((at, p.value(r * ids.len() + i).to_bits()));
+                    prop_assert!(heard.iter().any(|h| h.0 == d.get(id).unwrap().owner && h.1.0 >= at));
+                }
+            }
+            // Nothing of the entry shows before it was advanced over.
+            if index % 13 == 0 {
+                head.show();
+                let copied = head.copy((0..SERIES).map(|id| (id, &window)));
+                for id in 0..SERIES {
+                    let (mut got, mut all) = (Points::default(), Points::default());
+                    copied.append_samples(id as usize, &window, &mut Unpacker::default(), &mut got);
+                    head.append_samples(id, &everything, &mut Unpacker::default(), &mut all);
+                    let want = settled(plain.get(&id).map_or(&[], Vec::as_slice));
+                    let within: Vec<_> = want.iter().copied().filter(|(at, _)| is_in(&window, *at)).collect();
+                    prop_assert_eq!(samples_of(got), within);
+                    let ends = want.first().map(|f| (f.0, want.last().map_or(f.0, |l| l.0)));
+                    prop_assert_eq!(head.times_of(id), ends);
+                    prop_assert_eq!(samples_of(all), want);
+                }
+            }
+        }
+        let shown = plain.clone();
+        head.show();
+        let head = head.seal();
+        for id in 0..SERIES {
+            let mut all = Points::default();
+            head.append_samples(id, &everything, &mut Unpacker::default(), &mut all);
+            prop_assert_eq!(samples_of(all), settled(shown.get(&id).map_or(&[], Vec::as_slice)));
+        }
+        prop_assert_eq!(head.samples(), plain.values().map(|v| v.len() as u64).sum::<u64>());
+    }
+}
+
+fn is_in(spans: &Spans, at: i64) -> bool {
+    spans.iter().any(|&(a, b)| a <= at && at <= b)
+}
+
+fn scrape(head: &mut Head, d: &Directory, index: u64, runs: &[Run]) -> bool {
+    let width: u32 = runs.iter().map(|r| r.len).sum();
+    let values: Vec<u8> = (0..width).flat_map(|v| f64::from(v).to_le_bytes()).collect();
+    let rows = Rows {
+        times: &[index as i64],
+        runs,
+        values: &values,
+    };
+    head.push_rows(index, &rows, d, &mut |_, _, _| {})
+}
+
+#[test]
+fn scrapes_of_one_shape_fill_one_lane_and_pack_into_little() {
+    let (d, mut head) = (directory(), Head::new());
+    for index in 1..=500 {
+        assert!(scrape(&mut head, &d, index, &[Run { first: 0, len: SERIES }]));
+        head.show();
+    }
+    assert_eq!(head.lanes.len(), 1);
+    assert_eq!(head.lanes[0].chunks.len(), 4);
+    assert!(head.bytes() < 8000, "{} bytes for 6,000 samples", head.bytes());
+}
+
+#[test]
+fn rows_show_when_their_entry_is_over() {
+    let (d, mut head) = (directory(), Head::new());
+    let everything = vec![(i64::MIN, i64::MAX)];
+    scrape(&mut head, &d, 1, &[Run { first: 0, len: 4 }]);
+    let count = |head: &Head| {
+        let mut out = Points::default();
+        head.append_samples(0, &everything, &mut Unpacker::default(), &mut out);
+        out.len()
+    };
+    assert_eq!((count(&head), head.times_of(0)), (0, None));
+    head.show();
+    assert_eq!((count(&head), head.times_of(0)), (1, Some((1, 1))));
+}
+
+#[test]
+fn ids_that_are_no_series_are_refused_and_nothing_is_taken() {
+    let (d, mut head) = (directory(), Head::new());
+    let bad = [
+        Run { first: SERIES, len: 1 },
+        Run {
+            first: 0,
+            len: SERIES + 1,
+        },
+        Run { first: 1000, len: 1 },
+        Run {
+            first: u32::MAX,
+            len: 2,
+        },
+    ];
+    for run in bad {
+        let rows = Rows {
+            times: &[],
+            runs: &[run],
+            values: &[],
+        };
+        assert!(!head.push_rows(1, &rows, &d, &mut |_, _, _| {}), "{run:?}");
+    }
+    assert!(head.is_empty() && head.ids(false).is_empty());
+    let line = RawLine {
+        at: 1,
+        line: b"x",
+        metadata: b"",
+    };
+    assert!(!head.push_lines(1, 0, &d, [line].into_iter()));
+    assert!(head.push_lines(1, SERIES, &d, [line].into_iter()));
+}

@@ -1,0 +1,512 @@
+//! Every series and stream of a shard: found by name when writing, by matchers when reading.
+//!
+//! Invariants
+//! - A series is named by tenant, kind (samples or lines), labels and owner; the same four never occur twice.
+//! - Ids are dense, given in the order of definition, and never given again: a reader that still holds one never
+//!   meets another series under it.
+//! - A label set is in memory once; answers share it.
+
+use super::postings::{bitmap_bytes, push};
+use super::values::{Term, Values};
+use crate::cursor::Bad;
+use crate::retention::Policy;
+use hashbrown::HashTable;
+use hindcast_model::{Labels, Matcher, Owner, Slot, TenantId};
+use roaring::RoaringBitmap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Ids per piece of the table of series; a piece of which all are forgotten gives its memory back.
+const PIECE: usize = 1024;
+/// Postings take their smallest form whenever that many ids were given: the span of one bitmap container.
+const COMPACT_IDS: u32 = 1 << 16;
+
+struct Row {
+    labels: Labels,
+    fingerprint: u64,
+    space: u32,
+    policy: Policy,
+    owner: Owner,
+}
+
+/// What is known of a series or stream.
+#[derive(Clone, Copy)]
+pub struct Series<'a> {
+    pub id: u32,
+    pub streams: bool,
+    pub policy: Policy,
+    pub owner: Owner,
+    pub slot: Slot,
+    pub fingerprint: u64,
+    pub(crate) labels: &'a Labels,
+    pub(crate) tenant: &'a TenantId,
+}
+
+impl<'a> Series<'a> {
+    pub const fn tenant(&self) -> &'a TenantId {
+        self.tenant
+    }
+
+    pub const fn labels(&self) -> &'a Labels {
+        self.labels
+    }
+
+    /// The order of answers. The owner comes last: streams of one label set may have several.
+    pub const fn order(&self) -> (Slot, u64, &'a Labels, Owner) {
+        (self.slot, self.fingerprint, self.labels, self.owner)
+    }
+}
+
+struct Label {
+    name: Box<str>,
+    values: Values,
+}
+
+/// The label index of one tenant's series, or of its streams.
+pub(super) struct Space {
+    pub(super) tenant: TenantId,
+    pub(super) streams: bool,
+    all: RoaringBitmap,
+    labels: Vec<Label>,
+    by_name: BTreeMap<Box<str>, u32>,
+}
+
+impl Space {
+    fn values(&self, name: &str) -> Option<&Values> {
+        let at = *self.by_name.get(name)?;
+        Some(&self.labels[at as usize].values)
+    }
+
+    pub(super) fn label(&mut self, name: &str) -> u32 {
+        if let Some(&known) = self.by_name.get(name) {
+            return known;
+        }
+        let at = u32::try_from(self.labels.len()).expect("there are fewer than 2^32 label names");
+        let values = Values::default();
+        self.by_name.insert(name.into(), at);
+        self.labels.push(Label {
+            name: name.into(),
+            values,
+        });
+        at
+    }
+
+    pub(super) fn values_mut(&mut self, label: u32) -> &mut Values {
+        &mut self.labels[label as usize].values
+    }
+
+    pub(super) fn name(&self, label: u32) -> &str {
+        &self.labels[label as usize].name
+    }
+
+    /// Label and value as texts.
+    pub(super) fn pair(&self, (label, value): (u32, u32)) -> (&str, &str) {
+        let label = &self.labels[label as usize];
+        (&label.name, label.values.text(value))
+    }
+
+    /// An id and the labels and values that its series has.
+    fn post(&mut self, id: u32, pairs: &[(u32, u32)]) {
+        push(&mut self.all, id);
+        for (label, value) in pairs {
+            self.labels[*label as usize].values.add(*value, id);
+        }
+    }
+
+    fn remove(&mut self, id: u32, labels: &Labels) {
+        self.all.remove(id);
+        for (name, value) in labels.iter() {
+            if let Some(at) = self.by_name.get(name) {
+                self.labels[*at as usize].values.remove(value, id);
+            }
+        }
+    }
+
+    fn term(&self, m: &Matcher) -> Term<'_> {
+        match self.values(&m.name) {
+            Some(values) => values.term(m),
+            None if m.matches_empty() => Term::Any,
+            None => Term::Keep(Cow::Owned(RoaringBitmap::new())),
+        }
+    }
+
+    fn optimize(&mut self) {
+        self.all.optimize();
+        self.labels.iter_mut().for_each(|l| l.values.optimize());
+    }
+
+    fn heap_bytes(&self) -> usize {
+        // A name is there twice; a node of the map holds its keys, values and about as much again.
+        let label = |l: &Label| 2 * l.name.len() + 2 * size_of::<(Box<str>, u32)>() + l.values.heap_bytes();
+        self.labels.capacity() * size_of::<Label>()
+            + self.labels.iter().map(label).sum::<usize>()
+            + bitmap_bytes(&self.all)
+    }
+}
+
+#[derive(Default)]
+pub struct Directory {
+    /// By id / `PIECE`; empty where all are forgotten.
+    pieces: Vec<Vec<Option<Row>>>,
+    next_id: u32,
+    live: usize,
+    epoch: u64,
+    by_key: HashTable<u32>,
+    pub(super) spaces: Vec<Space>,
+    /// Of series, of streams.
+    by_tenant: BTreeMap<TenantId, [Option<u32>; 2]>,
+    /// Memory of the label sets.
+    label_bytes: usize,
+    /// Labels and values of the series that is being added.
+    scratch: Vec<(u32, u32)>,
+}
+
+/// The fingerprint is a good hash already; the rest is mixed in.
+fn key_of(fingerprint: u64, space: u32, owner: &Owner) -> u64 {
+    /// 2^64 / golden ratio: spreads small numbers over all bits.
+    const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let owner = owner.id().map_or(0, |id| {
+        let (half, _) = id.0.split_first_chunk().expect("16 bytes");
+        u64::from_le_bytes(*half)
+    });
+    fingerprint ^ owner ^ u64::from(space).wrapping_mul(SPREAD)
+}
+
+fn key_of_id(pieces: &[Vec<Option<Row>>], id: u32) -> u64 {
+    let row = pieces[id as usize / PIECE][id as usize % PIECE].as_ref();
+    row.map_or(0, |r| key_of(r.fingerprint, r.space, &r.owner))
+}
+
+impl Directory {
+    /// Live series and streams.
+    pub fn len(&self) -> usize {
+        self.live
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+
+    /// Ids given so far; the next one.
+    pub fn next_id(&self) -> u32 {
+        self.next_id
+    }
+
+    /// How often series were forgotten: while it stays, an id that was found is still there.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    fn row(&self, id: u32) -> Option<&Row> {
+        self.pieces.get(id as usize / PIECE)?.get(id as usize % PIECE)?.as_ref()
+    }
+
+    /// Of an id that an index of ours holds.
+    fn live_row(&self, id: u32) -> &Row {
+        self.row(id).expect("a posted series is in the directory")
+    }
+
+    fn space_of(&self, tenant: &TenantId, streams: bool) -> Option<u32> {
+        self.by_tenant.get(tenant)?[usize::from(streams)]
+    }
+
+    pub(super) fn space(&mut self, tenant: &TenantId, streams: bool) -> u32 {
+        if let Some(known) = self.space_of(tenant, streams) {
+            return known;
+        }
+        let at = u32::try_from(self.spaces.len()).expect("there are fewer than 2^31 tenants");
+        self.spaces.push(Space {
+            tenant: tenant.clone(),
+            streams,
+            all: RoaringBitmap::new(),
+            labels: vec![],
+            by_name: BTreeMap::new(),
+        });
+        self.by_tenant.entry(tenant.clone()).or_default()[usize::from(streams)] = Some(at);
+        at
+    }
+
+    fn find_row(&self, space: u32, fingerprint: u64, labels: &Labels, owner: &Owner) -> Option<u32> {
+        let same = |id: &u32| {
+            let row = self.live_row(*id);
+            row.fingerprint == fingerprint && row.space == space && row.owner == *owner && row.labels == *labels
+        };
+        self.by_key.find(key_of(fingerprint, space, owner), same).copied()
+    }
+
+    pub fn find(&self, tenant: &TenantId, streams: bool, labels: &Labels, owner: &Owner) -> Option<u32> {
+        let space = self.space_of(tenant, streams)?;
+        self.find_row(space, labels.fingerprint(), labels, owner)
+    }
+
+    /// The id of the series of this name; the next one if it is new.
+    pub fn find_or_add(&mut self, tenant: &TenantId, streams: bool, labels: &Labels, owner: &Owner) -> u32 {
+        let space = self.space(tenant, streams);
+        let fingerprint = labels.fingerprint();
+        if let Some(known) = self.find_row(space, fingerprint, labels, owner) {
+            return known;
+        }
+        let mut pairs = std::mem::take(&mut self.scratch);
+        pairs.clear();
+        let index = &mut self.spaces[space as usize];
+        for (name, value) in labels.iter() {
+            let label = index.label(name);
+            pairs.push((label, index.values_mut(label).value(value)));
+        }
+        let id = self.push(space, labels.clone(), fingerprint, *owner, &pairs);
+        self.scratch = pairs;
+        id
+    }
+
+    /// As `find_or_add`, of labels and values that are in the index; `None` if the series is there already.
+    pub(super) fn add_pairs(&mut self, space: u32, pairs: &[(u32, u32)], owner: Owner) -> Option<u32> {
+        let index = &self.spaces[space as usize];
+        let labels = Labels::from_sorted(pairs.iter().map(|p| index.pair(*p)));
+        let fingerprint = labels.fingerprint();
+        if self.find_row(space, fingerprint, &labels, &owner).is_some() {
+            return None;
+        }
+        Some(self.push(space, labels, fingerprint, owner, pairs))
+    }
+
+    fn push(&mut self, space: u32, labels: Labels, fingerprint: u64, owner: Owner, pairs: &[(u32, u32)]) -> u32 {
+        let id = self.next_id;
+        self.next_id = id.checked_add(1).expect("a shard defines fewer than 2^32 series");
+        let index = &mut self.spaces[space as usize];
+        index.post(id, pairs);
+        let policy = Policy::of(&labels, &owner, index.streams);
+        self.label_bytes += labels.shared_bytes();
+        self.live += 1;
+        let row = Row {
+            labels,
+            fingerprint,
+            space,
+            policy,
+            owner,
+        };
+        put_row(&mut self.pieces, id, Some(row));
+        let (pieces, key) = (&self.pieces, key_of(fingerprint, space, &owner));
+        self.by_key.insert_unique(key, id, |id| key_of_id(pieces, *id));
+        if self.next_id.is_multiple_of(COMPACT_IDS) {
+            self.spaces.iter_mut().for_each(Space::optimize);
+        }
+        id
+    }
+
+    /// Ids whose series were forgotten before the definitions were written.
+    pub(super) fn skip(&mut self, ids: u32) -> Result<(), Bad> {
+        let end = self.next_id.checked_add(ids).ok_or("there are too many ids")?;
+        while self.next_id < end {
+            let piece_is_gone = (self.next_id as usize).is_multiple_of(PIECE) && (end - self.next_id) as usize >= PIECE;
+            if piece_is_gone {
+                self.pieces.push(vec![]);
+                self.next_id += PIECE as u32;
+            } else {
+                put_row(&mut self.pieces, self.next_id, None);
+                self.next_id += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Room in the hash table for that many series more.
+    pub(super) fn reserve(&mut self, series: usize) {
+        let pieces = &self.pieces;
+        self.by_key.reserve(series, |id| key_of_id(pieces, *id));
+    }
+
+    pub(super) fn label_bytes(&self) -> usize {
+        self.label_bytes
+    }
+
+    /// Gives back what growing left over.
+    pub(super) fn shrink(&mut self) {
+        for label in self.spaces.iter_mut().flat_map(|s| &mut s.labels) {
+            label.values.shrink();
+        }
+    }
+
+    pub fn get(&self, id: u32) -> Option<Series<'_>> {
+        let row = self.row(id)?;
+        let space = &self.spaces[row.space as usize];
+        Some(Series {
+            id,
+            streams: space.streams,
+            policy: row.policy,
+            owner: row.owner,
+            slot: row.slot(),
+            fingerprint: row.fingerprint,
+            labels: &row.labels,
+            tenant: &space.tenant,
+        })
+    }
+
+    pub(super) fn space_of_id(&self, id: u32) -> Option<u32> {
+        self.row(id).map(|r| r.space)
+    }
+
+    /// Forgets series that nothing holds any more. Their ids stay taken.
+    pub fn forget(&mut self, ids: &[u32]) {
+        let before = self.live;
+        let mut touched = BTreeSet::new();
+        for &id in ids {
+            let Some(piece) = self.pieces.get_mut(id as usize / PIECE) else {
+                continue;
+            };
+            let Some(row) = piece.get_mut(id as usize % PIECE).and_then(Option::take) else {
+                continue;
+            };
+            drop_if_dead(piece);
+            self.live -= 1;
+            self.label_bytes -= row.labels.shared_bytes();
+            let key = key_of(row.fingerprint, row.space, &row.owner);
+            if let Ok(entry) = self.by_key.find_entry(key, |other| *other == id) {
+                entry.remove();
+            }
+            self.spaces[row.space as usize].remove(id, &row.labels);
+            touched.insert(row.space);
+        }
+        for space in touched {
+            let labels = &mut self.spaces[space as usize].labels;
+            labels.iter_mut().for_each(|l| l.values.tidy());
+        }
+        self.epoch += u64::from(self.live < before);
+    }
+
+    // ---- selecting ----
+
+    /// Series for which all matchers of any of the sets hold, in the order of answers.
+    pub fn select(&self, tenant: &TenantId, streams: bool, any_of: &[Vec<Matcher>]) -> Vec<u32> {
+        let Some(space) = self.space_of(tenant, streams) else {
+            return vec![];
+        };
+        self.in_order(&self.matching(&self.spaces[space as usize], any_of))
+    }
+
+    fn matching<'a>(&self, space: &'a Space, any_of: &[Vec<Matcher>]) -> Cow<'a, RoaringBitmap> {
+        let mut sets = any_of.iter().map(|matchers| self.matching_all(space, matchers));
+        let first = sets.next().unwrap_or_default();
+        sets.fold(first, |all, set| Cow::Owned(&*all | &*set))
+    }
+
+    fn matching_all<'a>(&self, space: &'a Space, matchers: &[Matcher]) -> Cow<'a, RoaringBitmap> {
+        let (mut keep, mut drop, mut scans) = (vec![], vec![], vec![]);
+        for m in matchers {
+            match space.term(m) {
+                Term::Any => {}
+                Term::Keep(ids) => keep.push(ids),
+                Term::Drop(ids) => drop.push(ids),
+                Term::Scan(values) => scans.push((values, m)),
+            }
+        }
+        // The smallest first: all others then only look where it has ids.
+        keep.sort_by_key(|ids| ids.len());
+        let mut keep = keep.into_iter();
+        let mut found = keep.next().unwrap_or(Cow::Borrowed(&space.all));
+        keep.for_each(|ids| narrow(&mut found, Term::Keep(ids)));
+        drop.into_iter().for_each(|ids| narrow(&mut found, Term::Drop(ids)));
+        scans.sort_by_key(|(values, _)| values.len());
+        for (values, m) in scans {
+            if values.prefers_sets(found.len()) {
+                let matches = |id: &u32| m.matches(&self.live_row(*id).labels);
+                found = Cow::Owned(found.iter().filter(matches).collect());
+            } else {
+                narrow(&mut found, values.scanned_term(m));
+            }
+        }
+        found
+    }
+
+    fn in_order(&self, ids: &RoaringBitmap) -> Vec<u32> {
+        let mut keys: Vec<(Slot, u64, u32)> = Vec::with_capacity(ids.len() as usize);
+        keys.extend(ids.iter().map(|id| {
+            let row = self.live_row(id);
+            (row.slot(), row.fingerprint, id)
+        }));
+        let rest = |id: u32| {
+            let row = self.live_row(id);
+            (&row.labels, row.owner)
+        };
+        keys.sort_unstable_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then_with(|| rest(a.2).cmp(&rest(b.2))));
+        keys.into_iter().map(|(_, _, id)| id).collect()
+    }
+
+    /// Names of labels that series matching any of the sets have; sorted.
+    pub fn label_names(&self, tenant: &TenantId, streams: bool, any_of: &[Vec<Matcher>]) -> Vec<&str> {
+        let Some(space) = self.space_of(tenant, streams) else {
+            return vec![];
+        };
+        let space = &self.spaces[space as usize];
+        let found = self.matching(space, any_of);
+        let labels = space.by_name.values().map(|at| &space.labels[*at as usize]);
+        let has_any = labels.filter(|l| !l.values.present().is_disjoint(&found));
+        has_any.map(|l| &*l.name).collect()
+    }
+
+    /// Values of a label that series matching any of the sets have; sorted, each once.
+    pub fn label_values(&self, tenant: &TenantId, streams: bool, name: &str, any_of: &[Vec<Matcher>]) -> Vec<&str> {
+        let Some(space) = self.space_of(tenant, streams) else {
+            return vec![];
+        };
+        let space = &self.spaces[space as usize];
+        let Some(values) = space.values(name) else {
+            return vec![];
+        };
+        let found = self.matching(space, any_of);
+        if values.prefers_sets(found.len()) {
+            let of_sets = found.iter().filter_map(|id| self.live_row(id).labels.get(name));
+            return of_sets.collect::<BTreeSet<_>>().into_iter().collect();
+        }
+        let all = *found == space.all;
+        let live = values.live().filter(|(_, posting)| all || posting.meets(&found));
+        let mut texts: Vec<&str> = live.map(|(text, _)| text).collect();
+        texts.sort_unstable();
+        texts
+    }
+
+    /// Memory of everything here, label sets included although callers may hold them too. What the allocator adds
+    /// for itself is not in it. Looks at every posting.
+    pub fn memory_bytes(&self) -> usize {
+        let rows: usize = self.pieces.iter().map(Vec::capacity).sum();
+        self.pieces.capacity() * size_of::<Vec<Option<Row>>>()
+            + rows * size_of::<Option<Row>>()
+            + self.label_bytes
+            + self.by_key.allocation_size()
+            + self.spaces.capacity() * size_of::<Space>()
+            + self.spaces.iter().map(Space::heap_bytes).sum::<usize>()
+    }
+}
+
+impl Row {
+    fn slot(&self) -> Slot {
+        match self.owner {
+            Owner::Resource { id, .. } => id.slot(),
+            // As `Owner::slot` has it, without hashing the labels again.
+            Owner::None => Slot::of_hash(self.fingerprint),
+        }
+    }
+}
+
+fn narrow(found: &mut Cow<'_, RoaringBitmap>, term: Term<'_>) {
+    *found = match term {
+        Term::Keep(ids) => Cow::Owned(&**found & &*ids),
+        Term::Drop(ids) => Cow::Owned(&**found - &*ids),
+        Term::Any | Term::Scan(_) => return,
+    };
+}
+
+fn put_row(pieces: &mut Vec<Vec<Option<Row>>>, id: u32, row: Option<Row>) {
+    let at = id as usize / PIECE;
+    if pieces.len() <= at {
+        pieces.push(Vec::with_capacity(PIECE));
+    }
+    pieces[at].push(row);
+    drop_if_dead(&mut pieces[at]);
+}
+
+/// Only a full piece may go: ids are still to be put into the last one.
+fn drop_if_dead(piece: &mut Vec<Option<Row>>) {
+    if piece.len() == PIECE && piece.iter().all(Option::is_none) {
+        *piece = vec![];
+    }
+}
