@@ -361,7 +361,7 @@ impl Machine for ShardMachine {
         let compact = wishes.compact.load(Ordering::SeqCst);
         if compact > wishes.compacted.load(Ordering::SeqCst) {
             // One merge a call: applies go on in between. The wish is granted when nothing is left to merge.
-            if self.shard.compact().map_err(machine_error)?.is_none() {
+            if self.shard.compact_fully().map_err(machine_error)?.is_none() {
                 wishes.compacted.store(compact, Ordering::SeqCst);
             }
         } else if now >= self.compact_after {
@@ -461,7 +461,7 @@ mod tests {
                     to,
                     as_of: None,
                     owners: None,
-                    contains: vec![],
+                    filter: hindcast_storage::logs::Filter::all(),
                     limit: None,
                     direction: Direction::Forward,
                 })

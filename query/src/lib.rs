@@ -12,6 +12,7 @@ mod logs;
 pub mod number;
 pub mod plan;
 pub mod replay;
+pub mod rows;
 pub mod shards;
 pub mod testing;
 pub mod value;

@@ -417,6 +417,18 @@ impl Container {
         damage(&self.path, range, why)
     }
 
+    /// The file as a scrub reads it, at its own pace. `blocks` in any order; the table need not be among them.
+    pub fn immutable_file(&self, mut blocks: Vec<Range<u64>>) -> crate::verify::ImmutableFile {
+        blocks.sort_by_key(|b| b.start);
+        crate::verify::ImmutableFile {
+            path: self.path.clone(),
+            reader: self.reader.clone(),
+            bytes: self.file.bytes,
+            blake3: self.file.blake3,
+            blocks,
+        }
+    }
+
     /// Reads the whole file and compares its BLAKE3.
     pub fn scrub(&self) -> Result<(), ReadError> {
         scrub(self.reader.as_ref(), &self.path, &self.file)

@@ -100,7 +100,14 @@ impl Segment {
         }
     }
 
-    /// Reads the whole file and compares its BLAKE3.
+    /// The file as a scrub reads it, at its own pace.
+    pub fn immutable_file(&self) -> crate::verify::ImmutableFile {
+        match &self.rows {
+            Rows::Metric(s) => s.immutable_file(),
+            Rows::Log(s) => s.immutable_file(),
+        }
+    }
+
     pub fn scrub(&self) -> Result<(), ReadError> {
         match &self.rows {
             Rows::Metric(s) => s.scrub(),
