@@ -536,7 +536,7 @@ mod tests {
         );
         assert_eq!(rig.stored(), (12, 4));
         let again = rig.laid(&batch(2), Naming::Defined);
-        assert_eq!(rig.apply(&[again.clone()]), [PartApplied::Stored]);
+        assert_eq!(rig.apply(std::slice::from_ref(&again)), [PartApplied::Stored]);
         assert_eq!(rig.stored(), (18, 6));
         assert_eq!(
             rig.apply(&[again, stale]),

@@ -129,6 +129,8 @@ pub(crate) struct Layout<'a> {
     pub is_news: bool,
     /// Whether the shard map holds for all of time.
     timeless: bool,
+    /// About how much text the request has: room for it is made at once.
+    pub text_bytes: usize,
     /// Known series and streams that took it: what comes later of them stays behind it.
     late: BTreeSet<(ShardId, bool, u32)>,
 }
@@ -171,6 +173,7 @@ impl<'a> Layout<'a> {
             lessons: vec![],
             is_news: false,
             timeless: books.ids.is_timeless(),
+            text_bytes: 0,
             late: BTreeSet::new(),
         }
     }
@@ -412,7 +415,9 @@ impl<'a> Layout<'a> {
         }
         let before = (share.streams.len(), share.text.len());
         share.stream(Numbers::Ids, id);
-        share.text.reserve(message.len());
+        if share.text.capacity() == 0 {
+            share.text.reserve_exact(self.text_bytes.max(message.len()));
+        }
         let Some(lines) = known_lines::<F>(&message[hit.len..], view, self.limits, share) else {
             share.streams.truncate(before.0);
             share.text.truncate(before.1);
