@@ -92,6 +92,7 @@ async fn write(address: SocketAddr) -> Result<(Samples, Lines)> {
                 labels: wire,
                 lines: entries,
             }],
+            ..v1::WriteRequest::default()
         };
         let answer = ingest.write(request).await?.into_inner();
         ensure!(answer.rejected.is_empty(), "{:?}", answer.rejected);

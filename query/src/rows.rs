@@ -178,7 +178,7 @@ impl<'a> RowsReader<'a> {
                 to,
                 as_of: None,
                 owners: None,
-                contains: vec![],
+                filter: hindcast_storage::logs::Filter::all(),
                 limit,
                 direction: Direction::Forward,
             };
