@@ -50,7 +50,7 @@ async fn write(address: SocketAddr, round: i64) -> Result<()> {
         seq: round as u64 + 1,
         resource: vec![],
         series: series.collect(),
-        streams: vec![],
+        ..v1::WriteRequest::default()
     };
     let answer = ingest.write(request).await?.into_inner();
     ensure!(answer.rejected.is_empty(), "{:?}", answer.rejected);
