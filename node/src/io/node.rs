@@ -135,19 +135,13 @@ impl Node {
         let map = ShardMap::even(identity.shards)?;
         let mut groups = vec![];
         let mut shards = BTreeMap::new();
-        for shard in map.shards() {
-            let group = GroupId::from(shard);
-            let shard_config = ShardConfig {
-                group,
-                ..ShardConfig::default()
-            };
-            let machine = ShardMachine::open(disk.clone(), &format!("shard-{group}"), shard_config, clock.clone())
-                .map_err(|source| StartError::Shard { group, source })?;
-            shards.insert(group, machine.handle());
+        for machine in open_shards(&map, &disk, &clock)? {
+            let handle = machine.handle();
             groups.push(GroupSpec {
-                group,
+                group: handle.group,
                 machine: Box::new(machine),
             });
+            shards.insert(handle.group, handle);
         }
         let mut all_parts: Vec<Box<dyn Part>> = vec![Box::new(ClusterPart)];
         all_parts.extend(parts);
@@ -263,6 +257,26 @@ impl Node {
             }
         }
     }
+}
+
+/// Opens all shards, each on a thread of its own: label indexes are rebuilt meanwhile, which is all work.
+fn open_shards(map: &ShardMap, disk: &Arc<dyn Disk>, clock: &Arc<dyn Clock>) -> Result<Vec<ShardMachine>, StartError> {
+    let open = |group: GroupId| {
+        let config = ShardConfig {
+            group,
+            ..ShardConfig::default()
+        };
+        let opened = ShardMachine::open(disk.clone(), &format!("shard-{group}"), config, clock.clone());
+        opened.map_err(|source| StartError::Shard { group, source })
+    };
+    std::thread::scope(|threads| {
+        let shards = map.shards().into_iter().map(GroupId::from);
+        let opening: Vec<_> = shards.map(|group| threads.spawn(move || open(group))).collect();
+        let joined = opening.into_iter().map(|t| t.join());
+        joined
+            .map(|opened| opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    })
 }
 
 fn known_identity(config: &NodeConfig, disk: &dyn Disk) -> Result<Option<Identity>, StartError> {
