@@ -3,6 +3,7 @@
 //! Cores take these as traits; the real ones live in `io` and are handed in by `ops/hindcast`.
 
 pub mod clock;
+pub mod crash;
 pub mod disk;
 pub mod io;
 pub mod rng;
