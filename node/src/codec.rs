@@ -47,6 +47,10 @@ impl<'a> Reader<'a> {
         self.at == self.bytes.len()
     }
 
+    pub fn left(&self) -> usize {
+        self.bytes.len() - self.at
+    }
+
     pub fn take(&mut self, len: usize) -> Result<&'a [u8], Malformed> {
         let end = self
             .at

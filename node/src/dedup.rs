@@ -68,32 +68,47 @@ impl Dedup {
     }
 
     /// Decides about a batch in the entry stamped `at`, and remembers it if it is new.
-    pub fn admit(&mut self, tenant: &TenantId, id: Option<BatchId>, at: TimestampNs) -> Verdict {
+    #[cfg(test)]
+    fn admit(&mut self, tenant: &TenantId, id: Option<BatchId>, at: TimestampNs) -> Verdict {
+        let verdict = self.verdict(tenant, id, at);
+        if verdict == Verdict::New {
+            self.remember(tenant, id, at);
+        }
+        verdict
+    }
+
+    /// Decides about a batch in the entry stamped `at`.
+    pub fn verdict(&mut self, tenant: &TenantId, id: Option<BatchId>, at: TimestampNs) -> Verdict {
         let Some(id) = id else { return Verdict::New };
         self.expire(at);
         if let BatchId::Ordered { writer, seq } = id {
-            let last = self.ordered.entry(writer).or_insert(0);
-            if seq <= *last {
-                return Verdict::Known;
-            }
-            *last = seq;
-            return Verdict::New;
+            let last = self.ordered.get(&writer).copied().unwrap_or(0);
+            return if seq <= last { Verdict::Known } else { Verdict::New };
         }
-        let key = (tenant.clone(), id);
-        if self.known.contains(&key) {
+        if self.known.contains(&(tenant.clone(), id)) {
             return Verdict::Known;
         }
-        if let BatchId::Sequenced { writer, seq } = id
-            && self.forgotten.get(&writer).is_some_and(|f| seq <= f.seq)
-        {
-            return Verdict::TooOld;
+        match id {
+            BatchId::Sequenced { writer, seq } if self.forgotten.get(&writer).is_some_and(|f| seq <= f.seq) => {
+                Verdict::TooOld
+            }
+            _ => Verdict::New,
         }
+    }
+
+    /// A batch that was new is stored, in the entry stamped `at`.
+    pub fn remember(&mut self, tenant: &TenantId, id: Option<BatchId>, at: TimestampNs) {
+        let Some(id) = id else { return };
+        if let BatchId::Ordered { writer, seq } = id {
+            self.ordered.insert(writer, seq);
+            return;
+        }
+        let key = (tenant.clone(), id);
         self.known.insert(key.clone());
         self.order.push_back((at, key));
         while self.order.len() > self.limits.ids_max {
             self.forget_oldest();
         }
-        Verdict::New
     }
 
     fn expire(&mut self, now: TimestampNs) {

@@ -1,88 +1,61 @@
-//! Which shard takes which part of a batch.
+//! Which shard takes which part of a batch, and what its replica on this node knows.
 
-use crate::entry::WritePart;
-use hindcast_model::{Batch, BatchId, ShardId, ShardMap, TenantId, TimestampNs};
+use hindcast_ingest::Ids;
+use hindcast_model::{Labels, Owner, ShardId, ShardMap, Slot, TenantId, TimestampNs};
+use hindcast_storage::ShardReader;
 use std::collections::BTreeMap;
 
-type Parts = BTreeMap<ShardId, WritePart>;
-
-fn take<'a>(parts: &'a mut Parts, shard: ShardId, tenant: &TenantId, id: Option<BatchId>) -> &'a mut WritePart {
-    parts.entry(shard).or_insert_with(|| WritePart {
-        tenant: tenant.clone(),
-        id,
-        series: vec![],
-        streams: vec![],
-        resources: vec![],
-        edges: vec![],
-    })
+/// The shard map, and the replicas of this node.
+pub struct Replicas {
+    map: ShardMap,
+    readers: BTreeMap<ShardId, ShardReader>,
 }
 
-/// The parts of a batch, one per shard that it touches. Each part carries the batch's id.
-///
-/// A series whose samples span a change of the shard map is split by time.
-pub fn split(map: &ShardMap, batch: Batch) -> BTreeMap<ShardId, WritePart> {
-    let mut parts = Parts::new();
-    let (tenant, id) = (batch.tenant, batch.id);
-    let single = map.is_single();
-    for mut series in batch.series {
-        let slot = series.owner.slot(&series.labels);
-        if single {
-            take(&mut parts, map.shard_of(slot, TimestampNs::MAX), &tenant, id)
-                .series
-                .push(series);
-            continue;
-        }
-        let mut by_shard: BTreeMap<ShardId, Vec<_>> = BTreeMap::new();
-        for sample in std::mem::take(&mut series.samples) {
-            by_shard.entry(map.shard_of(slot, sample.at)).or_default().push(sample);
-        }
-        for (shard, samples) in by_shard {
-            let mut piece = series.clone();
-            piece.samples = samples;
-            take(&mut parts, shard, &tenant, id).series.push(piece);
+impl Replicas {
+    pub fn new(map: ShardMap, readers: BTreeMap<ShardId, ShardReader>) -> Self {
+        Self { map, readers }
+    }
+
+    pub fn map(&self) -> &ShardMap {
+        &self.map
+    }
+}
+
+impl Ids for Replicas {
+    fn shard_of(&self, slot: Slot, at: TimestampNs) -> ShardId {
+        self.map.shard_of(slot, at)
+    }
+
+    fn is_timeless(&self) -> bool {
+        self.map.is_single()
+    }
+
+    fn epoch(&self, shard: ShardId) -> u64 {
+        self.readers.get(&shard).map_or(0, ShardReader::epoch)
+    }
+
+    /// A shard without a replica here knows nothing: its series travel with their definitions.
+    fn ids(
+        &self,
+        shard: ShardId,
+        tenant: &TenantId,
+        streams: bool,
+        wanted: &[(&Labels, &Owner)],
+    ) -> (u64, Vec<Option<u32>>) {
+        match self.readers.get(&shard) {
+            Some(reader) => reader.ids(tenant, streams, wanted.iter().copied()),
+            None => (0, vec![None; wanted.len()]),
         }
     }
-    for mut stream in batch.streams {
-        let slot = stream.owner.slot(&stream.labels);
-        let mut by_shard: BTreeMap<ShardId, Vec<_>> = BTreeMap::new();
-        for line in std::mem::take(&mut stream.lines) {
-            by_shard.entry(map.shard_of(slot, line.at)).or_default().push(line);
-        }
-        for (shard, lines) in by_shard {
-            let mut piece = stream.clone();
-            piece.lines = lines;
-            take(&mut parts, shard, &tenant, id).streams.push(piece);
-        }
-    }
-    // Resources and edges are facts of today: they go to the shard that owns the slot now.
-    for resource in batch.resources {
-        take(
-            &mut parts,
-            map.shard_of(resource.id.slot(), TimestampNs::MAX),
-            &tenant,
-            id,
-        )
-        .resources
-        .push(resource);
-    }
-    for edge in batch.edges {
-        take(
-            &mut parts,
-            map.shard_of(edge.from.slot(), TimestampNs::MAX),
-            &tenant,
-            id,
-        )
-        .edges
-        .push(edge);
-    }
-    parts
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::entry::{TEXT_BYTES_MAX, decode_part, tests};
     use hindcast_model::resource::{metric, owning_resource};
-    use hindcast_model::{LogLine, Owner, Sample, SeriesBlock, StreamBlock};
+    use hindcast_model::{
+        Batch, BatchId, LogLine, Owner, Sample, SeriesBlock, ShardMap, StreamBlock, TenantId, TimestampNs,
+    };
 
     #[test]
     fn a_resource_lands_whole_in_one_shard_and_nothing_is_lost_on_the_way() {
@@ -120,16 +93,18 @@ mod tests {
                 batch.resources.push(resource);
             }
         }
-        let parts = split(&map, batch);
-        assert_eq!(parts.len(), 4, "fifty hosts touch all four shards");
-        assert_eq!(parts.values().map(|p| p.series.len()).sum::<usize>(), 100);
-        assert_eq!(parts.values().map(|p| p.streams.len()).sum::<usize>(), 100);
-        for (shard, part) in &parts {
+        let encoded = tests::parts_of(&batch, 4);
+        assert_eq!(encoded.len(), 4, "fifty hosts touch all four shards");
+        let decode = |b| tests::batch_of(&decode_part(b, &mut TEXT_BYTES_MAX.clone()).unwrap());
+        let parts: Vec<Batch> = encoded.iter().map(|b| decode(b)).collect();
+        assert_eq!(parts.iter().map(|p| p.series.len()).sum::<usize>(), 100);
+        assert_eq!(parts.iter().map(|p| p.streams.len()).sum::<usize>(), 100);
+        for part in &parts {
             assert_eq!(part.id, Some(BatchId::Hashed([7; 16])));
             let owners = part.series.iter().map(|s| s.owner.id().unwrap());
-            for id in owners.chain(part.resources.iter().map(|r| r.id)) {
-                assert_eq!(map.shard_of(id.slot(), TimestampNs(0)), *shard);
-            }
+            let ids: Vec<_> = owners.chain(part.resources.iter().map(|r| r.id)).collect();
+            let shard = map.shard_of(ids[0].slot(), TimestampNs(0));
+            assert!(ids.iter().all(|id| map.shard_of(id.slot(), TimestampNs(0)) == shard));
         }
     }
 }

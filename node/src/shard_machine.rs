@@ -5,12 +5,14 @@
 //!
 //! Invariants
 //! - A batch that is known already changes nothing.
+//! - A part whose ids do not hold here is stored by no replica and remembered by none: it comes again with definitions.
 //! - The auxiliary state is flushed with the segments, in one manifest: both stand at the same index.
 
 use crate::dedup::{Dedup, Verdict};
-use crate::entry::{self, Command, Control, WritePart};
+use crate::entry::{self, Command, Control, PartView};
 use crate::sources::Sources;
 use bytes::Bytes;
+use hindcast_ingest::intake::Numbers;
 use hindcast_env::{Clock, Disk};
 use hindcast_model::resource::Edge;
 use hindcast_model::{
@@ -18,6 +20,7 @@ use hindcast_model::{
 };
 use hindcast_proto::topology::TopologyRecord;
 use hindcast_raft::{Machine, MachineError};
+use hindcast_storage::rows::{Rows, Run};
 use hindcast_storage::{Damage, Shard, ShardConfig, ShardReader, ShardStats, StorageError};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
@@ -46,6 +49,8 @@ pub enum PartApplied {
     Stored,
     Duplicate,
     SequenceTooOld,
+    /// Its ids are not those of the shard: nothing was stored. Sent again with definitions, it will be.
+    Stale,
 }
 
 /// The shard as others on this node see it: reads, and requests to the machine's owner.
@@ -138,36 +143,86 @@ impl ShardMachine {
         self.handle.clone()
     }
 
-    fn write(&mut self, index: u64, at: TimestampNs, parts: Vec<WritePart>) -> Applied {
+    fn write(&mut self, index: u64, at: TimestampNs, parts: Vec<PartView<'_>>) -> Applied {
         let mut answers = Vec::with_capacity(parts.len());
         for part in parts {
-            answers.push(match self.aux.dedup.admit(&part.tenant, part.id, at) {
+            answers.push(match self.aux.dedup.verdict(&part.tenant, part.id, at) {
                 Verdict::Known => PartApplied::Duplicate,
                 Verdict::TooOld => PartApplied::SequenceTooOld,
-                Verdict::New => {
-                    self.store(index, at, part);
+                Verdict::New if self.store(index, at, &part) => {
+                    self.aux.dedup.remember(&part.tenant, part.id, at);
                     PartApplied::Stored
                 }
+                Verdict::New => PartApplied::Stale,
             });
         }
         Applied::Write(answers)
     }
 
-    fn store(&mut self, index: u64, at: TimestampNs, mut part: WritePart) {
-        let samples = part.series.iter().flat_map(|s| s.samples.iter().map(|x| x.at));
-        let lines = part.streams.iter().flat_map(|s| s.lines.iter().map(|x| x.at));
-        let first = samples.chain(lines).min().unwrap_or(at);
-        let topology = self.topology(&part.tenant, std::mem::take(&mut part.resources), &part.edges, first);
-        part.streams.extend(topology);
-        {
-            let mut sources = self.handle.sources.write();
-            for s in &part.series {
-                if let Some(newest) = s.samples.iter().map(|x| x.at).max() {
-                    sources.heard(&part.tenant, s.owner, newest);
+    /// False, and no line was taken, when its ids do not hold here. Samples may have been taken then; coming again
+    /// they replace themselves.
+    fn store(&mut self, index: u64, at: TimestampNs, part: &PartView<'_>) -> bool {
+        let known = |numbers| numbers == Numbers::Ids;
+        if part.has_ids() && part.epoch != self.shard.epoch() {
+            return false;
+        }
+        // No lines yet: only whether the id is one of a stream.
+        let mut streams = part.streams.iter().filter(|s| known(s.numbers));
+        if !streams.all(|s| self.shard.push_lines(index, s.number, std::iter::empty())) {
+            return false;
+        }
+        let defined: Vec<u32> = part
+            .definitions
+            .iter()
+            .map(|d| self.shard.define(&part.tenant, d.streams, &d.labels, &d.owner))
+            .collect();
+        if !self.store_rows(index, part, &defined) {
+            return false;
+        }
+        for s in &part.streams {
+            let id = match s.numbers {
+                Numbers::Ids => s.number,
+                Numbers::Definitions => defined[s.number as usize],
+            };
+            self.shard.push_lines(index, id, part.lines(s));
+        }
+        if !part.resources.is_empty() || !part.edges.is_empty() {
+            let first = part.first().unwrap_or(at);
+            let records = self.topology(&part.tenant, part.resources.clone(), &part.edges, first);
+            self.shard.write(index, &part.tenant, &[], &records);
+        }
+        true
+    }
+
+    fn store_rows(&mut self, index: u64, part: &PartView<'_>, defined: &[u32]) -> bool {
+        let mut sources = self.handle.sources.write();
+        let mut runs: Vec<Run> = vec![];
+        for group in &part.groups {
+            let runs = match group.numbers {
+                Numbers::Ids => &group.runs,
+                Numbers::Definitions => {
+                    runs.clear();
+                    let ids = group.runs.iter().flat_map(|r| r.ids()).map(|n| defined[n as usize]);
+                    for id in ids {
+                        match runs.last_mut() {
+                            Some(run) if run.first + run.len == id => run.len += 1,
+                            _ => runs.push(Run { first: id, len: 1 }),
+                        }
+                    }
+                    &runs
                 }
+            };
+            let rows = Rows {
+                times: &group.times,
+                runs,
+                values: group.values,
+            };
+            let heard = |tenant: &TenantId, owner, newest| sources.heard(tenant, owner, newest);
+            if !self.shard.push_rows(index, &rows, heard) {
+                return false;
             }
         }
-        self.shard.write(index, &part.tenant, &part.series, &part.streams);
+        true
     }
 
     /// Lines for what the batch says of the world that was not recorded in this form yet.

@@ -1,5 +1,6 @@
 //! The write path as its callers see it: one batch in, one honest answer out.
 
+use hindcast_ingest::{Ids, Intake};
 use hindcast_model::{Batch, Class, Classify, ShardId, TimestampNs};
 
 /// What became of a confirmed batch.
@@ -46,10 +47,19 @@ impl Classify for WriteError {
     }
 }
 
-/// Where adapters hand their batches. The node's router is one; tests record.
+/// Lays the same request out anew with every series defined, for shards in which its ids do not hold.
+pub type Redo<'a> = &'a (dyn Fn() -> Intake + Send + Sync);
+
+/// Where adapters hand their requests. The node's router is one; tests record.
 #[async_trait::async_trait]
 pub trait BatchSink: Send + Sync {
     /// Confirmed means: committed by quorum, fsynced there and applied at the leaders of every shard touched;
     /// else the worst class of its parts.
     async fn write(&self, batch: Batch) -> Result<Written, WriteError>;
+
+    /// What the local replicas know, by which requests are laid out.
+    fn ids(&self) -> &dyn Ids;
+
+    /// As [`BatchSink::write`], for a request that is laid out already.
+    async fn write_intake(&self, intake: Intake, redo: Redo<'_>) -> Result<Written, WriteError>;
 }

@@ -272,22 +272,23 @@ fn twice(pairs: &[(String, String)]) -> Result<(), Refusal> {
 }
 
 /// Checks one line and its metadata.
-pub fn line(line_bytes: usize, metadata: &[(String, String)]) -> Result<(), Refusal> {
+pub fn line<S: AsRef<str>>(line_bytes: usize, metadata: &[(S, S)]) -> Result<(), Refusal> {
     if line_bytes > LINE_BYTES_MAX {
         return Err(Refusal::LineTooLong { bytes: line_bytes });
     }
-    let bytes = metadata.iter().map(|(n, v)| n.len() + v.len()).sum();
+    let bytes = metadata.iter().map(|(n, v)| n.as_ref().len() + v.as_ref().len()).sum();
     if metadata.len() > METADATA_MAX || bytes > METADATA_BYTES_MAX {
         return Err(Refusal::MetadataTooLarge {
             entries: metadata.len(),
             bytes,
         });
     }
-    match metadata
-        .iter()
-        .find(|(n, _)| n.is_empty() || n.chars().any(char::is_control))
+    let names = metadata.iter().map(|(n, _)| n.as_ref());
+    match names
+        .into_iter()
+        .find(|n| n.is_empty() || n.chars().any(char::is_control))
     {
-        Some((name, _)) => Err(Refusal::BadLabelName { name: shown(name) }),
+        Some(name) => Err(Refusal::BadLabelName { name: shown(name) }),
         None => Ok(()),
     }
 }
@@ -352,8 +353,9 @@ mod tests {
             labels(&named(LABEL_NAME_BYTES_MAX + 1), false),
             Err(Refusal::LabelNameTooLong { bytes: 129, .. })
         ));
-        assert_eq!(line(LINE_BYTES_MAX, &[]), Ok(()));
-        assert!(line(LINE_BYTES_MAX + 1, &[]).is_err());
+        let none: &[(&str, &str)] = &[];
+        assert_eq!(line(LINE_BYTES_MAX, none), Ok(()));
+        assert!(line(LINE_BYTES_MAX + 1, none).is_err());
         let metadata = vec![("k".to_owned(), "v".to_owned()); METADATA_MAX];
         assert_eq!(line(0, &metadata), Ok(()));
         assert!(line(0, &[&metadata[..], &metadata[..1]].concat()).is_err());

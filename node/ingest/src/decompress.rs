@@ -68,6 +68,29 @@ pub fn decompress(encoding: Encoding, body: &Bytes) -> Result<Bytes, AdaptError>
     }
 }
 
+/// A snappy block into `scratch`, which keeps its room for the next one.
+pub fn snappy_into<'s>(body: &[u8], scratch: &'s mut Vec<u8>) -> Result<&'s [u8], AdaptError> {
+    if body.len() > REQUEST_WIRE_BYTES_MAX {
+        return Err(AdaptError::WireTooLarge {
+            bytes_max: REQUEST_WIRE_BYTES_MAX,
+        });
+    }
+    let failed = |e: snap::Error| AdaptError::Compression {
+        encoding: Encoding::Snappy.as_str(),
+        why: e.to_string(),
+    };
+    let len = snap::raw::decompress_len(body).map_err(failed)?;
+    if len > REQUEST_DECODED_BYTES_MAX {
+        return Err(too_large());
+    }
+    if scratch.len() < len {
+        scratch.resize(len, 0);
+    }
+    let decoded = snap::raw::Decoder::new().decompress(body, &mut scratch[..len]);
+    let len = decoded.map_err(failed)?;
+    Ok(&scratch[..len])
+}
+
 /// Reads to the end, or to one byte more than is allowed.
 fn counted(reader: impl Read, failed: impl FnOnce(String) -> AdaptError) -> Result<Bytes, AdaptError> {
     let mut decoded = Vec::new();
@@ -140,6 +163,10 @@ mod tests {
                 prop_assert_eq!(&decompress(encoding, &compress(encoding, &body)).unwrap()[..], &body[..]);
                 let _ = decompress(encoding, &Bytes::copy_from_slice(&body));
             }
+            let mut scratch = vec![7; 50];
+            let packed = compress(Encoding::Snappy, &body);
+            prop_assert_eq!(snappy_into(&packed, &mut scratch).unwrap(), &body[..]);
+            let _ = snappy_into(&body, &mut scratch);
         }
     }
 }

@@ -1,12 +1,14 @@
 //! Adapters that turn each protocol into one batch type.
 //!
-//! Pure: bytes, limits and the time in; a batch and a list of what was refused out. They hold no opinion about where
-//! data goes, and keep no state but two bounded caches that the shell owns: [`OwnerCache`] (labels already seen) and
+//! Pure: bytes, limits and the time in; rows and a list of what was refused out. Two forms of rows: an [`Intake`],
+//! laid out by shard with ids in place of labels where the local replica knows them ([`Ids`]), for the protocols that
+//! carry most; and a [`Batch`] of label sets for the others. State is kept only in bounded tables that the shell owns:
+//! [`SeriesCache`] (labels already seen), [`SeriesRefs`](own::SeriesRefs) (a stream's own names for series) and
 //! [`DeltaState`](otlp::DeltaState) (running totals of delta counters).
 //!
 //! Promises
 //! - No input panics, and none makes memory grow beyond a named bound: sizes are checked before bytes are decoded.
-//! - Whatever is not in the batch is in [`Rejections`], counted exactly, each with a reason; only a request that
+//! - Whatever is not among the rows is in [`Rejections`], counted exactly, each with a reason; only a request that
 //!   cannot be read at all is an [`AdaptError`].
 //! - Sample values keep their bits (NaN payloads, staleness markers, infinities, -0). Sample times are floored to
 //!   whole milliseconds; times of lines are kept to the nanosecond.
@@ -15,20 +17,27 @@ pub mod check;
 pub mod decompress;
 mod error;
 mod identity;
+pub mod intake;
+mod known;
 pub mod loki;
 pub mod otlp;
 pub mod own;
 mod owners;
 pub mod remote_write;
+#[cfg(test)]
+pub(crate) mod testing;
+mod walk;
 mod wire;
 
 pub use check::{LimitsContext, Refusal, Rejected, Rejections};
 pub use error::{AdaptError, Protocol};
-pub use owners::OwnerCache;
+pub use intake::{Ids, Intake, Naming};
+pub use known::{SERIES_CACHE_BYTES_MAX, SeriesCache};
+pub use walk::{Books, Laid, Lessons};
 
 use hindcast_model::Batch;
 
-/// A request as the rest of the node sees it.
+/// A request as label sets with their rows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapted {
     /// What may be stored. Its `id` is set as the protocol says.

@@ -1,12 +1,11 @@
 //! Loki's push: JSON, or a snappy block of `logproto.PushRequest`. Times are nanoseconds.
 
-use crate::decompress::{Encoding, decompress};
-use crate::own::keep_lines;
-use crate::owners::{Seen, name_labels};
-use crate::wire::{Reader, WireError, label};
-use crate::{AdaptError, Adapted, LimitsContext, Protocol, Refusal, Rejections};
-use bytes::Bytes;
-use hindcast_model::{Batch, LogLine, TenantId, TimestampNs};
+use crate::decompress::snappy_into;
+use crate::owners::{Scope, Seen, name_labels};
+use crate::walk::{Layout, LineForm, LineView, Names, keep_lines};
+use crate::wire::{Reader, WireError, label, messages};
+use crate::{AdaptError, Adapted, Books, Laid, LimitsContext, Protocol, Refusal, Rejections};
+use hindcast_model::{Batch, BatchId, LogLine, TenantId, TimestampNs};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -14,15 +13,79 @@ use std::collections::BTreeMap;
 struct Pushed {
     /// What the sender wrote, for messages.
     shown: String,
-    labels: Result<Vec<(String, String)>, Refusal>,
+    labels: Vec<(String, String)>,
     lines: Vec<LogLine>,
 }
 
-/// Turns a protobuf body, as it came over the wire, into a batch without an id.
-pub fn adapt_protobuf(tenant: &TenantId, body: &Bytes, limits: &LimitsContext) -> Result<Adapted, AdaptError> {
-    let decoded = decompress(Encoding::Snappy, body)?;
-    let pushed = read_protobuf(&decoded).map_err(|e| e.of(Protocol::Loki))?;
-    Ok(to_batch(tenant, pushed, limits))
+/// Lays out a protobuf body, as it came over the wire. Its id is the hash of that body. `scratch` holds the
+/// decompressed body meanwhile.
+pub fn adapt_protobuf(
+    tenant: &TenantId,
+    body: &[u8],
+    limits: &LimitsContext,
+    books: &Books<'_>,
+    scratch: &mut Vec<u8>,
+) -> Result<Laid, AdaptError> {
+    let decoded = snappy_into(body, scratch)?;
+    let mut laid = read_protobuf(tenant, decoded, limits, books).map_err(|e| e.of(Protocol::Loki))?;
+    laid.intake.id = Some(BatchId::of_body(tenant, Protocol::Loki.as_str(), body));
+    Ok(laid)
+}
+
+fn read_protobuf(
+    tenant: &TenantId,
+    body: &[u8],
+    limits: &LimitsContext,
+    books: &Books<'_>,
+) -> Result<Laid, WireError> {
+    let mut layout = Layout::new(tenant, limits, *books);
+    let names = Names {
+        attrs: &[],
+        // Labels as text are no label lists, so they are remembered apart.
+        scope: Scope::new(tenant, &[], "loki").into(),
+    };
+    layout.streams::<Form>(messages(body, 1), &names)?;
+    Ok(layout.finish(&[]))
+}
+
+struct Form;
+
+impl LineForm for Form {
+    fn line<'m>(message: &'m [u8], into: &mut LineView<'m>) -> Result<(), WireError> {
+        (into.at_ns, into.text) = (0, "");
+        into.metadata.clear();
+        let mut reader = Reader::new(message);
+        while let Some((number, field)) = reader.next()? {
+            match number {
+                1 => into.at_ns = time(field.bytes("a timestamp")?)?,
+                2 => into.text = field.text("a line")?,
+                3 => into.metadata.push(label(field.bytes("structured metadata")?)?),
+                _ => {}
+            }
+        }
+        into.metadata.sort_unstable();
+        Ok(())
+    }
+
+    fn labels(message: &[u8]) -> Result<Result<Vec<(String, String)>, Refusal>, WireError> {
+        Ok(parse_labels(labels_text(message)?).map_err(|why| Refusal::BadLabels { why }))
+    }
+
+    fn shown(message: &[u8]) -> String {
+        labels_text(message).unwrap_or_default().to_owned()
+    }
+}
+
+/// The text of a stream's labels; of several the last.
+fn labels_text(message: &[u8]) -> Result<&str, WireError> {
+    let mut text = "";
+    let mut reader = Reader::new(message);
+    while let Some((number, field)) = reader.next()? {
+        if number == 1 {
+            text = field.text("a stream's labels")?;
+        }
+    }
+    Ok(text)
 }
 
 /// Turns a decompressed JSON body into a batch without an id.
@@ -47,7 +110,7 @@ pub fn adapt_json(tenant: &TenantId, body: &[u8], limits: &LimitsContext) -> Res
         }
         pushed.push(Pushed {
             shown: format!("{:?}", stream.stream),
-            labels: Ok(stream.stream.into_iter().collect()),
+            labels: stream.stream.into_iter().collect(),
             lines,
         });
     }
@@ -83,53 +146,6 @@ impl<'de> Deserialize<'de> for JsonLine {
     }
 }
 
-fn read_protobuf(body: &[u8]) -> Result<Vec<Pushed>, WireError> {
-    let mut pushed = vec![];
-    let mut reader = Reader::new(body);
-    while let Some((number, field)) = reader.next()? {
-        if number != 1 {
-            continue;
-        }
-        let (mut text, mut lines) = ("", vec![]);
-        let mut stream = Reader::new(field.bytes("a stream")?);
-        while let Some((number, field)) = stream.next()? {
-            match number {
-                1 => text = field.text("a stream's labels")?,
-                2 => lines.push(entry(field.bytes("an entry")?)?),
-                _ => {}
-            }
-        }
-        pushed.push(Pushed {
-            shown: text.to_owned(),
-            labels: parse_labels(text).map_err(|why| Refusal::BadLabels { why }),
-            lines,
-        });
-    }
-    Ok(pushed)
-}
-
-fn entry(message: &[u8]) -> Result<LogLine, WireError> {
-    let (mut at, mut line, mut metadata) = (0i64, "", vec![]);
-    let mut reader = Reader::new(message);
-    while let Some((number, field)) = reader.next()? {
-        match number {
-            1 => at = time(field.bytes("a timestamp")?)?,
-            2 => line = field.text("a line")?,
-            3 => {
-                let (name, value) = label(field.bytes("structured metadata")?)?;
-                metadata.push((name.to_owned(), value.to_owned()));
-            }
-            _ => {}
-        }
-    }
-    metadata.sort();
-    Ok(LogLine {
-        at: TimestampNs(at),
-        line: Bytes::copy_from_slice(line.as_bytes()),
-        metadata,
-    })
-}
-
 /// A `google.protobuf.Timestamp`, in nanoseconds; saturates.
 fn time(message: &[u8]) -> Result<i64, WireError> {
     let (mut seconds, mut nanos) = (0i64, 0i64);
@@ -149,7 +165,7 @@ fn to_batch(tenant: &TenantId, pushed: Vec<Pushed>, limits: &LimitsContext) -> A
     let mut rejected = Rejections::default();
     let mut seen = Seen::default();
     for Pushed { shown, labels, lines } in pushed {
-        match labels.and_then(|pairs| name_labels(tenant, pairs, &[], false)) {
+        match name_labels(tenant, labels, &[], false) {
             Ok(named) => {
                 seen.note(&named.resource);
                 batch.streams.extend(keep_lines(named, lines, limits, &mut rejected));

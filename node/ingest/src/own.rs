@@ -1,19 +1,31 @@
-//! `hindcast.v1.WriteRequest` to a batch. Read field by field, so that a writer's repeated series cost little.
+//! `hindcast.v1.WriteRequest`, laid out. Read field by field, so that a writer's repeated series cost little.
 //!
 //! Point times are milliseconds, line times nanoseconds. With resource attributes, a series without `job` or
 //! `instance` gets them from its owner, and a stream gets the labels that OTLP logs would get.
+//!
+//! A writer may name series by numbers of its own ([`SeriesRefs`]) and send rows of values for them: then a sample
+//! costs its eight bytes and little more.
 
-use crate::owners::{Named, Scope, Seen, name_labels};
+use crate::intake::{Naming, Numbers};
+use crate::owners::Scope;
+use crate::walk::{Layout, LineForm, LineView, Names, SampleForm, shown_labels};
 use crate::wire::{Field, Reader, WireError, label, label_run, labels};
-use crate::{Adapted, LimitsContext, OwnerCache, Protocol, Refusal, Rejections, check, identity};
-use bytes::Bytes;
-use hindcast_model::{Batch, BatchId, LogLine, Sample, SeriesBlock, StreamBlock, TenantId, TimestampNs, WriterId};
+use crate::{AdaptError, Books, Laid, LimitsContext, Protocol, Refusal, identity};
+use hindcast_model::{BatchId, Sample, ShardId, TenantId, TimestampNs, WriterId};
+use std::borrow::Cow;
+use std::sync::Arc;
 
-/// A batch and the number that its writer gave it.
-#[derive(Clone, Debug, PartialEq)]
+/// References are numbers below this: so many series one stream may name.
+pub const SERIES_REFS_MAX: usize = 262_144;
+/// Encoded labels that one stream may define.
+pub const SERIES_REFS_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Sets of resource attributes that one stream may define series under.
+pub const SERIES_REFS_RESOURCES_MAX: usize = 4_096;
+
+/// A request laid out, and the number that its writer gave it.
 pub struct OwnRequest {
     pub seq: u64,
-    pub adapted: Adapted,
+    pub laid: Laid,
 }
 
 /// The parts of a request, still encoded.
@@ -24,6 +36,8 @@ struct Parts<'a> {
     resource: Vec<(String, String)>,
     series: Vec<&'a [u8]>,
     streams: Vec<&'a [u8]>,
+    definitions: Vec<&'a [u8]>,
+    rows: Vec<&'a [u8]>,
 }
 
 fn parts(body: &[u8]) -> Result<Parts<'_>, WireError> {
@@ -39,6 +53,8 @@ fn parts(body: &[u8]) -> Result<Parts<'_>, WireError> {
             }
             4 => parts.series.push(field.bytes("series")?),
             5 => parts.streams.push(field.bytes("streams")?),
+            6 => parts.definitions.push(field.bytes("definitions")?),
+            7 => parts.rows.push(field.bytes("rows")?),
             _ => {}
         }
     }
@@ -57,223 +73,390 @@ pub fn seq_of(body: &[u8]) -> u64 {
     seq
 }
 
-/// Turns an encoded `WriteRequest` into a batch.
+/// Lays out an encoded `WriteRequest`. `refs` are the names that earlier requests of the same stream gave; those
+/// that this one gives are added, if it can be read as a whole.
 pub fn adapt(
     tenant: &TenantId,
-    body: &Bytes,
+    body: &[u8],
     limits: &LimitsContext,
-    owners: &mut OwnerCache,
-) -> Result<OwnRequest, crate::AdaptError> {
-    read(tenant, body, limits, owners).map_err(|e| e.of(Protocol::Own))
+    books: &Books<'_>,
+    refs: &mut SeriesRefs,
+) -> Result<OwnRequest, AdaptError> {
+    let mark = refs.mark();
+    read(tenant, body, limits, books, refs)
+        .inspect_err(|_| refs.take_back(mark))
+        .map_err(|e| e.of(Protocol::Own))
 }
 
 fn read(
     tenant: &TenantId,
-    body: &Bytes,
+    body: &[u8],
     limits: &LimitsContext,
-    owners: &mut OwnerCache,
+    books: &Books<'_>,
+    refs: &mut SeriesRefs,
 ) -> Result<OwnRequest, WireError> {
     let parts = parts(body)?;
-    let mut batch = Batch::new(tenant.clone());
-    let mut rejected = Rejections::default();
-    let mut seen = Seen::default();
+    let mut layout = Layout::new(tenant, limits, *books);
     if !parts.writer.is_empty() {
         let writer = WriterId::named(tenant, parts.writer);
-        batch.id = Some(BatchId::Sequenced { writer, seq: parts.seq });
+        layout.intake.id = Some(BatchId::Sequenced { writer, seq: parts.seq });
     }
-    let mut names = Names {
-        tenant,
+    let names_of = |role| Names {
         attrs: &parts.resource,
-        scope: Scope::new(tenant, &parts.resource, "series"),
-        of_series: true,
-        owners,
+        scope: Scope::new(tenant, &parts.resource, role).into(),
     };
-    batch.series.reserve_exact(parts.series.len());
-    for message in &parts.series {
-        let (named, points) = names.split(message)?;
-        let samples = read_samples(points, point)?;
-        if let Some(named) = keep_named(named, samples.len(), &mut rejected, message) {
-            seen.note(&named.resource);
-            batch.series.extend(keep_samples(named, samples, limits, &mut rejected));
-        }
+    let names = names_of("series");
+    refs.define(&parts.definitions, &names)?;
+    layout.series::<Form>(parts.series.iter().map(|m| Ok(*m)), &names)?;
+    for message in &parts.rows {
+        Rows::read(message)?.lay(&mut layout, refs)?;
     }
-    names.scope = Scope::new(tenant, &parts.resource, "stream");
-    names.of_series = false;
-    for message in &parts.streams {
-        let (named, rest) = names.split(message)?;
-        let lines = read_lines(rest, body)?;
-        if let Some(named) = keep_named(named, lines.len(), &mut rejected, message) {
-            seen.note(&named.resource);
-            batch.streams.extend(keep_lines(named, lines, limits, &mut rejected));
-        }
+    layout.streams::<Form>(parts.streams.iter().map(|m| Ok(*m)), &names_of("stream"))?;
+    let mut edges = vec![];
+    // Who runs on what is told with what is new, as resources are.
+    if !parts.resource.is_empty() && layout.is_news {
+        let ends;
+        (edges, ends) = identity::edges(tenant, &parts.resource);
+        layout.note_ends(ends);
     }
-    if !parts.resource.is_empty() {
-        let (edges, ends) = identity::edges(tenant, &parts.resource);
-        ends.into_iter().for_each(|r| seen.note(&Some(r.into())));
-        batch.edges = edges;
-    }
-    seen.into_batch(&mut batch);
     Ok(OwnRequest {
         seq: parts.seq,
-        adapted: Adapted { batch, rejected },
+        laid: layout.finish(&edges),
     })
 }
 
-/// How label lists become named sets within one request.
-pub(crate) struct Names<'r> {
-    pub tenant: &'r TenantId,
-    pub attrs: &'r [(String, String)],
-    pub scope: Scope,
-    pub of_series: bool,
-    pub owners: &'r mut OwnerCache,
-}
+struct Form;
 
-/// Why labels gave no set: the message is broken, or the set is not allowed.
-enum NotNamed {
-    Wire(WireError),
-    Refused(Refusal),
-}
+impl SampleForm for Form {
+    const HISTOGRAMS: bool = false;
 
-impl Names<'_> {
-    /// The named set of a message whose field 1 is `repeated Label`, and a reader of its other fields.
-    pub fn split<'m>(&mut self, message: &'m [u8]) -> Result<(Result<Named, Refusal>, Reader<'m>), WireError> {
-        let name = |tenant, attrs, of_series| {
-            let pairs = labels(message).map_err(NotNamed::Wire)?;
-            name_labels(tenant, pairs, attrs, of_series).map_err(NotNamed::Refused)
-        };
-        let (named, rest) = match label_run(message)? {
-            Some(run) => {
-                let make = || name(self.tenant, self.attrs, self.of_series);
-                (self.owners.named(&self.scope, run.raw, make), run.rest)
+    fn usual(mut rest: &[u8], out: &mut Vec<(i64, u64)>) -> bool {
+        while let Some((message, after)) = rest.split_first_chunk::<20>() {
+            let [0x12, 18, 0x09, fields @ ..] = message else { return false };
+            let (Some(at), Some(value)) = (fields.first_chunk::<8>(), fields[8..].strip_prefix(&[0x11])) else {
+                return false;
+            };
+            let Some(value) = value.first_chunk::<8>() else { return false };
+            out.push((i64::from_le_bytes(*at), u64::from_le_bytes(*value)));
+            rest = after;
+        }
+        rest.is_empty()
+    }
+
+    fn general(message: &[u8]) -> Result<Sample, WireError> {
+        let (mut at_ms, mut value) = (0i64, 0.0);
+        let mut reader = Reader::new(message);
+        while let Some((number, field)) = reader.next()? {
+            match number {
+                1 => at_ms = field.fixed64("at_ms")? as i64,
+                2 => value = f64::from_bits(field.fixed64("value")?),
+                _ => {}
             }
-            // Labels between the samples: no sender that we know does it, but it is allowed.
-            None => (name(self.tenant, self.attrs, self.of_series), Reader::new(message)),
-        };
-        match named {
-            Ok(named) => Ok((Ok(named), rest)),
-            Err(NotNamed::Refused(why)) => Ok((Err(why), rest)),
-            Err(NotNamed::Wire(why)) => Err(why),
         }
+        let at = TimestampNs::from_ms(at_ms);
+        Ok(Sample { at, value })
     }
 }
 
-pub(crate) fn keep_named(
-    named: Result<Named, Refusal>,
-    items: usize,
-    rejected: &mut Rejections,
-    message: &[u8],
-) -> Option<Named> {
-    let shown = || {
-        let pairs = labels(message).unwrap_or_default();
-        hindcast_model::Labels::new(pairs).to_string()
-    };
-    named.inspect_err(|why| rejected.add(items as u64, why, shown)).ok()
-}
-
-/// Samples of a series message: its fields number 2, each read by `one`.
-pub(crate) fn read_samples(
-    mut rest: Reader<'_>,
-    one: fn(&[u8]) -> Result<Sample, WireError>,
-) -> Result<Vec<Sample>, WireError> {
-    // A sample takes 18 to 20 bytes, unless its value or time is 0.
-    let mut samples = Vec::with_capacity(rest.left() / 16 + 1);
-    while let Some((number, field)) = rest.next()? {
-        if number == 2 {
-            samples.push(one(field.bytes("a sample")?)?);
-        }
-    }
-    Ok(samples)
-}
-
-fn point(message: &[u8]) -> Result<Sample, WireError> {
-    let (mut at_ms, mut value) = (0i64, 0.0);
-    let mut reader = Reader::new(message);
-    while let Some((number, field)) = reader.next()? {
-        match number {
-            1 => at_ms = field.fixed64("at_ms")? as i64,
-            2 => value = f64::from_bits(field.fixed64("value")?),
-            _ => {}
-        }
-    }
-    let at = TimestampNs::from_ms(at_ms);
-    Ok(Sample { at, value })
-}
-
-/// The block of those samples whose times are allowed; `None` when there are none.
-pub(crate) fn keep_samples(
-    named: Named,
-    mut samples: Vec<Sample>,
-    limits: &LimitsContext,
-    rejected: &mut Rejections,
-) -> Option<SeriesBlock> {
-    samples.retain(|s| match limits.time(s.at) {
-        Ok(()) => true,
-        Err(why) => {
-            rejected.add(1, &why, || named.labels.to_string());
-            false
-        }
-    });
-    (!samples.is_empty()).then_some(SeriesBlock {
-        labels: named.labels,
-        owner: named.owner,
-        samples,
-    })
-}
-
-fn read_lines(mut rest: Reader<'_>, body: &Bytes) -> Result<Vec<LogLine>, WireError> {
-    let mut lines = Vec::new();
-    while let Some((number, field)) = rest.next()? {
-        if number == 2 {
-            lines.push(line(field.bytes("a line")?, body)?);
-        }
-    }
-    Ok(lines)
-}
-
-fn line(message: &[u8], body: &Bytes) -> Result<LogLine, WireError> {
-    let (mut at, mut text, mut metadata) = (0, "", Vec::new());
-    let mut reader = Reader::new(message);
-    while let Some((number, field)) = reader.next()? {
-        match number {
-            1 => at = field.fixed64("at_ns")? as i64,
-            2 => text = field.text("a line's text")?,
-            3 => {
-                let (name, value) = label(field.bytes("metadata")?)?;
-                metadata.push((name.to_owned(), value.to_owned()));
+impl LineForm for Form {
+    fn line<'m>(message: &'m [u8], into: &mut LineView<'m>) -> Result<(), WireError> {
+        (into.at_ns, into.text) = (0, "");
+        into.metadata.clear();
+        let mut reader = Reader::new(message);
+        while let Some((number, field)) = reader.next()? {
+            match number {
+                1 => into.at_ns = field.fixed64("at_ns")? as i64,
+                2 => into.text = field.text("a line's text")?,
+                3 => into.metadata.push(label(field.bytes("metadata")?)?),
+                _ => {}
             }
-            _ => {}
         }
+        into.metadata.sort_unstable();
+        Ok(())
     }
-    metadata.sort();
-    Ok(LogLine {
-        at: TimestampNs(at),
-        // A slice of the request: nothing is copied.
-        line: if text.is_empty() {
-            Bytes::new()
-        } else {
-            body.slice_ref(text.as_bytes())
-        },
-        metadata,
-    })
+
+    fn labels(message: &[u8]) -> Result<Result<Vec<(String, String)>, Refusal>, WireError> {
+        Ok(Ok(labels(message)?))
+    }
+
+    fn shown(message: &[u8]) -> String {
+        shown_labels(message)
+    }
 }
 
-/// The block of those lines that are allowed; `None` when there are none.
-pub(crate) fn keep_lines(
-    named: Named,
-    mut lines: Vec<LogLine>,
-    limits: &LimitsContext,
-    rejected: &mut Rejections,
-) -> Option<StreamBlock> {
-    lines.retain(|l| {
-        let fits = limits.time(l.at).and_then(|()| check::line(l.line.len(), &l.metadata));
-        fits.inspect_err(|why| rejected.add(1, why, || named.labels.to_string()))
-            .is_ok()
-    });
-    (!lines.is_empty()).then_some(StreamBlock {
-        labels: named.labels,
-        owner: named.owner,
-        lines,
-    })
+/// A series that a stream has named.
+#[derive(Clone, Copy)]
+struct Ref {
+    /// Where its encoded labels lie.
+    at: u32,
+    len: u32,
+    resource: u32,
+    shard: ShardId,
+    /// Low half of the epoch, and the id.
+    id: Option<(u32, u32)>,
+}
+
+struct OfResource {
+    attrs: Vec<(String, String)>,
+    scope: Arc<Scope>,
+}
+
+/// Names that a writer gave to its series, for the length of one stream.
+///
+/// Invariant: a reference means the same series from its definition to the end of the stream.
+#[derive(Default)]
+pub struct SeriesRefs {
+    by_ref: Vec<Option<Ref>>,
+    raw: Vec<u8>,
+    resources: Vec<OfResource>,
+    /// References in the order of their definitions.
+    order: Vec<u32>,
+}
+
+impl SeriesRefs {
+    fn mark(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Forgets what was defined since the mark.
+    fn take_back(&mut self, mark: usize) {
+        for number in self.order.drain(mark..) {
+            if let Some(taken) = self.by_ref[number as usize].take() {
+                self.raw.truncate(self.raw.len().min(taken.at as usize));
+            }
+        }
+    }
+
+    fn define(&mut self, definitions: &[&[u8]], names: &Names<'_>) -> Result<(), WireError> {
+        if definitions.is_empty() {
+            return Ok(());
+        }
+        let resource = self.resource(names)?;
+        for message in definitions {
+            let run = label_run(message)?.filter(|r| !r.raw.is_empty());
+            let run = run.ok_or(WireError::Shape("a definition begins with its labels"))?;
+            labels(run.raw)?;
+            let mut number = 0;
+            let mut rest = run.rest;
+            while let Some((n, field)) = rest.next()? {
+                if n == 2 {
+                    number = field.varint("a series reference")?;
+                }
+            }
+            if number >= SERIES_REFS_MAX as u64 {
+                return Err(WireError::TooManyRefs {
+                    what: "series references",
+                    max: SERIES_REFS_MAX,
+                });
+            }
+            self.add(number as u32, run.raw, resource)?;
+        }
+        Ok(())
+    }
+
+    fn resource(&mut self, names: &Names<'_>) -> Result<u32, WireError> {
+        // The last one is the usual one; senders that mix many are few.
+        if let Some(at) = self.resources.iter().rposition(|r| r.attrs == names.attrs) {
+            return Ok(at as u32);
+        }
+        if self.resources.len() == SERIES_REFS_RESOURCES_MAX {
+            return Err(WireError::TooManyRefs {
+                what: "sets of resource attributes",
+                max: SERIES_REFS_RESOURCES_MAX,
+            });
+        }
+        self.resources.push(OfResource {
+            attrs: names.attrs.to_vec(),
+            scope: names.scope.clone(),
+        });
+        Ok(self.resources.len() as u32 - 1)
+    }
+
+    fn add(&mut self, number: u32, raw: &[u8], resource: u32) -> Result<(), WireError> {
+        if let Some(Some(known)) = self.by_ref.get(number as usize) {
+            // Said again: a retry.
+            let same = known.resource == resource && *self.raw_of(known) == *raw;
+            return if same { Ok(()) } else { Err(WireError::RefTwice(number)) };
+        }
+        if self.raw.len() + raw.len() > SERIES_REFS_BYTES_MAX {
+            return Err(WireError::TooManyRefs {
+                what: "bytes of labels",
+                max: SERIES_REFS_BYTES_MAX,
+            });
+        }
+        if self.by_ref.len() <= number as usize {
+            self.by_ref.resize(number as usize + 1, None);
+        }
+        self.by_ref[number as usize] = Some(Ref {
+            at: self.raw.len() as u32,
+            len: raw.len() as u32,
+            resource,
+            shard: ShardId(0),
+            id: None,
+        });
+        self.raw.extend_from_slice(raw);
+        self.order.push(number);
+        Ok(())
+    }
+
+    fn raw_of(&self, r: &Ref) -> &[u8] {
+        &self.raw[r.at as usize..][..r.len as usize]
+    }
+
+    /// The reference, with its id if the node knows one.
+    fn get(&mut self, number: u32, layout: &Layout<'_>) -> Result<Ref, WireError> {
+        let known = self.by_ref.get(number as usize).copied().flatten();
+        let mut r = known.ok_or(WireError::UnknownRef(number))?;
+        if layout.books.naming == Naming::Known {
+            let ids = layout.books.ids;
+            let epoch = |shard| ids.epoch(shard);
+            if r.id.is_none_or(|(of, _)| of != epoch(r.shard) as u32) {
+                let scope = &self.resources[r.resource as usize].scope;
+                if let Some(hit) = layout.books.cache.lookup(scope).find(self.raw_of(&r)) {
+                    let now = epoch(hit.shard);
+                    (r.shard, r.id) = (hit.shard, hit.id(now).map(|id| (now as u32, id)));
+                    self.by_ref[number as usize] = Some(r);
+                }
+            }
+        }
+        Ok(r)
+    }
+}
+
+/// A `Rows` message.
+struct Rows<'m> {
+    times_ms: Vec<i64>,
+    runs: Vec<(u32, u32)>,
+    width: usize,
+    values: Cow<'m, [u8]>,
+}
+
+impl<'m> Rows<'m> {
+    fn read(message: &'m [u8]) -> Result<Self, WireError> {
+        let (mut times_ms, mut numbers, mut values) = (vec![], vec![], Cow::Borrowed(&[][..]));
+        let mut reader = Reader::new(message);
+        while let Some((number, field)) = reader.next()? {
+            match (number, field) {
+                (1, Field::Fixed64(at)) => times_ms.push(at as i64),
+                (1, Field::Bytes(packed)) => {
+                    let (whole, cut) = packed.as_chunks::<8>();
+                    if !cut.is_empty() {
+                        return Err(WireError::Shape("at_ms is not a list of 8-byte numbers"));
+                    }
+                    times_ms.extend(whole.iter().map(|b| i64::from_le_bytes(*b)));
+                }
+                (2, Field::Varint(n)) => numbers.push(n),
+                (2, Field::Bytes(packed)) => {
+                    let mut packed = Reader::new(packed);
+                    while packed.left() > 0 {
+                        numbers.push(packed.varint()?);
+                    }
+                }
+                (3, Field::Fixed64(bits)) => values.to_mut().extend_from_slice(&bits.to_le_bytes()),
+                (3, Field::Bytes(packed)) if values.is_empty() => values = Cow::Borrowed(packed),
+                (3, Field::Bytes(packed)) => values.to_mut().extend_from_slice(packed),
+                (1..=3, _) => return Err(WireError::Type("rows")),
+                _ => {}
+            }
+        }
+        let (pairs, odd) = numbers.as_chunks::<2>();
+        let mut rows = Self {
+            times_ms,
+            runs: vec![],
+            width: 0,
+            values,
+        };
+        for &[first, len] in pairs {
+            let end = first.saturating_add(len);
+            if end > SERIES_REFS_MAX as u64 {
+                return Err(WireError::UnknownRef(u32::try_from(end - 1).unwrap_or(u32::MAX)));
+            }
+            rows.width += len as usize;
+            rows.runs.push((first as u32, len as u32));
+        }
+        let fits = rows.width.checked_mul(rows.times_ms.len()).and_then(|n| n.checked_mul(8));
+        if !odd.is_empty() || fits != Some(rows.values.len()) {
+            return Err(WireError::Shape(
+                "rows do not hold a value for each of their times and references",
+            ));
+        }
+        Ok(rows)
+    }
+
+    fn lay(&self, layout: &mut Layout<'_>, refs: &mut SeriesRefs) -> Result<(), WireError> {
+        if self.values.is_empty() {
+            return Ok(());
+        }
+        let mut columns = Vec::with_capacity(self.width);
+        for &(first, len) in &self.runs {
+            for number in first..first + len {
+                columns.push(refs.get(number, layout)?);
+            }
+        }
+        let at = |ms: &i64| TimestampNs::from_ms(*ms);
+        let ids = layout.books.ids;
+        let shard = columns[0].shard;
+        let plain = ids.is_timeless() && self.times_ms.iter().all(|ms| layout.limits.time(at(ms)).is_ok());
+        if plain
+            && layout.books.naming == Naming::Known
+            && columns.iter().all(|c| c.shard == shard && c.id.is_some())
+        {
+            let share = layout.intake.share(shard, ids);
+            let of_epoch = |r: &Ref| r.id.filter(|(epoch, _)| *epoch == share.epoch as u32);
+            let mut runs: Vec<(u32, u32)> = vec![];
+            for column in &columns {
+                match (of_epoch(column), runs.last_mut()) {
+                    (Some((_, id)), Some((first, len))) if first.checked_add(*len) == Some(id) => *len += 1,
+                    (Some((_, id)), _) => runs.push((id, 1)),
+                    (None, _) => return self.lay_columns(layout, refs, &columns),
+                }
+            }
+            let times_ms: Vec<i64> = self.times_ms.iter().map(|ms| at(ms).as_ms()).collect();
+            share.rows(&times_ms, &runs, &self.values);
+            layout.intake.samples += (self.width * times_ms.len()) as u64;
+            return Ok(());
+        }
+        self.lay_columns(layout, refs, &columns)
+    }
+
+    /// Column by column: what is known goes by its id, the rest by its labels.
+    fn lay_columns(&self, layout: &mut Layout<'_>, refs: &SeriesRefs, columns: &[Ref]) -> Result<(), WireError> {
+        let ids = layout.books.ids;
+        let mut general = std::collections::BTreeMap::<u32, Vec<_>>::new();
+        for (i, column) in columns.iter().enumerate() {
+            let sample = |(row, ms): (usize, &i64)| {
+                let bits = self.values[(row * self.width + i) * 8..].first_chunk::<8>();
+                Sample {
+                    at: TimestampNs::from_ms(*ms),
+                    value: f64::from_bits(bits.map_or(0, |b| u64::from_le_bytes(*b))),
+                }
+            };
+            let samples: Vec<Sample> = self.times_ms.iter().enumerate().map(sample).collect();
+            let plain = layout.books.naming == Naming::Known
+                && ids.is_timeless()
+                && samples.iter().all(|s| layout.limits.time(s.at).is_ok());
+            if let (true, Some((epoch, id))) = (plain, column.id) {
+                let share = layout.intake.share(column.shard, ids);
+                if share.epoch as u32 == epoch {
+                    let times: Vec<i64> = samples.iter().map(|s| s.at.as_ms()).collect();
+                    share.many(Numbers::Ids, id, &times, samples.iter().map(|s| s.value.to_bits()));
+                    layout.intake.samples += samples.len() as u64;
+                    continue;
+                }
+            }
+            let resource = &refs.resources[column.resource as usize];
+            let names = Names {
+                attrs: &resource.attrs,
+                scope: resource.scope.clone(),
+            };
+            let block = layout.one_series(refs.raw_of(column), samples, &names)?;
+            general.entry(column.resource).or_default().extend(block);
+        }
+        for (resource, blocks) in general {
+            layout.place_blocks(blocks, &refs.resources[resource as usize].scope);
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

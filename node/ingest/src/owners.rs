@@ -1,21 +1,9 @@
-//! Labels that were seen before: their checked set and their owner, found by the bytes that encode them.
-//!
-//! Senders repeat the same series in every request. A hit costs one hash and one comparison; decoding, checking,
-//! sorting and hashing the owner's key happen once per series. The cache decides nothing: a miss gives the same.
-//!
-//! Bounded in bytes by two generations: when the young one holds half of `bytes_max` it becomes the old one, and
-//! what was old and not asked for since goes.
+//! Labels as they are stored, and whose they are: checked, completed from the resource's attributes, with an owner.
 
 use crate::Refusal;
 use hindcast_model::{Batch, Labels, Owner, Resource, ResourceId, TenantId};
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// Bytes that one cache may hold, by default: some 50,000 series of ten labels.
-pub const OWNER_CACHE_BYTES_MAX: usize = 48 * 1024 * 1024;
-/// What an entry takes beside its bytes, roughly.
-const ENTRY_OVERHEAD_BYTES: usize = 200;
 
 /// Labels as they are stored, and whose they are.
 #[derive(Clone)]
@@ -44,7 +32,7 @@ pub(crate) fn owner_of(resource: Option<&Resource>) -> Owner {
 
 /// What else than its own labels names a set: tenant, resource attributes, and whether it is a series or a stream.
 pub(crate) struct Scope {
-    bytes: Arc<[u8]>,
+    bytes: Box<[u8]>,
     seed: u64,
 }
 
@@ -62,120 +50,14 @@ impl Scope {
             seed,
         }
     }
-}
 
-/// Keys are hashes already.
-#[derive(Default)]
-struct AsIs(u64);
-
-impl Hasher for AsIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("only u64 keys are hashed");
-    }
-    fn write_u64(&mut self, key: u64) {
-        self.0 = key;
-    }
-}
-
-struct Entry {
-    scope: Arc<[u8]>,
-    raw: Box<[u8]>,
-    named: Named,
-}
-
-impl Entry {
-    fn is(&self, scope: &Scope, raw: &[u8]) -> bool {
-        *self.raw == *raw && (Arc::ptr_eq(&self.scope, &scope.bytes) || self.scope == scope.bytes)
-    }
-    fn bytes(&self) -> usize {
-        // The encoded labels, and about as much again for the decoded ones with their string headers.
-        self.raw.len() * 2 + self.named.labels.len() * size_of::<(String, String)>() + ENTRY_OVERHEAD_BYTES
-    }
-}
-
-/// Keys are looked up and never walked over, so the map's order reaches nothing.
-#[derive(Default)]
-struct Generation {
-    entries: HashMap<u64, Entry, BuildHasherDefault<AsIs>>,
-    bytes: usize,
-}
-
-/// Labels already seen. One cache serves one request at a time; the shell keeps a few.
-pub struct OwnerCache {
-    young: Generation,
-    old: Generation,
-    bytes_max: usize,
-}
-
-impl Default for OwnerCache {
-    fn default() -> Self {
-        Self::new(OWNER_CACHE_BYTES_MAX)
-    }
-}
-
-impl OwnerCache {
-    pub fn new(bytes_max: usize) -> Self {
-        Self {
-            young: Generation::default(),
-            old: Generation::default(),
-            bytes_max,
-        }
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
-    /// Entries held, and about how many bytes they take.
-    pub fn size(&self) -> (usize, usize) {
-        let entries = self.young.entries.len() + self.old.entries.len();
-        (entries, self.young.bytes + self.old.bytes)
-    }
-
-    /// The set that `raw` encodes in `scope`, as `make` gave it the first time. Refusals are not remembered.
-    pub(crate) fn named<E>(
-        &mut self,
-        scope: &Scope,
-        raw: &[u8],
-        make: impl FnOnce() -> Result<Named, E>,
-    ) -> Result<Named, E> {
-        let key = xxhash_rust::xxh3::xxh3_64_with_seed(raw, scope.seed);
-        if let Some(entry) = self.young.entries.get(&key)
-            && entry.is(scope, raw)
-        {
-            return Ok(entry.named.clone());
-        }
-        let entry = match self.old.entries.remove(&key) {
-            Some(entry) => {
-                self.old.bytes -= entry.bytes();
-                Some(entry).filter(|e| e.is(scope, raw))
-            }
-            None => None,
-        };
-        let entry = match entry {
-            Some(entry) => entry,
-            None => Entry {
-                scope: scope.bytes.clone(),
-                raw: raw.into(),
-                named: make()?,
-            },
-        };
-        let named = entry.named.clone();
-        self.keep(key, entry);
-        Ok(named)
-    }
-
-    fn keep(&mut self, key: u64, entry: Entry) {
-        let bytes = entry.bytes();
-        if self.young.bytes + bytes > self.bytes_max / 2 {
-            self.old = std::mem::take(&mut self.young);
-        }
-        if bytes > self.bytes_max / 2 {
-            return;
-        }
-        self.young.bytes += bytes;
-        if let Some(replaced) = self.young.entries.insert(key, entry) {
-            self.young.bytes -= replaced.bytes();
-        }
+    /// What hashes of labels within it begin with.
+    pub const fn seed(&self) -> u64 {
+        self.seed
     }
 }
 
@@ -198,7 +80,12 @@ impl Seen {
 
     /// Writes them into the batch, in the order of their ids.
     pub fn into_batch(self, batch: &mut Batch) {
-        batch.resources = self.by_id.into_values().map(Arc::unwrap_or_clone).collect();
+        batch.resources = self.into_list();
+    }
+
+    /// In the order of their ids.
+    pub fn into_list(self) -> Vec<Resource> {
+        self.by_id.into_values().map(Arc::unwrap_or_clone).collect()
     }
 }
 
@@ -226,48 +113,4 @@ pub(crate) fn name_labels(
         labels: filled,
         ..named
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn made(n: u32) -> Named {
-        let labels = hindcast_model::resource::metric("m", &[("n", &n.to_string())]);
-        Named::new(&TenantId::default(), labels, &[])
-    }
-
-    proptest! {
-        #[test]
-        fn a_cache_gives_what_was_made_and_stays_within_its_bound(
-            asked in proptest::collection::vec((0u32..60, any::<bool>()), 0..400),
-        ) {
-            let mut cache = OwnerCache::new(8_000);
-            let scopes = [Scope::new(&TenantId::default(), &[], "series"), Scope::new(&TenantId::default(), &[], "stream")];
-            for (n, second) in asked {
-                let of = if second { n + 1000 } else { n };
-                let got = cache.named::<()>(&scopes[usize::from(second)], &n.to_le_bytes(), || Ok(made(of))).unwrap();
-                prop_assert_eq!(got.labels, made(of).labels);
-                prop_assert!(cache.size().1 <= 8_000);
-            }
-        }
-    }
-
-    #[test]
-    fn a_series_in_use_outlives_the_generations() {
-        let mut cache = OwnerCache::new(8_000);
-        let scope = Scope::new(&TenantId::default(), &[], "series");
-        let mut makes = 0;
-        for n in 1..500u32 {
-            for key in [0, n] {
-                let make = || {
-                    makes += u32::from(key == 0);
-                    Ok::<_, ()>(made(key))
-                };
-                cache.named(&scope, &key.to_le_bytes(), make).unwrap();
-            }
-        }
-        assert_eq!(makes, 1);
-    }
 }

@@ -3,69 +3,81 @@
 //! Times are milliseconds. Exemplars and metadata are skipped; native histograms are refused with the reason, while
 //! the rest of the request is taken, as the protocol's specification asks.
 
-use crate::decompress::{Encoding, decompress};
-use crate::own::{Names, keep_named, keep_samples, read_samples};
-use crate::owners::{Scope, Seen};
-use crate::wire::{Reader, WireError};
-use crate::{AdaptError, Adapted, LimitsContext, OwnerCache, Protocol, Refusal, Rejections};
-use bytes::Bytes;
-use hindcast_model::{Batch, BatchId, Sample, TenantId, TimestampNs};
+use crate::decompress::snappy_into;
+use crate::owners::Scope;
+use crate::walk::{Layout, Names, SampleForm};
+use crate::wire::{Reader, WireError, messages};
+use crate::{AdaptError, Books, Laid, LimitsContext, Protocol};
+use hindcast_model::{BatchId, Sample, TenantId, TimestampNs};
 
-/// Turns a request's body, as it came over the wire, into a batch. Its id is the hash of that body.
+/// Lays out a request's body, as it came over the wire. Its id is the hash of that body. `scratch` holds the
+/// decompressed body meanwhile.
 pub fn adapt(
     tenant: &TenantId,
-    body: &Bytes,
+    body: &[u8],
     limits: &LimitsContext,
-    owners: &mut OwnerCache,
-) -> Result<Adapted, AdaptError> {
-    let decoded = decompress(Encoding::Snappy, body)?;
-    let mut adapted = read(tenant, &decoded, limits, owners).map_err(|e| e.of(Protocol::RemoteWrite))?;
-    adapted.batch.id = Some(BatchId::of_body(tenant, Protocol::RemoteWrite.as_str(), body));
-    Ok(adapted)
+    books: &Books<'_>,
+    scratch: &mut Vec<u8>,
+) -> Result<Laid, AdaptError> {
+    let decoded = snappy_into(body, scratch)?;
+    let mut laid = read(tenant, decoded, limits, books).map_err(|e| e.of(Protocol::RemoteWrite))?;
+    laid.intake.id = Some(BatchId::of_body(tenant, Protocol::RemoteWrite.as_str(), body));
+    Ok(laid)
 }
 
-fn read(tenant: &TenantId, body: &[u8], limits: &LimitsContext, owners: &mut OwnerCache) -> Result<Adapted, WireError> {
-    let mut batch = Batch::new(tenant.clone());
-    let mut rejected = Rejections::default();
-    let mut seen = Seen::default();
-    let mut names = Names {
-        tenant,
+fn read(tenant: &TenantId, body: &[u8], limits: &LimitsContext, books: &Books<'_>) -> Result<Laid, WireError> {
+    let mut layout = Layout::new(tenant, limits, *books);
+    let names = Names {
         attrs: &[],
-        scope: Scope::new(tenant, &[], "series"),
-        of_series: true,
-        owners,
+        scope: Scope::new(tenant, &[], "series").into(),
     };
-    let mut reader = Reader::new(body);
-    while let Some((number, field)) = reader.next()? {
-        if number != 1 {
-            continue;
-        }
-        let message = field.bytes("a time series")?;
-        let (named, rest) = names.split(message)?;
-        let histograms = native_histograms(rest)?;
-        let samples = read_samples(rest, sample)?;
-        let items = samples.len() + histograms;
-        let Some(named) = keep_named(named, items, &mut rejected, message) else {
-            continue;
-        };
-        if histograms > 0 {
-            rejected.add(histograms as u64, &Refusal::NativeHistogram, || {
-                named.labels.to_string()
-            });
-        }
-        seen.note(&named.resource);
-        batch.series.extend(keep_samples(named, samples, limits, &mut rejected));
-    }
-    seen.into_batch(&mut batch);
-    Ok(Adapted { batch, rejected })
+    layout.series::<Form>(messages(body, 1), &names)?;
+    Ok(layout.finish(&[]))
 }
 
-fn native_histograms(mut rest: Reader<'_>) -> Result<usize, WireError> {
-    let mut count = 0;
-    while let Some((number, _)) = rest.next()? {
-        count += usize::from(number == 4);
+struct Form;
+
+impl SampleForm for Form {
+    const HISTOGRAMS: bool = true;
+
+    fn usual(mut rest: &[u8], out: &mut Vec<(i64, u64)>) -> bool {
+        while let [0x12, len, after @ ..] = rest {
+            let Some((message, after)) = after.split_at_checked(usize::from(*len)) else {
+                return false;
+            };
+            let Some(sample) = usual_sample(message) else { return false };
+            out.push(sample);
+            rest = after;
+        }
+        rest.is_empty()
     }
-    Ok(count)
+
+    fn general(message: &[u8]) -> Result<Sample, WireError> {
+        sample(message)
+    }
+}
+
+/// Value, then time, each left out when it is zero.
+#[inline]
+fn usual_sample(message: &[u8]) -> Option<(i64, u64)> {
+    if message.len() > 0x7f {
+        // Its length takes more than the one byte that was read.
+        return None;
+    }
+    let (bits, rest) = match message {
+        [0x09, rest @ ..] => {
+            let (bits, rest) = rest.split_first_chunk::<8>()?;
+            (u64::from_le_bytes(*bits), rest)
+        }
+        rest => (0, rest),
+    };
+    let mut at = match rest {
+        [] => return Some((0, bits)),
+        [0x10, rest @ ..] => Reader::new(rest),
+        _ => return None,
+    };
+    let at_ms = at.varint().ok()? as i64;
+    (at.left() == 0).then_some((at_ms, bits))
 }
 
 fn sample(message: &[u8]) -> Result<Sample, WireError> {

@@ -51,6 +51,14 @@ pub enum WireError {
     Type(&'static str),
     #[error("{0} is not UTF-8")]
     Utf8(&'static str),
+    #[error("{0}")]
+    Shape(&'static str),
+    #[error("series reference {0} was not defined on this stream; a reference holds for one call only")]
+    UnknownRef(u32),
+    #[error("series reference {0} was defined with other labels before; it keeps them for the whole stream")]
+    RefTwice(u32),
+    #[error("{what} of one stream are more than {max}; open another stream")]
+    TooManyRefs { what: &'static str, max: usize },
 }
 
 impl WireError {
@@ -112,7 +120,7 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
-    fn varint(&mut self) -> Result<u64, WireError> {
+    pub fn varint(&mut self) -> Result<u64, WireError> {
         let mut value = 0u64;
         for (i, &byte) in self.rest.iter().take(10).enumerate() {
             value |= u64::from(byte & 0x7f) << (7 * i);
@@ -131,6 +139,21 @@ impl<'a> Reader<'a> {
             WireError::Varint
         })
     }
+}
+
+/// The messages in field `number` of a message, in order. Ends after the first error.
+pub fn messages(body: &[u8], number: u32) -> impl Iterator<Item = Result<&[u8], WireError>> {
+    let mut reader = Reader::new(body);
+    std::iter::from_fn(move || {
+        loop {
+            match reader.next() {
+                Ok(Some((n, field))) if n == number => return Some(field.bytes("a message")),
+                Ok(Some(_)) => {}
+                Ok(None) => return None,
+                Err(why) => return Some(Err(why)),
+            }
+        }
+    })
 }
 
 /// A `Label { name = 1, value = 2 }`.

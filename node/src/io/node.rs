@@ -243,7 +243,12 @@ impl Node {
         peers.attach(raft.clone());
 
         let meta = MetaClient::new(config.id, raft.clone(), peers.clone(), clock.clone(), rows);
-        let writer = Writer::new(config.id, map, raft.clone(), peers.clone(), clock.clone());
+        let readers = map.shards().into_iter().filter_map(|shard| {
+            let handle = shards.get(&GroupId::from(shard))?;
+            Some((shard, handle.reader.clone()))
+        });
+        let readers = readers.collect();
+        let writer = Writer::new(config.id, map, readers, raft.clone(), peers.clone(), clock.clone());
         let cuts = Cuts {
             meta: Arc::new(meta.clone()),
             writer: writer.clone(),

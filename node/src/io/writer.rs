@@ -1,15 +1,21 @@
 //! The write path: a batch is split by shard, each part goes to its leader, waiting parts are folded into one entry.
+//!
+//! A part that its shard answers as stale (its ids are of another epoch) was not stored; it is encoded anew with all
+//! definitions and brought again, once.
 
 use super::peers::Peers;
 use crate::entry::{self, Control};
+use crate::route::Replicas;
 use crate::shard_machine::{Applied, PartApplied};
-use crate::write::{BatchSink, WriteError, Written};
+use crate::write::{BatchSink, Redo, WriteError, Written};
 use bytes::Bytes;
 use futures::future::join_all;
 use hindcast_env::Clock;
+use hindcast_ingest::{Ids, Intake, Naming};
 use hindcast_model::limits::ENTRY_BYTES_MAX;
 use hindcast_model::{Batch, GroupId, NodeId, ShardId, ShardMap, codec};
 use hindcast_raft::{ProposeError, RaftHost};
+use hindcast_storage::ShardReader;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -60,7 +66,7 @@ pub struct Writer(Arc<Inner>);
 
 struct Inner {
     me: NodeId,
-    map: ShardMap,
+    replicas: Replicas,
     raft: RaftHost,
     peers: Arc<Peers>,
     clock: Arc<dyn Clock>,
@@ -80,7 +86,15 @@ struct ForwardedControl {
 }
 
 impl Writer {
-    pub fn new(me: NodeId, map: ShardMap, raft: RaftHost, peers: Arc<Peers>, clock: Arc<dyn Clock>) -> Self {
+    /// `readers` are those of the shards that have a replica here.
+    pub fn new(
+        me: NodeId,
+        map: ShardMap,
+        readers: BTreeMap<ShardId, ShardReader>,
+        raft: RaftHost,
+        peers: Arc<Peers>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         let folds = map.shards().into_iter().map(|shard| {
             let (queue, waiting) = mpsc::unbounded_channel();
             let queued_bytes = Arc::new(AtomicUsize::new(0));
@@ -90,7 +104,7 @@ impl Writer {
         let folds = folds.collect();
         let writer = Self(Arc::new(Inner {
             me,
-            map,
+            replicas: Replicas::new(map, readers),
             raft,
             peers: peers.clone(),
             clock,
@@ -129,7 +143,7 @@ impl Writer {
     }
 
     pub fn shard_map(&self) -> &ShardMap {
-        &self.0.map
+        self.0.replicas.map()
     }
 
     /// Hands a part to this node's fold of the shard.
@@ -248,7 +262,7 @@ impl Writer {
 
     /// Proposes the same control in every shard; indices by group.
     pub async fn control_all(&self, control: &Control) -> Result<hindcast_model::Positions, WriteError> {
-        let all = self.0.map.shards().into_iter().map(|shard| async move {
+        let all = self.0.replicas.map().shards().into_iter().map(|shard| async move {
             let index = self.control(shard, control.clone()).await?;
             Ok((GroupId::from(shard), index))
         });
@@ -257,7 +271,7 @@ impl Writer {
 
     /// Shards that this node leads now.
     pub fn led_here(&self) -> Vec<ShardId> {
-        let shards = self.0.map.shards().into_iter();
+        let shards = self.0.replicas.map().shards().into_iter();
         shards
             .filter(|s| self.0.raft.status((*s).into()).leader == Some(self.0.me))
             .collect()
@@ -267,28 +281,77 @@ impl Writer {
 #[async_trait::async_trait]
 impl BatchSink for Writer {
     async fn write(&self, batch: Batch) -> Result<Written, WriteError> {
-        let (samples, lines, has_id) = (batch.samples(), batch.lines(), batch.id.is_some());
-        let parts = crate::route::split(&self.0.map, batch);
-        let mut writes = vec![];
-        for (shard, part) in parts {
-            let part = Bytes::from(entry::encode_part(&part));
-            if part.len() > ENTRY_BYTES_MAX {
-                let bytes = part.len();
-                return Err(WriteError::TooLarge {
-                    shard,
-                    bytes,
-                    entry_bytes_max: ENTRY_BYTES_MAX,
-                });
-            }
-            writes.push(async move {
-                match self.write_part(shard, part, has_id).await? {
-                    PartApplied::SequenceTooOld => Err(WriteError::SequenceTooOld { shard }),
-                    applied => Ok(applied),
-                }
+        let ids = &self.0.replicas;
+        let intake = Intake::of_batch(&batch, ids, Naming::Known);
+        self.write_intake(intake, &|| Intake::of_batch(&batch, ids, Naming::Defined))
+            .await
+    }
+
+    fn ids(&self) -> &dyn Ids {
+        &self.0.replicas
+    }
+
+    async fn write_intake(&self, intake: Intake, redo: Redo<'_>) -> Result<Written, WriteError> {
+        let (samples, lines) = (intake.samples, intake.lines);
+        let mut done = vec![];
+        let first = self.write_parts(encode(intake, |_| true)?).await?;
+        let stale: Vec<ShardId> = first
+            .iter()
+            .filter(|(_, a)| *a == PartApplied::Stale)
+            .map(|(shard, _)| *shard)
+            .collect();
+        done.extend(first.into_iter().filter(|(_, a)| *a != PartApplied::Stale));
+        if !stale.is_empty() {
+            let again = encode(redo(), |shard| stale.contains(&shard))?;
+            done.extend(self.write_parts(again).await?);
+        }
+        let duplicate = !done.is_empty() && done.iter().all(|(_, a)| *a == PartApplied::Duplicate);
+        Ok(Written {
+            samples,
+            lines,
+            duplicate,
+        })
+    }
+}
+
+/// One shard's part of a request, on its way.
+struct Part {
+    shard: ShardId,
+    bytes: Bytes,
+    has_id: bool,
+}
+
+fn encode(intake: Intake, wanted: impl Fn(ShardId) -> bool) -> Result<Vec<Part>, WriteError> {
+    let mut parts = vec![];
+    for share in intake.shares.iter().filter(|s| wanted(s.shard)) {
+        let bytes = Bytes::from(entry::encode_part(&intake, share));
+        if bytes.len() > ENTRY_BYTES_MAX {
+            return Err(WriteError::TooLarge {
+                shard: share.shard,
+                bytes: bytes.len(),
+                entry_bytes_max: ENTRY_BYTES_MAX,
             });
         }
+        parts.push(Part {
+            shard: share.shard,
+            bytes,
+            has_id: intake.id.is_some(),
+        });
+    }
+    Ok(parts)
+}
+
+impl Writer {
+    /// Brings all parts to their leaders. The worst class of the parts is the answer: what may be stored outweighs
+    /// what surely is not.
+    async fn write_parts(&self, parts: Vec<Part>) -> Result<Vec<(ShardId, PartApplied)>, WriteError> {
+        let writes = parts.into_iter().map(|part| async move {
+            match self.write_part(part.shard, part.bytes, part.has_id).await? {
+                PartApplied::SequenceTooOld => Err(WriteError::SequenceTooOld { shard: part.shard }),
+                applied => Ok((part.shard, applied)),
+            }
+        });
         let mut fates = join_all(writes).await;
-        // The worst class of the parts: what may be stored outweighs what surely is not.
         if let Some(i) = fates
             .iter()
             .position(|f| matches!(f, Err(WriteError::Unconfirmed { .. })))
@@ -296,13 +359,7 @@ impl BatchSink for Writer {
         {
             return Err(e);
         }
-        let applied = fates.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let duplicate = !applied.is_empty() && applied.iter().all(|a| *a == PartApplied::Duplicate);
-        Ok(Written {
-            samples,
-            lines,
-            duplicate,
-        })
+        fates.into_iter().collect()
     }
 }
 

@@ -5,13 +5,15 @@
 //! - Answers are the same before and after; only rows that no reader can see any more are left out.
 //! - The largest input is at most half of a merge, so that a row is copied a logarithmic number of times.
 
+use crate::container::{FileKind, Head};
 use crate::error::StorageError;
 use crate::head::Lines;
-use crate::index::{Directory, Series};
+use crate::index::Directory;
 use crate::points::Points;
 use crate::retention::{Policy, Retention, is_within};
-use crate::segment::{Head, Pages, Segment, Writer};
+use crate::segment::{Segment, Tier};
 use crate::shard::{CompactReport, ShardConfig, in_file_order};
+use crate::{lines_file, metric};
 use hindcast_env::Disk;
 use hindcast_model::{TenantId, TimestampNs};
 use std::collections::BTreeMap;
@@ -22,9 +24,9 @@ const WEIGHT_BYTES_MIN: u64 = 64 << 10;
 
 /// The next run worth merging, oldest first.
 pub fn choose(segments: &[Arc<Segment>], retention: &Retention, config: &ShardConfig) -> Option<Vec<Arc<Segment>>> {
-    let mut kin: BTreeMap<(&TenantId, bool, Policy), Vec<&Arc<Segment>>> = BTreeMap::new();
+    let mut kin: BTreeMap<(&TenantId, FileKind, Policy), Vec<&Arc<Segment>>> = BTreeMap::new();
     for s in segments {
-        kin.entry((&s.head.tenant, s.head.streams, s.head.policy))
+        kin.entry((&s.head.tenant, s.head.kind, s.head.policy))
             .or_default()
             .push(s);
     }
@@ -67,8 +69,8 @@ pub fn report(run: &[Arc<Segment>], merged: Option<&Segment>) -> CompactReport {
         segments_out: merged.iter().count(),
         bytes_in: run.iter().map(|s| s.file.bytes).sum(),
         bytes_out: merged.map_or(0, |s| s.file.bytes),
-        rows_in: run.iter().map(|s| s.rows()).sum(),
-        rows_out: merged.map_or(0, Segment::rows),
+        rows_in: run.iter().map(|s| s.row_count()).sum(),
+        rows_out: merged.map_or(0, Segment::row_count),
     }
 }
 
@@ -83,64 +85,87 @@ pub struct Merge<'a> {
 impl Merge<'_> {
     /// Writes the merged segment; `None` when no row is left. Series by series: memory holds one at a time.
     pub fn run(&self, run: &[Arc<Segment>]) -> Result<Option<Segment>, StorageError> {
-        let mut inputs: Vec<Pages<'_>> = run.iter().map(|s| Pages::new(s)).collect();
-        let mut writer = None;
         let ids = run.iter().flat_map(|s| s.ids()).collect();
-        for (id, series) in in_file_order(self.directory, ids) {
-            let spans = self.retention.readable(&series, TimestampNs::MIN, TimestampNs::MAX);
-            if series.streams {
-                let mut lines = Lines::default();
-                for (segment, pages) in run.iter().zip(&mut inputs) {
-                    for page in segment.pages_of(id, i64::MIN, i64::MAX) {
-                        let readable = pages.lines(page)?.into_iter().filter(|l| is_within(&spans, l.at));
-                        readable.for_each(|l| lines.push(l));
-                    }
-                }
-                let mut lines: Vec<_> = lines.iter().collect();
-                lines.sort_by_key(|l| l.at);
-                if !lines.is_empty() {
-                    self.writer(&mut writer, run, &series)?.lines(id, &lines)?;
-                }
-            } else {
-                let mut samples = Points::default();
-                for (segment, pages) in run.iter().zip(&mut inputs) {
-                    for page in segment.pages_of(id, i64::MIN, i64::MAX) {
-                        let readable = pages.samples(page)?.into_iter().filter(|s| is_within(&spans, s.at.0));
-                        readable.for_each(|s| samples.push(s.at.0, s.value));
-                    }
-                }
-                samples.settle();
-                if !samples.is_empty() {
-                    self.writer(&mut writer, run, &series)?
-                        .samples(id, &samples.to_samples())?;
-                }
-            }
-        }
-        match writer {
-            Some(w) => Ok(Some(w.finish(self.disk, self.dir)?)),
-            None => Ok(None),
+        match run[0].head.kind {
+            FileKind::Metric => self.metrics(run, ids),
+            FileKind::Log => self.lines(run, ids),
         }
     }
 
-    fn writer<'w>(
-        &self,
-        writer: &'w mut Option<Writer>,
-        run: &[Arc<Segment>],
-        series: &Series<'_>,
-    ) -> Result<&'w mut Writer, StorageError> {
-        if writer.is_none() {
-            let (first, last) = (&run[0].head, &run[run.len() - 1].head);
-            let times = run.iter().map(|s| s.times());
-            let head = Head {
-                tenant: series.tenant.clone(),
-                streams: series.streams,
-                policy: series.policy,
-                group: first.group,
-                commits: (first.commits.0, last.commits.1),
-                times: times.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap_or((0, 0)),
+    fn metrics(&self, run: &[Arc<Segment>], ids: Vec<u32>) -> Result<Option<Segment>, StorageError> {
+        let inputs: Vec<&metric::Segment> = run.iter().filter_map(|s| s.metrics()).collect();
+        let mut readers: Vec<metric::PageReader<'_>> = inputs.iter().map(|s| s.reader()).collect();
+        let mut writer = None;
+        let mut points = Points::default();
+        for (id, series) in in_file_order(self.directory, ids) {
+            let spans = self.retention.readable(&series, TimestampNs::MIN, TimestampNs::MAX);
+            points.clear();
+            for (segment, reader) in inputs.iter().zip(&mut readers) {
+                for page in segment.pages_of(id) {
+                    reader.append(page, &spans, &mut points)?;
+                }
+            }
+            points.settle();
+            if points.is_empty() {
+                continue;
+            }
+            let writer = match &mut writer {
+                Some(w) => w,
+                none => none.insert(metric::Writer::create(
+                    self.disk,
+                    self.dir,
+                    self.number,
+                    head_of(run),
+                    metric::Tier::Compacted,
+                )?),
             };
-            *writer = Some(Writer::create(self.disk, self.dir, self.number, head)?);
+            writer.series(id, &points.times, &points.values)?;
         }
-        Ok(writer.as_mut().expect("it was just made"))
+        let finished = writer.map(|w| w.finish(self.disk)).transpose()?;
+        Ok(finished.map(|s| Segment::of_metrics(s, Tier::Compacted)))
+    }
+
+    fn lines(&self, run: &[Arc<Segment>], ids: Vec<u32>) -> Result<Option<Segment>, StorageError> {
+        let inputs: Vec<&lines_file::Segment> = run.iter().filter_map(|s| s.lines()).collect();
+        let mut readers: Vec<lines_file::Pages<'_>> = inputs.iter().map(|s| lines_file::Pages::new(s)).collect();
+        let mut writer = None;
+        for (id, series) in in_file_order(self.directory, ids) {
+            let spans = self.retention.readable(&series, TimestampNs::MIN, TimestampNs::MAX);
+            let mut lines = Lines::default();
+            for (segment, pages) in inputs.iter().zip(&mut readers) {
+                for page in segment.pages_of(id, i64::MIN, i64::MAX) {
+                    let readable = pages.lines(page)?.into_iter().filter(|l| is_within(&spans, l.at));
+                    readable.for_each(|l| lines.push(l));
+                }
+            }
+            let mut lines: Vec<_> = lines.iter().collect();
+            lines.sort_by_key(|l| l.at);
+            if lines.is_empty() {
+                continue;
+            }
+            let writer = match &mut writer {
+                Some(w) => w,
+                none => none.insert(lines_file::Writer::create(
+                    self.disk,
+                    self.dir,
+                    self.number,
+                    head_of(run),
+                )?),
+            };
+            writer.lines(id, &lines)?;
+        }
+        let finished = writer.map(|w| w.finish(self.disk, self.dir)).transpose()?;
+        Ok(finished.map(|s| Segment::of_lines(s, Tier::Compacted)))
+    }
+}
+
+fn head_of(run: &[Arc<Segment>]) -> Head {
+    let (first, last) = (&run[0].head, &run[run.len() - 1].head);
+    let times = run.iter().map(|s| s.head.times);
+    Head {
+        commits: (first.commits.0, last.commits.1),
+        times: times.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap_or((0, 0)),
+        extra: vec![],
+        ..first.clone()
     }
 }

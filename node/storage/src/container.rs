@@ -33,7 +33,7 @@ const PLAIN: u8 = 0;
 const ZSTD: u8 = 1;
 
 /// What the rows of a file are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[repr(u8)]
 pub enum FileKind {
     Metric = 0,
@@ -169,6 +169,20 @@ impl FileWriter {
             offset,
             stored,
             raw: raw_len as u32,
+        })
+    }
+
+    /// Appends a block that its caller framed already: tag, body and CRC32C as `block` writes them.
+    pub fn framed(&mut self, stored: &[u8], raw: u32) -> Result<Block, DiskError> {
+        let offset = self.offset();
+        self.buffer.extend_from_slice(stored);
+        if self.buffer.len() >= WRITE_BYTES {
+            self.write_buffer()?;
+        }
+        Ok(Block {
+            offset,
+            stored: stored.len() as u32,
+            raw,
         })
     }
 

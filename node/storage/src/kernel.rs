@@ -7,12 +7,14 @@
 //! The caller leaves out staleness markers; other NaNs are values. `sum` and `increase` of nothing are `None`, like the
 //! rest.
 
+use fearless_simd::{Level, dispatch};
+
 /// How many lanes there are, for good: sums depend on it.
 pub const LANES: usize = 8;
 
 type Lanes = [f64; LANES];
 
-/// Chunks of a window as runs of up to 8 samples that all start at lane 0, save the first of each chunk.
+/// Chunks of a window, one after the other.
 fn fold<'a>(
     chunks: impl Iterator<Item = &'a [f64]>,
     mut lanes: Lanes,
@@ -20,36 +22,45 @@ fn fold<'a>(
 ) -> (Lanes, usize) {
     let mut n = 0;
     for chunk in chunks {
-        let lead = ((LANES - n % LANES) % LANES).min(chunk.len());
-        let (head, rest) = chunk.split_at(lead);
-        for (lane, &v) in lanes[n % LANES..].iter_mut().zip(head) {
-            each(lane, v);
-        }
-        let mut eights = rest.chunks_exact(LANES);
-        for eight in &mut eights {
-            for (lane, &v) in lanes.iter_mut().zip(eight) {
-                each(lane, v);
-            }
-        }
-        for (lane, &v) in lanes.iter_mut().zip(eights.remainder()) {
-            each(lane, v);
-        }
+        fold_chunk(&mut lanes, n, chunk, each);
         n += chunk.len();
     }
     (lanes, n)
 }
 
+/// A chunk that begins at sample `n` of the window: runs of up to 8 samples that all start at lane 0, save the first.
+#[inline(always)]
+fn fold_chunk(lanes: &mut Lanes, n: usize, chunk: &[f64], each: impl Fn(&mut f64, f64)) {
+    let lead = ((LANES - n % LANES) % LANES).min(chunk.len());
+    let (head, rest) = chunk.split_at(lead);
+    for (lane, &v) in lanes[n % LANES..].iter_mut().zip(head) {
+        each(lane, v);
+    }
+    let (eights, tail) = rest.as_chunks::<LANES>();
+    for eight in eights {
+        for (lane, &v) in lanes.iter_mut().zip(eight) {
+            each(lane, v);
+        }
+    }
+    for (lane, &v) in lanes.iter_mut().zip(tail) {
+        each(lane, v);
+    }
+}
+
+#[inline(always)]
 fn add(lane: &mut f64, v: f64) {
     *lane += v;
 }
 
 /// NaN gives way to any number.
+#[inline(always)]
 fn lower(lane: &mut f64, v: f64) {
     if v < *lane || lane.is_nan() {
         *lane = v;
     }
 }
 
+#[inline(always)]
 fn raise(lane: &mut f64, v: f64) {
     if v > *lane || lane.is_nan() {
         *lane = v;
@@ -97,6 +108,7 @@ pub fn last<'a>(chunks: impl Iterator<Item = &'a [f64]>) -> Option<f64> {
 }
 
 /// What a counter lost: where it fell, the value before the fall. `0.0` is added where it did not fall.
+#[inline(always)]
 fn lost(before: f64, now: f64) -> f64 {
     if now < before { before } else { 0.0 }
 }
@@ -108,29 +120,186 @@ pub fn increase<'a>(chunks: impl Iterator<Item = &'a [f64]>) -> Option<f64> {
     let mut ends: Option<(f64, f64)> = None;
     for chunk in chunks.filter(|c| !c.is_empty()) {
         let (first, before) = ends.unwrap_or((chunk[0], chunk[0]));
-        lanes[n % LANES] += lost(before, chunk[0]);
-        // Two shifted views of one slice: no step waits for the one before.
-        let (befores, nows) = (&chunk[..chunk.len() - 1], &chunk[1..]);
-        let at = n + 1;
-        let lead = ((LANES - at % LANES) % LANES).min(nows.len());
-        for (i, lane) in lanes[at % LANES..].iter_mut().enumerate().take(lead) {
-            *lane += lost(befores[i], nows[i]);
-        }
-        let (befores, nows) = (&befores[lead..], &nows[lead..]);
-        for (b, v) in befores.chunks(LANES).zip(nows.chunks(LANES)) {
-            for ((lane, &b), &v) in lanes.iter_mut().zip(b).zip(v) {
-                *lane += lost(b, v);
-            }
-        }
+        lost_chunk(&mut lanes, n, before, chunk);
         n += chunk.len();
         ends = Some((first, chunk[chunk.len() - 1]));
     }
     ends.map(|(first, last)| (last - first) + total(lanes))
 }
 
+/// Adds what a counter lost in a chunk that begins at sample `n` of the window, behind a sample of `before`.
+#[inline(always)]
+fn lost_chunk(lanes: &mut Lanes, n: usize, before: f64, chunk: &[f64]) {
+    lanes[n % LANES] += lost(before, chunk[0]);
+    // Two shifted views of one slice: no step waits for the one before.
+    let (befores, nows) = (&chunk[..chunk.len() - 1], &chunk[1..]);
+    let at = n + 1;
+    let lead = ((LANES - at % LANES) % LANES).min(nows.len());
+    for (i, lane) in lanes[at % LANES..].iter_mut().enumerate().take(lead) {
+        *lane += lost(befores[i], nows[i]);
+    }
+    let (befores, nows) = (&befores[lead..], &nows[lead..]);
+    let ((b8, b_tail), (n8, n_tail)) = (befores.as_chunks::<LANES>(), nows.as_chunks::<LANES>());
+    for (b, v) in b8.iter().zip(n8) {
+        for ((lane, &b), &v) in lanes.iter_mut().zip(b).zip(v) {
+            *lane += lost(b, v);
+        }
+    }
+    for ((lane, &b), &v) in lanes.iter_mut().zip(b_tail).zip(n_tail) {
+        *lane += lost(b, v);
+    }
+}
+
+/// What can be asked of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Function {
+    Sum,
+    Avg,
+    Min,
+    Max,
+    Count,
+    Last,
+    Increase,
+}
+
+impl Function {
+    pub const ALL: [Self; 7] = [
+        Self::Sum,
+        Self::Avg,
+        Self::Min,
+        Self::Max,
+        Self::Count,
+        Self::Last,
+        Self::Increase,
+    ];
+}
+
+/// One function over one window that comes in parts: chunks of samples, or runs whose answer is known without them.
+#[derive(Clone, Copy, Debug)]
+pub struct Running {
+    function: Function,
+    level: Level,
+    lanes: Lanes,
+    n: usize,
+    /// First and last sample so far.
+    ends: (f64, f64),
+}
+
+impl Running {
+    pub fn new(function: Function) -> Self {
+        let start = match function {
+            Function::Min | Function::Max => f64::NAN,
+            _ => 0.0,
+        };
+        Self {
+            function,
+            level: Level::new(),
+            lanes: [start; LANES],
+            n: 0,
+            ends: (0.0, 0.0),
+        }
+    }
+
+    pub fn function(&self) -> Function {
+        self.function
+    }
+
+    pub fn push(&mut self, chunk: &[f64]) {
+        let (Some(&first), Some(&last)) = (chunk.first(), chunk.last()) else {
+            return;
+        };
+        let before = if self.n == 0 { first } else { self.ends.1 };
+        let (lanes, n) = (&mut self.lanes, self.n);
+        match self.function {
+            Function::Sum | Function::Avg => dispatch!(self.level, _simd => fold_chunk(lanes, n, chunk, add)),
+            Function::Min => dispatch!(self.level, _simd => fold_chunk(lanes, n, chunk, lower)),
+            Function::Max => dispatch!(self.level, _simd => fold_chunk(lanes, n, chunk, raise)),
+            Function::Increase => dispatch!(self.level, _simd => lost_chunk(lanes, n, before, chunk)),
+            Function::Count | Function::Last => {}
+        }
+        self.advance(first, last, chunk.len());
+    }
+
+    fn advance(&mut self, first: f64, last: f64, n: usize) {
+        if self.n == 0 {
+            self.ends.0 = first;
+        }
+        self.ends.1 = last;
+        self.n += n;
+    }
+
+    /// `n` samples of the same value.
+    pub fn push_const(&mut self, v: f64, n: usize) {
+        if n == 0 {
+            return;
+        }
+        match self.function {
+            Function::Sum | Function::Avg => self.add_const(v, n),
+            // The second time changes nothing.
+            Function::Min => self.each_lane(n.min(LANES), |lane| lower(lane, v)),
+            Function::Max => self.each_lane(n.min(LANES), |lane| raise(lane, v)),
+            Function::Increase => return self.push_ascending(v, v, n),
+            Function::Count | Function::Last => {}
+        }
+        self.advance(v, v, n);
+    }
+
+    /// `n` samples of which none is lower than the one before, no NaN among them. Only of `Increase`.
+    pub fn push_ascending(&mut self, first: f64, last: f64, n: usize) {
+        assert_eq!(self.function, Function::Increase, "other functions need every sample");
+        if n == 0 {
+            return;
+        }
+        // Nothing is lost within, and adding 0.0 changes no lane: none is ever -0.0.
+        if self.n > 0 {
+            self.lanes[self.n % LANES] += lost(self.ends.1, first);
+        }
+        self.advance(first, last, n);
+    }
+
+    fn each_lane(&mut self, n: usize, each: impl Fn(&mut f64)) {
+        (self.n..self.n + n).for_each(|i| each(&mut self.lanes[i % LANES]));
+    }
+
+    fn add_const(&mut self, v: f64, n: usize) {
+        // Integers below 2^53 add up without rounding, so that a product is the same to the bit.
+        const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+        for i in 0..n.min(LANES) {
+            let times = (n - i).div_ceil(LANES);
+            let lane = &mut self.lanes[(self.n + i) % LANES];
+            let product = v * times as f64;
+            let exact = v.fract() == 0.0 && lane.fract() == 0.0 && lane.abs() + product.abs() <= EXACT_MAX;
+            if exact {
+                *lane += product;
+            } else {
+                (0..times).for_each(|_| *lane += v);
+            }
+        }
+    }
+
+    pub fn finish(&self) -> Option<f64> {
+        if self.function == Function::Count {
+            return Some(self.n as f64);
+        }
+        if self.n == 0 {
+            return None;
+        }
+        let (lanes, n) = (self.lanes, self.n);
+        match self.function {
+            Function::Sum => Some(total(lanes)),
+            Function::Avg => Some(total(lanes) / n as f64),
+            Function::Min => best(lanes, n, lower),
+            Function::Max => best(lanes, n, raise),
+            Function::Last => Some(self.ends.1),
+            Function::Increase => Some((self.ends.1 - self.ends.0) + total(lanes)),
+            Function::Count => Some(n as f64),
+        }
+    }
+}
+
 /// The rule itself, one sample after the other. What the fast forms are compared with.
 pub mod reference {
-    use super::{LANES, best, lost, lower, raise, total};
+    use super::{Function, LANES, best, lost, lower, raise, total};
 
     fn lanes(window: &[f64], start: f64, each: impl Fn(&mut f64, f64)) -> [f64; LANES] {
         let mut lanes = [start; LANES];
@@ -157,6 +326,17 @@ pub mod reference {
     }
     pub fn last(window: &[f64]) -> Option<f64> {
         window.last().copied()
+    }
+    pub fn of(function: Function, window: &[f64]) -> Option<f64> {
+        match function {
+            Function::Sum => sum(window),
+            Function::Avg => avg(window),
+            Function::Min => min(window),
+            Function::Max => max(window),
+            Function::Count => Some(count(window) as f64),
+            Function::Last => last(window),
+            Function::Increase => increase(window),
+        }
     }
     pub fn increase(window: &[f64]) -> Option<f64> {
         let (first, last) = (window.first()?, window.last()?);
@@ -214,6 +394,31 @@ mod tests {
                 prop_assert_eq!(bits(fast), bits(plain(&window)));
             }
             prop_assert_eq!(count(chunks.iter().copied()), reference::count(&window));
+            for function in Function::ALL {
+                let mut running = Running::new(function);
+                chunks.iter().for_each(|c| running.push(c));
+                prop_assert_eq!(bits(running.finish()), bits(reference::of(function, &window)), "{:?}", function);
+            }
+        }
+
+        #[test]
+        fn runs_of_one_value_give_the_same_bits(
+            runs in prop::collection::vec((prop_oneof![
+                Just(-0.0), Just(0.1), Just(f64::NAN), Just(1e15), Just(f64::INFINITY), (-9i32..99).prop_map(f64::from),
+            ], 0usize..40), 0..8),
+        ) {
+            let window: Vec<f64> = runs.iter().flat_map(|(v, n)| std::iter::repeat_n(*v, *n)).collect();
+            for function in Function::ALL {
+                let mut running = Running::new(function);
+                for (i, (v, n)) in runs.iter().enumerate() {
+                    if i % 3 == 2 {
+                        running.push(&vec![*v; *n]);
+                    } else {
+                        running.push_const(*v, *n);
+                    }
+                }
+                prop_assert_eq!(bits(running.finish()), bits(reference::of(function, &window)), "{:?}", function);
+            }
         }
     }
 

@@ -9,14 +9,14 @@
 
 mod codec;
 mod compaction;
-#[allow(dead_code, reason = "the shard moves to it in steps")]
 mod container;
-#[allow(dead_code, reason = "the shard moves to it in steps")]
 mod cursor;
 mod error;
 mod head;
 pub mod index;
 pub mod kernel;
+mod lines_file;
+pub mod logs;
 mod manifest;
 #[allow(dead_code, unused_imports, reason = "the shard moves to it in steps")]
 pub mod metric;
@@ -31,6 +31,6 @@ mod view;
 
 pub use codec::{RawLine, put_metadata};
 pub use error::{Damage, ReadError, StorageError};
-pub use retention::{Floor, Pin, TOPOLOGY_LABEL};
+pub use retention::{Floor, Pin, Policy, TOPOLOGY_LABEL};
 pub use shard::{CompactReport, Dropped, FlushReport, Opened, Shard, ShardConfig, ShardStats};
 pub use view::{ShardReader, VisitedSeries};

@@ -4,10 +4,11 @@
 //! - A manifest is written aside, synced, renamed under a name of its own, and never changed.
 //! - Each one names the hash of the one before; the last two stay, with every file they name.
 
-use crate::codec::Cursor;
+use crate::container::FileRef;
+use crate::cursor::Cursor;
 use crate::error::{Damage, StorageError};
 use crate::retention::Retention;
-use crate::segment::FileRef;
+use crate::segment::SegmentRef;
 use hindcast_env::disk::{replace_file, write_new_file};
 use hindcast_env::{Disk, DiskError};
 use hindcast_model::{GroupId, codec};
@@ -29,7 +30,7 @@ pub struct Manifest {
     pub next_number: u64,
     /// At `applied`.
     pub retention: Retention,
-    pub segments: Vec<FileRef>,
+    pub segments: Vec<SegmentRef>,
     /// The directory's ids up to `applied`, in the order of their files.
     pub series: Vec<FileRef>,
     /// The newest event time of each series.
@@ -158,7 +159,7 @@ impl Manifest {
 
     /// Names of all files that it needs, itself included.
     pub fn names(&self) -> impl Iterator<Item = String> {
-        let segments = self.segments.iter().map(|f| format!("segment-{:016x}", f.number));
+        let segments = self.segments.iter().map(|s| format!("segment-{:016x}", s.file.number));
         let aux = self.aux.iter().map(|f| Side::Aux.name(f.number));
         let newest = self.newest.iter().map(|f| Side::Newest.name(f.number));
         let series = self.series.iter().map(|f| Side::Series.name(f.number));

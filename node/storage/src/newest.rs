@@ -1,6 +1,6 @@
 //! The newest event time of every series, as a file: what decides when a series is over.
 
-use crate::codec::{Bad, Cursor, put_signed, put_varint};
+use crate::cursor::{Bad, Cursor, put_signed, put_varint};
 
 const ZSTD_LEVEL: i32 = 1;
 /// A signed varint takes no more.

@@ -10,6 +10,7 @@
 
 use crate::codec::{RawLine, put_metadata};
 use crate::compaction::{self, Merge};
+use crate::container::{self, FileKind, FileRef};
 use crate::error::{Damage, StorageError};
 use crate::head::{Head, Unpacker};
 use crate::index::{Directory, Series};
@@ -18,8 +19,9 @@ use crate::newest;
 use crate::points::Points;
 use crate::retention::{Floor, Pin, Policy, Retention};
 use crate::rows::{Rows, Run};
-use crate::segment::{self, FileRef, Segment, Writer};
+use crate::segment::{Segment, SegmentRef, Tier};
 use crate::view::{ShardReader, State};
+use crate::{lines_file, metric};
 use hindcast_env::Disk;
 use hindcast_env::disk::make_dir;
 use hindcast_model::{Domain, GroupId, Labels, Owner, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
@@ -392,12 +394,12 @@ impl Shard {
             if gone {
                 dropped.segments += 1;
                 dropped.bytes += s.file.bytes;
-                let rows = if s.head.streams {
+                let rows = if s.is_of_lines() {
                     &mut dropped.lines
                 } else {
                     &mut dropped.samples
                 };
-                *rows += s.rows();
+                *rows += s.row_count();
             }
             !gone
         });
@@ -469,13 +471,13 @@ impl Shard {
         for segment in self.write_heads(&sealed, &dir)? {
             report.segments += 1;
             report.bytes += segment.file.bytes;
-            report.rows += segment.rows();
+            report.rows += segment.row_count();
             segments.push(Arc::new(segment));
         }
         let before = self.durable.sides.clone();
         let sides = self.write_sides(&dir, &before, &newest, aux)?;
         self.disk.sync_dir(&self.dir)?;
-        let files = segments.iter().map(|s| s.file.clone()).collect();
+        let files = segments.iter().map(|s| s.named()).collect();
         self.publish(applied, retention, files, sides, true)?;
         let mut state = self.state.write();
         state.segments = segments;
@@ -551,7 +553,7 @@ impl Shard {
                 kept.push(s);
             }
         }
-        let files = kept.iter().map(|s| s.file.clone()).collect();
+        let files = kept.iter().map(|s| s.named()).collect();
         // The durable moment stays what it was: the log still comes again from there.
         let (applied, retention, sides) = (
             self.durable.applied,
@@ -584,13 +586,13 @@ impl Shard {
         let mut files = vec![];
         for s in &segments {
             let (from, to) = (
-                segment::path_of(&self.dir, s.file.number),
-                segment::path_of(into_dir, s.file.number),
+                container::path_of(&self.dir, s.file.number),
+                container::path_of(into_dir, s.file.number),
             );
             bring(disk.as_ref(), &from, &to)?;
-            files.push(s.file.clone());
+            files.push(s.named());
         }
-        files.extend(self.write_heads(&sealed, into_dir)?.into_iter().map(|s| s.file));
+        files.extend(self.write_heads(&sealed, into_dir)?.iter().map(Segment::named));
         let sides = self.write_sides(into_dir, &Sides::default(), &newest, aux)?;
         disk.sync_dir(into_dir)?;
         let manifest = Manifest {
@@ -636,11 +638,11 @@ impl Shard {
             });
         }
         let aux = read_aux(disk.as_ref(), from_dir, &manifest)?;
-        for file in &mut manifest.segments {
-            let from = segment::path_of(from_dir, file.number);
-            segment::scrub_path(disk.as_ref(), &from, file)?;
+        for SegmentRef { file, .. } in &mut manifest.segments {
+            let from = container::path_of(from_dir, file.number);
+            container::scrub_path(disk.as_ref(), &from, file)?;
             file.number = self.take_number();
-            bring(disk.as_ref(), &from, &segment::path_of(&self.dir, file.number))?;
+            bring(disk.as_ref(), &from, &container::path_of(&self.dir, file.number))?;
         }
         for (side, file) in manifest.sides_mut() {
             let bytes = manifest::read_side(disk.as_ref(), from_dir, side, file)?;
@@ -673,8 +675,8 @@ impl Shard {
         let state = self.state.read();
         let heads = || state.sealed.iter().map(Arc::as_ref).chain([&state.active]);
         let rows = |streams| {
-            let of_kind = state.segments.iter().filter(move |s| s.head.streams == streams);
-            of_kind.map(|s| s.rows()).sum::<u64>()
+            let of_kind = state.segments.iter().filter(move |s| s.is_of_lines() == streams);
+            of_kind.map(|s| s.row_count()).sum::<u64>()
         };
         ShardStats {
             series: state.directory.len(),
@@ -696,7 +698,7 @@ impl Shard {
         if done.is_err() && !is_published {
             for n in number..self.next_number {
                 let sides = [Side::Aux, Side::Series, Side::Newest].map(|s| format!("{}/{}", self.dir, s.name(n)));
-                for path in sides.into_iter().chain([segment::path_of(&self.dir, n)]) {
+                for path in sides.into_iter().chain([container::path_of(&self.dir, n)]) {
                     // What stays is an orphan, and goes when the next manifest is there.
                     let _ = self.disk.remove(&path);
                 }
@@ -738,16 +740,22 @@ impl Shard {
                     let Some(times) = times.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))) else {
                         continue;
                     };
-                    let file_head = segment::Head {
+                    let file_head = container::Head {
                         tenant: tenant.clone(),
-                        streams,
+                        kind: if streams { FileKind::Log } else { FileKind::Metric },
                         policy,
                         group: self.config.group,
                         commits: head.commits().unwrap_or((0, 0)),
                         times,
+                        extra: vec![],
                     };
                     let number = self.take_number();
-                    written.push(write_part(self.disk.as_ref(), dir, number, file_head, head, &series)?);
+                    let disk = self.disk.as_ref();
+                    written.push(if streams {
+                        write_lines(disk, dir, number, file_head, head, &series)?
+                    } else {
+                        write_metrics(disk, dir, number, file_head, head, &series)?
+                    });
                 }
             }
         }
@@ -759,7 +767,7 @@ impl Shard {
         &mut self,
         applied: u64,
         retention: Retention,
-        segments: Vec<FileRef>,
+        segments: Vec<SegmentRef>,
         sides: Sides,
         keep_previous: bool,
     ) -> Result<(), StorageError> {
@@ -816,7 +824,7 @@ fn head_bytes(state: &State) -> usize {
 fn is_gone(retention: &Retention, directory: &Directory, s: &Segment) -> bool {
     let (first, last) = s.head.span();
     last < retention.floor_of(&s.head.tenant, s.head.policy)
-        && retention.is_gone(s.ids().filter_map(|id| directory.get(id)), first, last)
+        && retention.is_gone(s.ids().into_iter().filter_map(|id| directory.get(id)), first, last)
 }
 
 impl State {
@@ -874,35 +882,45 @@ impl Sides {
     }
 }
 
-fn write_part(
+fn write_metrics(
     disk: &dyn Disk,
     dir: &str,
     number: u64,
-    file_head: segment::Head,
+    file_head: container::Head,
     head: &Head,
     series: &[(u32, Series<'_>)],
 ) -> Result<Segment, StorageError> {
-    let streams = file_head.streams;
-    let mut writer = Writer::create(disk, dir, number, file_head)?;
+    let mut writer = metric::Writer::create(disk, dir, number, file_head, metric::Tier::Flush)?;
     let everything = vec![(i64::MIN, i64::MAX)];
-    let (mut samples, mut unpacker) = (Points::default(), Unpacker::default());
+    let (mut points, mut unpacker) = (Points::default(), Unpacker::default());
     for &(id, _) in series {
-        if streams {
-            let mut lines: Vec<RawLine<'_>> = head.stream(id).into_iter().flat_map(|c| c.lines()).collect();
-            lines.sort_by_key(|l| l.at);
-            if !lines.is_empty() {
-                writer.lines(id, &lines)?;
-            }
-        } else {
-            samples.clear();
-            head.append_samples(id, &everything, &mut unpacker, &mut samples);
-            samples.settle();
-            if !samples.is_empty() {
-                writer.samples(id, &samples.to_samples())?;
-            }
+        points.clear();
+        head.append_samples(id, &everything, &mut unpacker, &mut points);
+        points.settle();
+        if !points.is_empty() {
+            writer.series(id, &points.times, &points.values)?;
         }
     }
-    Ok(writer.finish(disk, dir)?)
+    Ok(Segment::of_metrics(writer.finish(disk)?, Tier::Flush))
+}
+
+fn write_lines(
+    disk: &dyn Disk,
+    dir: &str,
+    number: u64,
+    file_head: container::Head,
+    head: &Head,
+    series: &[(u32, Series<'_>)],
+) -> Result<Segment, StorageError> {
+    let mut writer = lines_file::Writer::create(disk, dir, number, file_head)?;
+    for &(id, _) in series {
+        let mut lines: Vec<RawLine<'_>> = head.stream(id).into_iter().flat_map(|c| c.lines()).collect();
+        lines.sort_by_key(|l| l.at);
+        if !lines.is_empty() {
+            writer.lines(id, &lines)?;
+        }
+    }
+    Ok(Segment::of_lines(writer.finish(disk, dir)?, Tier::Flush))
 }
 
 /// Neighbours in a file pack together: series of one metric, whatever target they are of.

@@ -6,13 +6,16 @@
 //! - `as_of` is exact or refused: a source that lies on both sides of it is never split by guess.
 
 use crate::codec::RawLine;
+use crate::container::FileKind;
 use crate::error::ReadError;
 use crate::head::{Copied, Head, Unpacker};
 use crate::index::Directory;
+use crate::lines_file::{self, Pages};
+use crate::metric::PageReader;
 use crate::points::Points;
 use crate::read::{Direction, SearchLabels, SelectLines, SelectSeries, SeriesData, StreamData};
 use crate::retention::{Retention, Spans, is_within};
-use crate::segment::{Pages, Segment};
+use crate::segment::Segment;
 use hindcast_model::{Labels, LogLine, Matcher, Owner, ResourceId, Slot, TenantId, TimestampNs, codec};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,7 +69,8 @@ struct Sources {
 
 impl State {
     fn sources(&self, tenant: &TenantId, streams: bool, as_of: Option<u64>) -> Result<Sources, ReadError> {
-        let of_us = |s: &&Arc<Segment>| s.head.tenant == *tenant && s.head.streams == streams;
+        let kind = if streams { FileKind::Log } else { FileKind::Metric };
+        let of_us = |s: &&Arc<Segment>| s.head.tenant == *tenant && s.head.kind == kind;
         let Some(as_of) = as_of.filter(|&i| i < self.applied) else {
             return Ok(Sources {
                 segments: self.segments.iter().filter(of_us).cloned().collect(),
@@ -144,7 +148,7 @@ impl Wanted {
 
 /// Samples of a series in all sources, appended in the order of commits.
 struct Scan<'a> {
-    segments: Vec<Pages<'a>>,
+    segments: Vec<PageReader<'a>>,
     sources: &'a Sources,
     active: Copied,
     unpacker: Unpacker,
@@ -153,7 +157,11 @@ struct Scan<'a> {
 impl<'a> Scan<'a> {
     fn new(sources: &'a Sources, active: Copied) -> Self {
         Self {
-            segments: sources.segments.iter().map(|s| Pages::new(s)).collect(),
+            segments: sources
+                .segments
+                .iter()
+                .filter_map(|s| Some(s.metrics()?.reader()))
+                .collect(),
             sources,
             active,
             unpacker: Unpacker::default(),
@@ -163,14 +171,9 @@ impl<'a> Scan<'a> {
     /// Of the `i`th wanted series.
     fn samples(&mut self, i: usize, wanted: &Wanted, out: &mut Points) -> Result<(), ReadError> {
         let (from, to) = wanted.outer();
-        for (segment, pages) in self.sources.segments.iter().zip(&mut self.segments) {
-            for page in segment.pages_of(wanted.id, from, to) {
-                let start = out.len();
-                pages.samples(page)?.iter().for_each(|s| out.push(s.at.0, s.value));
-                let (first, last) = segment.page_times(page);
-                if !wanted.spans.iter().any(|&(a, b)| a <= first && last <= b) {
-                    out.retain_from(start, |at| is_within(&wanted.spans, at));
-                }
+        for reader in &mut self.segments {
+            for page in reader.segment().pages_in(wanted.id, from, to) {
+                reader.append(page, &wanted.spans, out)?;
             }
         }
         for head in &self.sources.sealed {
@@ -186,20 +189,21 @@ impl<'a> Scan<'a> {
             return Ok(true);
         }
         let (from, to) = wanted.outer();
-        for (segment, pages) in self.sources.segments.iter().zip(&mut self.segments) {
-            for page in segment.pages_of(wanted.id, from, to) {
-                let (first, last) = segment.page_times(page);
-                // The page table knows the first and the last row; only between them the page must be read.
-                if is_within(&wanted.spans, first) || is_within(&wanted.spans, last) {
+        let within = |at| is_within(&wanted.spans, at);
+        // The page table knows the first and the last row; only between them the page must be read.
+        for reader in &mut self.segments {
+            for page in reader.segment().pages_in(wanted.id, from, to) {
+                let (first, last) = reader.segment().page_times(page);
+                if within(first) || within(last) || reader.times(page)?.iter().any(|&at| within(at)) {
                     return Ok(true);
                 }
-                let within = |at| is_within(&wanted.spans, at);
-                let found = if streams {
-                    pages.lines(page)?.iter().any(|l| within(l.at))
-                } else {
-                    pages.samples(page)?.iter().any(|s| within(s.at.0))
-                };
-                if found {
+            }
+        }
+        for segment in self.sources.segments.iter().filter_map(|s| s.lines()) {
+            for page in segment.pages_of(wanted.id, from, to) {
+                let (first, last) = segment.page_times(page);
+                let mut pages = Pages::new(segment);
+                if within(first) || within(last) || pages.lines(page)?.iter().any(|l| within(l.at)) {
                     return Ok(true);
                 }
             }
@@ -470,7 +474,7 @@ impl<'q> Gather<'q> {
         }
     }
 
-    fn offer(&mut self, key: Key, line: RawLine<'_>) -> Result<(), crate::codec::Bad> {
+    fn offer(&mut self, key: Key, line: RawLine<'_>) -> Result<(), crate::cursor::Bad> {
         if !self.admits(line.at, line.at) || !self.needles.iter().all(|n| n.is_match(line.line)) {
             return Ok(());
         }
@@ -492,6 +496,7 @@ impl<'q> Gather<'q> {
     }
 
     fn segments(&mut self, segments: &[Arc<Segment>], wanted: &[Wanted]) -> Result<(), ReadError> {
+        let segments: Vec<&lines_file::Segment> = segments.iter().filter_map(|s| s.lines()).collect();
         // (segment, page, rank): in the order of the file, or from the end that is asked for.
         let mut pages: Vec<(usize, u32, usize)> = vec![];
         for (i, segment) in segments.iter().enumerate() {

@@ -3,6 +3,7 @@
 use super::{IngestError, IngestState, SHOWN_MAX, Taken};
 use bytes::{Buf, Bytes};
 use futures::{StreamExt, stream};
+use hindcast_ingest::own::SeriesRefs;
 use hindcast_ingest::{AdaptError, Protocol, otlp};
 use hindcast_model::limits::REQUEST_WIRE_BYTES_MAX;
 use hindcast_model::{Class, Classify, TenantId};
@@ -10,9 +11,11 @@ use hindcast_proto::edge;
 use hindcast_proto::v1;
 use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsPartialSuccess, ExportLogsServiceResponse};
 use opentelemetry_proto::tonic::collector::metrics::v1::{ExportMetricsPartialSuccess, ExportMetricsServiceResponse};
+use parking_lot::Mutex;
 use prost::Message;
 use std::convert::Infallible;
 use std::marker::PhantomData;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use tonic::body::Body;
 use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -184,7 +187,8 @@ impl IngestState {
 
     async fn write(self, request: Request<Bytes>) -> Result<Response<v1::WriteResponse>, Status> {
         let tenant = self.tenant(Protocol::Own, request.metadata())?;
-        let (seq, taken) = self.own(&tenant, request.get_ref()).await;
+        let read = self.read_own(&tenant, request.into_inner(), Arc::default());
+        let (seq, taken) = self.own(&tenant, read).await;
         let taken = taken.map_err(|e| status(&e))?;
         Ok(Response::new(answer(seq, taken)))
     }
@@ -194,12 +198,15 @@ impl IngestState {
         request: Request<Streaming<Bytes>>,
     ) -> Result<Response<stream::BoxStream<'static, Result<v1::WriteResponse, Status>>>, Status> {
         let tenant = self.tenant(Protocol::Own, request.metadata())?;
+        let refs = Arc::<Mutex<SeriesRefs>>::default();
         let one = move |message: Result<Bytes, Status>| {
             let (state, tenant) = (self.clone(), tenant.clone());
+            // Read here and not in the future: futures of one stream may run in any order.
+            let read = message.map(|body| state.read_own(&tenant, body, refs.clone()));
             async move {
-                match message {
-                    Ok(body) => {
-                        let (seq, taken) = state.own(&tenant, &body).await;
+                match read {
+                    Ok(read) => {
+                        let (seq, taken) = state.own(&tenant, read).await;
                         Ok(taken.map_or_else(|e| not_confirmed(seq, &e), |t| answer(seq, t)))
                     }
                     // The frame itself is broken: what follows cannot be told apart any more, the stream ends.

@@ -161,12 +161,12 @@ async fn loki_push(State(state): State<IngestState>, request: Request<Body>) -> 
         Ok(incoming) => incoming,
         Err(why) => return plain_answer(Err(why)),
     };
+    if incoming.form == Form::Protobuf {
+        return plain_answer(state.loki_protobuf(&incoming.tenant, &incoming.body).await);
+    }
     let limits = state.limits(&incoming.tenant);
-    let read = match incoming.form {
-        Form::Protobuf => loki::adapt_protobuf(&incoming.tenant, &incoming.body, &limits),
-        Form::Json => decompress(incoming.encoding, &incoming.body)
-            .and_then(|body| loki::adapt_json(&incoming.tenant, &body, &limits)),
-    };
+    let read = decompress(incoming.encoding, &incoming.body)
+        .and_then(|body| loki::adapt_json(&incoming.tenant, &body, &limits));
     let taken = state.take_hashed(Protocol::Loki, &incoming.tenant, &incoming.body, read);
     plain_answer(taken.await)
 }

@@ -24,14 +24,19 @@ use crate::write::{BatchSink, WriteError, Written};
 use bytes::Bytes;
 use hindcast_env::Clock;
 use hindcast_ingest::otlp::{self, DeltaState};
-use hindcast_ingest::{AdaptError, Adapted, LimitsContext, OwnerCache, Protocol, Rejections, own, remote_write};
+use hindcast_ingest::own::{OwnRequest, SeriesRefs};
+use hindcast_ingest::{
+    AdaptError, Adapted, Books, Intake, Laid, LimitsContext, Naming, Protocol, Rejections, SeriesCache, loki, own,
+    remote_write,
+};
 use hindcast_model::ids::BadTenant;
 use hindcast_model::{BatchId, Class, Classify, TenantId, TimestampNs};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
-/// Requests whose labels are looked up at the same time; more wait for a few milliseconds.
-const OWNER_CACHES: usize = 4;
+/// Buffers for decompressed bodies that are kept for the next request, and how large a kept one may be.
+const BUFFERS_MAX: usize = 8;
+const BUFFER_BYTES_KEPT_MAX: usize = 2 * 1024 * 1024;
 /// Refused parts that an answer's text spells out.
 const SHOWN_MAX: usize = 5;
 
@@ -45,7 +50,8 @@ pub struct IngestState {
     pub clock: Arc<dyn Clock>,
     pub floor: FloorOf,
     pub counters: Arc<IngestCounters>,
-    owners: Arc<[Mutex<OwnerCache>; OWNER_CACHES]>,
+    cache: Arc<SeriesCache>,
+    buffers: Arc<Mutex<Vec<Vec<u8>>>>,
     deltas: Arc<Mutex<DeltaState>>,
 }
 
@@ -95,6 +101,15 @@ struct Taken {
     rejected: Rejections,
 }
 
+/// A request of our own protocol that was read, and what it takes to read it again.
+struct ReadOwn {
+    seq: u64,
+    read: Result<OwnRequest, AdaptError>,
+    body: Bytes,
+    limits: LimitsContext,
+    refs: Arc<Mutex<SeriesRefs>>,
+}
+
 impl IngestState {
     pub fn new(sink: Arc<dyn BatchSink>, clock: Arc<dyn Clock>, floor: FloorOf) -> Self {
         Self {
@@ -102,7 +117,8 @@ impl IngestState {
             clock,
             floor,
             counters: Arc::default(),
-            owners: Arc::default(),
+            cache: Arc::default(),
+            buffers: Arc::default(),
             deltas: Arc::default(),
         }
     }
@@ -114,28 +130,114 @@ impl IngestState {
         }
     }
 
-    /// The first cache that nobody uses, so that few senders share a warm one.
-    fn with_owners<T>(&self, work: impl FnOnce(&mut OwnerCache) -> T) -> T {
-        match self.owners.iter().find_map(Mutex::try_lock) {
-            Some(mut free) => work(&mut free),
-            None => work(&mut self.owners[0].lock()),
+    fn books(&self, naming: Naming) -> Books<'_> {
+        Books {
+            ids: self.sink.ids(),
+            cache: &self.cache,
+            naming,
+        }
+    }
+
+    /// Lends a buffer. What was used for a very large body is not kept.
+    fn with_buffer<T>(&self, work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        let mut buffer = self.buffers.lock().pop().unwrap_or_default();
+        let done = work(&mut buffer);
+        let mut kept = self.buffers.lock();
+        if buffer.capacity() <= BUFFER_BYTES_KEPT_MAX && kept.len() < BUFFERS_MAX {
+            kept.push(buffer);
+        }
+        done
+    }
+
+    /// Reads a request of our own protocol. Of one stream they are read in their order: names that one gives hold
+    /// for those after it.
+    fn read_own(&self, tenant: &TenantId, body: Bytes, refs: Arc<Mutex<SeriesRefs>>) -> ReadOwn {
+        let limits = self.limits(tenant);
+        let read = own::adapt(tenant, &body, &limits, &self.books(Naming::Known), &mut refs.lock());
+        ReadOwn {
+            seq: read.as_ref().map_or_else(|_| own::seq_of(&body), |r| r.seq),
+            read,
+            body,
+            limits,
+            refs,
         }
     }
 
     /// A request of our own protocol; the answer's sequence comes back also when it was refused.
-    async fn own(&self, tenant: &TenantId, body: &Bytes) -> (u64, Result<Taken, IngestError>) {
-        let limits = self.limits(tenant);
-        let read = self.with_owners(|owners| own::adapt(tenant, body, &limits, owners));
-        match read {
-            Ok(request) => (request.seq, self.take(Protocol::Own, Ok(request.adapted)).await),
-            Err(why) => (own::seq_of(body), self.take(Protocol::Own, Err(why.into())).await),
-        }
+    async fn own(&self, tenant: &TenantId, request: ReadOwn) -> (u64, Result<Taken, IngestError>) {
+        let ReadOwn {
+            seq,
+            read,
+            body,
+            limits,
+            refs,
+        } = request;
+        let redo = || {
+            let books = self.books(Naming::Defined);
+            own::adapt(tenant, &body, &limits, &books, &mut refs.lock()).map(|r| r.laid)
+        };
+        let taken = self.take_laid(Protocol::Own, read.map(|r| r.laid), redo).await;
+        (seq, taken)
     }
 
     async fn remote_write(&self, tenant: &TenantId, body: &Bytes) -> Result<Taken, IngestError> {
         let limits = self.limits(tenant);
-        let read = self.with_owners(|owners| remote_write::adapt(tenant, body, &limits, owners));
-        self.take(Protocol::RemoteWrite, read.map_err(Into::into)).await
+        let read = |naming| {
+            self.with_buffer(|buffer| remote_write::adapt(tenant, body, &limits, &self.books(naming), buffer))
+        };
+        self.take_laid(Protocol::RemoteWrite, read(Naming::Known), || read(Naming::Defined))
+            .await
+    }
+
+    async fn loki_protobuf(&self, tenant: &TenantId, body: &Bytes) -> Result<Taken, IngestError> {
+        let limits = self.limits(tenant);
+        let read =
+            |naming| self.with_buffer(|buffer| loki::adapt_protobuf(tenant, body, &limits, &self.books(naming), buffer));
+        self.take_laid(Protocol::Loki, read(Naming::Known), || read(Naming::Defined))
+            .await
+    }
+
+    /// Hands on what was laid out, counts what became of it, and remembers its series once they are stored. `again`
+    /// lays the same request out with everything defined.
+    async fn take_laid(
+        &self,
+        protocol: Protocol,
+        laid: Result<Laid, AdaptError>,
+        again: impl Fn() -> Result<Laid, AdaptError> + Send + Sync,
+    ) -> Result<Taken, IngestError> {
+        let taken = match laid {
+            Err(why) => Err(why.into()),
+            Ok(Laid {
+                intake,
+                rejected,
+                lessons,
+            }) => {
+                self.counters.refused(protocol, &rejected);
+                let tenant = intake.tenant.clone();
+                // Nothing to store is nothing to commit: an empty request, or one that was refused in all parts.
+                let written = if intake.is_empty() {
+                    Ok(Written::default())
+                } else {
+                    let empty = Intake::new(tenant.clone(), intake.id);
+                    // What could be read once can be read again.
+                    let redo = || again().map_or_else(|_| empty.clone(), |laid| laid.intake);
+                    self.sink.write_intake(intake, &redo).await
+                };
+                if written.is_ok() && !lessons.is_empty() {
+                    lessons.learn(&tenant, &self.books(Naming::Known));
+                }
+                written.map(|written| Taken { written, rejected }).map_err(Into::into)
+            }
+        };
+        self.count(protocol, &taken);
+        taken
+    }
+
+    fn count(&self, protocol: Protocol, taken: &Result<Taken, IngestError>) {
+        match taken {
+            Ok(taken) => self.counters.taken(protocol, &taken.written),
+            Err(why) => self.counters.failed(protocol, why.code()),
+        }
     }
 
     /// `wire` is what the id is made of, `request` what was read from it.
@@ -191,10 +293,7 @@ impl IngestState {
             }
             Err(why) => Err(why),
         };
-        match &taken {
-            Ok(taken) => self.counters.taken(protocol, &taken.written),
-            Err(why) => self.counters.failed(protocol, why.code()),
-        }
+        self.count(protocol, &taken);
         taken
     }
 }

@@ -8,7 +8,7 @@
 
 use super::postings::{bitmap_bytes, push};
 use super::values::{Term, Values};
-use crate::codec::Bad;
+use crate::cursor::Bad;
 use crate::retention::Policy;
 use hashbrown::HashTable;
 use hindcast_model::{Labels, Matcher, Owner, Slot, TenantId};

@@ -9,7 +9,7 @@
 
 use super::directory::Directory;
 use super::values::Texts;
-use crate::codec::{Bad, Cursor, put_bytes, put_signed, put_varint};
+use crate::cursor::{Bad, Cursor, put_bytes, put_signed, put_varint};
 use hindcast_model::{Kind, Owner, ResourceId, TenantId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;

@@ -4,8 +4,11 @@
 
 mod page;
 mod pfor;
+mod scan;
 pub mod segment;
 mod times;
 mod transform;
 
 pub use page::{Body, Closed, Encoder, PAGE_ROWS_MAX, Page, Scratch};
+pub use scan::push_page;
+pub use segment::{PageReader, Segment, Tier, Writer};

@@ -486,12 +486,12 @@ impl<'a> Page<'a> {
         Ok(())
     }
 
-    /// Hands all values on in chunks that stay in the first-level cache: each `CHUNK` long, save the last.
-    pub fn chunks(&self, scratch: &mut Scratch, mut each: impl FnMut(&[f64])) -> Result<(), Bad> {
+    /// Hands the first `upto` values on in chunks that stay in the first-level cache: each `CHUNK` long, save the last.
+    pub fn chunks(&self, upto: usize, scratch: &mut Scratch, mut each: impl FnMut(&[f64])) -> Result<(), Bad> {
         let mut walk = self.walk(scratch)?;
         let mut values = std::mem::take(&mut scratch.values);
         values.resize(CHUNK, 0.0);
-        let mut left = self.n;
+        let mut left = self.n.min(upto);
         let mut walked = Ok(());
         while left > 0 && walked.is_ok() {
             let now = &mut values[..left.min(CHUNK)];
@@ -728,7 +728,8 @@ mod tests {
                 page.decode_into(&mut out, &mut scratch).unwrap();
                 assert_eq!(bits(&out[1..]), bits(values));
                 let mut chunks = vec![];
-                page.chunks(&mut scratch, |c| chunks.extend_from_slice(c)).unwrap();
+                page.chunks(values.len(), &mut scratch, |c| chunks.extend_from_slice(c))
+                    .unwrap();
                 assert_eq!(bits(&chunks), bits(values));
             }
             assert!(page.may_hold_nan() || values.iter().all(|v| !v.is_nan()));
@@ -884,7 +885,10 @@ mod tests {
     #[test]
     fn common_shapes_take_the_room_they_should() {
         let len = |f: &dyn Fn(u64) -> f64| round_trip(&(0..480).map(f).collect::<Vec<f64>>());
-        let noise = |i: u64| i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let noise = |i: u64| {
+            let z = (i ^ 0x9e37_79b9).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            (z ^ (z >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 32
+        };
         assert_eq!(len(&|_| 42.0), 3, "a constant");
         assert_eq!(len(&|_| 0.1 + 0.2), 9, "a constant that is no decimal");
         assert_eq!(len(&|i| 0.25 * i as f64), 4, "a straight line");

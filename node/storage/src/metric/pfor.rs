@@ -207,18 +207,18 @@ pub fn unpack(level: Level, packed: &[u8], width: u32, out: &mut [u64]) {
     if back.is_empty() {
         return;
     }
+    // Less than a view is left of what is needed: views into its copy all end within two.
     let rest = &packed[whole * step..];
-    let mut copy = [0u8; 3 * VIEW];
-    let mut from = 0;
-    // At most 64 bytes less one view's worth are left for full eights, so one or two rounds do.
-    for part in back.chunks_mut(8) {
-        let take = rest.len().saturating_sub(from).min(VIEW);
-        copy[..take].copy_from_slice(&rest[from..from + take]);
-        copy[take..VIEW].fill(0);
+    let mut copy = [0u8; 2 * VIEW];
+    let take = rest.len().min(VIEW);
+    copy[..take].copy_from_slice(&rest[..take]);
+    let eights = back.len() / 8;
+    let (full, last) = back.split_at_mut(8 * eights);
+    unpack_views(level, &copy, width, full);
+    if !last.is_empty() {
         let mut eight = [0; 8];
-        unpack_views(level, &copy[..VIEW], width, &mut eight);
-        part.copy_from_slice(&eight[..part.len()]);
-        from += step;
+        unpack_views(level, &copy[eights * step..], width, &mut eight);
+        last.copy_from_slice(&eight[..last.len()]);
     }
 }
 

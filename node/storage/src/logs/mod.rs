@@ -1,0 +1,24 @@
+//! Log lines at rest: blocks of one stream, split into templates, numbers and strings, and the search over them.
+//!
+//! `BlockEncoder` makes a block, `Block` reads one section by section, `Filter` finds lines in it, `Writer` and
+//! `Segment` keep the blocks of many streams in one file. Times are nanoseconds; rows are numbered from 0 within their
+//! block. Every line comes back byte for byte, whatever its bytes. Layouts: `FORMAT-logs.md`.
+
+mod block;
+mod column;
+mod metadata;
+mod search;
+mod segment;
+mod template;
+#[cfg(test)]
+mod tests;
+mod times;
+mod words;
+
+pub use crate::codec::{RawLine, put_metadata};
+pub use crate::container::{FileKind, FileRef, Head};
+pub use crate::retention::Policy;
+pub use block::{Block, BlockEncoder, BlockInfo, LineBuf};
+pub use search::{BadFilter, Filter};
+pub use segment::{Segment, Tier, Writer};
+pub use times::Times;
