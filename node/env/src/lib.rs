@@ -5,6 +5,8 @@
 pub mod clock;
 pub mod crash;
 pub mod disk;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod io;
 pub mod rng;
 pub mod sim_disk;

@@ -11,6 +11,7 @@ use crate::container::{FileKind, FileRef, Head, path_of};
 use crate::cursor::{Bad, Cursor, put_signed, put_varint};
 use crate::error::{Damage, ReadError, StorageError};
 use crate::retention::Policy;
+use hindcast_env::fuzz::sum_fits;
 use hindcast_env::{Disk, DiskError, DiskFile, ReadAt};
 use hindcast_model::{GroupId, TenantId};
 use std::ops::Range;
@@ -271,7 +272,7 @@ fn put_packed(out: &mut Vec<u8>, raw: &[u8]) -> usize {
 
 fn checked(stored: &[u8]) -> Result<&[u8], Bad> {
     let (body, crc) = stored.split_last_chunk::<CRC_BYTES>().ok_or("ends too early")?;
-    if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
+    if !sum_fits(crc32c::crc32c(body) == u32::from_le_bytes(*crc)) {
         return Err("the checksum does not fit");
     }
     Ok(body)
