@@ -12,9 +12,7 @@ use bytes::Bytes;
 use hindcast_ingest::intake::{Definition, Group, Intake, Numbers, Share, StreamRows};
 use hindcast_model::limits::ENTRY_BYTES_MAX;
 use hindcast_model::resource::Edge;
-use hindcast_model::{
-    BatchId, Kind, Labels, Owner, Resource, ResourceId, TenantId, TimestampNs, WriterId, codec,
-};
+use hindcast_model::{BatchId, Kind, Labels, Owner, Resource, ResourceId, TenantId, TimestampNs, WriterId, codec};
 use hindcast_storage::rows::{Run, VALUE_BYTES};
 use hindcast_storage::{Floor, Pin, RawLine};
 use serde::{Deserialize, Serialize};
@@ -284,7 +282,11 @@ fn put_text(out: &mut Vec<u8>, text: &[u8], packed: bool) {
 
 /// Encodes one part; done once, by the node that took the batch.
 pub fn encode_part(intake: &Intake, share: &Share) -> Vec<u8> {
-    let values: usize = share.groups.iter().map(|g| g.values.len() + 8 * g.runs.len() + 32).sum();
+    let values: usize = share
+        .groups
+        .iter()
+        .map(|g| g.values.len() + 8 * g.runs.len() + 32)
+        .sum();
     let heads: usize = share.streams.iter().map(|s| s.heads.len() + 16).sum();
     let mut symbols = Symbols::default();
     let mut definitions = vec![];
@@ -349,7 +351,9 @@ fn read_numbers(r: &mut Reader<'_>) -> Result<Numbers, EntryError> {
     match r.byte()? {
         NUMBERS_IDS => Ok(Numbers::Ids),
         NUMBERS_DEFINITIONS => Ok(Numbers::Definitions),
-        _ => Err(EntryError::Content { what: "a kind of number" }),
+        _ => Err(EntryError::Content {
+            what: "a kind of number",
+        }),
     }
 }
 
@@ -402,7 +406,9 @@ fn read_group<'a>(r: &mut Reader<'a>, definitions: &[Definition]) -> Result<Grou
     }
     let bytes = width.checked_mul(times.len()).and_then(|n| n.checked_mul(VALUE_BYTES));
     // A group without rows is never written.
-    let bytes = bytes.filter(|&n| n > 0).ok_or(EntryError::Content { what: "a group" })?;
+    let bytes = bytes
+        .filter(|&n| n > 0)
+        .ok_or(EntryError::Content { what: "a group" })?;
     Ok(GroupView {
         numbers,
         times,
@@ -769,7 +775,10 @@ pub mod tests {
         });
         let part = &parts_of(&batch, 1)[0];
         assert!(part.len() < 10_000, "{} bytes", part.len());
-        assert_eq!(batch_of(&decode_part(part, &mut TEXT_BYTES_MAX.clone()).unwrap()), batch);
+        assert_eq!(
+            batch_of(&decode_part(part, &mut TEXT_BYTES_MAX.clone()).unwrap()),
+            batch
+        );
         assert!(decode_part(part, &mut 500_000).is_err(), "its text takes 600,002 bytes");
     }
 

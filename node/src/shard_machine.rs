@@ -12,8 +12,8 @@ use crate::dedup::{Dedup, Verdict};
 use crate::entry::{self, Command, Control, PartView};
 use crate::sources::Sources;
 use bytes::Bytes;
-use hindcast_ingest::intake::Numbers;
 use hindcast_env::{Clock, Disk};
+use hindcast_ingest::intake::Numbers;
 use hindcast_model::resource::Edge;
 use hindcast_model::{
     GroupId, LogLine, Owner, Resource, ResourceId, SpanNs, StreamBlock, TenantId, TimestampNs, codec,
@@ -386,5 +386,178 @@ impl Machine for ShardMachine {
 
     fn digest(&self) -> [u8; 32] {
         self.aux.digest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hindcast_env::{SimClock, SimDisk};
+    use hindcast_ingest::{Ids, Intake, Naming};
+    use hindcast_model::{Batch, BatchId, Labels, Sample, SeriesBlock, ShardId, ShardMap, WriterId};
+    use hindcast_storage::read::{Direction, SelectLines, SelectSeries};
+
+    struct Rig {
+        machine: ShardMachine,
+        replicas: crate::route::Replicas,
+        index: u64,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let disk = Arc::new(SimDisk::new());
+            let clock = Arc::new(SimClock::at(TimestampNs::from_secs(1_000)));
+            let machine = ShardMachine::open(disk, "shard-1", ShardConfig::default(), clock).unwrap();
+            let readers = BTreeMap::from([(ShardId(1), machine.handle().reader)]);
+            let replicas = crate::route::Replicas::new(ShardMap::even(1).unwrap(), readers);
+            Self {
+                machine,
+                replicas,
+                index: 0,
+            }
+        }
+
+        /// Applies requests as one entry.
+        fn apply(&mut self, intakes: &[Intake]) -> Vec<PartApplied> {
+            let parts: Vec<Bytes> = intakes
+                .iter()
+                .flat_map(|i| i.shares.iter().map(|s| entry::encode_part(i, s).into()))
+                .collect();
+            self.index += 1;
+            let entry = hindcast_raft::Entry {
+                index: self.index,
+                term: 1,
+                data: entry::encode_write(TimestampNs::from_secs(1_000), &parts).into(),
+            };
+            let answer = self.machine.apply(&entry).unwrap();
+            match codec::from_bytes(&answer).unwrap() {
+                Applied::Write(applied) => applied,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn laid(&self, batch: &Batch, naming: Naming) -> Intake {
+            Intake::of_batch(batch, &self.replicas, naming)
+        }
+
+        fn stored(&self) -> (u64, usize) {
+            let (tenant, reader) = (TenantId::default(), self.machine.handle().reader);
+            let (from, to) = (TimestampNs::MIN, TimestampNs::MAX);
+            let series = reader
+                .series(&SelectSeries {
+                    tenant: tenant.clone(),
+                    matchers: vec![],
+                    from,
+                    to,
+                    as_of: None,
+                    owners: None,
+                })
+                .unwrap();
+            let streams = reader
+                .lines(&SelectLines {
+                    tenant,
+                    matchers: vec![hindcast_model::Matcher::equal("job", "j")],
+                    from,
+                    to,
+                    as_of: None,
+                    owners: None,
+                    contains: vec![],
+                    limit: None,
+                    direction: Direction::Forward,
+                })
+                .unwrap();
+            let samples = series.iter().map(|s| s.samples.len() as u64).sum();
+            (samples, streams.iter().map(|s| s.lines.len()).sum())
+        }
+    }
+
+    fn batch(seq: u64) -> Batch {
+        let mut batch = Batch::new(TenantId::default());
+        let writer = WriterId([1; 16]);
+        batch.id = Some(BatchId::Sequenced { writer, seq });
+        let labels = |name: &str| Labels::from_pairs([("__name__", name), ("instance", "h:1"), ("job", "j")]);
+        for name in ["node_load1", "node_load5", "up"] {
+            let labels = labels(name);
+            let owner = hindcast_model::resource::owner(&batch.tenant, &labels, &[]);
+            let sample = |i: u64| Sample {
+                at: TimestampNs::from_secs((seq * 10 + i) as i64),
+                value: i as f64,
+            };
+            batch.series.push(SeriesBlock {
+                labels,
+                owner,
+                samples: (0..2).map(sample).collect(),
+            });
+        }
+        let line = LogLine {
+            at: TimestampNs::from_secs(seq as i64),
+            line: "a line".into(),
+            metadata: vec![("k".into(), "v".into())],
+        };
+        batch.streams.push(StreamBlock {
+            labels: Labels::from_pairs([("job", "j")]),
+            owner: Owner::None,
+            lines: vec![line; 2],
+        });
+        batch
+    }
+
+    #[test]
+    fn ids_are_used_once_the_replica_has_applied_their_definitions() {
+        let mut rig = Rig::new();
+        let first = rig.laid(&batch(1), Naming::Known);
+        assert_eq!(first.shares[0].definitions.len(), 4, "nothing is known yet");
+        // Two that were laid out before either was applied: both define, and mean the same.
+        let second = rig.laid(&batch(2), Naming::Known);
+        assert_eq!(rig.apply(&[first, second]), [PartApplied::Stored; 2]);
+        let third = rig.laid(&batch(3), Naming::Known);
+        assert!(third.shares[0].definitions.is_empty());
+        assert_eq!(
+            third.shares[0].groups[0].runs.len(),
+            1,
+            "defined together, they follow each other"
+        );
+        assert_eq!(rig.apply(&[third]), [PartApplied::Stored]);
+        assert_eq!(rig.stored(), (18, 6));
+        assert_eq!(rig.machine.handle().reader.epoch(), rig.replicas.epoch(ShardId(1)));
+    }
+
+    #[test]
+    fn a_stale_part_changes_nothing_and_is_stored_once_when_it_comes_with_definitions() {
+        let mut rig = Rig::new();
+        let known = rig.laid(&batch(1), Naming::Known);
+        rig.apply(&[known]);
+        let mut stale = rig.laid(&batch(2), Naming::Known);
+        stale.shares[0].epoch += 1;
+        let fine = rig.laid(&batch(3), Naming::Known);
+        assert_eq!(
+            rig.apply(&[stale.clone(), fine, stale.clone()]),
+            [PartApplied::Stale, PartApplied::Stored, PartApplied::Stale]
+        );
+        assert_eq!(rig.stored(), (12, 4));
+        let again = rig.laid(&batch(2), Naming::Defined);
+        assert_eq!(rig.apply(&[again.clone()]), [PartApplied::Stored]);
+        assert_eq!(rig.stored(), (18, 6));
+        assert_eq!(
+            rig.apply(&[again, stale]),
+            [PartApplied::Duplicate; 2],
+            "also the stale form is known now"
+        );
+        assert_eq!(rig.stored(), (18, 6));
+    }
+
+    #[test]
+    fn ids_that_no_series_has_are_stale_and_no_line_is_taken() {
+        let mut rig = Rig::new();
+        let known = rig.laid(&batch(1), Naming::Known);
+        rig.apply(&[known]);
+        let mut wrong = rig.laid(&batch(2), Naming::Known);
+        wrong.shares[0].groups[0].runs = vec![(1_000, 3)];
+        assert_eq!(rig.apply(&[wrong]), [PartApplied::Stale]);
+        let mut wrong = rig.laid(&batch(2), Naming::Known);
+        // A series is no stream.
+        wrong.shares[0].streams[0].number = 0;
+        assert_eq!(rig.apply(&[wrong]), [PartApplied::Stale]);
+        assert_eq!(rig.stored(), (6, 2));
     }
 }

@@ -11,9 +11,7 @@
 //! - Every number among `Numbers::Ids` of a share was given in the share's epoch.
 
 use hindcast_model::resource::Edge;
-use hindcast_model::{
-    Batch, BatchId, Labels, LogLine, Owner, Resource, Sample, ShardId, Slot, TenantId, TimestampNs,
-};
+use hindcast_model::{Batch, BatchId, Labels, LogLine, Owner, Resource, Sample, ShardId, Slot, TenantId, TimestampNs};
 use std::collections::BTreeMap;
 
 /// How far back a group of the same times is looked for. Requests hold the samples of one target after another.
@@ -201,7 +199,9 @@ impl Share {
             (group.values.clear(), group.values.reserve_exact(values.len()));
             for column in 0..width {
                 for row in 0..rows {
-                    group.values.extend_from_slice(&values[(row * width + column) * 8..][..8]);
+                    group
+                        .values
+                        .extend_from_slice(&values[(row * width + column) * 8..][..8]);
                 }
             }
         }
@@ -434,7 +434,10 @@ fn split<T: Clone>(ids: &dyn Ids, slot: Slot, rows: &[T], at: impl Fn(&T) -> Tim
     }
     let mut by_shard: BTreeMap<ShardId, Vec<T>> = BTreeMap::new();
     for row in rows {
-        by_shard.entry(ids.shard_of(slot, at(row))).or_default().push(row.clone());
+        by_shard
+            .entry(ids.shard_of(slot, at(row)))
+            .or_default()
+            .push(row.clone());
     }
     by_shard.into_iter().collect()
 }

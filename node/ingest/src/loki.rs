@@ -32,12 +32,7 @@ pub fn adapt_protobuf(
     Ok(laid)
 }
 
-fn read_protobuf(
-    tenant: &TenantId,
-    body: &[u8],
-    limits: &LimitsContext,
-    books: &Books<'_>,
-) -> Result<Laid, WireError> {
+fn read_protobuf(tenant: &TenantId, body: &[u8], limits: &LimitsContext, books: &Books<'_>) -> Result<Laid, WireError> {
     let mut layout = Layout::new(tenant, limits, *books);
     let names = Names {
         attrs: &[],
@@ -257,7 +252,77 @@ mod tests {
             let _ = parse_labels(&text);
             let _ = parse_labels(&format!("{{a=\"{text}"));
             let _ = adapt_json(&TenantId::default(), text.as_bytes(), &limits);
-            let _ = read_protobuf(&body);
+            let desk = crate::testing::Desk::new(1);
+            let _ = read_protobuf(&TenantId::default(), &body, &limits, &desk.books(crate::Naming::Known));
+        }
+    }
+
+    /// `logproto.PushRequest` as prost derives it.
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct Push {
+        #[prost(message, repeated, tag = "1")]
+        streams: Vec<PushedStream>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct PushedStream {
+        #[prost(string, tag = "1")]
+        labels: String,
+        #[prost(message, repeated, tag = "2")]
+        entries: Vec<Entry>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct Entry {
+        #[prost(message, optional, tag = "1")]
+        at: Option<prost_time::Time>,
+        #[prost(string, tag = "2")]
+        line: String,
+        #[prost(message, repeated, tag = "3")]
+        metadata: Vec<Pair>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct Pair {
+        #[prost(string, tag = "1")]
+        name: String,
+        #[prost(string, tag = "2")]
+        value: String,
+    }
+    mod prost_time {
+        #[derive(Clone, Copy, PartialEq, prost::Message)]
+        pub struct Time {
+            #[prost(int64, tag = "1")]
+            pub seconds: i64,
+            #[prost(int32, tag = "2")]
+            pub nanos: i32,
+        }
+    }
+
+    proptest! {
+        /// Lines of known streams are the lines of the same streams when they were new.
+        #[test]
+        fn the_known_way_is_the_general_way(
+            streams in proptest::collection::vec((0u8..5, proptest::collection::vec((0i64..1 << 33, "[a-z가]{0,9}", 0usize..3), 0..5)), 0..6),
+        ) {
+            let entry = |(seconds, line, n): &(i64, String, usize)| Entry {
+                at: Some(prost_time::Time { seconds: *seconds, nanos: 7 }),
+                line: line.clone(),
+                // The last one is refused: its name is empty.
+                metadata: (0..*n).map(|i| Pair { name: if line.len() == 8 { String::new() } else { format!("k{}", 9 - i) }, value: "v".into() }).collect(),
+            };
+            let of = |(n, lines): &(u8, Vec<_>)| PushedStream {
+                labels: if *n == 4 { "broken".to_owned() } else { format!("{{job=\"j{n}\"}}") },
+                entries: lines.iter().map(entry).collect(),
+            };
+            let push = Push { streams: streams.iter().map(of).collect() };
+            let body = prost::Message::encode_to_vec(&push);
+            let limits = LimitsContext { now: TimestampNs::from_secs(1 << 32), floor: None };
+            let (desk, tenant) = (crate::testing::Desk::new(1), TenantId::default());
+            for _ in 0..2 {
+                let read = |naming| read_protobuf(&tenant, &body, &limits, &desk.books(naming)).unwrap();
+                let (known, general) = (read(crate::Naming::Known), read(crate::Naming::Defined));
+                prop_assert_eq!(known.rejected.by_code(), general.rejected.by_code());
+                let general = crate::testing::sorted(desk.replica.apply(&general.intake));
+                prop_assert_eq!(crate::testing::sorted(desk.confirm(known)), general);
+            }
         }
     }
 }

@@ -131,13 +131,17 @@ impl SampleForm for Form {
     const HISTOGRAMS: bool = false;
 
     fn usual(mut rest: &[u8], out: &mut Vec<(i64, u64)>) -> bool {
-        while let Some((message, after)) = rest.split_first_chunk::<20>() {
-            let [0x12, 18, 0x09, fields @ ..] = message else { return false };
-            let (Some(at), Some(value)) = (fields.first_chunk::<8>(), fields[8..].strip_prefix(&[0x11])) else {
+        while let [0x12, len, after @ ..] = rest {
+            let Some((message, after)) = after.split_at_checked(usize::from(*len)) else {
                 return false;
             };
-            let Some(value) = value.first_chunk::<8>() else { return false };
-            out.push((i64::from_le_bytes(*at), u64::from_le_bytes(*value)));
+            // A length of more bytes than one is above every usual one.
+            let (at, message) = fixed64(message, 0x09);
+            let (value, message) = fixed64(message, 0x11);
+            if !message.is_empty() {
+                return false;
+            }
+            out.push((at as i64, value));
             rest = after;
         }
         rest.is_empty()
@@ -156,6 +160,13 @@ impl SampleForm for Form {
         let at = TimestampNs::from_ms(at_ms);
         Ok(Sample { at, value })
     }
+}
+
+/// The field with this tag, if the message begins with it; senders leave out what is zero.
+#[inline]
+fn fixed64(message: &[u8], tag: u8) -> (u64, &[u8]) {
+    let value = message.strip_prefix(&[tag]).and_then(|m| m.split_first_chunk::<8>());
+    value.map_or((0, message), |(bytes, rest)| (u64::from_le_bytes(*bytes), rest))
 }
 
 impl LineForm for Form {
@@ -374,7 +385,10 @@ impl<'m> Rows<'m> {
             rows.width += len as usize;
             rows.runs.push((first as u32, len as u32));
         }
-        let fits = rows.width.checked_mul(rows.times_ms.len()).and_then(|n| n.checked_mul(8));
+        let fits = rows
+            .width
+            .checked_mul(rows.times_ms.len())
+            .and_then(|n| n.checked_mul(8));
         if !odd.is_empty() || fits != Some(rows.values.len()) {
             return Err(WireError::Shape(
                 "rows do not hold a value for each of their times and references",
@@ -397,10 +411,7 @@ impl<'m> Rows<'m> {
         let ids = layout.books.ids;
         let shard = columns[0].shard;
         let plain = ids.is_timeless() && self.times_ms.iter().all(|ms| layout.limits.time(at(ms)).is_ok());
-        if plain
-            && layout.books.naming == Naming::Known
-            && columns.iter().all(|c| c.shard == shard && c.id.is_some())
-        {
+        if plain && layout.books.naming == Naming::Known && columns.iter().all(|c| c.shard == shard && c.id.is_some()) {
             let share = layout.intake.share(shard, ids);
             let of_epoch = |r: &Ref| r.id.filter(|(epoch, _)| *epoch == share.epoch as u32);
             let mut runs: Vec<(u32, u32)> = vec![];
@@ -462,14 +473,11 @@ impl<'m> Rows<'m> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{Desk, LIMITS, sorted};
+    use hindcast_model::Batch;
     use hindcast_proto::v1;
     use proptest::prelude::*;
     use prost::Message;
-
-    const LIMITS: LimitsContext = LimitsContext {
-        now: TimestampNs::MAX,
-        floor: None,
-    };
 
     fn text() -> impl Strategy<Value = String> {
         proptest::collection::vec(any::<char>(), 0..8).prop_map(|c| c.into_iter().filter(|c| !c.is_control()).collect())
@@ -507,77 +515,233 @@ mod tests {
             resource: vec![],
             series,
             streams,
+            ..Default::default()
         })
+    }
+
+    fn adapted(desk: &Desk, request: &v1::WriteRequest, refs: &mut SeriesRefs, naming: Naming) -> OwnRequest {
+        let body = request.encode_to_vec();
+        adapt(&TenantId::default(), &body, &LIMITS, &desk.books(naming), refs).unwrap()
+    }
+
+    fn label_of(n: &str, v: &str) -> v1::Label {
+        v1::Label {
+            name: n.to_owned(),
+            value: v.to_owned(),
+        }
+    }
+
+    /// The rows of a request, straight from its messages.
+    fn want(request: &v1::WriteRequest) -> Batch {
+        let mut batch = Batch::new(TenantId::default());
+        let named = hindcast_proto::edge::labels_from_wire;
+        for s in &request.series {
+            let sample = |p: &v1::Point| Sample {
+                at: TimestampNs::from_ms(p.at_ms),
+                value: p.value,
+            };
+            let labels = named(s.labels.clone());
+            let owner = crate::owners::Named::new(&batch.tenant, labels.clone(), &[]).owner;
+            let samples = s.points.iter().map(sample).collect();
+            batch
+                .series
+                .push(hindcast_model::SeriesBlock { labels, owner, samples });
+        }
+        for s in &request.streams {
+            let line = |l: &v1::Line| {
+                let mut metadata: Vec<_> = l.metadata.iter().map(|m| (m.name.clone(), m.value.clone())).collect();
+                metadata.sort();
+                hindcast_model::LogLine {
+                    at: TimestampNs(l.at_ns),
+                    line: l.line.clone().into(),
+                    metadata,
+                }
+            };
+            let labels = named(s.labels.clone());
+            let owner = crate::owners::Named::new(&batch.tenant, labels.clone(), &[]).owner;
+            let lines = s.lines.iter().map(line).collect();
+            batch.streams.push(hindcast_model::StreamBlock { labels, owner, lines });
+        }
+        batch
     }
 
     proptest! {
         #[test]
-        fn an_encoded_request_is_read_back_whole_also_from_a_warm_cache(request in request()) {
-            let tenant = TenantId::default();
-            let body = Bytes::from(request.encode_to_vec());
-            let mut owners = OwnerCache::default();
-            let cold = adapt(&tenant, &body, &LIMITS, &mut owners).unwrap();
-            prop_assert_eq!(&adapt(&tenant, &body, &LIMITS, &mut owners).unwrap(), &cold);
-            prop_assert_eq!(cold.seq, request.seq);
-            prop_assert!(cold.adapted.rejected.is_empty(), "{:?}", cold.adapted.rejected);
-            let named = hindcast_proto::edge::labels_from_wire;
-            for (got, sent) in cold.adapted.batch.series.iter().zip(request.series) {
-                prop_assert_eq!(&got.labels, &named(sent.labels));
-                let sample = |p: v1::Point| Sample { at: TimestampNs::from_ms(p.at_ms), value: p.value };
-                prop_assert_eq!(&got.samples, &sent.points.into_iter().map(sample).collect::<Vec<_>>());
-            }
-            for (got, sent) in cold.adapted.batch.streams.iter().zip(request.streams) {
-                prop_assert_eq!(&got.labels, &named(sent.labels));
-                for (line, sent) in got.lines.iter().zip(sent.lines) {
-                    prop_assert_eq!((line.at, &line.line[..]), (TimestampNs(sent.at_ns), sent.line.as_bytes()));
-                    prop_assert_eq!(line.metadata.len(), sent.metadata.len());
-                }
+        fn an_encoded_request_is_read_back_whole_also_when_it_is_known(request in request(), shards in prop_oneof![Just(1u64), Just(4)]) {
+            let desk = Desk::new(shards);
+            for _ in 0..3 {
+                let read = adapted(&desk, &request, &mut SeriesRefs::default(), Naming::Known);
+                prop_assert_eq!(read.seq, request.seq);
+                prop_assert!(read.laid.rejected.is_empty(), "{:?}", read.laid.rejected);
+                let mut batch = desk.confirm(read.laid);
+                let is_named = matches!(batch.id, Some(BatchId::Sequenced { seq, .. }) if seq == request.seq);
+                prop_assert!(is_named);
+                batch.id = None;
+                prop_assert_eq!(sorted(batch), sorted(want(&request)));
             }
         }
 
         #[test]
         fn a_damaged_request_is_refused_or_read_but_never_a_panic(request in request(), at in 0usize..400, byte: u8, cut: bool) {
+            let desk = Desk::new(1);
+            desk.confirm(adapted(&desk, &request, &mut SeriesRefs::default(), Naming::Known).laid);
+            let mut request = request;
+            request.definitions = vec![v1::SeriesRef { labels: vec![label_of("__name__", "m")], r#ref: 1 }];
+            request.rows = vec![v1::Rows { at_ms: vec![5, 6], runs: vec![1, 1], values: vec![1.0, 2.0] }];
             let mut body = request.encode_to_vec();
             if cut {
                 body.truncate(at);
             } else if let Some(hit) = body.get_mut(at) {
                 *hit = byte;
             }
-            let body = Bytes::from(body);
-            let _ = adapt(&TenantId::default(), &body, &LIMITS, &mut OwnerCache::default());
+            let mut refs = SeriesRefs::default();
+            let _ = adapt(&TenantId::default(), &body, &LIMITS, &desk.books(Naming::Known), &mut refs);
             let _ = seq_of(&body);
+        }
+
+        /// Rows by reference store what the same points by labels store, known or not, one shard or more.
+        #[test]
+        fn rows_of_references_are_points_of_series(
+            shards in prop_oneof![Just(1u64), Just(4)],
+            blocks in proptest::collection::vec((proptest::collection::vec((0u32..12, 1u32..4), 1..4), proptest::collection::vec(0i64..9, 1..4)), 1..6),
+            confirmed in any::<bool>(),
+        ) {
+            let desk = Desk::new(shards);
+            let mut refs = SeriesRefs::default();
+            let labels = |n: u32| vec![label_of("__name__", "up"), label_of("instance", &format!("h{n}:1"))];
+            let definitions = (0..16).map(|n| v1::SeriesRef { labels: labels(n), r#ref: n }).collect();
+            let mut request = v1::WriteRequest { definitions, ..Default::default() };
+            let mut value = 0.0;
+            for (runs, at_ms) in blocks {
+                let numbers: Vec<u32> = runs.iter().flat_map(|&(first, len)| first..first + len).collect();
+                let values: Vec<f64> = (0..numbers.len() * at_ms.len()).map(|_| { value += 1.0; value }).collect();
+                let mut by_labels = v1::WriteRequest::default();
+                for (i, n) in numbers.iter().enumerate() {
+                    let point = |(row, at_ms): (usize, &i64)| v1::Point { at_ms: *at_ms, value: values[row * numbers.len() + i] };
+                    by_labels.series.push(v1::Series { labels: labels(*n), points: at_ms.iter().enumerate().map(point).collect() });
+                }
+                let runs = runs.iter().flat_map(|&(first, len)| [first, len]).collect();
+                request.rows = vec![v1::Rows { at_ms, runs, values }];
+                let read = adapted(&desk, &request, &mut refs, Naming::Known).laid;
+                let redone = adapted(&desk, &request, &mut refs, Naming::Defined).laid;
+                let redone = sorted(desk.replica.apply(&redone.intake));
+                let batch = if confirmed { desk.confirm(read) } else { desk.replica.apply(&read.intake) };
+                prop_assert_eq!(sorted(batch), sorted(want(&by_labels)));
+                prop_assert_eq!(redone, sorted(want(&by_labels)));
+                request.definitions.clear();
+            }
         }
     }
 
     #[test]
     fn a_host_that_speaks_of_itself_names_its_series_and_streams() {
-        let label = |n: &str, v: &str| v1::Label {
-            name: n.to_owned(),
-            value: v.to_owned(),
-        };
         let request = v1::WriteRequest {
-            resource: vec![label("host.name", "web-1"), label("os.type", "linux")],
+            resource: vec![label_of("host.name", "web-1"), label_of("os.type", "linux")],
             series: vec![v1::Series {
-                labels: vec![label("__name__", "system_memory_usage_bytes")],
+                labels: vec![label_of("__name__", "system_memory_usage_bytes")],
                 points: vec![v1::Point::default()],
             }],
             streams: vec![v1::Stream {
-                labels: vec![label("unit", "sshd")],
+                labels: vec![label_of("unit", "sshd")],
                 lines: vec![v1::Line::default()],
             }],
             ..Default::default()
         };
-        let body = Bytes::from(request.encode_to_vec());
-        let read = adapt(&TenantId::default(), &body, &LIMITS, &mut OwnerCache::default()).unwrap();
-        let batch = read.adapted.batch;
-        let series = batch.series[0].labels.to_string();
-        assert_eq!(series, r#"system_memory_usage_bytes{instance="web-1", job="host"}"#);
-        assert_eq!(
-            batch.streams[0].labels.to_string(),
-            r#"{host_name="web-1", unit="sshd"}"#
+        let desk = Desk::new(1);
+        for told in [1, 0] {
+            let batch = desk.confirm(adapted(&desk, &request, &mut SeriesRefs::default(), Naming::Known).laid);
+            let series = batch.series[0].labels.to_string();
+            assert_eq!(series, r#"system_memory_usage_bytes{instance="web-1", job="host"}"#);
+            assert_eq!(
+                batch.streams[0].labels.to_string(),
+                r#"{host_name="web-1", unit="sshd"}"#
+            );
+            assert_eq!(batch.resources.len(), told, "{:?}", batch.resources);
+            assert_eq!(batch.id, None, "without a writer there is no id");
+        }
+    }
+
+    fn refused(desk: &Desk, refs: &mut SeriesRefs, request: &v1::WriteRequest) -> String {
+        let body = request.encode_to_vec();
+        let read = adapt(&TenantId::default(), &body, &LIMITS, &desk.books(Naming::Known), refs);
+        read.err().map_or_else(|| "read".to_owned(), |e| e.to_string())
+    }
+
+    #[test]
+    fn references_hold_as_they_were_given_and_others_are_named() {
+        let (desk, mut refs) = (Desk::new(1), SeriesRefs::default());
+        let define = |number, name: &str| v1::WriteRequest {
+            definitions: vec![v1::SeriesRef {
+                labels: vec![label_of("__name__", name)],
+                r#ref: number,
+            }],
+            ..Default::default()
+        };
+        let rows = |runs: &[u32], values: usize| v1::WriteRequest {
+            rows: vec![v1::Rows {
+                at_ms: vec![1],
+                runs: runs.to_vec(),
+                values: vec![1.0; values],
+            }],
+            ..Default::default()
+        };
+        let mut check = |request: &v1::WriteRequest, want: &str| {
+            assert_eq!(
+                refused(&desk, &mut refs, request).replace("the body is not a readable own request: ", ""),
+                want
+            );
+        };
+        let unknown =
+            |n| format!("series reference {n} was not defined on this stream; a reference holds for one call only");
+        check(&rows(&[0, 1], 1), &unknown(0));
+        check(&define(0, "a"), "read");
+        check(&define(0, "a"), "read");
+        check(&rows(&[0, 1], 1), "read");
+        check(&rows(&[0, 2], 2), &unknown(1));
+        check(&rows(&[u32::MAX, u32::MAX], 1), &unknown(u32::MAX));
+        check(
+            &rows(&[0, 1], 2),
+            "rows do not hold a value for each of their times and references",
         );
-        assert_eq!(batch.resources.len(), 1, "{:?}", batch.resources);
-        assert_eq!(batch.resources[0].attributes["os.type"], "linux");
-        assert_eq!(batch.id, None, "without a writer there is no id");
+        check(
+            &rows(&[0, 1, 7], 1),
+            "rows do not hold a value for each of their times and references",
+        );
+        check(
+            &define(0, "b"),
+            "series reference 0 was defined with other labels before; it keeps them for the whole stream",
+        );
+        check(
+            &define(SERIES_REFS_MAX as u32, "b"),
+            "series references of one stream are more than 262144; open another stream",
+        );
+        // What cannot be read as a whole defines nothing.
+        let mut broken = define(5, "c");
+        broken.rows = rows(&[9, 1], 1).rows;
+        check(&broken, &unknown(9));
+        check(&rows(&[5, 1], 1), &unknown(5));
+        check(&define(5, "other"), "read");
+    }
+
+    #[test]
+    fn a_series_of_a_reference_may_be_refused_and_is_told_each_time() {
+        let (desk, mut refs) = (Desk::new(1), SeriesRefs::default());
+        let request = v1::WriteRequest {
+            definitions: vec![v1::SeriesRef {
+                labels: vec![label_of("job", "nameless")],
+                r#ref: 3,
+            }],
+            rows: vec![v1::Rows {
+                at_ms: vec![1, 2],
+                runs: vec![3, 1],
+                values: vec![1.0, 2.0],
+            }],
+            ..Default::default()
+        };
+        for _ in 0..2 {
+            let laid = adapted(&desk, &request, &mut refs, Naming::Known).laid;
+            assert_eq!(laid.rejected.by_code()["no_name"], 2);
+            assert!(laid.intake.is_empty());
+        }
     }
 }

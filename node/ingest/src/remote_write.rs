@@ -45,7 +45,9 @@ impl SampleForm for Form {
             let Some((message, after)) = after.split_at_checked(usize::from(*len)) else {
                 return false;
             };
-            let Some(sample) = usual_sample(message) else { return false };
+            let Some(sample) = usual_sample(message) else {
+                return false;
+            };
             out.push(sample);
             rest = after;
         }
@@ -97,7 +99,9 @@ fn sample(message: &[u8]) -> Result<Sample, WireError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hindcast_model::STALE_NAN_BITS;
+    use crate::Naming;
+    use crate::testing::{Desk, LIMITS, sorted};
+    use hindcast_model::{STALE_NAN_BITS, ShardId};
     use proptest::prelude::*;
     use prost::Message;
 
@@ -131,11 +135,6 @@ mod tests {
         at_ms: i64,
     }
 
-    const LIMITS: LimitsContext = LimitsContext {
-        now: TimestampNs::MAX,
-        floor: None,
-    };
-
     fn series(name: &str, points: Vec<Point>) -> Series {
         let label = |(n, v): (&str, &str)| Label {
             name: n.to_owned(),
@@ -150,11 +149,15 @@ mod tests {
         }
     }
 
-    fn adapted(request: &Request) -> Adapted {
-        let body = snap::raw::Encoder::new()
+    fn body(request: &Request) -> Vec<u8> {
+        snap::raw::Encoder::new()
             .compress_vec(&request.encode_to_vec())
-            .unwrap();
-        adapt(&TenantId::default(), &body.into(), &LIMITS, &mut OwnerCache::default()).unwrap()
+            .unwrap()
+    }
+
+    fn laid(desk: &Desk, request: &Request, naming: Naming) -> Laid {
+        let (tenant, mut scratch) = (TenantId::default(), vec![]);
+        adapt(&tenant, &body(request), &LIMITS, &desk.books(naming), &mut scratch).unwrap()
     }
 
     #[test]
@@ -167,32 +170,147 @@ mod tests {
         });
         let mut node = series("node_load1", points.to_vec());
         node.histograms = vec![points[0]; 2];
-        let got = adapted(&Request { timeseries: vec![node] });
-        let block = &got.batch.series[0];
-        assert!(block.samples.iter().map(|s| s.value.to_bits()).eq(bits));
-        assert!(block.samples.iter().all(|s| s.at == TimestampNs::from_ms(-1)));
-        assert_eq!(got.batch.resources[0].name, "web-1");
-        assert_eq!(got.rejected.by_code()["native_histogram"], 2);
+        let request = Request { timeseries: vec![node] };
+        let desk = Desk::new(1);
+        for _ in 0..2 {
+            let got = laid(&desk, &request, Naming::Known);
+            assert_eq!(got.rejected.by_code()["native_histogram"], 2, "each time");
+            let batch = desk.confirm(got);
+            let block = &batch.series[0];
+            assert!(block.samples.iter().map(|s| s.value.to_bits()).eq(bits));
+            assert!(block.samples.iter().all(|s| s.at == TimestampNs::from_ms(-1)));
+            assert_eq!(batch.resources[0].name, "web-1");
+        }
+    }
+
+    #[test]
+    fn a_scrape_becomes_one_run_and_its_labels_travel_once() {
+        let desk = Desk::new(1);
+        let point = |at_ms| Point { value: 1.5, at_ms };
+        let scrape = |at_ms: i64| {
+            let of = |i: i64| series(&format!("m{i}"), vec![point(at_ms + i / 10)]);
+            Request {
+                timeseries: (0..20).map(of).collect(),
+            }
+        };
+        let first = laid(&desk, &scrape(1_000), Naming::Known);
+        assert_eq!(first.intake.shares[0].definitions.len(), 20);
+        assert!(!first.intake.shares[0].resources.is_empty());
+        // Not confirmed: it all travels again.
+        let again = laid(&desk, &scrape(1_000), Naming::Known);
+        assert_eq!(again.intake, first.intake);
+        desk.confirm(again);
+        let second = laid(&desk, &scrape(2_000), Naming::Known);
+        let share = &second.intake.shares[0];
+        assert!(share.definitions.is_empty() && share.resources.is_empty() && second.lessons.is_empty());
+        let runs: Vec<_> = share
+            .groups
+            .iter()
+            .map(|g| (g.times_ms.clone(), g.runs.clone()))
+            .collect();
+        assert_eq!(runs, [(vec![2_000], vec![(0, 10)]), (vec![2_001], vec![(10, 10)])]);
+        // The shard forgot its ids: nothing is named by them any more.
+        desk.replica.epoch.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let third = laid(&desk, &scrape(3_000), Naming::Known);
+        assert_eq!(third.intake.samples, 20);
+        assert_eq!(desk.confirm(third).samples(), 20);
+    }
+
+    /// Requests whose series repeat in any order, with all that is unusual.
+    fn requests() -> impl Strategy<Value = Vec<Request>> {
+        let point = (any::<u64>(), prop_oneof![0i64..3, -1i64 << 40..1 << 40]).prop_map(|(bits, at_ms)| Point {
+            value: f64::from_bits(bits),
+            at_ms,
+        });
+        let one = (0u8..9, proptest::collection::vec(point, 0..4), 0u8..12);
+        let series = one.prop_map(|(name, samples, odd)| {
+            let mut s = series(&format!("m{name}"), samples.clone());
+            match odd {
+                0 => s.histograms = samples,
+                1 => s.labels.clear(),
+                2 => s.labels.push(s.labels[0].clone()),
+                // A longer list that begins like a known one.
+                3 => s.labels.push(Label {
+                    name: "zone".into(),
+                    value: "z".into(),
+                }),
+                _ => {}
+            }
+            s
+        });
+        let request = proptest::collection::vec(series, 0..12).prop_map(|timeseries| Request { timeseries });
+        proptest::collection::vec(request, 1..5)
     }
 
     proptest! {
+        /// The known way and the general way give the same rows and the same refusals, whatever came before.
         #[test]
-        fn every_sample_arrives(names in proptest::collection::vec("[a-z]{1,9}", 0..9), at_ms in -1i64 << 40..1 << 40, bits: u64) {
-            let points = vec![Point { value: f64::from_bits(bits), at_ms }; 2];
-            let got = adapted(&Request { timeseries: names.iter().map(|n| series(n, points.clone())).collect() });
-            prop_assert_eq!(got.batch.series.len(), names.len());
-            let want = Sample { at: TimestampNs::from_ms(at_ms), value: f64::from_bits(bits) };
-            for (block, name) in got.batch.series.iter().zip(&names) {
-                prop_assert_eq!(block.labels.metric_name(), Some(name.as_str()));
-                prop_assert_eq!(&block.samples, &vec![want; 2]);
+        fn the_known_way_is_the_general_way(requests in requests(), shards in prop_oneof![Just(1u64), Just(4)], now_ms in 0i64..1 << 40) {
+            let desk = Desk::new(shards);
+            let limits = LimitsContext { now: TimestampNs::from_ms(now_ms), floor: Some(TimestampNs::from_ms(-1 << 39)) };
+            let (tenant, mut scratch) = (TenantId::default(), vec![]);
+            for request in requests.iter().chain(&requests) {
+                let body = body(request);
+                let mut read = |naming| adapt(&tenant, &body, &limits, &desk.books(naming), &mut scratch).unwrap();
+                let (known, general) = (read(Naming::Known), read(Naming::Defined));
+                prop_assert_eq!(known.rejected.by_code(), general.rejected.by_code());
+                let mut shown = [&known, &general].map(|l| l.rejected.listed().to_vec());
+                shown.iter_mut().for_each(|s| s.sort_by(|a, b| (&a.what, a.code).cmp(&(&b.what, b.code))));
+                prop_assert_eq!(&shown[0], &shown[1]);
+                let general = sorted(desk.replica.apply(&general.intake));
+                prop_assert_eq!(sorted(desk.confirm(known)), general);
             }
         }
 
         #[test]
         fn random_bytes_never_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let mut owners = OwnerCache::default();
-            let _ = read(&TenantId::default(), &body, &LIMITS, &mut owners);
-            let _ = adapt(&TenantId::default(), &body.into(), &LIMITS, &mut owners);
+            let (desk, tenant) = (Desk::new(1), TenantId::default());
+            let books = desk.books(Naming::Known);
+            let _ = read(&tenant, &body, &LIMITS, &books);
+            let _ = adapt(&tenant, &body, &LIMITS, &books, &mut vec![]);
+        }
+
+        /// Damage to a request whose series are known: refused or read alike both ways, never a panic.
+        #[test]
+        fn damage_is_the_same_both_ways(at in 0usize..400, byte: u8) {
+            let desk = Desk::new(1);
+            let point = Point { value: 2.5, at_ms: 1_700_000_000_000 };
+            let request = Request { timeseries: (0..4).map(|i| series(&format!("m{i}"), vec![point])).collect() };
+            desk.confirm(laid(&desk, &request, Naming::Known));
+            let mut bytes = request.encode_to_vec();
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            let tenant = TenantId::default();
+            let known = read(&tenant, &bytes, &LIMITS, &desk.books(Naming::Known));
+            let general = read(&tenant, &bytes, &LIMITS, &desk.books(Naming::Defined));
+            match (known, general) {
+                (Ok(known), Ok(general)) => {
+                    let general = sorted(desk.replica.apply(&general.intake));
+                    prop_assert_eq!(sorted(desk.replica.apply(&known.intake)), general);
+                }
+                (Err(_), Err(_)) => {}
+                _ => prop_assert!(false, "one way read it, the other did not"),
+            }
+        }
+    }
+
+    #[test]
+    fn shards_take_their_own_series() {
+        let desk = Desk::new(4);
+        let point = Point { value: 1.0, at_ms: 7 };
+        let of = |i: usize| {
+            let mut s = series("up", vec![point]);
+            s.labels[1].value = format!("h{i}:9100");
+            s
+        };
+        let request = Request {
+            timeseries: (0..40).map(of).collect(),
+        };
+        for _ in 0..2 {
+            let got = laid(&desk, &request, Naming::Known);
+            let shards: Vec<ShardId> = got.intake.shares.iter().map(|s| s.shard).collect();
+            assert_eq!(shards, [1, 2, 3, 4].map(ShardId));
+            assert_eq!(desk.confirm(got).samples(), 40);
         }
     }
 }

@@ -180,7 +180,10 @@ impl Desk {
 pub fn sorted(mut batch: Batch) -> Batch {
     let mut series: Vec<SeriesBlock> = vec![];
     for block in std::mem::take(&mut batch.series) {
-        match series.iter_mut().find(|s| s.labels == block.labels && s.owner == block.owner) {
+        match series
+            .iter_mut()
+            .find(|s| s.labels == block.labels && s.owner == block.owner)
+        {
             Some(same) => same.samples.extend(block.samples),
             None => series.push(block),
         }
@@ -191,7 +194,10 @@ pub fn sorted(mut batch: Batch) -> Batch {
     batch.series = series;
     let mut streams: Vec<StreamBlock> = vec![];
     for block in std::mem::take(&mut batch.streams) {
-        match streams.iter_mut().find(|s| s.labels == block.labels && s.owner == block.owner) {
+        match streams
+            .iter_mut()
+            .find(|s| s.labels == block.labels && s.owner == block.owner)
+        {
             Some(same) => same.lines.extend(block.lines),
             None => streams.push(block),
         }

@@ -17,6 +17,7 @@ use crate::{LimitsContext, Refusal, Rejections};
 use bytes::Bytes;
 use hindcast_model::resource::Edge;
 use hindcast_model::{Labels, LogLine, Owner, Sample, SeriesBlock, ShardId, StreamBlock, TenantId, TimestampNs};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// What adapters ask for names and places.
@@ -57,7 +58,7 @@ impl Lessons {
 
     /// Remembers the request's series, with the ids that its definitions were given meanwhile.
     pub fn learn(mut self, tenant: &TenantId, books: &Books<'_>) {
-        let kinds: std::collections::BTreeSet<_> = self.0.iter().map(|l| (l.shard, l.streams)).collect();
+        let kinds: BTreeSet<_> = self.0.iter().map(|l| (l.shard, l.streams)).collect();
         for (shard, streams) in kinds {
             let of_kind = |l: &&mut Lesson| l.shard == shard && l.streams == streams && l.id.is_none();
             let mut open: Vec<&mut Lesson> = self.0.iter_mut().filter(of_kind).collect();
@@ -126,6 +127,10 @@ pub(crate) struct Layout<'a> {
     lessons: Vec<Lesson>,
     /// Whether anything took the general way.
     pub is_news: bool,
+    /// Whether the shard map holds for all of time.
+    timeless: bool,
+    /// Known series and streams that took it: what comes later of them stays behind it.
+    late: BTreeSet<(ShardId, bool, u32)>,
 }
 
 /// A set that is named, with the bytes by which it is remembered.
@@ -165,6 +170,8 @@ impl<'a> Layout<'a> {
             seen: Seen::default(),
             lessons: vec![],
             is_news: false,
+            timeless: books.ids.is_timeless(),
+            late: BTreeSet::new(),
         }
     }
 
@@ -214,18 +221,17 @@ impl<'a> Layout<'a> {
         old: &mut Vec<Learned<'m>>,
     ) -> bool {
         let Some(hit) = find(lookup, message) else { return false };
-        samples.clear();
-        if !F::usual(&message[hit.len..], samples) {
-            return false;
-        }
         let ids = self.books.ids;
         let share = self.intake.share(hit.shard, ids);
         let Some(id) = hit.id(share.epoch) else { return false };
+        samples.clear();
         let fits = |&(ms, _): &(i64, u64)| {
             let at = TimestampNs::from_ms(ms);
-            self.limits.time(at).is_ok() && (ids.is_timeless() || ids.shard_of(hit.slot, at) == hit.shard)
+            self.limits.time(at).is_ok() && (self.timeless || ids.shard_of(hit.slot, at) == hit.shard)
         };
-        if !samples.iter().all(fits) {
+        let is_late = || !self.late.is_empty() && self.late.contains(&(hit.shard, false, id));
+        if !F::usual(&message[hit.len..], samples) || !samples.iter().all(fits) || is_late() {
+            self.late.insert((hit.shard, false, id));
             return false;
         }
         match samples[..] {
@@ -329,9 +335,7 @@ impl<'a> Layout<'a> {
         for ((piece, raw), id) in pieces.iter().zip(raws).zip(known) {
             let Some(raw) = raw else { continue };
             // Only the shard of today is remembered.
-            if !ids.is_timeless()
-                && ids.shard_of(piece.owner.slot(piece.labels), TimestampNs::MAX) != piece.shard
-            {
+            if !ids.is_timeless() && ids.shard_of(piece.owner.slot(piece.labels), TimestampNs::MAX) != piece.shard {
                 continue;
             }
             self.lessons.push(Lesson {
@@ -398,17 +402,21 @@ impl<'a> Layout<'a> {
         old: &mut Vec<Learned<'m>>,
     ) -> bool {
         let ids = self.books.ids;
-        let Some(hit) = find(lookup, message).filter(|_| ids.is_timeless()) else {
+        let Some(hit) = find(lookup, message).filter(|_| self.timeless) else {
             return false;
         };
         let share = self.intake.share(hit.shard, ids);
         let Some(id) = hit.id(share.epoch) else { return false };
+        if self.late.contains(&(hit.shard, true, id)) {
+            return false;
+        }
         let before = (share.streams.len(), share.text.len());
         share.stream(Numbers::Ids, id);
         share.text.reserve(message.len());
         let Some(lines) = known_lines::<F>(&message[hit.len..], view, self.limits, share) else {
             share.streams.truncate(before.0);
             share.text.truncate(before.1);
+            self.late.insert((hit.shard, true, id));
             return false;
         };
         if lines == 0 {

@@ -5,6 +5,7 @@
 //! - Answers are the same before and after; only rows that no reader can see any more are left out.
 //! - The largest input is at most half of a merge, so that a row is copied a logarithmic number of times.
 
+use crate::codec::RawLine;
 use crate::container::{FileKind, Head};
 use crate::error::StorageError;
 use crate::head::Lines;
@@ -13,7 +14,7 @@ use crate::points::Points;
 use crate::retention::{Policy, Retention, is_within};
 use crate::segment::{Segment, Tier};
 use crate::shard::{CompactReport, ShardConfig, in_file_order};
-use crate::{lines_file, metric};
+use crate::{logs, metric};
 use hindcast_env::Disk;
 use hindcast_model::{TenantId, TimestampNs};
 use std::collections::BTreeMap;
@@ -22,8 +23,22 @@ use std::sync::Arc;
 /// Segments below this weigh this much, so that many tiny ones are neighbours in size.
 const WEIGHT_BYTES_MIN: u64 = 64 << 10;
 
+/// How much is asked of a merge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// What keeps files few while rows arrive.
+    Background,
+    /// Until everything is as small as it gets: somebody asked for it.
+    Full,
+}
+
 /// The next run worth merging, oldest first.
-pub fn choose(segments: &[Arc<Segment>], retention: &Retention, config: &ShardConfig) -> Option<Vec<Arc<Segment>>> {
+pub fn choose(
+    segments: &[Arc<Segment>],
+    retention: &Retention,
+    config: &ShardConfig,
+    effort: Effort,
+) -> Option<Vec<Arc<Segment>>> {
     let mut kin: BTreeMap<(&TenantId, FileKind, Policy), Vec<&Arc<Segment>>> = BTreeMap::new();
     for s in segments {
         kin.entry((&s.head.tenant, s.head.kind, s.head.policy))
@@ -39,7 +54,11 @@ pub fn choose(segments: &[Arc<Segment>], retention: &Retention, config: &ShardCo
             !retention.is_cut_between(a.head.commits.1, b.head.commits.0)
         };
         for run in segments.chunk_by(is_joined) {
-            if let Some(window) = window_of(run, config) {
+            let window = match effort {
+                Effort::Background => window_of(run, config),
+                Effort::Full => full_window_of(run, config),
+            };
+            if let Some(window) = window {
                 return Some(window.iter().map(|s| Arc::clone(s)).collect());
             }
         }
@@ -47,18 +66,45 @@ pub fn choose(segments: &[Arc<Segment>], retention: &Retention, config: &ShardCo
     None
 }
 
+/// What a merge weighs at least, so that many tiny files are neighbours in size.
+fn weight(s: &&Arc<Segment>) -> u64 {
+    s.file.bytes.max(WEIGHT_BYTES_MIN)
+}
+
+/// Whether a merge copies no row too often: the largest input is at most half of it.
+fn is_balanced(window: &[&Arc<Segment>]) -> bool {
+    let total: u64 = window.iter().map(weight).sum();
+    window.iter().map(weight).max().unwrap_or(0) * 2 <= total
+}
+
 fn window_of<'a, 'b>(run: &'a [&'b Arc<Segment>], config: &ShardConfig) -> Option<&'a [&'b Arc<Segment>]> {
-    let weight = |s: &&Arc<Segment>| s.file.bytes.max(WEIGHT_BYTES_MIN);
     let most = config.compact_segments_max.min(run.len());
     for len in (config.compact_segments_min.max(2)..=most).rev() {
-        let fits = |w: &&[&Arc<Segment>]| {
-            let total: u64 = w.iter().map(weight).sum();
-            let largest = w.iter().map(weight).max().unwrap_or(0);
-            total <= config.compact_bytes_max && largest * 2 <= total
-        };
+        let fits =
+            |w: &&[&Arc<Segment>]| w.iter().map(weight).sum::<u64>() <= config.compact_bytes_max && is_balanced(w);
         if let Some(window) = run.windows(len).find(fits) {
             return Some(window);
         }
+    }
+    None
+}
+
+/// The longest stretch that fits a merge and has something to gain: files as flushes left them, or many small ones.
+fn full_window_of<'a, 'b>(run: &'a [&'b Arc<Segment>], config: &ShardConfig) -> Option<&'a [&'b Arc<Segment>]> {
+    let mut start = 0;
+    while start < run.len() {
+        let mut total = 0;
+        let fits = |s: &&&Arc<Segment>| {
+            total += weight(s);
+            total <= config.compact_bytes_max
+        };
+        let len = run[start..].iter().take_while(fits).count().max(1);
+        let window = &run[start..start + len];
+        let is_raw = window.iter().any(|s| s.tier == Tier::Flush);
+        if is_raw || (len > 1 && is_balanced(window)) {
+            return Some(window);
+        }
+        start += len;
     }
     None
 }
@@ -125,38 +171,72 @@ impl Merge<'_> {
         Ok(finished.map(|s| Segment::of_metrics(s, Tier::Compacted)))
     }
 
-    fn lines(&self, run: &[Arc<Segment>], ids: Vec<u32>) -> Result<Option<Segment>, StorageError> {
-        let inputs: Vec<&lines_file::Segment> = run.iter().filter_map(|s| s.lines()).collect();
-        let mut readers: Vec<lines_file::Pages<'_>> = inputs.iter().map(|s| lines_file::Pages::new(s)).collect();
+    fn lines(&self, run: &[Arc<Segment>], mut ids: Vec<u32>) -> Result<Option<Segment>, StorageError> {
+        let inputs: Vec<&logs::Segment> = run.iter().filter_map(|s| s.lines()).collect();
+        ids.sort_unstable();
+        ids.dedup();
         let mut writer = None;
-        for (id, series) in in_file_order(self.directory, ids) {
+        for id in ids {
+            let Some(series) = self.directory.get(id) else { continue };
             let spans = self.retention.readable(&series, TimestampNs::MIN, TimestampNs::MAX);
-            let mut lines = Lines::default();
-            for (segment, pages) in inputs.iter().zip(&mut readers) {
-                for page in segment.pages_of(id, i64::MIN, i64::MAX) {
-                    let readable = pages.lines(page)?.into_iter().filter(|l| is_within(&spans, l.at));
-                    readable.for_each(|l| lines.push(l));
+            for blocks in batches(&inputs, id) {
+                let mut lines = Lines::default();
+                for (input, number) in blocks {
+                    let block = inputs[input].block(number);
+                    let all = block.lines(0..block.rows())?;
+                    all.iter()
+                        .filter(|l| is_within(&spans, l.at))
+                        .for_each(|l| lines.push(l));
                 }
+                let mut lines: Vec<RawLine<'_>> = lines.iter().collect();
+                lines.sort_by_key(|l| l.at);
+                if lines.is_empty() {
+                    continue;
+                }
+                let writer = match &mut writer {
+                    Some(w) => w,
+                    none => none.insert(logs::Writer::create(
+                        self.disk,
+                        self.dir,
+                        self.number,
+                        head_of(run),
+                        logs::Tier::Compacted,
+                    )?),
+                };
+                writer.stream(id, lines.into_iter())?;
             }
-            let mut lines: Vec<_> = lines.iter().collect();
-            lines.sort_by_key(|l| l.at);
-            if lines.is_empty() {
-                continue;
-            }
-            let writer = match &mut writer {
-                Some(w) => w,
-                none => none.insert(lines_file::Writer::create(
-                    self.disk,
-                    self.dir,
-                    self.number,
-                    head_of(run),
-                )?),
-            };
-            writer.lines(id, &lines)?;
         }
-        let finished = writer.map(|w| w.finish(self.disk, self.dir)).transpose()?;
+        let finished = writer.map(|w| w.finish(self.disk)).transpose()?;
         Ok(finished.map(|s| Segment::of_lines(s, Tier::Compacted)))
     }
+}
+
+/// Text that a merge holds of one stream at once; blocks that overlap in time are taken together, whatever they hold.
+const BATCH_BYTES: u64 = 32 << 20;
+
+/// The blocks of a stream as (input, number), in batches that follow each other in time. Inside a batch they stand in
+/// the order of commits.
+fn batches(inputs: &[&logs::Segment], id: u32) -> Vec<Vec<(usize, u32)>> {
+    let of = |(i, s): (usize, &&logs::Segment)| s.blocks_of(id).map(move |n| (i, n)).collect::<Vec<_>>();
+    let mut blocks: Vec<(usize, u32)> = inputs.iter().enumerate().flat_map(of).collect();
+    let info = |(i, n): &(usize, u32)| inputs[*i].info(*n);
+    blocks.sort_by_key(|b| info(b).first);
+    let mut batches: Vec<Vec<(usize, u32)>> = vec![];
+    let (mut held, mut last) = (0, i64::MIN);
+    for block in blocks {
+        let about = info(&block);
+        match batches.last_mut() {
+            Some(batch) if held < BATCH_BYTES || about.first <= last => batch.push(block),
+            _ => {
+                held = 0;
+                batches.push(vec![block]);
+            }
+        }
+        held += about.raw_bytes;
+        last = last.max(about.last);
+    }
+    batches.iter_mut().for_each(|b| b.sort_unstable());
+    batches
 }
 
 fn head_of(run: &[Arc<Segment>]) -> Head {

@@ -361,6 +361,7 @@ impl Container {
         self.data.clone()
     }
 
+    #[cfg(test)]
     pub fn path(&self) -> &str {
         &self.path
     }
@@ -372,6 +373,7 @@ impl Container {
     }
 
     /// As `read_block`, into memory that is used again.
+    #[cfg(test)]
     pub fn read_block_into(&self, block: Block, unpacker: &mut Unpacker, out: &mut Vec<u8>) -> Result<(), ReadError> {
         let stored = self.read_range(block.range())?;
         let bad = |why: Bad| ReadError::from(self.damage(block.range(), why));

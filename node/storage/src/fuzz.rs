@@ -2,13 +2,12 @@
 
 use crate::container::{FileKind, FileRef, Head};
 use crate::index::Directory;
-use crate::lines_file;
 use crate::logs::{self, Block, BlockEncoder, Filter};
 use crate::manifest::{Manifest, Side, read_side};
 use crate::metric::{self, Encoder, PAGE_ROWS_MAX, Page, Scratch};
 use crate::retention::{Policy, Retention};
 use crate::segment::{SegmentRef, Tier};
-use crate::{RawLine, codec, newest, put_metadata};
+use crate::{RawLine, newest, put_metadata};
 use hindcast_env::disk::write_new_file;
 use hindcast_env::fuzz::{Target, without_checksums};
 use hindcast_env::{Disk, SimDisk};
@@ -37,14 +36,9 @@ pub const TARGETS: &[Target] = &[
         seeds: log_segment_seeds,
     },
     Target {
-        name: "storage-lines-file",
-        run: lines_file_of,
-        seeds: lines_file_seeds,
-    },
-    Target {
-        name: "storage-lines-page",
-        run: lines_page,
-        seeds: lines_page_seeds,
+        name: "storage-line-metadata",
+        run: line_metadata,
+        seeds: line_metadata_seeds,
     },
     Target {
         name: "storage-directory",
@@ -290,49 +284,25 @@ fn log_segment_seeds() -> Vec<Vec<u8>> {
     [logs::Tier::Flush, logs::Tier::Compacted].map(write).into()
 }
 
-fn lines_file_of(bytes: &[u8]) {
-    without_checksums(|| {
-        let (disk, file) = as_segment(bytes);
-        let Ok(segment) = lines_file::Segment::open(&disk, "d", &file) else {
-            return;
-        };
-        let mut pages = lines_file::Pages::new(&segment);
-        for id in segment.ids().take(PARTS_MAX) {
-            for page in segment.pages_of(id, i64::MIN, i64::MAX).take(PARTS_MAX) {
-                let _ = pages.lines(page);
-            }
-        }
-    });
+fn line_metadata(bytes: &[u8]) {
+    let line = RawLine {
+        at: 0,
+        line: b"",
+        metadata: bytes,
+    };
+    let _ = line.to_line();
 }
 
-fn lines_file_seeds() -> Vec<Vec<u8>> {
-    let disk = SimDisk::new();
-    let head = head(FileKind::Log);
-    let mut w = lines_file::Writer::create(&disk, "d", 1, head).expect("memory is no disk that fails");
-    with_raw_lines(|lines| {
-        for id in [1, 4] {
-            w.lines(id, lines).expect("memory is no disk that fails");
-        }
-    });
-    w.finish(&disk, "d").expect("memory is no disk that fails");
-    vec![disk.read(SEGMENT).expect("it was just written").to_vec()]
-}
-
-fn lines_page(bytes: &[u8]) {
-    for line in codec::get_lines(bytes).into_iter().flatten() {
-        let _ = line.to_line();
-    }
-}
-
-fn lines_page_seeds() -> Vec<Vec<u8>> {
-    with_raw_lines(|lines| {
-        let put = |lines: &[RawLine<'_>]| {
-            let mut page = vec![];
-            codec::put_lines(&mut page, lines);
-            page
-        };
-        vec![put(lines), put(&lines[..2])]
-    })
+fn line_metadata_seeds() -> Vec<Vec<u8>> {
+    let pairs = [("trace_id", "00ff"), ("level", "info"), ("이름", "값")];
+    let pairs: Vec<_> = pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+    (0..=pairs.len())
+        .map(|n| {
+            let mut metadata = vec![];
+            put_metadata(&mut metadata, &pairs[..n]);
+            metadata
+        })
+        .collect()
 }
 
 // ---- beside the segments ----

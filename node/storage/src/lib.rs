@@ -17,7 +17,6 @@ pub mod fuzz;
 mod head;
 pub mod index;
 pub mod kernel;
-mod lines_file;
 pub mod logs;
 mod manifest;
 #[allow(dead_code, unused_imports, reason = "the shard moves to it in steps")]

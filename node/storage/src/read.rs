@@ -1,5 +1,6 @@
 //! What a read asks a shard for, and what it gets: plain values that also cross the peer protocol.
 
+use crate::logs::Filter;
 use hindcast_model::{Labels, LogLine, Matcher, Owner, ResourceId, Sample, Slot, TenantId, TimestampNs};
 use std::collections::BTreeSet;
 
@@ -43,8 +44,8 @@ pub struct SelectLines {
     pub to: TimestampNs,
     pub as_of: Option<u64>,
     pub owners: Option<BTreeSet<ResourceId>>,
-    /// Only lines that hold all of these (case-sensitive); what other filters need is left to the caller.
-    pub contains: Vec<String>,
+    /// Only lines that pass.
+    pub filter: Filter,
     /// At most so many lines over all streams, from the end that `direction` names. `None`: all.
     pub limit: Option<usize>,
     pub direction: Direction,
@@ -57,6 +58,28 @@ pub struct StreamData {
     pub owner: Owner,
     pub slot: Slot,
     pub lines: Vec<LogLine>,
+}
+
+/// How many lines there are, without the lines.
+#[derive(Clone, Debug)]
+pub struct CountLines {
+    pub tenant: TenantId,
+    pub matchers: Vec<Matcher>,
+    pub from: TimestampNs,
+    /// Ascending. Each is counted to, inclusive.
+    pub bounds: Vec<TimestampNs>,
+    pub as_of: Option<u64>,
+    pub owners: Option<BTreeSet<ResourceId>>,
+    pub filter: Filter,
+}
+
+/// One stream's count of lines from the beginning to each bound.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StreamCounts {
+    pub labels: Labels,
+    pub owner: Owner,
+    pub slot: Slot,
+    pub counts: Vec<u64>,
 }
 
 /// Which label sets exist, without their data.

@@ -2,7 +2,7 @@
 
 use crate::container::{FileKind, FileRef, Head};
 use crate::error::{ReadError, StorageError};
-use crate::{lines_file, metric};
+use crate::{logs, metric};
 use hindcast_env::Disk;
 use serde::{Deserialize, Serialize};
 
@@ -22,8 +22,8 @@ pub struct SegmentRef {
 }
 
 pub enum Rows {
-    Metric(metric::Segment),
-    Log(lines_file::Segment),
+    Metric(Box<metric::Segment>),
+    Log(logs::Segment),
 }
 
 /// An open segment.
@@ -38,7 +38,7 @@ impl Segment {
     pub fn open(disk: &dyn Disk, dir: &str, named: &SegmentRef) -> Result<Self, StorageError> {
         Ok(match named.kind {
             FileKind::Metric => Self::of_metrics(metric::Segment::open(disk, dir, &named.file)?, named.tier),
-            FileKind::Log => Self::of_lines(lines_file::Segment::open(disk, dir, &named.file)?, named.tier),
+            FileKind::Log => Self::of_lines(logs::Segment::open(disk, dir, &named.file)?, named.tier),
         })
     }
 
@@ -47,15 +47,15 @@ impl Segment {
             head: rows.head().clone(),
             tier,
             file: rows.file().clone(),
-            rows: Rows::Metric(rows),
+            rows: Rows::Metric(Box::new(rows)),
         }
     }
 
-    pub fn of_lines(rows: lines_file::Segment, tier: Tier) -> Self {
+    pub fn of_lines(rows: logs::Segment, tier: Tier) -> Self {
         Self {
-            head: rows.head.clone(),
+            head: rows.head().clone(),
             tier,
-            file: rows.file.clone(),
+            file: rows.file().clone(),
             rows: Rows::Log(rows),
         }
     }
@@ -82,7 +82,7 @@ impl Segment {
     pub fn ids(&self) -> Vec<u32> {
         match &self.rows {
             Rows::Metric(s) => s.series().map(|(id, _)| id).collect(),
-            Rows::Log(s) => s.ids().collect(),
+            Rows::Log(s) => s.streams().collect(),
         }
     }
 
@@ -93,7 +93,7 @@ impl Segment {
         }
     }
 
-    pub fn lines(&self) -> Option<&lines_file::Segment> {
+    pub fn lines(&self) -> Option<&logs::Segment> {
         match &self.rows {
             Rows::Log(s) => Some(s),
             Rows::Metric(_) => None,

@@ -9,7 +9,7 @@
 //! - Rows go only when no reader could ever see them again, or a later commit in the same segment overwrote them.
 
 use crate::codec::{RawLine, put_metadata};
-use crate::compaction::{self, Merge};
+use crate::compaction::{self, Effort, Merge};
 use crate::container::{self, FileKind, FileRef};
 use crate::error::{Damage, StorageError};
 use crate::head::{Head, Unpacker};
@@ -21,7 +21,7 @@ use crate::retention::{Floor, Pin, Policy, Retention};
 use crate::rows::{Rows, Run};
 use crate::segment::{Segment, SegmentRef, Tier};
 use crate::view::{ShardReader, State};
-use crate::{lines_file, metric};
+use crate::{logs, metric};
 use hindcast_env::Disk;
 use hindcast_env::disk::make_dir;
 use hindcast_model::{Domain, GroupId, Labels, Owner, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
@@ -56,7 +56,7 @@ impl Default for ShardConfig {
             flush_age_max: SpanNs::from_secs(2 * 3600),
             compact_segments_min: 4,
             compact_segments_max: 16,
-            compact_bytes_max: 64 << 20,
+            compact_bytes_max: 256 << 20,
         }
     }
 }
@@ -519,15 +519,21 @@ impl Shard {
 
     /// Merges one run of small neighbouring segments, if there is one. Changes no answer.
     pub fn compact(&mut self) -> Result<Option<CompactReport>, StorageError> {
-        self.or_discard(Self::merge_one)
+        self.or_discard(|shard| shard.merge_one(Effort::Background))
     }
 
-    fn merge_one(&mut self) -> Result<Option<CompactReport>, StorageError> {
+    /// As `compact`, and rewrites also what no merge needs but which is still as a flush left it. Called again until
+    /// it finds nothing, it leaves the shard as small as it gets.
+    pub fn compact_fully(&mut self) -> Result<Option<CompactReport>, StorageError> {
+        self.or_discard(|shard| shard.merge_one(Effort::Full))
+    }
+
+    fn merge_one(&mut self, effort: Effort) -> Result<Option<CompactReport>, StorageError> {
         let (retention, segments) = {
             let s = self.state.read();
             (s.retention.clone(), s.segments.clone())
         };
-        let Some(run) = compaction::choose(&segments, &retention, &self.config) else {
+        let Some(run) = compaction::choose(&segments, &retention, &self.config, effort) else {
             return Ok(None);
         };
         let number = self.take_number();
@@ -912,15 +918,17 @@ fn write_lines(
     head: &Head,
     series: &[(u32, Series<'_>)],
 ) -> Result<Segment, StorageError> {
-    let mut writer = lines_file::Writer::create(disk, dir, number, file_head)?;
-    for &(id, _) in series {
+    let mut writer = logs::Writer::create(disk, dir, number, file_head, logs::Tier::Flush)?;
+    let mut ids: Vec<u32> = series.iter().map(|(id, _)| *id).collect();
+    ids.sort_unstable();
+    for id in ids {
         let mut lines: Vec<RawLine<'_>> = head.stream(id).into_iter().flat_map(|c| c.lines()).collect();
         lines.sort_by_key(|l| l.at);
         if !lines.is_empty() {
-            writer.lines(id, &lines)?;
+            writer.stream(id, lines.into_iter())?;
         }
     }
-    Ok(Segment::of_lines(writer.finish(disk, dir)?, Tier::Flush))
+    Ok(Segment::of_lines(writer.finish(disk)?, Tier::Flush))
 }
 
 /// Neighbours in a file pack together: series of one metric, whatever target they are of.

@@ -10,10 +10,12 @@ use crate::container::FileKind;
 use crate::error::ReadError;
 use crate::head::{Copied, Head, Unpacker};
 use crate::index::Directory;
-use crate::lines_file::{self, Pages};
+use crate::logs::{self, Filter};
 use crate::metric::PageReader;
 use crate::points::Points;
-use crate::read::{Direction, SearchLabels, SelectLines, SelectSeries, SeriesData, StreamData};
+use crate::read::{
+    CountLines, Direction, SearchLabels, SelectLines, SelectSeries, SeriesData, StreamCounts, StreamData,
+};
 use crate::retention::{Retention, Spans, is_within};
 use crate::segment::Segment;
 use hindcast_model::{Labels, LogLine, Matcher, Owner, ResourceId, Slot, TenantId, TimestampNs, codec};
@@ -200,11 +202,17 @@ impl<'a> Scan<'a> {
             }
         }
         for segment in self.sources.segments.iter().filter_map(|s| s.lines()) {
-            for page in segment.pages_of(wanted.id, from, to) {
-                let (first, last) = segment.page_times(page);
-                let mut pages = Pages::new(segment);
-                if within(first) || within(last) || pages.lines(page)?.iter().any(|l| within(l.at)) {
+            for number in segment.blocks_in(wanted.id, from, to) {
+                let info = segment.info(number);
+                if within(info.first) || within(info.last) {
                     return Ok(true);
+                }
+                let times = segment.block(number);
+                let times = times.times()?;
+                for &(a, b) in &wanted.spans {
+                    if !times.rows_in(a, b).is_empty() {
+                        return Ok(true);
+                    }
                 }
             }
         }
@@ -356,6 +364,43 @@ impl ShardReader {
         Ok(gather.finish(&wanted))
     }
 
+    /// Sorted by (slot, fingerprint, labels, owner); streams without a line are left out. Reads times, and of blocks
+    /// that the filter does not decide as a whole what it must.
+    pub fn count_lines(&self, q: &CountLines) -> Result<Vec<StreamCounts>, ReadError> {
+        let to = q.bounds.last().copied().unwrap_or(TimestampNs::MIN);
+        let mut tally = Tally::new(q);
+        let (sources, wanted, closed) = {
+            let state = self.state.read();
+            let sources = state.sources(&q.tenant, true, q.as_of)?;
+            let any_of = std::slice::from_ref(&q.matchers);
+            let wanted = state.wanted(&q.tenant, true, any_of, q.owners.as_ref(), (q.from, to));
+            tally.streams(wanted.len());
+            let mut closed = vec![];
+            for (rank, w) in wanted.iter().enumerate().filter(|_| sources.active) {
+                if let Some(c) = state.active.stream(w.id) {
+                    tally.lines(rank, &w.spans, c.open_lines());
+                    closed.push((rank, c.chunks.clone()));
+                }
+            }
+            (sources, wanted, closed)
+        };
+        for (rank, chunks) in &closed {
+            tally.lines(*rank, &wanted[*rank].spans, chunks.iter().flat_map(|c| c.iter()));
+        }
+        for (rank, w) in wanted.iter().enumerate() {
+            for column in sources.sealed.iter().filter_map(|h| h.stream(w.id)) {
+                tally.lines(rank, &w.spans, column.lines());
+            }
+            let (from, to) = w.outer();
+            for segment in sources.segments.iter().filter_map(|s| s.lines()) {
+                for number in segment.blocks_in(w.id, from, to) {
+                    tally.block(rank, &w.spans, &segment.block(number))?;
+                }
+            }
+        }
+        Ok(tally.finish(&wanted))
+    }
+
     /// Sorted, each once; exactly those with a row in the time asked for.
     pub fn label_sets(&self, q: &SearchLabels) -> Result<Vec<Labels>, ReadError> {
         let all = [vec![]];
@@ -421,7 +466,7 @@ impl ShardReader {
             to,
             as_of: None,
             owners: None,
-            contains: vec![],
+            filter: Filter::all(),
             limit: None,
             direction: Direction::Forward,
         })?;
@@ -445,19 +490,13 @@ type Key = (i64, usize, usize, usize);
 /// Collects lines; with a limit it never holds more than that.
 struct Gather<'q> {
     q: &'q SelectLines,
-    needles: Vec<regex::bytes::Regex>,
     kept: BTreeMap<Key, LogLine>,
 }
 
 impl<'q> Gather<'q> {
     fn new(q: &'q SelectLines) -> Self {
-        let needle = |text: &String| {
-            // A literal: the regex crate turns it into its fastest substring search.
-            regex::bytes::Regex::new(&regex::escape(text)).expect("an escaped text is a pattern")
-        };
         Self {
             q,
-            needles: q.contains.iter().map(needle).collect(),
             kept: BTreeMap::new(),
         }
     }
@@ -475,57 +514,92 @@ impl<'q> Gather<'q> {
     }
 
     fn offer(&mut self, key: Key, line: RawLine<'_>) -> Result<(), crate::cursor::Bad> {
-        if !self.admits(line.at, line.at) || !self.needles.iter().all(|n| n.is_match(line.line)) {
-            return Ok(());
+        if self.admits(line.at, line.at) {
+            self.keep(key, line.to_line()?);
         }
-        self.kept.insert(key, line.to_line()?);
+        Ok(())
+    }
+
+    fn keep(&mut self, key: Key, line: LogLine) {
+        self.kept.insert(key, line);
         if self.q.limit.is_some_and(|limit| self.kept.len() > limit) {
             match self.q.direction {
                 Direction::Backward => self.kept.pop_first(),
                 Direction::Forward => self.kept.pop_last(),
             };
         }
-        Ok(())
     }
 
     fn column<'a>(&mut self, rank: usize, source: usize, spans: &Spans, lines: impl Iterator<Item = RawLine<'a>>) {
-        for (row, l) in lines.enumerate().filter(|(_, l)| is_within(spans, l.at)) {
+        let q = self.q;
+        let passes = |l: &RawLine<'_>| is_within(spans, l.at) && q.filter.is_match(l.line);
+        for (row, l) in lines.enumerate().filter(|(_, l)| passes(l)) {
             self.offer((l.at, rank, source, row), l)
                 .expect("a head holds what it was given");
         }
     }
 
     fn segments(&mut self, segments: &[Arc<Segment>], wanted: &[Wanted]) -> Result<(), ReadError> {
-        let segments: Vec<&lines_file::Segment> = segments.iter().filter_map(|s| s.lines()).collect();
-        // (segment, page, rank): in the order of the file, or from the end that is asked for.
-        let mut pages: Vec<(usize, u32, usize)> = vec![];
+        let segments: Vec<&logs::Segment> = segments.iter().filter_map(|s| s.lines()).collect();
+        // (segment, block, rank): in the order of the file, or from the end that is asked for.
+        let mut blocks: Vec<(usize, u32, usize)> = vec![];
         for (i, segment) in segments.iter().enumerate() {
             for (rank, w) in wanted.iter().enumerate() {
                 let (from, to) = w.outer();
-                pages.extend(segment.pages_of(w.id, from, to).map(|p| (i, p, rank)));
+                blocks.extend(segment.blocks_in(w.id, from, to).map(|b| (i, b, rank)));
             }
         }
-        let times = |&(segment, page, _): &(usize, u32, usize)| segments[segment].page_times(page);
+        let times = |&(segment, number, _): &(usize, u32, usize)| {
+            let info = segments[segment].info(number);
+            (info.first, info.last)
+        };
         match (self.q.limit, self.q.direction) {
             (None, _) => {}
-            (Some(_), Direction::Backward) => pages.sort_by_key(|p| std::cmp::Reverse(times(p).1)),
-            (Some(_), Direction::Forward) => pages.sort_by_key(|p| times(p).0),
+            (Some(_), Direction::Backward) => blocks.sort_by_key(|b| std::cmp::Reverse(times(b).1)),
+            (Some(_), Direction::Forward) => blocks.sort_by_key(|b| times(b).0),
         }
-        let mut readers: Vec<Pages<'_>> = segments.iter().map(|s| Pages::new(s)).collect();
-        for p in &pages {
-            let (first, last) = times(p);
+        for b in &blocks {
+            let (first, last) = times(b);
             if !self.admits(first, last) {
-                // Sorted by time: no later page can hold a line to keep.
+                // Sorted by time: no later block can hold a line to keep.
                 break;
             }
-            let &(segment, page, rank) = p;
-            for (row, l) in readers[segment].lines(page)?.into_iter().enumerate() {
-                if is_within(&wanted[rank].spans, l.at) {
-                    let row = page as usize * crate::codec::PAGE_ROWS_MAX + row;
-                    self.offer((l.at, rank, segment, row), l)
-                        .map_err(|why| segments[segment].bad_page(page, why))?;
-                }
+            let &(segment, number, rank) = b;
+            self.block(
+                &segments[segment].block(number),
+                segment,
+                number,
+                rank,
+                &wanted[rank].spans,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn block(
+        &mut self,
+        block: &logs::Block,
+        segment: usize,
+        number: u32,
+        rank: usize,
+        spans: &Spans,
+    ) -> Result<(), ReadError> {
+        let mut rows = vec![];
+        for &(from, to) in spans {
+            block.matches(&self.q.filter, from, to, &mut rows)?;
+        }
+        // Lines ascend by time, so that no more than the limit can be kept of one end.
+        if let Some(over) = self.q.limit.map(|limit| rows.len().saturating_sub(limit)) {
+            match self.q.direction {
+                Direction::Backward => drop(rows.drain(..over)),
+                Direction::Forward => rows.truncate(rows.len() - over),
             }
+        }
+        let lines = block.rows_of(&rows)?;
+        for (row, line) in rows.iter().zip(lines.iter()) {
+            let row = number as usize * logs::BLOCK_ROWS_MAX + *row as usize;
+            self.offer((line.at, rank, segment, row), line)
+                .map_err(|why| block.bad_metadata(why))?;
         }
         Ok(())
     }
@@ -545,5 +619,100 @@ impl<'q> Gather<'q> {
             }
         };
         by_stream.into_iter().map(data).collect()
+    }
+}
+
+/// Counts of lines per stream, between bounds and then up to them.
+struct Tally<'q> {
+    q: &'q CountLines,
+    bounds: Vec<i64>,
+    counts: Vec<Vec<u64>>,
+    rows: Vec<u32>,
+    times: Vec<i64>,
+}
+
+impl<'q> Tally<'q> {
+    fn new(q: &'q CountLines) -> Self {
+        Self {
+            q,
+            bounds: q.bounds.iter().map(|b| b.0).collect(),
+            counts: vec![],
+            rows: vec![],
+            times: vec![],
+        }
+    }
+
+    fn streams(&mut self, streams: usize) {
+        self.counts = vec![vec![0; self.bounds.len()]; streams];
+    }
+
+    /// A line at `at` counts for the first bound that is not before it.
+    fn count(&mut self, rank: usize, at: i64) {
+        let bound = self.bounds.partition_point(|&b| b < at);
+        if let Some(count) = self.counts[rank].get_mut(bound) {
+            *count += 1;
+        }
+    }
+
+    fn lines<'a>(&mut self, rank: usize, spans: &Spans, lines: impl Iterator<Item = RawLine<'a>>) {
+        for l in lines {
+            if is_within(spans, l.at) && self.q.filter.is_match(l.line) {
+                self.count(rank, l.at);
+            }
+        }
+    }
+
+    fn block(&mut self, rank: usize, spans: &Spans, block: &logs::Block) -> Result<(), ReadError> {
+        for &(from, to) in spans {
+            if self.q.filter.is_all() {
+                let times = block.times()?;
+                let rows = times.rows_in(from, to);
+                let mut done = rows.start;
+                let first = self.bounds.partition_point(|&b| b < from.max(times.get(0)));
+                for (count, &bound) in self.counts[rank][first..].iter_mut().zip(&self.bounds[first..]) {
+                    let upto = times.before(bound.saturating_add(1)).clamp(done, rows.end);
+                    *count += (upto - done) as u64;
+                    done = upto;
+                    if done == rows.end {
+                        break;
+                    }
+                }
+                continue;
+            }
+            self.rows.clear();
+            block.matches(&self.q.filter, from, to, &mut self.rows)?;
+            if self.rows.is_empty() {
+                continue;
+            }
+            self.times.clear();
+            let times = block.times()?;
+            times.range(0..block.rows(), &mut self.times);
+            let rows = std::mem::take(&mut self.rows);
+            for &row in &rows {
+                self.count(rank, self.times[row as usize]);
+            }
+            self.rows = rows;
+        }
+        Ok(())
+    }
+
+    fn finish(self, wanted: &[Wanted]) -> Vec<StreamCounts> {
+        let mut answer = vec![];
+        for (w, mut counts) in wanted.iter().zip(self.counts) {
+            let mut total = 0;
+            for c in &mut counts {
+                total += *c;
+                *c = total;
+            }
+            if total > 0 {
+                answer.push(StreamCounts {
+                    labels: w.labels.clone(),
+                    owner: w.owner,
+                    slot: w.slot,
+                    counts,
+                });
+            }
+        }
+        answer
     }
 }

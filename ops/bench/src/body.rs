@@ -16,6 +16,9 @@ pub enum Protocol {
     Grpc,
     /// Prometheus remote write 1.0: snappy over HTTP.
     RemoteWrite,
+    /// hindcast.v1.Ingest/WriteStream with series named once per stream: `--interned`.
+    #[value(skip)]
+    GrpcInterned,
 }
 
 /// Remote write's messages, field numbers as its specification gives them.
@@ -63,21 +66,23 @@ pub enum BodyError {
 pub struct Template {
     protocol: Protocol,
     bytes: Vec<u8>,
-    /// Where each series ends; its sample's time and value are the last bytes before.
+    /// Where each series ends; its sample's time and value are the last bytes before. Interned, where each value does.
     ends: Vec<usize>,
+    /// What names the series on a new stream; empty for protocols that say the labels each time.
+    definitions: Bytes,
 }
 
 impl Template {
-    pub fn new(protocol: Protocol, series: &[LabelPairs]) -> Result<Self, BodyError> {
+    /// `first_ref`: the reference of the first series, where there are references.
+    pub fn new(protocol: Protocol, series: &[LabelPairs], first_ref: u32) -> Result<Self, BodyError> {
+        if protocol == Protocol::GrpcInterned {
+            return Self::interned(series, first_ref);
+        }
         let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(series.len()));
         for labels in series {
-            let message = match protocol {
-                Protocol::Grpc => own(labels),
-                Protocol::RemoteWrite => foreign(labels),
-            };
-            let number = match protocol {
-                Protocol::Grpc => 4,
-                Protocol::RemoteWrite => 1,
+            let (number, message) = match protocol {
+                Protocol::RemoteWrite => (1, foreign(labels)),
+                _ => (4, own(labels)),
             };
             prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, &mut bytes);
             prost::encoding::encode_varint(message.len() as u64, &mut bytes);
@@ -85,9 +90,9 @@ impl Template {
             ends.push(bytes.len());
         }
         let max = match protocol {
-            // Not compressed: what is decoded is what came over the wire. Room for the writer's name.
-            Protocol::Grpc => REQUEST_WIRE_BYTES_MAX - 1024,
             Protocol::RemoteWrite => REQUEST_DECODED_BYTES_MAX,
+            // Not compressed: what is decoded is what came over the wire. Room for the writer's name.
+            _ => REQUEST_WIRE_BYTES_MAX - 1024,
         };
         if bytes.len() > max {
             return Err(BodyError::TooLarge {
@@ -95,7 +100,51 @@ impl Template {
                 max,
             });
         }
-        Ok(Self { protocol, bytes, ends })
+        Ok(Self {
+            protocol,
+            bytes,
+            ends,
+            definitions: Bytes::new(),
+        })
+    }
+
+    /// One row: a time, one run of references, a value for each.
+    fn interned(series: &[LabelPairs], first_ref: u32) -> Result<Self, BodyError> {
+        let reference = |(labels, n): (&LabelPairs, u32)| v1::SeriesRef {
+            labels: labels.iter().map(label).collect(),
+            r#ref: n,
+        };
+        let definitions = v1::WriteRequest {
+            definitions: series.iter().zip(first_ref..).map(reference).collect(),
+            ..v1::WriteRequest::default()
+        };
+        let rows = v1::Rows {
+            at_ms: vec![AT_MS_MIN],
+            runs: vec![first_ref, series.len() as u32],
+            // The last field, so that the values are the last bytes.
+            values: vec![1.0; series.len()],
+        };
+        let row = v1::WriteRequest {
+            rows: vec![rows],
+            ..v1::WriteRequest::default()
+        };
+        let (definitions, bytes) = (Bytes::from(definitions.encode_to_vec()), row.encode_to_vec());
+        let (both, max) = (definitions.len() + bytes.len(), REQUEST_WIRE_BYTES_MAX - 1024);
+        if both > max {
+            return Err(BodyError::TooLarge { bytes: both, max });
+        }
+        let values_at = bytes.len() - 8 * series.len();
+        Ok(Self {
+            protocol: Protocol::GrpcInterned,
+            ends: (1..=series.len()).map(|n| values_at + 8 * n).collect(),
+            bytes,
+            definitions,
+        })
+    }
+
+    /// What a new stream is to be told before the first body, or with it.
+    pub fn definitions(&self) -> &Bytes {
+        &self.definitions
     }
 
     pub fn samples(&self) -> usize {
@@ -122,14 +171,21 @@ impl Template {
         if !(AT_MS_MIN..AT_MS_END).contains(&at_ms) {
             return Err(BodyError::Time { at_ms });
         }
+        if self.protocol == Protocol::GrpcInterned {
+            // `at_ms` stands before the runs: a tag, a length, eight bytes, and then those.
+            let at = self.row_time_at();
+            self.bytes[at..at + 8].copy_from_slice(&at_ms.to_le_bytes());
+        }
         let mut given = 0;
         for (end, value) in self.ends.iter().zip(values) {
             given += 1;
             let (at, tail) = match self.protocol {
                 Protocol::Grpc => (end - 17, end - 8),
                 Protocol::RemoteWrite => (end - 6, end - 15),
+                Protocol::GrpcInterned => (0, end - 8),
             };
             match self.protocol {
+                Protocol::GrpcInterned => {}
                 Protocol::Grpc => self.bytes[at..at + 8].copy_from_slice(&at_ms.to_le_bytes()),
                 Protocol::RemoteWrite => self.bytes[at..at + 6].copy_from_slice(&varint_6(at_ms)),
             }
@@ -137,7 +193,7 @@ impl Template {
         }
         assert_eq!(given, self.ends.len(), "one value for each series");
         match self.protocol {
-            Protocol::Grpc => {
+            Protocol::Grpc | Protocol::GrpcInterned => {
                 let head = v1::WriteRequest {
                     writer: writer.to_owned(),
                     seq,
@@ -162,12 +218,25 @@ impl Template {
     }
 }
 
-/// With a sample that has all its bytes: protobuf leaves zeros out.
-fn own(labels: &LabelPairs) -> Vec<u8> {
-    let label = |(name, value): &(String, String)| v1::Label {
+impl Template {
+    /// Where the row's time lies: the body is `rows`, and begins with `at_ms`.
+    fn row_time_at(&self) -> usize {
+        let mut rest = &self.bytes[1..];
+        let before = self.bytes.len() - rest.len();
+        let len_bytes = prost::encoding::decode_varint(&mut rest).map_or(0, |_| self.bytes.len() - before - rest.len());
+        before + len_bytes + 2
+    }
+}
+
+fn label((name, value): &(String, String)) -> v1::Label {
+    v1::Label {
         name: name.as_str().into(),
         value: value.as_str().into(),
-    };
+    }
+}
+
+/// With a sample that has all its bytes: protobuf leaves zeros out.
+fn own(labels: &LabelPairs) -> Vec<u8> {
     let points = vec![v1::Point {
         at_ms: AT_MS_MIN,
         value: 1.0,
@@ -232,6 +301,7 @@ mod tests {
                 };
                 request.series.into_iter().map(series).collect()
             }
+            Protocol::GrpcInterned => unreachable!("read by its own test"),
             Protocol::RemoteWrite => {
                 let plain = snap::raw::Decoder::new().decompress_vec(&body).unwrap();
                 let series = |s: prometheus::TimeSeries| {
@@ -259,7 +329,7 @@ mod tests {
         ) {
             let protocol = if grpc { Protocol::Grpc } else { Protocol::RemoteWrite };
             let labels: Vec<LabelPairs> = series_of(1, 2, 7).into_iter().map(|s| s.labels).collect();
-            let mut template = Template::new(protocol, &labels).unwrap();
+            let mut template = Template::new(protocol, &labels, 0).unwrap();
             for (at_ms, bits) in sweeps {
                 let body = template.fill("w", 300, at_ms, bits.iter().map(|b| f64::from_bits(*b))).unwrap();
                 let want: Vec<_> = labels.iter().zip(&bits).map(|(l, b)| (l.clone(), at_ms, *b)).collect();
@@ -269,13 +339,30 @@ mod tests {
     }
 
     #[test]
+    fn interned_bodies_name_their_series_once() {
+        let labels: Vec<LabelPairs> = series_of(1, 2, 300).into_iter().map(|s| s.labels).collect();
+        let mut template = Template::new(Protocol::GrpcInterned, &labels, 700).unwrap();
+        let said = v1::WriteRequest::decode(template.definitions().clone()).unwrap();
+        assert_eq!((said.definitions.len(), said.definitions[299].r#ref), (300, 999));
+        for at_ms in [AT_MS_MIN, AT_MS_END - 1] {
+            let body = template.fill("w", 3, at_ms, (0..300).map(f64::from)).unwrap();
+            let rows = v1::WriteRequest::decode(body).unwrap().rows;
+            assert_eq!(
+                (rows[0].at_ms.as_slice(), rows[0].runs.as_slice()),
+                (&[at_ms][..], &[700, 300][..])
+            );
+            assert!(rows[0].values.iter().copied().eq((0..300).map(f64::from)));
+        }
+    }
+
+    #[test]
     fn what_a_server_would_refuse_is_not_sent() {
         let labels: Vec<LabelPairs> = series_of(1, 2, 40_000).into_iter().map(|s| s.labels).collect();
         assert!(matches!(
-            Template::new(Protocol::Grpc, &labels),
+            Template::new(Protocol::Grpc, &labels, 0),
             Err(BodyError::TooLarge { .. })
         ));
-        let mut one = Template::new(Protocol::Grpc, &labels[..1]).unwrap();
+        let mut one = Template::new(Protocol::Grpc, &labels[..1], 0).unwrap();
         let early = one.fill("w", 1, AT_MS_MIN - 1, std::iter::once(0.0));
         assert!(matches!(early, Err(BodyError::Time { .. })));
     }

@@ -42,6 +42,9 @@ pub struct IngestArgs {
     pub endpoint: Vec<String>,
     #[arg(long, value_enum, default_value = "grpc")]
     pub protocol: Protocol,
+    /// Over gRPC: name each series once per stream, then send only values.
+    #[arg(long)]
+    pub interned: bool,
     #[arg(long, env = "HINDCAST_TENANT", default_value = "default")]
     pub tenant: String,
     #[arg(long, default_value_t = 4)]
@@ -77,7 +80,19 @@ pub struct IngestArgs {
 
 impl IngestArgs {
     /// What cannot be run, in the words of the command line.
+    /// How bodies are written and sent.
+    pub fn wire(&self) -> Protocol {
+        if self.interned {
+            Protocol::GrpcInterned
+        } else {
+            self.protocol
+        }
+    }
+
     pub fn check(&self) -> Result<(), String> {
+        if self.interned && self.protocol != Protocol::Grpc {
+            return Err("--interned is a form of --protocol grpc".to_owned());
+        }
         for (name, value) in [
             ("writers", self.writers),
             ("hosts", self.hosts),

@@ -182,17 +182,17 @@ impl IngestState {
 
     async fn remote_write(&self, tenant: &TenantId, body: &Bytes) -> Result<Taken, IngestError> {
         let limits = self.limits(tenant);
-        let read = |naming| {
-            self.with_buffer(|buffer| remote_write::adapt(tenant, body, &limits, &self.books(naming), buffer))
-        };
+        let read =
+            |naming| self.with_buffer(|buffer| remote_write::adapt(tenant, body, &limits, &self.books(naming), buffer));
         self.take_laid(Protocol::RemoteWrite, read(Naming::Known), || read(Naming::Defined))
             .await
     }
 
     async fn loki_protobuf(&self, tenant: &TenantId, body: &Bytes) -> Result<Taken, IngestError> {
         let limits = self.limits(tenant);
-        let read =
-            |naming| self.with_buffer(|buffer| loki::adapt_protobuf(tenant, body, &limits, &self.books(naming), buffer));
+        let read = |naming| {
+            self.with_buffer(|buffer| loki::adapt_protobuf(tenant, body, &limits, &self.books(naming), buffer))
+        };
         self.take_laid(Protocol::Loki, read(Naming::Known), || read(Naming::Defined))
             .await
     }

@@ -1,11 +1,14 @@
 //! Real servers on loopback over a sink that records: what a sender sees, and what the sink got.
 
 use super::*;
-use crate::write::{BatchSink, WriteError, Written};
+use crate::entry::{TEXT_BYTES_MAX, decode_part, encode_part};
+use crate::write::{BatchSink, Redo, WriteError, Written};
 use expect_test::{Expect, expect};
 use hindcast_env::SimClock;
+use hindcast_ingest::Ids;
 use hindcast_ingest::decompress::Encoding;
-use hindcast_model::{Batch, ShardId};
+use hindcast_ingest::intake::{Definition, Numbers};
+use hindcast_model::{Batch, Labels, Owner, ShardId, Slot};
 use hindcast_proto::v1;
 use hindcast_proto::v1::ingest_client::IngestClient;
 use http_body_util::{BodyExt, Full};
@@ -14,31 +17,115 @@ use hyper_util::rt::TokioExecutor;
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_client::LogsServiceClient;
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
 use prost::Message;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tonic::Code;
 
 const NOW_SECS: i64 = 1_700_000_000;
 
-/// Remembers batches; answers the next error of its list, if any.
+/// One shard that remembers what its entries hold, and gives ids; answers the next error of its list, if any.
 #[derive(Default)]
 struct Recorder {
     batches: Mutex<Vec<Batch>>,
     fails: Mutex<Vec<WriteError>>,
+    shard: Shard,
+}
+
+#[derive(Default)]
+struct Shard {
+    /// By id.
+    names: Mutex<Vec<(TenantId, Definition)>>,
+    epoch: AtomicU64,
+    stale: AtomicU64,
+}
+
+impl Ids for Shard {
+    fn shard_of(&self, _: Slot, _: TimestampNs) -> ShardId {
+        ShardId(1)
+    }
+    fn is_timeless(&self) -> bool {
+        true
+    }
+    fn epoch(&self, _: ShardId) -> u64 {
+        0
+    }
+    fn ids(
+        &self,
+        _: ShardId,
+        tenant: &TenantId,
+        streams: bool,
+        wanted: &[(&Labels, &Owner)],
+    ) -> (u64, Vec<Option<u32>>) {
+        let names = self.names.lock();
+        let find = |(labels, owner): &(&Labels, &Owner)| {
+            let is = |(t, d): &(TenantId, Definition)| {
+                t == tenant && d.streams == streams && d.labels == **labels && d.owner == **owner
+            };
+            names.iter().position(is).map(|at| at as u32)
+        };
+        (0, wanted.iter().map(find).collect())
+    }
+}
+
+impl Shard {
+    /// Applies one part; `None`: its ids do not hold.
+    fn apply(&self, bytes: &[u8]) -> Option<Batch> {
+        let part = decode_part(bytes, &mut TEXT_BYTES_MAX.clone()).unwrap();
+        if part.has_ids() && part.epoch != self.epoch.load(Ordering::SeqCst) {
+            self.stale.fetch_add(1, Ordering::SeqCst);
+            return None;
+        }
+        let mut names = self.names.lock();
+        for d in &part.definitions {
+            let name = (part.tenant.clone(), d.clone());
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        // Read with all names of the shard as its definitions.
+        let mut whole = part.clone();
+        let first = whole.definitions.len() as u32;
+        whole.definitions.extend(names.iter().map(|(_, d)| d.clone()));
+        for g in whole.groups.iter_mut().filter(|g| g.numbers == Numbers::Ids) {
+            g.runs.iter_mut().for_each(|r| r.first += first);
+        }
+        for s in whole.streams.iter_mut().filter(|s| s.numbers == Numbers::Ids) {
+            s.number += first;
+        }
+        Some(crate::entry::tests::batch_of(&whole))
+    }
 }
 
 #[async_trait::async_trait]
 impl BatchSink for Recorder {
     async fn write(&self, batch: Batch) -> Result<Written, WriteError> {
+        let intake = Intake::of_batch(&batch, &self.shard, Naming::Known);
+        self.write_intake(intake, &|| Intake::of_batch(&batch, &self.shard, Naming::Defined))
+            .await
+    }
+
+    fn ids(&self) -> &dyn Ids {
+        &self.shard
+    }
+
+    async fn write_intake(&self, intake: Intake, redo: Redo<'_>) -> Result<Written, WriteError> {
         if let Some(why) = self.fails.lock().pop() {
             return Err(why);
         }
         // Later batches of a stream are done sooner; answers must still come in order.
         let held = self.batches.lock().len() as u64;
         tokio::time::sleep(std::time::Duration::from_millis(20_u64.saturating_sub(held))).await;
+        let encode = |intake: &Intake| encode_part(intake, &intake.shares[0]);
+        let batch = self
+            .shard
+            .apply(&encode(&intake))
+            .or_else(|| self.shard.apply(&encode(&redo())));
+        let batch = batch.expect("with definitions it holds anywhere");
         let written = Written {
             samples: batch.samples(),
             lines: batch.lines(),
             duplicate: false,
         };
+        assert_eq!((written.samples, written.lines), (intake.samples, intake.lines));
         self.batches.lock().push(batch);
         Ok(written)
     }
@@ -207,6 +294,89 @@ async fn a_stream_answers_each_batch_in_order_also_the_refused_ones() {
         .collect();
     assert_eq!(got, want);
     assert_eq!(served.recorder.batches.lock().len(), 99);
+}
+
+/// Definitions with the first request of a stream, rows of references with all of them.
+fn interned(seq: u64) -> v1::WriteRequest {
+    let define = |n: u32| v1::SeriesRef {
+        labels: series(&format!("m{n}"), &[]).labels,
+        r#ref: n,
+    };
+    let at = |row: i64| (NOW_SECS + row) * 1000 + seq as i64;
+    v1::WriteRequest {
+        definitions: if seq == 1 { (0..3).map(define).collect() } else { vec![] },
+        rows: vec![v1::Rows {
+            at_ms: vec![at(0), at(1)],
+            runs: vec![0, 3],
+            values: vec![0.0, 1.0, 2.0, 10.0, 11.0, 12.0],
+        }],
+        ..write_request(seq, vec![])
+    }
+}
+
+#[tokio::test]
+async fn references_hold_for_the_stream_that_gave_them() {
+    let served = serve().await;
+    let requests = futures::stream::iter((1..=3).map(interned));
+    let answers = served.ingest().await.write_stream(requests).await.unwrap().into_inner();
+    let answers: Vec<_> = futures::StreamExt::collect(answers).await;
+    for (answer, seq) in answers.into_iter().zip(1..) {
+        let answer = answer.unwrap();
+        assert_eq!((answer.seq, answer.samples, answer.status), (seq, 6, 0), "{answer:?}");
+    }
+    let stored = served.stored();
+    assert_eq!(stored.lines().count(), 9, "{stored}");
+    assert!(
+        stored.contains("m2{job=\"j\"} = 2@1700000000.003 12@1700000001.003"),
+        "{stored}"
+    );
+    let unary = served.ingest().await.write(interned(4)).await.unwrap_err();
+    assert_eq!(unary.code(), Code::InvalidArgument);
+    assert!(
+        unary.message().contains("series reference 0 was not defined"),
+        "{unary}"
+    );
+}
+
+/// The replica that a request was laid out by is of another epoch than the shard that applies it.
+#[tokio::test]
+async fn what_a_shard_finds_stale_comes_again_with_definitions_and_is_stored_once() {
+    let served = serve().await;
+    assert_eq!(remote_write(&served, &remote_body()).await.0, 204);
+    served.recorder.shard.epoch.store(1, Ordering::SeqCst);
+    assert_eq!(remote_write(&served, &remote_body()).await.0, 204);
+    let requests = futures::stream::iter((1..=2).map(interned));
+    let answers = served.ingest().await.write_stream(requests).await.unwrap().into_inner();
+    let answers: Vec<_> = futures::StreamExt::collect(answers).await;
+    assert!(answers.iter().all(|a| a.as_ref().is_ok_and(|a| a.samples == 6)));
+    assert!(served.recorder.shard.stale.load(Ordering::SeqCst) >= 1);
+    assert_eq!(served.stored().lines().count(), 2 + 6);
+}
+
+/// Senders of the same series at once, none of which knows what the others taught.
+#[tokio::test]
+async fn concurrent_writers_of_the_same_series_lose_and_double_nothing() {
+    let served = serve().await;
+    let write = |n: i64| {
+        let bodies = (0..4).map(move |i| {
+            let name = format!("m{i}");
+            remote_series(&[("__name__", name.as_str()), ("job", "j")], NOW_SECS - n)
+        });
+        let body = bodies.collect::<Vec<_>>().concat();
+        let served = &served;
+        async move { remote_write(served, &body).await.0 }
+    };
+    for round in 0..3 {
+        let codes = futures::future::join_all((0..12).map(|n| write(round * 12 + n))).await;
+        assert!(codes.iter().all(|c| *c == 204), "{codes:?}");
+    }
+    let stored = served.stored();
+    let mut lines: Vec<&str> = stored.lines().collect();
+    lines.sort_unstable();
+    lines.dedup();
+    assert_eq!(lines.len(), 4 * 36, "each sample once, each of its series");
+    assert_eq!(stored.lines().count(), 4 * 36);
+    assert_eq!(served.recorder.shard.names.lock().len(), 4);
 }
 
 #[tokio::test]
@@ -461,6 +631,7 @@ async fn otlp_over_http_and_grpc_is_stored_alike_and_reports_partial_success() {
     expect![[r#"
         requests_total{instance="web-1", job="shop"} = 0@1699999990.000 5@1700000000.000
         requests_total{instance="web-1", job="shop"} = 7@1700000001.000
+        target_info{host_name="web-1", instance="web-1", job="shop"} = 1@1700000001.000
         latency_milliseconds_bucket{instance="web-1", job="shop", le="5"} = 1@1700000000.000
         latency_milliseconds_bucket{instance="web-1", job="shop", le="+Inf"} = 3@1700000000.000
         latency_milliseconds_sum{instance="web-1", job="shop"} = 12@1700000000.000
@@ -471,7 +642,6 @@ async fn otlp_over_http_and_grpc_is_stored_alike_and_reports_partial_success() {
         sizes_bytes_bucket{instance="web-1", job="shop", le="+Inf"} = 3@1700000000.000
         sizes_bytes_sum{instance="web-1", job="shop"} = 10@1700000000.000
         sizes_bytes_count{instance="web-1", job="shop"} = 3@1700000000.000
-        target_info{host_name="web-1", instance="web-1", job="shop"} = 1@1700000001.000
     "#]]
     .assert_eq(&over_http);
     let batch = served.recorder.batches.lock()[0].clone();

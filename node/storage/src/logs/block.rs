@@ -880,6 +880,10 @@ impl Block {
         unframe(&stored, piece).map_err(|why| self.source.damage(section, why))
     }
 
+    pub(crate) fn bad_metadata(&self, why: Bad) -> ReadError {
+        self.damage(Section::Metadata, why)
+    }
+
     pub(super) fn damage(&self, section: Section, why: Bad) -> ReadError {
         self.source.damage(section, why)
     }

@@ -20,5 +20,5 @@ pub use crate::container::{FileKind, FileRef, Head};
 pub use crate::retention::Policy;
 pub use block::{Block, BlockEncoder, BlockInfo, LineBuf};
 pub use search::{BadFilter, Filter};
-pub use segment::{Segment, Tier, Writer};
+pub use segment::{BLOCK_ROWS_MAX, Segment, Tier, Writer};
 pub use times::Times;

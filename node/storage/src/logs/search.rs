@@ -75,6 +75,16 @@ impl std::fmt::Debug for Test {
 }
 
 impl Filter {
+    /// All lines.
+    pub const fn all() -> Self {
+        Self::And(vec![])
+    }
+
+    /// Whether it takes all lines without looking at them.
+    pub fn is_all(&self) -> bool {
+        matches!(self, Self::And(all) if all.iter().all(Self::is_all))
+    }
+
     /// Lines that hold these bytes.
     pub fn contains(needle: &[u8]) -> Self {
         let probe = Probe::new(needle);

@@ -51,7 +51,7 @@ impl Tier {
 }
 
 /// Lines of one block, however short; far below what the format allows.
-const BLOCK_ROWS_MAX: usize = 1 << 17;
+pub const BLOCK_ROWS_MAX: usize = 1 << 17;
 
 /// Writes one file, stream by stream.
 pub struct Writer {
@@ -79,10 +79,17 @@ impl Writer {
         })
     }
 
-    /// All lines of a stream, ascending by time. Streams come by ascending id.
+    /// Lines of a stream, ascending by time. Streams come by ascending id; one may come in several calls in a row.
     pub fn stream<'a>(&mut self, id: u32, lines: impl Iterator<Item = RawLine<'a>>) -> Result<(), DiskError> {
-        assert!(self.blocks.last().is_none_or(|(last, ..)| *last < id), "streams ascend");
         let mut lines = lines.peekable();
+        let follows = |(last, _, info): &(u32, u64, BlockInfo)| {
+            let in_order = lines.peek().is_none_or(|l| info.last <= l.at);
+            *last < id || (*last == id && in_order)
+        };
+        assert!(
+            self.blocks.last().is_none_or(follows),
+            "streams ascend, and so do their lines"
+        );
         while lines.peek().is_some() {
             let (mut room, mut rows) = (self.tier.block_bytes(), 0);
             let fitting = std::iter::from_fn(|| {

@@ -49,6 +49,9 @@ struct Writer {
 }
 
 struct Filled {
+    /// Which lot it is of, and what names that lot's series on a stream.
+    lot: usize,
+    definitions: Bytes,
     body: Bytes,
     samples: u64,
     at_ms: i64,
@@ -75,6 +78,8 @@ impl Writer {
         let at_ms = self.start_ms + self.interval_ms * i64::try_from(n / lots)?;
         let body = lot.template.fill(&self.name, n as u64 + 1, at_ms, lot.values.sweep())?;
         Ok(Filled {
+            lot: n % lots,
+            definitions: lot.template.definitions().clone(),
             body,
             samples: lot.template.samples() as u64,
             at_ms,
@@ -94,7 +99,9 @@ impl Writer {
             }
             let filling = tokio::spawn(writer.filled(n));
             let begun = Instant::now();
-            let sent = sender.send(&next.body, next.samples).await;
+            let sent = sender
+                .send(&next.body, (next.lot, &next.definitions), next.samples)
+                .await;
             let took = begun.elapsed();
             let sent = sent.inspect_err(|_| shared.failed.store(true, Ordering::Relaxed))?;
             note(&mut tally, &shared, &next, sent, took);
@@ -145,8 +152,10 @@ fn writers(args: &IngestArgs, start_ms: i64) -> anyhow::Result<Vec<Writer>> {
             .flat_map(|host| series_of(args.seed, host, args.series_per_host))
             .map(|s| (s.labels, s.motion))
             .unzip();
+        let of_writer = &writers[n % args.writers].lots;
+        let first_ref = of_writer.iter().map(|l| l.template.samples() as u32).sum();
         let lot = Lot {
-            template: Template::new(args.protocol, &labels)?,
+            template: Template::new(args.wire(), &labels, first_ref)?,
             values: Values::new(args.seed, n as u64, motions.into_iter()),
         };
         writers[n % args.writers].lots.push(lot);
@@ -197,7 +206,7 @@ pub async fn run(args: IngestArgs) -> anyhow::Result<ExitCode> {
         .max()
         .unwrap_or(0);
     let senders = (0..args.writers)
-        .map(|n| Sender::new(args.protocol, &args.endpoint, &args.tenant, n))
+        .map(|n| Sender::new(args.wire(), &args.endpoint, &args.tenant, n))
         .collect::<Result<Vec<_>, _>>()?;
 
     let before = usages(&args)?;
@@ -242,7 +251,7 @@ pub async fn run(args: IngestArgs) -> anyhow::Result<ExitCode> {
         .map(|(pid, (a, b))| server(*pid, a, b))
         .collect();
     let shape = Shape {
-        protocol: args.protocol,
+        protocol: args.wire(),
         endpoints: args.endpoint.len(),
         writers: args.writers,
         series: args.hosts * args.series_per_host,

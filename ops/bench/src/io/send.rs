@@ -5,21 +5,25 @@ use crate::body::Protocol;
 use crate::outcome::{Outcome, UNCONFIRMED_SPAN_MAX, attempt, of_grpc_code, of_http_status};
 use anyhow::{Context, bail};
 use bytes::{Buf, BufMut, Bytes};
+use futures::Stream;
 use hindcast_proto::edge::TENANT_KEY;
 use hindcast_proto::v1;
 use hyper::Uri;
 use prost::Message;
+use std::collections::BTreeSet;
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
+use tonic::{Request, Status, Streaming};
 
 /// Longer than an election.
 const ANSWER_SPAN_MAX: Duration = Duration::from_secs(10);
 const CONNECT_SPAN_MAX: Duration = Duration::from_secs(2);
 const WRITE: &str = "/hindcast.v1.Ingest/Write";
+const WRITE_STREAM: &str = "/hindcast.v1.Ingest/WriteStream";
 
 /// Bytes as they are on the way out, an answer on the way in.
 #[derive(Default)]
@@ -59,8 +63,16 @@ impl Decoder for AsEncoded {
     }
 }
 
+/// A call that stays open: bodies go out one after another, and it knows which lots' series were named on it.
+struct Open {
+    bodies: mpsc::Sender<Bytes>,
+    answers: Streaming<v1::WriteResponse>,
+    named: BTreeSet<usize>,
+}
+
 enum Line {
     Grpc(Channel),
+    Stream(Channel, Option<Open>),
     Http(Box<(Http, Uri)>),
 }
 
@@ -88,12 +100,16 @@ impl Sender {
         let line = |url: &String| {
             anyhow::Ok(match protocol {
                 Protocol::RemoteWrite => Line::Http(Box::new((Http::new(), uri(url, "/api/v1/write")?))),
-                Protocol::Grpc => {
+                Protocol::Grpc | Protocol::GrpcInterned => {
                     uri(url, "/")?;
                     let endpoint = Endpoint::from_shared(url.clone())?
                         .connect_timeout(CONNECT_SPAN_MAX)
                         .tcp_nodelay(true);
-                    Line::Grpc(endpoint.connect_lazy())
+                    let channel = endpoint.connect_lazy();
+                    match protocol {
+                        Protocol::GrpcInterned => Line::Stream(channel, None),
+                        _ => Line::Grpc(channel),
+                    }
                 }
             })
         };
@@ -106,18 +122,25 @@ impl Sender {
     }
 
     /// Until it is confirmed or refused; an error when nobody confirms it in time.
-    pub async fn send(&mut self, body: &Bytes, samples: u64) -> anyhow::Result<Sent> {
+    /// `definitions` are those of a lot, by its number: said before the body to a stream that does not know them.
+    pub async fn send(&mut self, body: &Bytes, definitions: (usize, &Bytes), samples: u64) -> anyhow::Result<Sent> {
         let begun = tokio::time::Instant::now();
         for n in 0.. {
             let (endpoint, pause) = attempt(self.first, self.lines.len(), n);
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
             }
-            let once = self.once(endpoint, body.clone(), samples);
+            let once = self.once(endpoint, body.clone(), definitions, samples);
             let outcome = match tokio::time::timeout(ANSWER_SPAN_MAX, once).await {
                 Ok(outcome) => outcome?,
                 Err(_) => Outcome::Again(format!("no answer in {ANSWER_SPAN_MAX:?}")),
             };
+            if matches!(outcome, Outcome::Again(_))
+                && let Line::Stream(_, open) = &mut self.lines[endpoint]
+            {
+                // What was named there may be lost with it.
+                *open = None;
+            }
             let retries = u64::from(n);
             match outcome {
                 Outcome::Acked { samples, refused } => {
@@ -148,8 +171,41 @@ impl Sender {
     }
 
     /// Errors are of this program only; whatever a server or the network does is an outcome.
-    async fn once(&self, endpoint: usize, body: Bytes, samples: u64) -> anyhow::Result<Outcome> {
-        match &self.lines[endpoint] {
+    async fn once(
+        &mut self,
+        endpoint: usize,
+        body: Bytes,
+        (lot, definitions): (usize, &Bytes),
+        samples: u64,
+    ) -> anyhow::Result<Outcome> {
+        match &mut self.lines[endpoint] {
+            Line::Stream(channel, open) => {
+                if open.is_none() {
+                    match opened(channel.clone(), self.tenant.parse()?).await {
+                        Ok(new) => *open = Some(new),
+                        Err(status) => return Ok(of_grpc_code(status.code() as i32, status.message())),
+                    }
+                }
+                let Some(open) = open else {
+                    bail!("a stream was opened just now");
+                };
+                let first = open.named.insert(lot);
+                // Messages of protobuf that follow each other are one message.
+                let whole = if first {
+                    [&definitions[..], &body[..]].concat().into()
+                } else {
+                    body
+                };
+                if open.bodies.send(whole).await.is_err() {
+                    return Ok(Outcome::Again("the stream was closed".to_owned()));
+                }
+                Ok(match open.answers.message().await {
+                    Ok(Some(answer)) if answer.status == 0 => confirmed(answer, samples),
+                    Ok(Some(answer)) => of_grpc_code(answer.status, &answer.message),
+                    Ok(None) => Outcome::Again("the stream ended".to_owned()),
+                    Err(status) => of_grpc_code(status.code() as i32, status.message()),
+                })
+            }
             Line::Grpc(channel) => {
                 let mut grpc = tonic::client::Grpc::new(channel.clone());
                 if let Err(e) = grpc.ready().await {
@@ -178,6 +234,26 @@ impl Sender {
             }
         }
     }
+}
+
+async fn opened(channel: Channel, tenant: AsciiMetadataValue) -> Result<Open, Status> {
+    let mut grpc = tonic::client::Grpc::new(channel);
+    grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
+    let (bodies, outgoing) = mpsc::channel(1);
+    let mut request = Request::new(futures_of(outgoing));
+    request.metadata_mut().insert(TENANT_KEY, tenant);
+    let answers = grpc
+        .streaming(request, PathAndQuery::from_static(WRITE_STREAM), AsEncoded)
+        .await?;
+    Ok(Open {
+        bodies,
+        answers: answers.into_inner(),
+        named: BTreeSet::new(),
+    })
+}
+
+fn futures_of(bodies: mpsc::Receiver<Bytes>) -> impl Stream<Item = Bytes> + Send {
+    futures::stream::unfold(bodies, |mut bodies| async { Some((bodies.recv().await?, bodies)) })
 }
 
 fn confirmed(answer: v1::WriteResponse, samples: u64) -> Outcome {

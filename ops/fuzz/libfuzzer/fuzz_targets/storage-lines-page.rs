@@ -1,5 +1,0 @@
-//! The target `storage-lines-page` under libFuzzer.
-
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| hindcast_fuzz::run("storage-lines-page", data));
