@@ -461,7 +461,7 @@ mod tests {
                     to,
                     as_of: None,
                     owners: None,
-                    contains: vec![],
+                    filter: hindcast_storage::logs::Filter::all(),
                     limit: None,
                     direction: Direction::Forward,
                 })

@@ -10,7 +10,7 @@ use crate::plan::{self, Plan, Planned, Source, SourceKind};
 use crate::shards::{Completeness, LabelsRequest, LinesRequest, SeriesRequest, Shards, ShardsError};
 use crate::value::{Answer, LogsValue, MatrixSeries, Value, VectorSample};
 use crate::{load, logs};
-use hindcast_logql::{LineFilter, LogSelector, Metric};
+use hindcast_logql::{LogSelector, Metric};
 use hindcast_model::{Class, Classify, Labels, Positions, ResourceId, SpanNs, TenantId, TimestampNs};
 use hindcast_promql::{AggregateOp, Expr, ParseError, ValueType};
 use hindcast_storage::read::Direction;
@@ -198,9 +198,6 @@ impl Engine {
             let message = format!("limit {} is more than {} lines", q.limit, self.limits.lines_max);
             return Err(QueryError::Parameter(message));
         }
-        let needles = selector.filters.iter().filter_map(LineFilter::needle);
-        // A limit can be pushed down only when the shards know all filters.
-        let exact = selector.filters.iter().all(|f| f.needle().is_some());
         let request = LinesRequest {
             tenant: q.tenant.clone(),
             matchers: selector.matchers.clone(),
@@ -208,8 +205,8 @@ impl Engine {
             to: TimestampNs(q.end.0.saturating_sub(1)),
             as_of: q.options.as_of.clone(),
             owners: q.options.owners.clone(),
-            contains: needles.map(str::to_owned).collect(),
-            limit: exact.then_some(q.limit),
+            filter: load::filter(&selector.filters)?,
+            limit: Some(q.limit),
             direction: q.direction,
         };
         let (streams, completeness) = if q.start < q.end {
@@ -218,7 +215,7 @@ impl Engine {
             (vec![], Completeness::default())
         };
         Ok(Answer {
-            value: LogsValue::Streams(logs::streams(streams, &selector.filters, q.limit, q.direction)),
+            value: LogsValue::Streams(logs::streams(streams, q.limit, q.direction)),
             completeness,
             warnings: vec![],
         })
@@ -398,16 +395,12 @@ impl Engine {
                     to,
                     as_of: options.as_of.clone(),
                     owners: options.owners.clone(),
-                    contains: filters
-                        .iter()
-                        .filter_map(LineFilter::needle)
-                        .map(str::to_owned)
-                        .collect(),
+                    filter: load::filter(filters)?,
                     limit: None,
                     direction: Direction::Forward,
                 };
                 let (streams, completeness) = self.shards.lines(request).await?;
-                let raws = load::lines(streams, filters, *bytes, options, self.limits.series_max)?;
+                let raws = load::lines(streams, *bytes, options, self.limits.series_max)?;
                 Ok((raws, completeness))
             }
         }

@@ -1,9 +1,10 @@
-//! What the shards gave, as the evaluator wants it.
+//! What the shards are asked for and what they gave, as the evaluator wants it.
 
 use crate::column::{Place, Raw};
 use crate::engine::{OWNER_LABEL, Options, QueryError};
-use hindcast_logql::LineFilter;
+use hindcast_logql::{FilterOp, LineFilter};
 use hindcast_model::{Labels, Owner};
+use hindcast_storage::logs::{BadFilter, Filter};
 use hindcast_storage::read::{SeriesData, StreamData};
 use std::collections::BTreeMap;
 
@@ -34,7 +35,6 @@ pub fn series(given: Vec<SeriesData>, options: &Options, series_max: usize) -> R
 /// Lines as samples: 1, or the length of the line in bytes.
 pub fn lines(
     given: Vec<StreamData>,
-    filters: &[LineFilter],
     bytes: bool,
     options: &Options,
     series_max: usize,
@@ -44,9 +44,10 @@ pub fn lines(
             slot: s.slot.0,
             fingerprint: s.labels.fingerprint(),
         };
-        let kept = s.lines.iter().filter(|l| passes(filters, &l.line));
         // Rounded up, so that a line is in `(a, b]` exactly when its millisecond is.
-        let (times, values) = kept
+        let (times, values) = s
+            .lines
+            .iter()
             .map(|l| {
                 (
                     l.at.0.div_euclid(1_000_000) + i64::from(l.at.0.rem_euclid(1_000_000) > 0),
@@ -70,12 +71,32 @@ pub fn lines(
     })
 }
 
-/// Whether a line passes all filters. What is not UTF-8 is seen with replacement characters.
-pub fn passes(filters: &[LineFilter], line: &[u8]) -> bool {
-    filters.is_empty() || {
-        let text = String::from_utf8_lossy(line);
-        filters.iter().all(|f| f.passes(&text))
+/// The filters of a selector as the one test that shards make of each line.
+///
+/// Lines are bytes and are tested as such: a text is held when its bytes are, and a regex's `.` or class takes one
+/// encoded character. Bytes that are not UTF-8 are no character: nothing but a gap between matches, never U+FFFD.
+pub fn filter(filters: &[LineFilter]) -> Result<Filter, QueryError> {
+    let mut all = vec![];
+    for f in filters {
+        let is_regex = matches!(f.op, FilterOp::Matches | FilterOp::Fails);
+        let test = |text: &String| match is_regex {
+            true => Filter::regex(text),
+            false => Ok(Filter::contains(text.as_bytes())),
+        };
+        let any = f.texts.iter().map(test).collect::<Result<Vec<Filter>, BadFilter>>();
+        // The parser has compiled it already, of text; of bytes it could still be too large.
+        let mut any = any.map_err(|e| QueryError::Execution(e.to_string()))?;
+        let any = if any.len() == 1 { any.remove(0) } else { Filter::Or(any) };
+        all.push(match f.op {
+            FilterOp::Contains | FilterOp::Matches => any,
+            FilterOp::Lacks | FilterOp::Fails => any.negated(),
+        });
     }
+    Ok(if all.len() == 1 {
+        all.remove(0)
+    } else {
+        Filter::And(all)
+    })
 }
 
 fn joined(
@@ -114,4 +135,53 @@ fn merge_by_time(low: &mut Raw, high: Raw) {
     let mut all: BTreeMap<i64, f64> = high.times.into_iter().zip(high.values).collect();
     all.extend(low.times.iter().copied().zip(low.values.iter().copied()));
     (low.times, low.values) = all.into_iter().unzip();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn passes(text: &str, line: &[u8]) -> bool {
+        let Ok(hindcast_logql::Expr::Lines(selector)) = hindcast_logql::parse(&format!("{{a=\"b\"}} {text}")) else {
+            panic!("{text}");
+        };
+        filter(&selector.filters).unwrap().is_match(line)
+    }
+
+    #[test]
+    fn filters_are_tests_of_bytes() {
+        let passing = |text: &str| ["ok", "error 7", "ERROR", ""].map(|l| u8::from(passes(text, l.as_bytes())));
+        assert_eq!(passing("|= `error`"), [0, 1, 0, 0]);
+        assert_eq!(passing("|= `error` or `ok`"), [1, 1, 0, 0]);
+        assert_eq!(passing("!= `error` or `ok`"), [0, 0, 1, 1]);
+        assert_eq!(passing("|~ `(?i)error` != `7`"), [0, 0, 1, 0]);
+        assert_eq!(passing("!~ `[0-9]$` or `^$`"), [1, 0, 1, 0]);
+        assert_eq!(passing("|= ``"), [1, 1, 1, 1]);
+        assert_eq!(passing(""), [1, 1, 1, 1]);
+        let broken = b"caf\xe9 ok";
+        assert!(passes("|= `ok`", broken) && passes("|~ `^caf`", broken));
+        assert!(!passes("|= `\u{fffd}`", broken) && !passes("|~ `caf.`", broken));
+        assert!(passes("|~ `caf.`", "café".as_bytes()));
+    }
+
+    proptest! {
+        #[test]
+        fn on_text_filters_are_those_of_the_language(
+            lines in prop::collection::vec("[ab é0]{0,6}", 1..8),
+            parts in prop::collection::vec((0usize..4, prop::collection::vec("[ab é0]{0,2}", 1..3)), 0..4),
+        ) {
+            let ops = [FilterOp::Contains, FilterOp::Lacks, FilterOp::Matches, FilterOp::Fails];
+            let filters: Vec<LineFilter> =
+                parts.iter().map(|(op, texts)| LineFilter::new(ops[*op], texts.clone()).unwrap()).collect();
+            let asked = filter(&filters).unwrap();
+            for line in &lines {
+                let naive = filters.iter().all(|f| {
+                    let held = f.texts.iter().any(|t| line.contains(t.as_str()));
+                    held == matches!(f.op, FilterOp::Contains | FilterOp::Matches)
+                });
+                prop_assert_eq!(asked.is_match(line.as_bytes()), naive, "{:?} {:?}", filters, line);
+            }
+        }
+    }
 }

@@ -1,19 +1,16 @@
-//! Log lines as an answer: filtered, limited over all streams, in the direction that was asked for.
+//! Log lines as an answer: limited over all streams, in the direction that was asked for.
 
-use crate::load::passes;
 use crate::value::LogStream;
-use hindcast_logql::LineFilter;
 use hindcast_model::{Labels, TimestampNs};
 use hindcast_storage::read::{Direction, StreamData};
 use std::collections::BTreeMap;
 
 /// Streams sorted by labels. Of equal times, the line that was committed first counts as the older one; between streams
 /// the order of labels decides, so that the same data always gives the same lines.
-pub fn streams(given: Vec<StreamData>, filters: &[LineFilter], limit: usize, direction: Direction) -> Vec<LogStream> {
+pub fn streams(given: Vec<StreamData>, limit: usize, direction: Direction) -> Vec<LogStream> {
     let mut by_labels: BTreeMap<Labels, Vec<_>> = BTreeMap::new();
     for s in given {
-        let kept = s.lines.into_iter().filter(|l| passes(filters, &l.line));
-        by_labels.entry(s.labels).or_default().extend(kept);
+        by_labels.entry(s.labels).or_default().extend(s.lines);
     }
     // Streams of equal labels with two owners: joined by time, stably.
     by_labels.values_mut().for_each(|lines| lines.sort_by_key(|l| l.at));

@@ -2,6 +2,7 @@
 //! `testing::OneShard` and the simulator are the other implementations.
 
 use hindcast_model::{Class, Classify, Labels, Matcher, Positions, ResourceId, TenantId, TimestampNs};
+use hindcast_storage::logs::Filter;
 use hindcast_storage::read::{Direction, SeriesData, StreamData};
 use std::collections::BTreeSet;
 
@@ -25,7 +26,8 @@ pub struct LinesRequest {
     pub to: TimestampNs,
     pub as_of: Option<Positions>,
     pub owners: Option<BTreeSet<ResourceId>>,
-    pub contains: Vec<String>,
+    /// Only lines that pass.
+    pub filter: Filter,
     /// Over all shards.
     pub limit: Option<usize>,
     pub direction: Direction,

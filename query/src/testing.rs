@@ -209,8 +209,7 @@ fn sample((at, value): (&TimestampNs, &f64)) -> Sample {
 }
 
 fn wanted(r: &LinesRequest, l: &LogLine) -> bool {
-    let text = String::from_utf8_lossy(&l.line);
-    r.from <= l.at && l.at <= r.to && r.contains.iter().all(|c| text.contains(c.as_str()))
+    r.from <= l.at && l.at <= r.to && r.filter.is_match(&l.line)
 }
 
 /// Keeps the newest or the oldest `limit` lines over all streams.

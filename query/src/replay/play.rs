@@ -21,6 +21,7 @@ use futures::Stream;
 use hindcast_model::{Domain, Kind, MatchOp, Matcher, ResourceId, TimestampNs};
 use hindcast_proto::history::{HISTORY_LABEL, HistoryKind};
 use hindcast_proto::topology::TOPOLOGY_LABEL;
+use hindcast_storage::logs::Filter;
 use hindcast_storage::read::Direction;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -318,7 +319,7 @@ fn lines(spec: &ReplaySpec, matchers: Vec<Matcher>, from: TimestampNs) -> LinesR
         to: spec.instant(spec.frames()),
         as_of: spec.as_of.positions().cloned(),
         owners: None,
-        contains: vec![],
+        filter: Filter::all(),
         limit: None,
         direction: Direction::Forward,
     }

@@ -196,7 +196,7 @@ impl Shards for LocalShards {
             to,
             as_of,
             owners,
-            contains,
+            filter,
             limit,
             direction,
         } = r;
@@ -208,7 +208,7 @@ impl Shards for LocalShards {
                 to,
                 as_of,
                 owners: owners.clone(),
-                contains: contains.clone(),
+                filter: filter.clone(),
                 limit,
                 direction,
             };
