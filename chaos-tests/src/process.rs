@@ -123,7 +123,11 @@ impl Cluster {
                 break;
             }
             if started.elapsed() > at_most {
-                bail!("node {} still runs after {at_most:?}\n{}", self.nodes[i].id, self.log_tail(i));
+                bail!(
+                    "node {} still runs after {at_most:?}\n{}",
+                    self.nodes[i].id,
+                    self.log_tail(i)
+                );
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

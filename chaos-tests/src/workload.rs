@@ -169,7 +169,11 @@ async fn read_samples(address: SocketAddr, writer: u64, base_ms: i64, items: Ran
     let points = answer.series.iter().flat_map(|s| &s.points);
     points
         .map(|p| {
-            ensure!(p.at_ms == base_ms + p.value as i64, "sample {} stands at another time", p.value);
+            ensure!(
+                p.at_ms == base_ms + p.value as i64,
+                "sample {} stands at another time",
+                p.value
+            );
             Ok(p.value as u64)
         })
         .collect()
@@ -207,7 +211,9 @@ async fn read_lines(address: SocketAddr, writer: u64, base_ms: i64, items: Range
 
 fn pieces(items: Range<u64>, step: u64) -> impl Iterator<Item = Range<u64>> {
     let end = items.end;
-    items.step_by(step as usize).map(move |from| from..(from + step).min(end))
+    items
+        .step_by(step as usize)
+        .map(move |from| from..(from + step).min(end))
 }
 
 /// I1 for one writer's batches on one node: each sample and each line exactly once. How many were read.

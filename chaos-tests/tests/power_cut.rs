@@ -58,7 +58,10 @@ fn arm(data: &Path, rng: &mut SeededRng) -> Result<()> {
 /// What the cut told, and the traces of a machine that went down.
 fn after_cut(data: &Path, rng: &mut SeededRng, sum: &mut Sum) -> Result<String> {
     let told = fs::read_to_string(data.join(DONE_FILE)).context("the node ended, but not by the cut")?;
-    let numbers: Vec<u64> = told.split_whitespace().filter_map(|w| w.trim_end_matches(',').parse().ok()).collect();
+    let numbers: Vec<u64> = told
+        .split_whitespace()
+        .filter_map(|w| w.trim_end_matches(',').parse().ok())
+        .collect();
     let [writes, _, names, ..] = numbers[..] else {
         anyhow::bail!("{told}");
     };
@@ -115,12 +118,26 @@ async fn run(name: &str, plan: Plan) -> Result<Sum> {
         let (stop, stopped) = watch::channel(false);
         let writers: Vec<_> = (1..)
             .zip(std::mem::take(&mut progress))
-            .map(|(w, p)| tokio::spawn(write(LOAD, w, base_ms, cluster.addresses(), p, u64::MAX, stopped.clone())))
+            .map(|(w, p)| {
+                tokio::spawn(write(
+                    LOAD,
+                    w,
+                    base_ms,
+                    cluster.addresses(),
+                    p,
+                    u64::MAX,
+                    stopped.clone(),
+                ))
+            })
             .collect();
         tokio::time::sleep(Duration::from_millis(300 + rng.below(1500))).await;
         let all = plan.nodes > 1 && rng.below(3) == 0;
         let first = rng.below(plan.nodes) as usize;
-        let victims: Vec<usize> = if all { (0..cluster.nodes.len()).collect() } else { vec![first] };
+        let victims: Vec<usize> = if all {
+            (0..cluster.nodes.len()).collect()
+        } else {
+            vec![first]
+        };
         for &victim in &victims {
             arm(&cluster.data_dir(victim), rng)?;
         }
@@ -132,7 +149,10 @@ async fn run(name: &str, plan: Plan) -> Result<Sum> {
         for &victim in &victims {
             cluster.spawn(victim)?;
         }
-        let up = cluster.wait_ready().await.with_context(|| format!("round {round}: {told:?}"))?;
+        let up = cluster
+            .wait_ready()
+            .await
+            .with_context(|| format!("round {round}: {told:?}"))?;
         tokio::time::sleep(Duration::from_millis(rng.below(500))).await;
         let _ = stop.send(true);
         for writer in writers {
@@ -168,13 +188,21 @@ async fn play(name: &str, plan: Plan) -> Sum {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_node_loses_nothing_that_it_acknowledged_when_its_power_is_cut() {
-    let plan = Plan { nodes: 1, rounds: 3, seed: 1 };
+    let plan = Plan {
+        nodes: 1,
+        rounds: 3,
+        seed: 1,
+    };
     assert_eq!(play("power-one", plan).await.cuts, 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_nodes_lose_nothing_that_they_acknowledged_when_their_power_is_cut() {
-    let plan = Plan { nodes: 3, rounds: 3, seed: 2 };
+    let plan = Plan {
+        nodes: 3,
+        rounds: 3,
+        seed: 2,
+    };
     assert!(play("power-three", plan).await.cuts >= 3);
 }
 
@@ -188,8 +216,15 @@ async fn power_cuts_in_a_loop() {
     let (rounds, seed) = (number("HINDCAST_ROUNDS", 20), number("HINDCAST_SEED", 7));
     let one = Plan { nodes: 1, rounds, seed };
     let sum = play("power-loop-one", one).await;
-    let three = Plan { nodes: 3, rounds, seed: seed + 1 };
+    let three = Plan {
+        nodes: 3,
+        rounds,
+        seed: seed + 1,
+    };
     let sums = [sum, play("power-loop-three", three).await];
     let lost: u64 = sums.iter().map(|s| s.writes + s.names).sum();
-    assert!(rounds < 5 || lost > 0, "a power cut that never loses anything shows nothing");
+    assert!(
+        rounds < 5 || lost > 0,
+        "a power cut that never loses anything shows nothing"
+    );
 }

@@ -73,7 +73,15 @@ async fn run(name: &str, plan: Plan) -> Result<()> {
     let writers: Vec<_> = (1..=plan.load.writers)
         .map(|w| {
             let start = Progress::default();
-            tokio::spawn(write(plan.load, w, base_ms, nodes.clone(), start, plan.batches, go_on.clone()))
+            tokio::spawn(write(
+                plan.load,
+                w,
+                base_ms,
+                nodes.clone(),
+                start,
+                plan.batches,
+                go_on.clone(),
+            ))
         })
         .collect();
     let waiting = tokio::spawn(async move {

@@ -121,7 +121,10 @@ pub fn hunt(
         if report.inputs.is_multiple_of(WATCH_EVERY)
             && let Some(what) = watch()
         {
-            report.add(&input, format!("one of the last {WATCH_EVERY} inputs, this being the last: {what}"));
+            report.add(
+                &input,
+                format!("one of the last {WATCH_EVERY} inputs, this being the last: {what}"),
+            );
             break;
         }
         if after.0 - started.0 > budget.span.0 {
@@ -265,7 +268,11 @@ mod tests {
             hunt(&target, &mut SeededRng::new(seed), &clock, budget(500), || None)
         });
         assert!(hunts[0].found > 0);
-        assert!(hunts[0].findings[0].what.contains("panic"), "{:?}", hunts[0].findings[0]);
+        assert!(
+            hunts[0].findings[0].what.contains("panic"),
+            "{:?}",
+            hunts[0].findings[0]
+        );
         assert_eq!(hunts[0].findings[0].input, hunts[1].findings[0].input);
         assert_eq!((hunts[0].inputs, hunts[0].found), (hunts[1].inputs, hunts[1].found));
     }
@@ -280,7 +287,9 @@ mod tests {
         let clock = SimClock::default();
         let report = hunt(&target, &mut SeededRng::new(1), &clock, budget(1000), || None);
         assert_eq!((report.inputs, report.found), (1000, 0));
-        let report = hunt(&target, &mut SeededRng::new(1), &clock, budget(1000), || Some("too much".into()));
+        let report = hunt(&target, &mut SeededRng::new(1), &clock, budget(1000), || {
+            Some("too much".into())
+        });
         assert_eq!((report.inputs, report.found), (256, 1));
     }
 

@@ -302,7 +302,8 @@ impl Disk for SimDisk {
         let mut s = self.0.lock();
         let gone: Vec<_> = s.names.keys().filter(|p| p.starts_with(&inside)).cloned().collect();
         s.names.retain(|p, _| !p.starts_with(&inside));
-        s.changes.add(parent(dir), gone.into_iter().map(|p| (p, None)).collect());
+        s.changes
+            .add(parent(dir), gone.into_iter().map(|p| (p, None)).collect());
         Ok(())
     }
     fn sync_dir(&self, dir: &str) -> DiskResult<()> {
@@ -366,7 +367,11 @@ mod tests {
             *(if disk.exists("d/a") { &mut back } else { &mut gone }) += 1;
             let b = disk.read("d/b").expect("the old one or the new one, never none");
             *(if b == &b"old"[..] { &mut old } else { &mut new }) += 1;
-            assert_eq!(disk.exists("d/b.tmp"), b == &b"old"[..], "a rename is not done in halves");
+            assert_eq!(
+                disk.exists("d/b.tmp"),
+                b == &b"old"[..],
+                "a rename is not done in halves"
+            );
         }
         assert!(back > 0 && gone > 0 && old > 0 && new > 0, "{back} {gone} {old} {new}");
     }

@@ -12,8 +12,8 @@ use hindcast_proto::v1;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
 use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
 use opentelemetry_proto::tonic::metrics::v1::{
-    ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Histogram, HistogramDataPoint, Metric,
-    NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum, metric, number_data_point,
+    ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint,
+    ResourceMetrics, ScopeMetrics, Sum, metric, number_data_point,
 };
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message;
@@ -201,7 +201,11 @@ fn remote_write_seeds() -> Vec<Vec<u8>> {
     let mut request = vec![];
     for i in 0..4 {
         let mut series = vec![];
-        for (name, value) in [("__name__", format!("up{i}")), ("instance", "a:1".into()), ("job", "j".into())] {
+        for (name, value) in [
+            ("__name__", format!("up{i}")),
+            ("instance", "a:1".into()),
+            ("job", "j".into()),
+        ] {
             let mut label = vec![];
             field(&mut label, 1, name.as_bytes());
             field(&mut label, 2, value.as_bytes());
@@ -454,7 +458,10 @@ mod tests {
         let read = loki::adapt_json(&TenantId::default(), &loki_json_seeds()[0], &LIMITS).unwrap();
         assert_eq!(read.batch.lines(), 2);
         let request = otlp::from_json::<LogsRequest>(Protocol::OtlpLogs, &otlp_logs_json_seeds()[0]).unwrap();
-        assert_eq!(otlp::logs::adapt(&TenantId::default(), request, &LIMITS).batch.lines(), 3);
+        assert_eq!(
+            otlp::logs::adapt(&TenantId::default(), request, &LIMITS).batch.lines(),
+            3
+        );
         let request = otlp::from_json::<MetricsRequest>(Protocol::OtlpMetrics, &otlp_metrics_json_seeds()[0]).unwrap();
         let read = otlp::metrics::adapt(&TenantId::default(), request, &LIMITS, &mut DeltaState::new(100));
         assert!(read.batch.samples() > 6, "{:?}", read.rejected);

@@ -188,7 +188,11 @@ fn wire_message(bytes: &[u8]) {
 }
 
 fn wire_seeds() -> Vec<Vec<u8>> {
-    let kinds = [MessageType::MsgAppend, MessageType::MsgHeartbeat, MessageType::MsgRequestVote];
+    let kinds = [
+        MessageType::MsgAppend,
+        MessageType::MsgHeartbeat,
+        MessageType::MsgRequestVote,
+    ];
     let message = |kind| {
         let mut message = Message {
             from: 1,

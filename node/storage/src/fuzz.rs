@@ -121,7 +121,11 @@ fn raw_lines() -> Vec<(i64, String, Vec<u8>)> {
     let mut metadata = vec![];
     put_metadata(&mut metadata, &[("trace_id".to_owned(), "00ff".repeat(8))]);
     let line = |i: i64| match i % 4 {
-        0 => format!("2015-07-29 17:41:44,{:03} INFO [worker-{i}] took {} ms", i % 1000, i * 7),
+        0 => format!(
+            "2015-07-29 17:41:44,{:03} INFO [worker-{i}] took {} ms",
+            i % 1000,
+            i * 7
+        ),
         1 => format!("오류: 디스크 sd{} 사용률 {}%", i % 3, i % 100),
         2 => format!("blk_-{} terminating of 10.0.{}.{}", i * 98_765, i % 4, i % 250),
         _ => String::new(),
@@ -336,7 +340,11 @@ fn newest_times(bytes: &[u8]) {
 }
 
 fn newest_seeds() -> Vec<Vec<u8>> {
-    vec![newest::encode(&times(1, 50)), newest::encode(&[]), newest::encode(&[i64::MIN, i64::MAX])]
+    vec![
+        newest::encode(&times(1, 50)),
+        newest::encode(&[]),
+        newest::encode(&[i64::MIN, i64::MAX]),
+    ]
 }
 
 fn manifest(bytes: &[u8]) {
@@ -418,7 +426,10 @@ mod tests {
         assert_eq!(metric::Segment::open(&disk, "d", &file).unwrap().series().len(), 12);
         let (disk, file) = as_segment(&log_segment_seeds()[0]);
         assert_eq!(logs::Segment::open(&disk, "d", &file).unwrap().streams().count(), 3);
-        assert_eq!(Block::parse(log_block_seeds()[0].clone().into()).unwrap().info().rows, 60);
+        assert_eq!(
+            Block::parse(log_block_seeds()[0].clone().into()).unwrap().info().rows,
+            60
+        );
         let mut directory = Directory::default();
         directory.load(&directory_seeds()[0]).unwrap();
         assert_eq!(directory.len(), 40);

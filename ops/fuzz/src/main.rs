@@ -61,7 +61,7 @@ fn tell(name: &str, report: &Report, dir: &Path) -> anyhow::Result<()> {
     println!(
         "{name:<26} {:>9} inputs, slowest {:>9}, {} findings",
         report.inputs,
-        report.slowest.to_string(),
+        format!("{:.1} ms", report.slowest.0 as f64 / 1e6),
         report.found
     );
     for finding in &report.findings {
@@ -108,11 +108,21 @@ fn main() -> anyhow::Result<ExitCode> {
             span: SpanNs::from_secs(args.seconds),
             inputs: u64::MAX,
         };
-        let report = hunt(target, &mut SeededRng::new(args.seed.wrapping_add(n)), &clock, budget, watch);
+        let report = hunt(
+            target,
+            &mut SeededRng::new(args.seed.wrapping_add(n)),
+            &clock,
+            budget,
+            watch,
+        );
         tell(target.name, &report, &args.keep)?;
         inputs += report.inputs;
         found += report.found;
     }
     println!("{} targets, {inputs} inputs, {found} findings", chosen.len());
-    Ok(if found == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if found == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

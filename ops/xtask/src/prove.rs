@@ -103,7 +103,10 @@ enum Outcome {
 fn run_one(proof: &Proof, lengths: Lengths) -> (Outcome, Duration) {
     let started = Instant::now();
     let mut command = Command::new(proof.program);
-    command.args(proof.args).envs(proof.env.iter().copied()).envs(lengths.env());
+    command
+        .args(proof.args)
+        .envs(proof.env.iter().copied())
+        .envs(lengths.env());
     let outcome = match command.status() {
         Ok(status) if status.success() => Outcome::Passed,
         // cargo's own word for a subcommand that is not installed.

@@ -77,9 +77,16 @@ struct Unsynced {
 }
 
 enum What {
-    Write { offset: u64, len: usize, before: Vec<u8> },
+    Write {
+        offset: u64,
+        len: usize,
+        before: Vec<u8>,
+    },
     /// `tail`: what was cut off.
-    Length { to: u64, tail: Vec<u8> },
+    Length {
+        to: u64,
+        tail: Vec<u8>,
+    },
 }
 
 impl Unsynced {
@@ -323,7 +330,11 @@ impl Inner {
             for entry in entries {
                 let entry = entry?;
                 let path = format!("{dir}/{}", entry.file_name().to_string_lossy());
-                let list = if entry.file_type()?.is_dir() { &mut dirs } else { &mut files };
+                let list = if entry.file_type()?.is_dir() {
+                    &mut dirs
+                } else {
+                    &mut files
+                };
                 list.push(path);
             }
         }
@@ -570,7 +581,11 @@ mod tests {
                     }
                 }
                 if twos < 1500 {
-                    assert_eq!(kept[500 + twos..2000], vec![1; 1500 - twos], "what was there before is there again");
+                    assert_eq!(
+                        kept[500 + twos..2000],
+                        vec![1; 1500 - twos],
+                        "what was there before is there again"
+                    );
                 }
             });
         }

@@ -167,7 +167,11 @@ fn what_a_restart_found_after_a_kill_is_still_there_after_a_power_cut() {
             drop(shard);
             disk.crash(&mut SeededRng::new(seed));
             let (_, again) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
-            assert!(again.applied >= durable, "{folder_syncs}: {} < {durable}", again.applied);
+            assert!(
+                again.applied >= durable,
+                "{folder_syncs}: {} < {durable}",
+                again.applied
+            );
         }
     }
     assert_eq!(found, 4, "the flushes went all the way once");

@@ -1,7 +1,7 @@
 //! What a server must be told: one TOML file, each key also a flag and an environment variable. Flags win.
 
-use hindcast_node::io::node::TestOnly;
 use hindcast_model::{Domain, RetentionRule, SpanNs, TenantId};
+use hindcast_node::io::node::TestOnly;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
