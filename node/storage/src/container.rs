@@ -509,6 +509,9 @@ fn get_head(c: &mut Cursor<'_>, bytes: &[u8]) -> Result<Head, Bad> {
     let (tenant, extra) = (c.bytes()?, c.bytes()?);
     c.take(CRC_BYTES)?;
     checked(&bytes[..bytes.len() - c.0.len()])?;
+    if extra.len() > EXTRA_BYTES_MAX {
+        return Err("the header's extra area is too long");
+    }
     let tenant = std::str::from_utf8(tenant).ok().and_then(|t| TenantId::new(t).ok());
     Ok(Head {
         tenant: tenant.ok_or("no tenant's name")?,

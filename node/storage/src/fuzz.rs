@@ -420,6 +420,19 @@ mod tests {
         hindcast_env::fuzz::check_targets(TARGETS, &SystemClock::new(), SpanNs::from_ms(800));
     }
 
+    /// Found by the loop: the length was believed, and measuring such a header later was a panic.
+    #[test]
+    fn a_header_with_a_longer_extra_area_than_any_writer_may_give_is_damage() {
+        let mut bytes = metric_segment_seeds().swap_remove(0);
+        // Behind the fixed fields and the tenant's name; a varint of 1,025.
+        let at = 8 + 2 + 2 + 5 * 8 + 1 + TenantId::default().as_str().len();
+        assert_eq!(bytes[at], 0, "the extra area's length");
+        bytes.splice(at..at + 1, [0x81, 0x08]);
+        let (disk, file) = as_segment(&bytes);
+        let opened = without_checksums(|| metric::Segment::open(&disk, "d", &file).map(drop));
+        assert!(opened.unwrap_err().to_string().contains("extra area"));
+    }
+
     #[test]
     fn seeds_are_what_the_decoders_read() {
         let (disk, file) = as_segment(&metric_segment_seeds()[0]);
