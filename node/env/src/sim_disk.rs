@@ -366,10 +366,10 @@ mod tests {
             disk.crash(&mut SeededRng::new(seed));
             *(if disk.exists("d/a") { &mut back } else { &mut gone }) += 1;
             let b = disk.read("d/b").expect("the old one or the new one, never none");
-            *(if b == &b"old"[..] { &mut old } else { &mut new }) += 1;
+            *(if b == b"old"[..] { &mut old } else { &mut new }) += 1;
             assert_eq!(
                 disk.exists("d/b.tmp"),
-                b == &b"old"[..],
+                b == b"old"[..],
                 "a rename is not done in halves"
             );
         }

@@ -606,8 +606,8 @@ mod tests {
                 disk.cut(seed).unwrap();
                 *(if disk.exists("d/a") { &mut back } else { &mut gone }) += 1;
                 let b = disk.read("d/b").expect("the old one or the new one, never none");
-                *(if b == &b"old"[..] { &mut old } else { &mut new }) += 1;
-                assert_eq!(disk.exists("d/b.tmp"), b == &b"old"[..]);
+                *(if b == b"old"[..] { &mut old } else { &mut new }) += 1;
+                assert_eq!(disk.exists("d/b.tmp"), b == b"old"[..]);
             });
         }
         assert!(old > 0 && new > 0 && back > 0 && gone > 0, "{old} {new} {back} {gone}");
@@ -642,7 +642,7 @@ mod tests {
                 disk.create_dir_all("new").unwrap();
                 write_new_file(disk, "new/g", b"g").unwrap();
                 disk.cut(seed).unwrap();
-                back += u32::from(disk.read("d/e/f").is_ok_and(|f| f == &b"f"[..]));
+                back += u32::from(disk.read("d/e/f").is_ok_and(|f| f == b"f"[..]));
                 lost += u32::from(!disk.exists("new/g"));
             });
         }
