@@ -113,6 +113,27 @@ impl Cluster {
         }
     }
 
+    /// Waits until a node that was told to end has ended by itself.
+    #[allow(clippy::disallowed_methods, reason = "a test on real processes waits in real time")]
+    pub async fn wait_ended(&mut self, i: usize, at_most: Duration) -> Result<()> {
+        let started = Instant::now();
+        while let Some(child) = self.nodes[i].child.as_mut() {
+            if child.try_wait()?.is_some() {
+                self.nodes[i].child = None;
+                break;
+            }
+            if started.elapsed() > at_most {
+                bail!(
+                    "node {} still runs after {at_most:?}\n{}",
+                    self.nodes[i].id,
+                    self.log_tail(i)
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.nodes.iter().map(|n| n.client).collect()
     }

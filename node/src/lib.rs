@@ -8,6 +8,8 @@ pub mod cluster_time;
 pub mod codec;
 pub mod dedup;
 pub mod entry;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod io;
 pub mod pace;
 pub mod route;

@@ -100,6 +100,17 @@ pub fn write_new_file(disk: &dyn Disk, path: &str, bytes: &[u8]) -> DiskResult<(
     disk.sync_dir(parent(path))
 }
 
+/// The one way to make a folder that must be there after a crash: it and its parents are names like any other.
+pub fn make_dir(disk: &dyn Disk, dir: &str) -> DiskResult<()> {
+    disk.create_dir_all(dir)?;
+    let mut made = dir;
+    while !made.is_empty() {
+        made = parent(made);
+        disk.sync_dir(made)?;
+    }
+    Ok(())
+}
+
 /// The folder of a path; "" for the root.
 pub fn parent(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(dir, _)| dir)

@@ -6,7 +6,10 @@ pub mod clock;
 pub mod cold;
 pub mod cold_cache;
 pub mod cold_tier;
+pub mod crash;
 pub mod disk;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod io;
 pub mod rng;
 pub mod sim_disk;

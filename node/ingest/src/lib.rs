@@ -16,6 +16,8 @@
 pub mod check;
 pub mod decompress;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod identity;
 pub mod intake;
 mod known;

@@ -1,6 +1,8 @@
 //! Replication: the raft-rs driver, the segmented log, the meta machine and its store, Raft snapshots.
 
 pub mod driver;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod io;
 pub mod local_meta;
 pub mod log;

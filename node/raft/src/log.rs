@@ -12,7 +12,7 @@
 use crate::log_view::{Loc, LogView, Point, SegmentReaders, SharedView};
 use crate::record::{self, ALIGN_BYTES, Body, END_BYTES, HEADER_BYTES, Kind, RECORD_BYTES_MIN, Scan};
 use bytes::Bytes;
-use hindcast_env::disk::{Disk, DiskError, DiskFile};
+use hindcast_env::disk::{Disk, DiskError, DiskFile, make_dir};
 use hindcast_model::GroupId;
 use parking_lot::Mutex;
 use raft::eraftpb::Entry;
@@ -145,7 +145,9 @@ pub struct LogStore {
 impl LogStore {
     /// Opens or creates the log in `dir`.
     pub fn open(disk: Arc<dyn Disk>, dir: &str, config: LogConfig) -> Result<Self, LogError> {
-        disk.create_dir_all(dir)?;
+        make_dir(disk.as_ref(), dir)?;
+        // A process that was killed may have left names, and bytes, that are nowhere but in the kernel's memory.
+        disk.sync_dir(dir)?;
         let mut free = Vec::new();
         let mut ids = Vec::new();
         for name in disk.list(dir)? {
@@ -182,7 +184,10 @@ impl LogStore {
             }
             let end = recover_segment(&path, &bytes, id, last, &mut groups)?;
             readers.insert(id, disk.open_read(&path)?);
-            if last && !end.sealed {
+            if last && end.sealed {
+                // Nobody writes to it again: what it says must not wait for a sync that never comes.
+                disk.open_write(&path)?.sync()?;
+            } else if last {
                 let mut file = disk.open_write(&path)?;
                 if end.remains {
                     seal(file.as_mut(), id, end.offset)?;

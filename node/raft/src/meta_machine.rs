@@ -17,7 +17,7 @@ use crate::meta::{
 };
 use crate::meta_snapshot::{Exporter, SUM_TREE, SnapshotFile, export_all};
 use bytes::Bytes;
-use hindcast_env::disk::{Disk, replace_file};
+use hindcast_env::disk::{Disk, make_dir, replace_file};
 use hindcast_model::{Class, TimestampNs, codec};
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
@@ -205,7 +205,9 @@ impl<S: MetaStore + 'static> MetaMachine<S> {
     ) -> Result<Self, MachineError> {
         let names: BTreeSet<_> = parts.iter().map(|p| p.name()).chain([META_PART, SUM_TREE]).collect();
         assert_eq!(names.len(), parts.len() + 2, "each part has a name of its own");
-        disk.create_dir_all(&config.dir)?;
+        make_dir(disk.as_ref(), &config.dir)?;
+        // The log was cut by what the snapshot file holds: its name must be there after the next crash too.
+        disk.sync_dir(&config.dir)?;
         let snapshot = SnapshotFile::open(disk.as_ref(), &snapshot_path(&config)).map_err(damaged)?;
         let durable = snapshot.as_ref().map_or(0, SnapshotFile::applied);
         let trusted = stores.open().map_err(|e| e.to_string()).and_then(|store| {

@@ -332,6 +332,38 @@ fn remains_of_a_torn_round_never_come_back() {
     assert_eq!(all(&store.view(GroupId(1))).last(), Some(&(2, 2, vec![9; 254])));
 }
 
+/// A killed process leaves a full segment whose end is in the kernel's memory alone; then the power fails.
+#[test]
+fn a_node_killed_between_two_segments_opens_again_after_a_power_cut() {
+    for syncs in 1..40 {
+        for seed in 0..6 {
+            let disk = SimDisk::new();
+            let mut store = open(&disk).unwrap();
+            let view = store.view(GroupId(1));
+            disk.fail_sync_after(syncs);
+            for index in 1.. {
+                let entries = vec![entry(index, 1, index as u8, 700)];
+                let version = view.lock().append(&entries);
+                let written = store.write(GroupId(1), LogWrite::Entries { version, entries });
+                if written.and_then(|()| store.commit(true)).is_err() {
+                    break;
+                }
+            }
+            drop((store, view));
+            disk.heal();
+            let mut store = open(&disk).unwrap();
+            let view = store.view(GroupId(1));
+            let next = view.lock().last_index() + 1;
+            append(&mut store, &view, 1, vec![entry(next, 1, 0, 10)]);
+            store.commit(true).unwrap();
+            drop((store, view));
+            disk.crash(&mut SeededRng::new(seed));
+            let mut store = open(&disk).unwrap_or_else(|e| panic!("after {syncs} syncs, seed {seed}: {e}"));
+            assert_eq!(store.view(GroupId(1)).lock().last_index(), next);
+        }
+    }
+}
+
 #[test]
 fn the_error_says_where_the_damage_is_and_what_to_do() {
     let disk = filled(40);

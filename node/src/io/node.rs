@@ -9,12 +9,12 @@ use crate::cluster_part::ClusterPart;
 use crate::entry::Control;
 use crate::shard_machine::{ShardHandle, ShardMachine};
 use bytes::Bytes;
-use hindcast_env::io::{FolderLock, RealDisk, SystemClock, os_rng};
+use hindcast_env::io::{FolderLock, PowerCutDisk, RealDisk, SystemClock, os_rng};
 use hindcast_env::{Clock, Disk, DiskError, Rng, SeededRng};
 use hindcast_model::slot::BadShardCount;
-use hindcast_model::{GroupId, NodeId, RetentionRule, ShardMap, TenantId, TimestampNs, retention};
+use hindcast_model::{GroupId, NodeId, RetentionRule, ShardMap, SpanNs, TenantId, TimestampNs, retention};
 use hindcast_raft::io::{GroupSpec, RaftConfig, RaftHost, SledConfig, SledStores};
-use hindcast_raft::{MachineError, MetaMachine, MetaMachineConfig, Part, RaftError};
+use hindcast_raft::{LogConfig, MachineError, MetaMachine, MetaMachineConfig, Part, RaftError};
 use hindcast_storage::{Floor, ShardConfig, StorageError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -38,6 +38,62 @@ pub struct NodeConfig {
     /// `None`: 3, or 1 alone.
     pub replicas: Option<u64>,
     pub retention: Vec<RetentionRule>,
+    pub test_only: TestOnly,
+}
+
+/// What only tests ask for: a node that does not treat its data well, so that every path is gone in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TestOnly {
+    /// The power can be cut: what was not synced is lost then (`hindcast_env::io::power_cut`).
+    pub power_cut: bool,
+    /// Flushes, merges, snapshots and log segments after kilobytes.
+    pub small_files: bool,
+}
+
+impl TestOnly {
+    fn shard(self, group: GroupId) -> ShardConfig {
+        let usual = ShardConfig {
+            group,
+            ..ShardConfig::default()
+        };
+        if !self.small_files {
+            return usual;
+        }
+        ShardConfig {
+            flush_bytes_max: 64 << 10,
+            flush_age_max: SpanNs::from_secs(1),
+            compact_segments_min: 2,
+            compact_segments_max: 4,
+            ..usual
+        }
+    }
+
+    fn meta(self, usual: MetaMachineConfig) -> MetaMachineConfig {
+        if !self.small_files {
+            return usual;
+        }
+        MetaMachineConfig {
+            snapshot_every_commands: 20,
+            ..usual
+        }
+    }
+
+    fn raft(self, usual: RaftConfig) -> RaftConfig {
+        if !self.small_files {
+            return usual;
+        }
+        RaftConfig {
+            tail_bytes: 64 << 10,
+            log: LogConfig {
+                segment_bytes_max: 128 << 10,
+                prewrite_bytes: 16 << 10,
+                free_segments_max: 2,
+                segments_max: 4,
+                cache_bytes_max: 64 << 10,
+            },
+            ..usual
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -104,7 +160,17 @@ impl Node {
         let Some(lock) = folder.lock()? else {
             return Err(StartError::InUse(config.data_dir));
         };
-        let disk: Arc<dyn Disk> = Arc::new(folder);
+        let disk: Arc<dyn Disk> = if config.test_only.power_cut {
+            tracing::warn!(
+                data_dir = %config.data_dir.display(),
+                "TEST ONLY: this node loses data on purpose when its power is cut; never use it for data that you need"
+            );
+            Arc::new(PowerCutDisk::new(folder)?)
+        } else {
+            Arc::new(folder)
+        };
+        // Names that a killed process left behind may have been seen by nobody but the kernel's memory.
+        disk.sync_dir("")?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let mut rng = os_rng().map_err(StartError::Entropy)?;
         disk.remove_dir_all("incoming")?;
@@ -135,7 +201,7 @@ impl Node {
         let map = ShardMap::even(identity.shards)?;
         let mut groups = vec![];
         let mut shards = BTreeMap::new();
-        for machine in open_shards(&map, &disk, &clock)? {
+        for machine in open_shards(&map, config.test_only, &disk, &clock)? {
             let handle = machine.handle();
             groups.push(GroupSpec {
                 group: handle.group,
@@ -145,10 +211,10 @@ impl Node {
         }
         let mut all_parts: Vec<Box<dyn Part>> = vec![Box::new(ClusterPart)];
         all_parts.extend(parts);
-        let meta_config = MetaMachineConfig {
+        let meta_config = config.test_only.meta(MetaMachineConfig {
             verify_rows: machine_restarted(&*disk)?,
             ..MetaMachineConfig::new("meta")
-        };
+        });
         let stores = SledStores::new(SledConfig::new(config.data_dir.join("meta").join("sled")));
         let machine = MetaMachine::open(disk.clone(), stores, all_parts, meta_config).map_err(StartError::Meta)?;
         let rows = machine.reader();
@@ -165,11 +231,11 @@ impl Node {
         } else {
             identity.nodes.keys().copied().collect()
         };
-        let raft_config = RaftConfig {
+        let raft_config = config.test_only.raft(RaftConfig {
             node: config.id,
             voters,
             ..RaftConfig::default()
-        };
+        });
         let raft = RaftHost::start(disk, "raft", raft_config, groups, peers.clone(), clock.clone(), rng)?;
         peers.attach(raft.clone());
 
@@ -262,10 +328,7 @@ impl Node {
 /// Opens all shards, each on a thread of its own: label indexes are rebuilt meanwhile, which is all work.
 fn open_shards(map: &ShardMap, disk: &Arc<dyn Disk>, clock: &Arc<dyn Clock>) -> Result<Vec<ShardMachine>, StartError> {
     let open = |group: GroupId| {
-        let config = ShardConfig {
-            group,
-            ..ShardConfig::default()
-        };
+        let config = test_only.shard(group);
         let opened = ShardMachine::open(disk.clone(), &format!("shard-{group}"), config, clock.clone());
         opened.map_err(|source| StartError::Shard { group, source })
     };

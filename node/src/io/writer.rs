@@ -425,7 +425,7 @@ async fn fold(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::node::{Node, NodeConfig};
+    use crate::io::node::{Node, NodeConfig, TestOnly};
     use hindcast_model::{
         BatchId, Labels, LogLine, Matcher, Owner, Sample, SeriesBlock, StreamBlock, TenantId, TimestampNs, WriterId,
     };
@@ -439,6 +439,7 @@ mod tests {
             shards: 2,
             replicas: None,
             retention: vec![],
+            test_only: TestOnly::default(),
         };
         Node::start(config, None, vec![]).await.unwrap()
     }

@@ -11,6 +11,7 @@ use crate::cursor::{Bad, Cursor, put_bytes, put_varint};
 use crate::error::{Damage, ReadError, StorageError};
 use crate::retention::Policy;
 use bytes::Bytes;
+use hindcast_env::fuzz::sum_fits;
 use hindcast_env::{Disk, DiskError, DiskFile, ReadAt};
 use hindcast_model::{GroupId, TenantId, TimestampNs};
 use std::ops::Range;
@@ -452,7 +453,7 @@ fn block_body(stored: &[u8], block: Block) -> Result<(u8, &[u8]), Bad> {
 
 fn checked(stored: &[u8]) -> Result<&[u8], Bad> {
     let (body, crc) = stored.split_last_chunk::<CRC_BYTES>().ok_or("ends too early")?;
-    if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
+    if !sum_fits(crc32c::crc32c(body) == u32::from_le_bytes(*crc)) {
         return Err("the checksum does not fit");
     }
     Ok(body)
@@ -520,6 +521,9 @@ fn get_head(c: &mut Cursor<'_>, bytes: &[u8]) -> Result<Head, Bad> {
     let (tenant, extra) = (c.bytes()?, c.bytes()?);
     c.take(CRC_BYTES)?;
     checked(&bytes[..bytes.len() - c.0.len()])?;
+    if extra.len() > EXTRA_BYTES_MAX {
+        return Err("the header's extra area is too long");
+    }
     let tenant = std::str::from_utf8(tenant).ok().and_then(|t| TenantId::new(t).ok());
     Ok(Head {
         tenant: tenant.ok_or("no tenant's name")?,

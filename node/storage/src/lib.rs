@@ -12,6 +12,8 @@ mod compaction;
 mod container;
 mod cursor;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod head;
 pub mod index;
 pub mod kernel;

@@ -23,6 +23,7 @@ use crate::segment::{Segment, SegmentRef, Tier};
 use crate::view::{ShardReader, State};
 use crate::{logs, metric};
 use hindcast_env::Disk;
+use hindcast_env::disk::make_dir;
 use hindcast_model::{Domain, GroupId, Labels, Owner, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
@@ -154,8 +155,10 @@ pub struct Shard {
 impl Shard {
     /// Opens the folder, or makes it. Removes what a crash left behind.
     pub fn open(disk: Arc<dyn Disk>, dir: &str, config: ShardConfig) -> Result<(Self, Opened), StorageError> {
-        disk.create_dir_all(dir)?;
-        disk.sync_dir(hindcast_env::disk::parent(dir))?;
+        make_dir(disk.as_ref(), dir)?;
+        // The manifest that is about to be trusted, and by which the log is cut, may be a name that a killed process
+        // left in the kernel's memory alone.
+        disk.sync_dir(dir)?;
         let Some((manifest, hash, fell_back)) = newest_manifest(disk.as_ref(), dir)? else {
             let shard = Self::found(disk, dir, config)?;
             let opened = Opened {

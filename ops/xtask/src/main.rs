@@ -7,7 +7,7 @@ use xtask::{prove, tidy};
 #[derive(Parser)]
 #[command(
     about = "Chores of the project",
-    after_help = "Examples:\n  cargo xtask tidy\n  cargo xtask prove\n  cargo xtask prove chaos"
+    after_help = "Examples:\n  cargo xtask tidy\n  cargo xtask prove\n  cargo xtask prove chaos --rounds 100\n  cargo xtask prove fuzz --seconds 60"
 )]
 struct Args {
     #[command(subcommand)]
@@ -22,6 +22,12 @@ enum Chore {
     Prove {
         /// Only the proof of this name; `list` names them.
         level: Option<String>,
+        /// Time for each fuzz target [default: 5].
+        #[arg(long)]
+        seconds: Option<u64>,
+        /// Rounds of power cuts, with one node and with three [default: 20].
+        #[arg(long)]
+        rounds: Option<u64>,
     },
 }
 
@@ -39,6 +45,12 @@ fn main() -> anyhow::Result<ExitCode> {
                 ExitCode::FAILURE
             })
         }
-        Chore::Prove { level } => prove::run(level.as_deref()),
+        Chore::Prove { level, seconds, rounds } => {
+            let lengths = prove::Lengths {
+                fuzz_seconds: seconds,
+                rounds,
+            };
+            prove::run(level.as_deref(), lengths)
+        }
     }
 }

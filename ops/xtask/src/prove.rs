@@ -46,6 +46,29 @@ const PROOFS: &[Proof] = &[
         env: &[],
     },
     Proof {
+        name: "chaos",
+        shows: "one and three real nodes whose power is cut again and again: read back once from each, equal states",
+        program: "cargo",
+        args: &[
+            "test",
+            "-p",
+            "hindcast-chaos",
+            "--test",
+            "power_cut",
+            "--",
+            "--ignored",
+            "--nocapture",
+        ],
+        env: &[],
+    },
+    Proof {
+        name: "fuzz",
+        shows: "every decoder on damaged bytes: no panic, no hang, no memory without a bound",
+        program: "cargo",
+        args: &["run", "--release", "-p", "hindcast-fuzz"],
+        env: &[],
+    },
+    Proof {
         name: "clients",
         shows: "real clients: Prometheus as remote writer and as judge of our answers, promtool",
         program: "cargo",
@@ -109,10 +132,13 @@ enum Outcome {
 }
 
 #[allow(clippy::disallowed_methods, reason = "a tool times what it runs")]
-fn run_one(proof: &Proof) -> (Outcome, Duration) {
+fn run_one(proof: &Proof, lengths: Lengths) -> (Outcome, Duration) {
     let started = Instant::now();
     let mut command = Command::new(proof.program);
-    command.args(proof.args).envs(proof.env.iter().copied());
+    command
+        .args(proof.args)
+        .envs(proof.env.iter().copied())
+        .envs(lengths.env());
     let outcome = match command.status() {
         Ok(status) if status.success() => Outcome::Passed,
         // cargo's own word for a subcommand that is not installed.
@@ -125,8 +151,27 @@ fn run_one(proof: &Proof) -> (Outcome, Duration) {
     (outcome, started.elapsed())
 }
 
-/// Runs all proofs, or one; the summary comes last.
-pub fn run(only: Option<&str>) -> anyhow::Result<ExitCode> {
+/// What the proofs that can be longer or shorter are told; each in the environment, under its name.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lengths {
+    /// Of each fuzz target.
+    pub fuzz_seconds: Option<u64>,
+    /// Of power cuts.
+    pub rounds: Option<u64>,
+}
+
+impl Lengths {
+    fn env(self) -> impl Iterator<Item = (&'static str, String)> {
+        let pairs = [
+            ("HINDCAST_FUZZ_SECONDS", self.fuzz_seconds),
+            ("HINDCAST_ROUNDS", self.rounds),
+        ];
+        pairs.into_iter().filter_map(|(name, n)| Some((name, n?.to_string())))
+    }
+}
+
+/// Runs all proofs, or those of one name; the summary comes last.
+pub fn run(only: Option<&str>, lengths: Lengths) -> anyhow::Result<ExitCode> {
     if only == Some("list") {
         for p in PROOFS {
             println!("{:<12} {}", p.name, p.shows);
@@ -143,7 +188,7 @@ pub fn run(only: Option<&str>) -> anyhow::Result<ExitCode> {
     let mut green = true;
     for (n, proof) in chosen.iter().enumerate() {
         println!("[{}/{}] {}: {}", n + 1, chosen.len(), proof.name, proof.shows);
-        let (outcome, took) = run_one(proof);
+        let (outcome, took) = run_one(proof, lengths);
         let word = match &outcome {
             Outcome::Passed => "passed".to_owned(),
             Outcome::Failed => "FAILED".to_owned(),

@@ -1,8 +1,10 @@
 //! The real side: the machine's clock, entropy and file system.
 
 mod fs;
+pub mod power_cut;
 
 pub use fs::{FolderLock, RealDisk};
+pub use power_cut::PowerCutDisk;
 
 use crate::clock::Clock;
 use crate::rng::SeededRng;

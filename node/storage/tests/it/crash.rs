@@ -1,11 +1,13 @@
 //! Power may go at any sync of any operation: what was flushed before is there, and the state is of one moment.
 
 use crate::naive::{Entry, Naive, compare, config, give, instant, label_sets, owners};
+use hindcast_env::disk::DiskResult;
 use hindcast_env::io::RealDisk;
-use hindcast_env::{SeededRng, SimDisk};
+use hindcast_env::{Disk, DiskError, DiskFile, ReadAt, SeededRng, SimDisk};
 use hindcast_model::{LogLine, Sample, SeriesBlock, StreamBlock};
 use hindcast_storage::Shard;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 fn entry(i: u64) -> Entry {
     let at = instant(i as i64 % 30);
@@ -83,6 +85,96 @@ fn a_crash_at_any_sync_loses_nothing_that_was_flushed() {
             shard.scrub().unwrap();
         }
     }
+}
+
+/// The disk of a process that is killed before the sync of a folder.
+struct KilledBeforeFolderSync {
+    disk: SimDisk,
+    folder_syncs_left: AtomicI64,
+}
+
+impl Disk for KilledBeforeFolderSync {
+    fn sync_dir(&self, dir: &str) -> DiskResult<()> {
+        if self.folder_syncs_left.fetch_sub(1, Ordering::SeqCst) <= 0 {
+            return Err(DiskError::new("sync", dir, std::io::Error::other("killed")));
+        }
+        self.disk.sync_dir(dir)
+    }
+    fn create_dir_all(&self, dir: &str) -> DiskResult<()> {
+        self.disk.create_dir_all(dir)
+    }
+    fn list(&self, dir: &str) -> DiskResult<Vec<String>> {
+        self.disk.list(dir)
+    }
+    fn exists(&self, path: &str) -> bool {
+        self.disk.exists(path)
+    }
+    fn read(&self, path: &str) -> DiskResult<bytes::Bytes> {
+        self.disk.read(path)
+    }
+    fn open_read(&self, path: &str) -> DiskResult<Arc<dyn ReadAt>> {
+        self.disk.open_read(path)
+    }
+    fn create(&self, path: &str) -> DiskResult<Box<dyn DiskFile>> {
+        self.disk.create(path)
+    }
+    fn open_write(&self, path: &str) -> DiskResult<Box<dyn DiskFile>> {
+        self.disk.open_write(path)
+    }
+    fn rename(&self, from: &str, to: &str) -> DiskResult<()> {
+        self.disk.rename(from, to)
+    }
+    fn link(&self, from: &str, to: &str) -> DiskResult<()> {
+        self.disk.link(from, to)
+    }
+    fn remove(&self, path: &str) -> DiskResult<()> {
+        self.disk.remove(path)
+    }
+    fn remove_dir_all(&self, dir: &str) -> DiskResult<()> {
+        self.disk.remove_dir_all(dir)
+    }
+    fn free_bytes(&self) -> DiskResult<u64> {
+        self.disk.free_bytes()
+    }
+}
+
+/// The log is cut by what an opened shard calls durable, so that must be true of the platter too.
+#[test]
+fn what_a_restart_found_after_a_kill_is_still_there_after_a_power_cut() {
+    let mut found = 0;
+    for folder_syncs in 0..30 {
+        for seed in 0..6 {
+            let disk = SimDisk::new();
+            let (mut shard, _) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
+            give(&mut shard, 1, &entry(1));
+            shard.flush(b"1").unwrap();
+            drop(shard);
+            let killed = KilledBeforeFolderSync {
+                disk: disk.clone(),
+                folder_syncs_left: AtomicI64::new(folder_syncs),
+            };
+            if let Ok((mut shard, _)) = Shard::open(Arc::new(killed), "s", config()) {
+                for i in 2..=4 {
+                    give(&mut shard, i, &entry(i));
+                    if shard.flush(format!("{i}").as_bytes()).is_err() {
+                        break;
+                    }
+                }
+            }
+            let (shard, opened) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
+            found = found.max(opened.applied);
+            let durable = shard.durable();
+            drop(shard);
+            disk.crash(&mut SeededRng::new(seed));
+            let (_, again) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
+            assert!(
+                again.applied >= durable,
+                "{folder_syncs}: {} < {durable}",
+                again.applied
+            );
+        }
+    }
+    assert_eq!(found, 4, "the flushes went all the way once");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What a server must be told: one TOML file, each key also a flag and an environment variable. Flags win.
 
 use hindcast_model::{Domain, RetentionRule, SpanNs, TenantId};
+use hindcast_node::io::node::TestOnly;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -53,6 +54,14 @@ pub struct ServerArgs {
     /// How long data is kept: `30d`, `none` for ever, or a list by domain and tenant [default: 30d].
     #[arg(long, env = "HINDCAST_RETENTION")]
     pub retention: Option<String>,
+    /// For tests of this program only: the node forgets what it did not sync when the power is cut.
+    #[arg(long, env = "HINDCAST_TEST_ONLY_POWER_CUT", hide = true)]
+    #[serde(skip)]
+    pub test_only_power_cut: bool,
+    /// For tests of this program only: everything happens after kilobytes instead of megabytes.
+    #[arg(long, env = "HINDCAST_TEST_ONLY_SMALL_FILES", hide = true)]
+    #[serde(skip)]
+    pub test_only_small_files: bool,
 }
 
 /// A configuration that cannot be used: exit code 2.
@@ -85,6 +94,7 @@ pub struct ServerConfig {
     pub rules: Vec<String>,
     pub routes: Option<PathBuf>,
     pub retention: Vec<RetentionRule>,
+    pub test_only: TestOnly,
 }
 
 impl ServerArgs {
@@ -111,6 +121,8 @@ impl ServerArgs {
             rules: if self.rules.is_empty() { file.rules } else { self.rules },
             routes: self.routes.or(file.routes),
             retention: self.retention.or(file.retention),
+            test_only_power_cut: self.test_only_power_cut,
+            test_only_small_files: self.test_only_small_files,
         })
     }
 
@@ -128,6 +140,10 @@ impl ServerArgs {
             rules: self.rules,
             routes: self.routes,
             retention: parse_retention(self.retention.as_deref().unwrap_or("30d"))?,
+            test_only: TestOnly {
+                power_cut: self.test_only_power_cut,
+                small_files: self.test_only_small_files,
+            },
         };
         if config.id == 0 {
             return Err(ConfigError::NodeZero);

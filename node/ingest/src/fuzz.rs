@@ -1,0 +1,469 @@
+//! This crate's readers as fuzz targets, with seeds as senders write them. See `hindcast_env::fuzz`.
+
+use crate::decompress::{Encoding, decompress};
+use crate::intake::Ids;
+use crate::otlp::{self, DeltaState, LogsRequest, MetricsRequest};
+use crate::own::SeriesRefs;
+use crate::{Books, LimitsContext, Naming, Protocol, SeriesCache, loki, own, remote_write};
+use bytes::Bytes;
+use hindcast_env::fuzz::Target;
+use hindcast_model::{Labels, Owner, ShardId, ShardMap, Slot, TenantId, TimestampNs};
+use hindcast_proto::v1;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
+use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
+use opentelemetry_proto::tonic::metrics::v1::{
+    ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint,
+    ResourceMetrics, ScopeMetrics, Sum, metric, number_data_point,
+};
+use opentelemetry_proto::tonic::resource::v1::Resource;
+use prost::Message;
+
+/// Every reader of bytes that a client sends.
+pub const TARGETS: &[Target] = &[
+    Target {
+        name: "ingest-own",
+        run: own_request,
+        seeds: own_seeds,
+    },
+    Target {
+        name: "ingest-remote-write",
+        run: remote_write_request,
+        seeds: remote_write_seeds,
+    },
+    Target {
+        name: "ingest-loki-protobuf",
+        run: loki_protobuf,
+        seeds: loki_protobuf_seeds,
+    },
+    Target {
+        name: "ingest-loki-json",
+        run: loki_json,
+        seeds: loki_json_seeds,
+    },
+    Target {
+        name: "ingest-otlp-metrics",
+        run: otlp_metrics,
+        seeds: otlp_metrics_seeds,
+    },
+    Target {
+        name: "ingest-otlp-metrics-json",
+        run: otlp_metrics_json,
+        seeds: otlp_metrics_json_seeds,
+    },
+    Target {
+        name: "ingest-otlp-logs",
+        run: otlp_logs,
+        seeds: otlp_logs_seeds,
+    },
+    Target {
+        name: "ingest-otlp-logs-json",
+        run: otlp_logs_json,
+        seeds: otlp_logs_json_seeds,
+    },
+    Target {
+        name: "ingest-decompress",
+        run: compressed,
+        seeds: compressed_seeds,
+    },
+];
+
+const LIMITS: LimitsContext = LimitsContext {
+    now: TimestampNs(1_700_000_000_000_000_000),
+    floor: None,
+};
+const NOW_MS: i64 = 1_700_000_000_000;
+
+/// Replicas of which every second one knows its series.
+struct Some2(ShardMap);
+
+impl Ids for Some2 {
+    fn shard_of(&self, slot: Slot, at: TimestampNs) -> ShardId {
+        self.0.shard_of(slot, at)
+    }
+    fn is_timeless(&self) -> bool {
+        self.0.is_single()
+    }
+    fn epoch(&self, _: ShardId) -> u64 {
+        3
+    }
+    fn ids(&self, _: ShardId, _: &TenantId, _: bool, wanted: &[(&Labels, &Owner)]) -> (u64, Vec<Option<u32>>) {
+        let ids = (0..wanted.len() as u32).map(|i| (i % 2 == 0).then_some(i));
+        (3, ids.collect())
+    }
+}
+
+/// What is learnt from a request must serve the same request again: so each is read twice.
+fn with_books(naming: Naming, mut read: impl FnMut(&TenantId, &Books<'_>)) {
+    let ids = Some2(ShardMap::even(4).expect("a power of two"));
+    let cache = SeriesCache::new(1 << 20);
+    let books = Books {
+        ids: &ids,
+        cache: &cache,
+        naming,
+    };
+    let tenant = TenantId::default();
+    read(&tenant, &books);
+    read(&tenant, &books);
+}
+
+fn own_request(bytes: &[u8]) {
+    let _ = own::seq_of(bytes);
+    let mut refs = SeriesRefs::default();
+    with_books(Naming::Known, |tenant, books| {
+        if let Ok(request) = own::adapt(tenant, bytes, &LIMITS, books, &mut refs) {
+            request.laid.lessons.learn(tenant, books);
+        }
+    });
+}
+
+fn own_label(name: &str, value: &str) -> v1::Label {
+    v1::Label {
+        name: name.into(),
+        value: value.into(),
+    }
+}
+
+fn own_seeds() -> Vec<Vec<u8>> {
+    let labels = |i: i32| {
+        let name = own_label("__name__", &format!("node_load{i}"));
+        vec![name, own_label("instance", "a:1"), own_label("job", "node")]
+    };
+    let point = |at: i64, value| v1::Point { at_ms: at, value };
+    let series = (0..4).map(|i| v1::Series {
+        labels: labels(i),
+        points: (0..3).map(|n| point(NOW_MS + n * 1000, f64::from(i))).collect(),
+    });
+    let streams = (0..2).map(|i| v1::Stream {
+        labels: vec![own_label("job", "app"), own_label("n", &i.to_string())],
+        lines: (0..3)
+            .map(|n| v1::Line {
+                at_ns: NOW_MS * 1_000_000 + n,
+                line: format!("line {n} of the stream"),
+                metadata: vec![own_label("trace_id", "abc")],
+            })
+            .collect(),
+    });
+    let plain = v1::WriteRequest {
+        writer: "w".into(),
+        seq: 7,
+        resource: vec![own_label("host.name", "a"), own_label("service.name", "s")],
+        series: series.collect(),
+        streams: streams.collect(),
+        ..Default::default()
+    };
+    let interned = v1::WriteRequest {
+        writer: "w".into(),
+        seq: 8,
+        definitions: (0..4u32)
+            .map(|i| v1::SeriesRef {
+                labels: labels(i as i32),
+                r#ref: i,
+            })
+            .collect(),
+        rows: vec![v1::Rows {
+            at_ms: vec![NOW_MS, NOW_MS + 1000],
+            runs: vec![0, 4],
+            values: vec![1.5; 8],
+        }],
+        ..Default::default()
+    };
+    vec![plain.encode_to_vec(), interned.encode_to_vec()]
+}
+
+/// A protobuf field of bytes.
+fn field(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
+    prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, out);
+    prost::encoding::encode_varint(bytes.len() as u64, out);
+    out.extend_from_slice(bytes);
+}
+
+fn snappy(bytes: &[u8]) -> Vec<u8> {
+    snap::raw::Encoder::new().compress_vec(bytes).unwrap_or_default()
+}
+
+/// As it came, and as what a block of snappy holds.
+fn twice(bytes: &[u8], mut read: impl FnMut(&[u8])) {
+    read(bytes);
+    read(&snappy(bytes));
+}
+
+fn remote_write_request(bytes: &[u8]) {
+    twice(bytes, |body| {
+        with_books(Naming::Known, |tenant, books| {
+            if let Ok(laid) = remote_write::adapt(tenant, body, &LIMITS, books, &mut vec![]) {
+                laid.lessons.learn(tenant, books);
+            }
+        });
+    });
+}
+
+fn remote_write_seeds() -> Vec<Vec<u8>> {
+    let mut request = vec![];
+    for i in 0..4 {
+        let mut series = vec![];
+        for (name, value) in [
+            ("__name__", format!("up{i}")),
+            ("instance", "a:1".into()),
+            ("job", "j".into()),
+        ] {
+            let mut label = vec![];
+            field(&mut label, 1, name.as_bytes());
+            field(&mut label, 2, value.as_bytes());
+            field(&mut series, 1, &label);
+        }
+        for n in 0..3 {
+            let mut sample = vec![];
+            prost::encoding::double::encode(1, &1.5, &mut sample);
+            prost::encoding::int64::encode(2, &(NOW_MS + n), &mut sample);
+            field(&mut series, 2, &sample);
+        }
+        field(&mut request, 1, &series);
+    }
+    vec![snappy(&request), request]
+}
+
+fn loki_protobuf(bytes: &[u8]) {
+    twice(bytes, |body| {
+        with_books(Naming::Defined, |tenant, books| {
+            if let Ok(laid) = loki::adapt_protobuf(tenant, body, &LIMITS, books, &mut vec![]) {
+                laid.lessons.learn(tenant, books);
+            }
+        });
+    });
+}
+
+fn loki_protobuf_seeds() -> Vec<Vec<u8>> {
+    let mut stream = vec![];
+    field(&mut stream, 1, br#"{job="app", host="a \"b\""}"#);
+    for n in 0..3i64 {
+        let mut at = vec![];
+        prost::encoding::int64::encode(1, &(NOW_MS / 1000), &mut at);
+        prost::encoding::int64::encode(2, &n, &mut at);
+        let mut metadata = vec![];
+        field(&mut metadata, 1, b"trace_id");
+        field(&mut metadata, 2, b"abc");
+        let mut entry = vec![];
+        field(&mut entry, 1, &at);
+        field(&mut entry, 2, b"a line of text");
+        field(&mut entry, 3, &metadata);
+        field(&mut stream, 2, &entry);
+    }
+    let mut request = vec![];
+    field(&mut request, 1, &stream);
+    field(&mut request, 1, &stream);
+    vec![snappy(&request), request]
+}
+
+fn loki_json(bytes: &[u8]) {
+    let _ = loki::adapt_json(&TenantId::default(), bytes, &LIMITS);
+}
+
+fn loki_json_seeds() -> Vec<Vec<u8>> {
+    let text = r#"{"streams":[{"stream":{"job":"app","host":"a"},"values":[["1700000000000000000","a line"],
+        ["1700000000000000001","é가",{"trace_id":"abc"}]]}]}"#;
+    vec![text.as_bytes().to_vec()]
+}
+
+fn attributes() -> Vec<KeyValue> {
+    let value = |v| Some(AnyValue { value: Some(v) });
+    let pair = |key: &str, v| KeyValue {
+        key: key.into(),
+        value: value(v),
+        ..Default::default()
+    };
+    vec![
+        pair("service.name", any_value::Value::StringValue("s".into())),
+        pair("host.name", any_value::Value::StringValue("a".into())),
+        pair("n", any_value::Value::IntValue(3)),
+        pair("ok", any_value::Value::BoolValue(true)),
+    ]
+}
+
+fn otlp_metrics(bytes: &[u8]) {
+    if let Ok(request) = otlp::from_protobuf::<MetricsRequest>(Protocol::OtlpMetrics, bytes) {
+        let _ = otlp::metrics::adapt(&TenantId::default(), request, &LIMITS, &mut DeltaState::new(100));
+    }
+}
+
+fn otlp_metrics_json(bytes: &[u8]) {
+    if let Ok(request) = otlp::from_json::<MetricsRequest>(Protocol::OtlpMetrics, bytes) {
+        let _ = otlp::metrics::adapt(&TenantId::default(), request, &LIMITS, &mut DeltaState::new(100));
+    }
+}
+
+fn metrics_request() -> MetricsRequest {
+    let at = NOW_MS as u64 * 1_000_000;
+    let number = |v| NumberDataPoint {
+        attributes: attributes(),
+        time_unix_nano: at,
+        value: Some(v),
+        ..Default::default()
+    };
+    let numbers = vec![
+        number(number_data_point::Value::AsDouble(1.5)),
+        number(number_data_point::Value::AsInt(-2)),
+    ];
+    let histogram = HistogramDataPoint {
+        attributes: attributes(),
+        time_unix_nano: at,
+        count: 6,
+        sum: Some(9.0),
+        bucket_counts: vec![1, 2, 3],
+        explicit_bounds: vec![0.5, 5.0],
+        ..Default::default()
+    };
+    let mut exponential = ExponentialHistogramDataPoint {
+        attributes: attributes(),
+        time_unix_nano: at,
+        count: 6,
+        sum: Some(9.0),
+        scale: 2,
+        zero_count: 1,
+        ..Default::default()
+    };
+    exponential.positive.get_or_insert_default().bucket_counts = vec![2, 3];
+    let data = [
+        metric::Data::Gauge(Gauge {
+            data_points: numbers.clone(),
+        }),
+        metric::Data::Sum(Sum {
+            data_points: numbers,
+            aggregation_temporality: 1,
+            is_monotonic: true,
+        }),
+        metric::Data::Histogram(Histogram {
+            data_points: vec![histogram],
+            aggregation_temporality: 2,
+        }),
+        metric::Data::ExponentialHistogram(ExponentialHistogram {
+            data_points: vec![exponential],
+            aggregation_temporality: 1,
+        }),
+    ];
+    let metrics = data.into_iter().enumerate().map(|(i, data)| Metric {
+        name: format!("http.server.duration{i}"),
+        unit: "ms".into(),
+        data: Some(data),
+        ..Default::default()
+    });
+    MetricsRequest {
+        resource_metrics: vec![ResourceMetrics {
+            resource: Some(Resource {
+                attributes: attributes(),
+                ..Default::default()
+            }),
+            scope_metrics: vec![ScopeMetrics {
+                metrics: metrics.collect(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }],
+    }
+}
+
+fn otlp_metrics_seeds() -> Vec<Vec<u8>> {
+    vec![metrics_request().encode_to_vec()]
+}
+
+fn otlp_metrics_json_seeds() -> Vec<Vec<u8>> {
+    serde_json::to_vec(&metrics_request()).into_iter().collect()
+}
+
+fn otlp_logs(bytes: &[u8]) {
+    if let Ok(request) = otlp::from_protobuf::<LogsRequest>(Protocol::OtlpLogs, bytes) {
+        let _ = otlp::logs::adapt(&TenantId::default(), request, &LIMITS);
+    }
+}
+
+fn otlp_logs_json(bytes: &[u8]) {
+    if let Ok(request) = otlp::from_json::<LogsRequest>(Protocol::OtlpLogs, bytes) {
+        let _ = otlp::logs::adapt(&TenantId::default(), request, &LIMITS);
+    }
+}
+
+fn logs_request() -> LogsRequest {
+    let record = |n: u64| LogRecord {
+        time_unix_nano: NOW_MS as u64 * 1_000_000 + n,
+        severity_number: 9,
+        severity_text: "INFO".into(),
+        body: Some(AnyValue {
+            value: Some(any_value::Value::StringValue(format!("line {n}"))),
+        }),
+        attributes: attributes(),
+        trace_id: vec![7; 16],
+        span_id: vec![8; 8],
+        ..Default::default()
+    };
+    LogsRequest {
+        resource_logs: vec![ResourceLogs {
+            resource: Some(Resource {
+                attributes: attributes(),
+                ..Default::default()
+            }),
+            scope_logs: vec![ScopeLogs {
+                log_records: (0..3).map(record).collect(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }],
+    }
+}
+
+fn otlp_logs_seeds() -> Vec<Vec<u8>> {
+    vec![logs_request().encode_to_vec()]
+}
+
+fn otlp_logs_json_seeds() -> Vec<Vec<u8>> {
+    serde_json::to_vec(&logs_request()).into_iter().collect()
+}
+
+fn compressed(bytes: &[u8]) {
+    let body = Bytes::copy_from_slice(bytes);
+    for encoding in [Encoding::Gzip, Encoding::Zstd, Encoding::Snappy] {
+        let _ = decompress(encoding, &body);
+    }
+}
+
+fn compressed_seeds() -> Vec<Vec<u8>> {
+    use std::io::Write;
+    let text = b"the same text again and again, the same text again and again".repeat(4);
+    let mut gzip = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+    let gzip = gzip.write_all(&text).and_then(|()| gzip.finish()).unwrap_or_default();
+    vec![gzip, zstd::encode_all(&text[..], 1).unwrap_or_default(), snappy(&text)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hindcast_env::io::SystemClock;
+    use hindcast_model::SpanNs;
+
+    #[test]
+    fn no_reader_panics_or_hangs_on_damaged_bytes() {
+        hindcast_env::fuzz::check_targets(TARGETS, &SystemClock::new(), SpanNs::from_ms(800));
+    }
+
+    #[test]
+    fn seeds_are_what_the_readers_read() {
+        with_books(Naming::Known, |tenant, books| {
+            for (seed, samples) in own_seeds().iter().zip([12, 8]) {
+                let read = own::adapt(tenant, seed, &LIMITS, books, &mut SeriesRefs::default()).unwrap();
+                assert_eq!((read.laid.intake.samples, read.laid.rejected.items()), (samples, 0));
+            }
+            let read = remote_write::adapt(tenant, &remote_write_seeds()[0], &LIMITS, books, &mut vec![]).unwrap();
+            assert_eq!(read.intake.samples, 12);
+            let read = loki::adapt_protobuf(tenant, &loki_protobuf_seeds()[0], &LIMITS, books, &mut vec![]).unwrap();
+            assert_eq!(read.intake.lines, 6);
+        });
+        let read = loki::adapt_json(&TenantId::default(), &loki_json_seeds()[0], &LIMITS).unwrap();
+        assert_eq!(read.batch.lines(), 2);
+        let request = otlp::from_json::<LogsRequest>(Protocol::OtlpLogs, &otlp_logs_json_seeds()[0]).unwrap();
+        assert_eq!(
+            otlp::logs::adapt(&TenantId::default(), request, &LIMITS).batch.lines(),
+            3
+        );
+        let request = otlp::from_json::<MetricsRequest>(Protocol::OtlpMetrics, &otlp_metrics_json_seeds()[0]).unwrap();
+        let read = otlp::metrics::adapt(&TenantId::default(), request, &LIMITS, &mut DeltaState::new(100));
+        assert!(read.batch.samples() > 6, "{:?}", read.rejected);
+    }
+}
