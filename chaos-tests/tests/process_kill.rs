@@ -96,6 +96,7 @@ fn batch(plan: Plan, writer: u64, seq: u64, base_ms: i64) -> v1::WriteRequest {
         resource: vec![],
         series: series.filter(|s| !s.points.is_empty()).collect(),
         streams: streams.filter(|s| !s.lines.is_empty()).collect(),
+        ..v1::WriteRequest::default()
     }
 }
 

@@ -17,6 +17,7 @@ use hindcast_storage::rows::{Run, VALUE_BYTES};
 use hindcast_storage::{Floor, Pin, RawLine};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 const VERSION: u8 = 2;
@@ -268,9 +269,18 @@ fn put_stream(out: &mut Vec<u8>, stream: &StreamRows) {
     put_bytes(out, &stream.heads);
 }
 
+thread_local! {
+    /// Making the tables of a compressor costs more than packing a small text.
+    static PACKER: RefCell<zstd::bulk::Compressor<'static>> =
+        RefCell::new(zstd::bulk::Compressor::new(ZSTD_LEVEL).expect("level 1 is one of zstd's"));
+    static UNPACKER: RefCell<zstd::bulk::Decompressor<'static>> =
+        RefCell::new(zstd::bulk::Decompressor::new().expect("a decompressor needs memory only"));
+}
+
 fn put_text(out: &mut Vec<u8>, text: &[u8], packed: bool) {
     if packed {
-        let frame = zstd::bulk::compress(text, ZSTD_LEVEL).expect("compressing into memory cannot fail");
+        let frame = PACKER.with_borrow_mut(|p| p.compress(text));
+        let frame = frame.expect("compressing into memory cannot fail");
         out.push(TEXT_ZSTD);
         put_varint(out, text.len() as u64);
         put_bytes(out, &frame);
@@ -458,7 +468,8 @@ fn read_text<'a>(
             }
             *unpacked_bytes_max -= len;
             let frame = r.bytes()?;
-            Cow::Owned(zstd::bulk::decompress(frame, len).map_err(|e| EntryError::Zstd(e.to_string()))?)
+            let text = UNPACKER.with_borrow_mut(|u| u.decompress(frame, len));
+            Cow::Owned(text.map_err(|e| EntryError::Zstd(e.to_string()))?)
         }
         _ => return Err(EntryError::Content { what: "a packing" }),
     };

@@ -9,6 +9,7 @@ pub mod codec;
 pub mod dedup;
 pub mod entry;
 pub mod io;
+pub mod pace;
 pub mod route;
 pub mod shard_machine;
 pub mod sources;

@@ -361,7 +361,7 @@ impl Machine for ShardMachine {
         let compact = wishes.compact.load(Ordering::SeqCst);
         if compact > wishes.compacted.load(Ordering::SeqCst) {
             // One merge a call: applies go on in between. The wish is granted when nothing is left to merge.
-            if self.shard.compact().map_err(machine_error)?.is_none() {
+            if self.shard.compact_fully().map_err(machine_error)?.is_none() {
                 wishes.compacted.store(compact, Ordering::SeqCst);
             }
         } else if now >= self.compact_after {
@@ -536,7 +536,7 @@ mod tests {
         );
         assert_eq!(rig.stored(), (12, 4));
         let again = rig.laid(&batch(2), Naming::Defined);
-        assert_eq!(rig.apply(&[again.clone()]), [PartApplied::Stored]);
+        assert_eq!(rig.apply(std::slice::from_ref(&again)), [PartApplied::Stored]);
         assert_eq!(rig.stored(), (18, 6));
         assert_eq!(
             rig.apply(&[again, stale]),

@@ -15,6 +15,7 @@ pub mod plan;
 pub mod reduce;
 pub mod replay;
 pub mod replica;
+pub mod rows;
 pub mod shards;
 pub mod testing;
 pub mod value;

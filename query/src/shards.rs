@@ -34,11 +34,16 @@ impl Budget {
         }
     }
 
+    /// For readers that bound themselves.
+    pub fn unbounded() -> Self {
+        Self::new(usize::MAX, usize::MAX)
+    }
+
     /// For reading again what was counted already: ends when the query does.
     pub fn uncounted(&self) -> Self {
         Self {
             cancelled: self.cancelled.clone(),
-            ..Self::new(usize::MAX, usize::MAX)
+            ..Self::unbounded()
         }
     }
 

@@ -77,6 +77,8 @@ pub trait ReadAt: Send + Sync {
     /// Exactly `len` bytes, or an error of kind `UnexpectedEof`.
     fn read_at(&self, offset: u64, len: usize) -> DiskResult<Bytes>;
     fn len(&self) -> u64;
+    /// The next read of these bytes asks the device and not memory, where that can be asked for. A hint.
+    fn forget_cached(&self, _range: std::ops::Range<u64>) {}
 }
 
 /// The one way to replace a small file: write aside, sync, rename, sync the folder.

@@ -62,6 +62,8 @@ pub struct Group {
     pub width: usize,
     /// Little-endian f64. Row after row once the intake is finished; until then series after series.
     pub values: Vec<u8>,
+    /// Several rows, and they stand row after row already.
+    turned: bool,
 }
 
 impl Group {
@@ -72,6 +74,7 @@ impl Group {
             runs: vec![],
             width: 0,
             values: vec![],
+            turned: false,
         }
     }
 
@@ -92,9 +95,10 @@ impl Group {
     /// Turns series after series into row after row.
     fn transpose(&mut self) {
         let rows = self.times_ms.len();
-        if rows < 2 {
+        if rows < 2 || self.turned {
             return;
         }
+        self.turned = true;
         let mut turned = Vec::with_capacity(self.values.len());
         for row in 0..rows {
             for column in 0..self.width {
@@ -148,7 +152,7 @@ impl Share {
     /// the series could lie between: samples of equal times keep their order.
     #[inline]
     fn group(&mut self, numbers: Numbers, times_ms: &[i64]) -> usize {
-        let fits = |g: &Group| g.numbers == numbers && g.times_ms == times_ms;
+        let fits = |g: &Group| g.numbers == numbers && g.times_ms == times_ms && !g.turned;
         let mut at = self.groups.len();
         for group in self.groups.iter().rev().take(GROUPS_BACK_MAX) {
             at -= 1;
@@ -192,19 +196,7 @@ impl Share {
             }
         }
         group.values.extend_from_slice(values);
-        let rows = times_ms.len();
-        if rows > 1 {
-            // `finish` turns it back.
-            let width = group.width;
-            (group.values.clear(), group.values.reserve_exact(values.len()));
-            for column in 0..width {
-                for row in 0..rows {
-                    group
-                        .values
-                        .extend_from_slice(&values[(row * width + column) * 8..][..8]);
-                }
-            }
-        }
+        group.turned = times_ms.len() > 1;
         self.groups.push(group);
     }
 

@@ -34,6 +34,7 @@ pub fn adapt_protobuf(
 
 fn read_protobuf(tenant: &TenantId, body: &[u8], limits: &LimitsContext, books: &Books<'_>) -> Result<Laid, WireError> {
     let mut layout = Layout::new(tenant, limits, *books);
+    layout.text_bytes = body.len();
     let names = Names {
         attrs: &[],
         // Labels as text are no label lists, so they are remembered apart.

@@ -111,6 +111,7 @@ fn read(
     for message in &parts.rows {
         Rows::read(message)?.lay(&mut layout, refs)?;
     }
+    layout.text_bytes = parts.streams.iter().map(|m| m.len()).sum();
     layout.streams::<Form>(parts.streams.iter().map(|m| Ok(*m)), &names_of("stream"))?;
     let mut edges = vec![];
     // Who runs on what is told with what is new, as resources are.

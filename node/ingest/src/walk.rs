@@ -127,6 +127,10 @@ pub(crate) struct Layout<'a> {
     lessons: Vec<Lesson>,
     /// Whether anything took the general way.
     pub is_news: bool,
+    /// Whether the shard map holds for all of time.
+    timeless: bool,
+    /// About how much text the request has: room for it is made at once.
+    pub text_bytes: usize,
     /// Known series and streams that took it: what comes later of them stays behind it.
     late: BTreeSet<(ShardId, bool, u32)>,
 }
@@ -168,6 +172,8 @@ impl<'a> Layout<'a> {
             seen: Seen::default(),
             lessons: vec![],
             is_news: false,
+            timeless: books.ids.is_timeless(),
+            text_bytes: 0,
             late: BTreeSet::new(),
         }
     }
@@ -224,7 +230,7 @@ impl<'a> Layout<'a> {
         samples.clear();
         let fits = |&(ms, _): &(i64, u64)| {
             let at = TimestampNs::from_ms(ms);
-            self.limits.time(at).is_ok() && (ids.is_timeless() || ids.shard_of(hit.slot, at) == hit.shard)
+            self.limits.time(at).is_ok() && (self.timeless || ids.shard_of(hit.slot, at) == hit.shard)
         };
         let is_late = || !self.late.is_empty() && self.late.contains(&(hit.shard, false, id));
         if !F::usual(&message[hit.len..], samples) || !samples.iter().all(fits) || is_late() {
@@ -399,7 +405,7 @@ impl<'a> Layout<'a> {
         old: &mut Vec<Learned<'m>>,
     ) -> bool {
         let ids = self.books.ids;
-        let Some(hit) = find(lookup, message).filter(|_| ids.is_timeless()) else {
+        let Some(hit) = find(lookup, message).filter(|_| self.timeless) else {
             return false;
         };
         let share = self.intake.share(hit.shard, ids);
@@ -409,7 +415,9 @@ impl<'a> Layout<'a> {
         }
         let before = (share.streams.len(), share.text.len());
         share.stream(Numbers::Ids, id);
-        share.text.reserve(message.len());
+        if share.text.capacity() == 0 {
+            share.text.reserve_exact(self.text_bytes.max(message.len()));
+        }
         let Some(lines) = known_lines::<F>(&message[hit.len..], view, self.limits, share) else {
             share.streams.truncate(before.0);
             share.text.truncate(before.1);

@@ -39,7 +39,7 @@ impl Default for LogConfig {
             prewrite_bytes: 4 << 20,
             free_segments_max: 4,
             segments_max: 12,
-            cache_bytes_max: 16 << 20,
+            cache_bytes_max: 8 << 20,
         }
     }
 }

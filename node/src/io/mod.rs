@@ -1,4 +1,5 @@
 //! The shells of this crate: sockets, timers, threads.
+pub mod cold;
 pub mod cuts;
 pub mod identity;
 pub mod meta_client;

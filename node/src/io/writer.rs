@@ -26,8 +26,10 @@ use tonic::Status;
 
 /// Parts that wait at a leader, per shard, in bytes; beyond, writers are told to retry.
 pub const QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// A fold ends when it holds so many bytes of parts.
+/// A fold ends when it holds so many bytes of parts, or more when one part alone has more.
 const FOLD_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// A part that takes an entry for itself, with room for the entry's head.
+const PART_BYTES_MAX: usize = ENTRY_BYTES_MAX - 64;
 /// Entries of one shard in flight at once; more gives latency, not throughput.
 const ENTRIES_IN_FLIGHT_MAX: usize = 4;
 /// How long a writer waits for its quorum before it is told `Unconfirmed`.
@@ -325,11 +327,11 @@ fn encode(intake: Intake, wanted: impl Fn(ShardId) -> bool) -> Result<Vec<Part>,
     let mut parts = vec![];
     for share in intake.shares.iter().filter(|s| wanted(s.shard)) {
         let bytes = Bytes::from(entry::encode_part(&intake, share));
-        if bytes.len() > ENTRY_BYTES_MAX {
+        if bytes.len() > PART_BYTES_MAX {
             return Err(WriteError::TooLarge {
                 shard: share.shard,
                 bytes: bytes.len(),
-                entry_bytes_max: ENTRY_BYTES_MAX,
+                entry_bytes_max: PART_BYTES_MAX,
             });
         }
         parts.push(Part {
@@ -372,16 +374,28 @@ async fn fold(
     queued_bytes: Arc<AtomicUsize>,
 ) {
     let room = Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT_MAX));
+    // The part with which the last fold would have become too large.
+    let mut left_over: Option<Waiting> = None;
     loop {
         // Room first: what arrives while all entries are in flight is folded into the next one.
         let Ok(permit) = room.clone().acquire_owned().await else {
             return;
         };
-        let Some(first) = waiting.recv().await else { return };
+        let first = match left_over.take() {
+            Some(first) => first,
+            None => match waiting.recv().await {
+                Some(first) => first,
+                None => return,
+            },
+        };
         let mut bytes = first.part.len();
         let mut folded = vec![first];
         while bytes < FOLD_BYTES_MAX {
             let Ok(more) = waiting.try_recv() else { break };
+            if bytes + more.part.len() > FOLD_BYTES_MAX {
+                left_over = Some(more);
+                break;
+            }
             bytes += more.part.len();
             folded.push(more);
         }
@@ -405,5 +419,115 @@ async fn fold(
                 let _ = waiting.answer.send(fates.next().unwrap_or(Fate::Unconfirmed));
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::node::{Node, NodeConfig};
+    use hindcast_model::{
+        BatchId, Labels, LogLine, Matcher, Owner, Sample, SeriesBlock, StreamBlock, TenantId, TimestampNs, WriterId,
+    };
+    use hindcast_storage::read::{Direction, SelectLines, SelectSeries};
+
+    async fn node(dir: &std::path::Path) -> Node {
+        let config = NodeConfig {
+            id: NodeId(1),
+            data_dir: dir.to_path_buf(),
+            join: vec![],
+            shards: 2,
+            replicas: None,
+            retention: vec![],
+        };
+        Node::start(config, None, vec![]).await.unwrap()
+    }
+
+    /// One sample of each of 8 series, and a line, at second `seq`.
+    fn batch(seq: u64) -> Batch {
+        let mut batch = Batch::new(TenantId::default());
+        let writer = WriterId([3; 16]);
+        batch.id = Some(BatchId::Sequenced { writer, seq });
+        let at = TimestampNs::from_secs(seq as i64);
+        batch.series = (0..8)
+            .map(|n| SeriesBlock {
+                labels: Labels::from_pairs([("__name__", "m"), ("n", &n.to_string())]),
+                owner: Owner::None,
+                samples: vec![Sample { at, value: seq as f64 }],
+            })
+            .collect();
+        let line = LogLine {
+            at,
+            line: "a line".into(),
+            metadata: vec![],
+        };
+        batch.streams = vec![StreamBlock {
+            labels: Labels::from_pairs([("job", "j")]),
+            owner: Owner::None,
+            lines: vec![line],
+        }];
+        batch
+    }
+
+    /// Samples and lines that all shards hold.
+    fn stored(node: &Node) -> (usize, usize) {
+        let (tenant, from, to) = (TenantId::default(), TimestampNs::MIN, TimestampNs::MAX);
+        let mut held = (0, 0);
+        for shard in node.shards.values() {
+            let series = shard.reader.series(&SelectSeries {
+                tenant: tenant.clone(),
+                matchers: vec![Matcher::equal("__name__", "m")],
+                from,
+                to,
+                as_of: None,
+                owners: None,
+            });
+            held.0 += series.unwrap().iter().map(|s| s.samples.len()).sum::<usize>();
+            let streams = shard.reader.lines(&SelectLines {
+                tenant: tenant.clone(),
+                matchers: vec![Matcher::equal("job", "j")],
+                from,
+                to,
+                as_of: None,
+                owners: None,
+                filter: hindcast_storage::logs::Filter::all(),
+                limit: None,
+                direction: Direction::Forward,
+            });
+            held.1 += streams.unwrap().iter().map(|s| s.lines.len()).sum::<usize>();
+        }
+        held
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_stale_at_its_shard_is_stored_once_and_writers_at_once_lose_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = node(dir.path()).await;
+        let writer = &node.writer;
+        let all = join_all((1..=10).map(|seq| writer.write(batch(seq)))).await;
+        assert!(all.iter().all(Result::is_ok), "{all:?}");
+        assert_eq!(stored(&node), (80, 10));
+
+        let eleventh = batch(11);
+        let mut intake = Intake::of_batch(&eleventh, writer.ids(), Naming::Known);
+        assert!(
+            intake.shares.iter().all(|s| s.definitions.is_empty()),
+            "all of it is known"
+        );
+        let plain = intake.clone();
+        intake.shares.iter_mut().for_each(|s| s.epoch += 1);
+        let redone = AtomicUsize::new(0);
+        let redo = || {
+            redone.fetch_add(1, Ordering::SeqCst);
+            Intake::of_batch(&eleventh, writer.ids(), Naming::Defined)
+        };
+        let written = writer.write_intake(intake, &redo).await.unwrap();
+        assert_eq!((written.samples, written.lines, written.duplicate), (8, 1, false));
+        assert_eq!((redone.load(Ordering::SeqCst), stored(&node)), (1, (88, 11)));
+        // A retry of the first form, as a writer sends it whose answer was lost.
+        let again = writer.write_intake(plain, &redo).await.unwrap();
+        assert!(again.duplicate);
+        assert_eq!((redone.load(Ordering::SeqCst), stored(&node)), (1, (88, 11)));
+        node.raft.shutdown();
     }
 }

@@ -23,8 +23,22 @@ use std::sync::Arc;
 /// Segments below this weigh this much, so that many tiny ones are neighbours in size.
 const WEIGHT_BYTES_MIN: u64 = 64 << 10;
 
+/// How much is asked of a merge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// What keeps files few while rows arrive.
+    Background,
+    /// Until everything is as small as it gets: somebody asked for it.
+    Full,
+}
+
 /// The next run worth merging, oldest first.
-pub fn choose(segments: &[Arc<Segment>], retention: &Retention, config: &ShardConfig) -> Option<Vec<Arc<Segment>>> {
+pub fn choose(
+    segments: &[Arc<Segment>],
+    retention: &Retention,
+    config: &ShardConfig,
+    effort: Effort,
+) -> Option<Vec<Arc<Segment>>> {
     let mut kin: BTreeMap<(&TenantId, FileKind, Policy), Vec<&Arc<Segment>>> = BTreeMap::new();
     for s in segments {
         kin.entry((&s.head.tenant, s.head.kind, s.head.policy))
@@ -40,7 +54,11 @@ pub fn choose(segments: &[Arc<Segment>], retention: &Retention, config: &ShardCo
             !retention.is_cut_between(a.head.commits.1, b.head.commits.0)
         };
         for run in segments.chunk_by(is_joined) {
-            if let Some(window) = window_of(run, config) {
+            let window = match effort {
+                Effort::Background => window_of(run, config),
+                Effort::Full => full_window_of(run, config),
+            };
+            if let Some(window) = window {
                 return Some(window.iter().map(|s| Arc::clone(s)).collect());
             }
         }
@@ -48,18 +66,45 @@ pub fn choose(segments: &[Arc<Segment>], retention: &Retention, config: &ShardCo
     None
 }
 
+/// What a merge weighs at least, so that many tiny files are neighbours in size.
+fn weight(s: &&Arc<Segment>) -> u64 {
+    s.file.bytes.max(WEIGHT_BYTES_MIN)
+}
+
+/// Whether a merge copies no row too often: the largest input is at most half of it.
+fn is_balanced(window: &[&Arc<Segment>]) -> bool {
+    let total: u64 = window.iter().map(weight).sum();
+    window.iter().map(weight).max().unwrap_or(0) * 2 <= total
+}
+
 fn window_of<'a, 'b>(run: &'a [&'b Arc<Segment>], config: &ShardConfig) -> Option<&'a [&'b Arc<Segment>]> {
-    let weight = |s: &&Arc<Segment>| s.file.bytes.max(WEIGHT_BYTES_MIN);
     let most = config.compact_segments_max.min(run.len());
     for len in (config.compact_segments_min.max(2)..=most).rev() {
-        let fits = |w: &&[&Arc<Segment>]| {
-            let total: u64 = w.iter().map(weight).sum();
-            let largest = w.iter().map(weight).max().unwrap_or(0);
-            total <= config.compact_bytes_max && largest * 2 <= total
-        };
+        let fits =
+            |w: &&[&Arc<Segment>]| w.iter().map(weight).sum::<u64>() <= config.compact_bytes_max && is_balanced(w);
         if let Some(window) = run.windows(len).find(fits) {
             return Some(window);
         }
+    }
+    None
+}
+
+/// The longest stretch that fits a merge and has something to gain: files as flushes left them, or many small ones.
+fn full_window_of<'a, 'b>(run: &'a [&'b Arc<Segment>], config: &ShardConfig) -> Option<&'a [&'b Arc<Segment>]> {
+    let mut start = 0;
+    while start < run.len() {
+        let mut total = 0;
+        let fits = |s: &&&Arc<Segment>| {
+            total += weight(s);
+            total <= config.compact_bytes_max
+        };
+        let len = run[start..].iter().take_while(fits).count().max(1);
+        let window = &run[start..start + len];
+        let is_raw = window.iter().any(|s| s.tier == Tier::Flush);
+        if is_raw || (len > 1 && is_balanced(window)) {
+            return Some(window);
+        }
+        start += len;
     }
     None
 }

@@ -360,6 +360,7 @@ impl Container {
         self.data.clone()
     }
 
+    #[cfg(test)]
     pub fn path(&self) -> &str {
         &self.path
     }
@@ -371,6 +372,7 @@ impl Container {
     }
 
     /// As `read_block`, into memory that is used again.
+    #[cfg(test)]
     pub fn read_block_into(&self, block: Block, unpacker: &mut Unpacker, out: &mut Vec<u8>) -> Result<(), ReadError> {
         let stored = self.read_range(block.range())?;
         let bad = |why: Bad| ReadError::from(self.damage(block.range(), why));
@@ -413,6 +415,18 @@ impl Container {
     /// What to tell of bytes of this file that are not what was written.
     pub fn damage(&self, range: Range<u64>, why: impl Into<String>) -> Damage {
         damage(&self.path, range, why)
+    }
+
+    /// The file as a scrub reads it, at its own pace. `blocks` in any order; the table need not be among them.
+    pub fn immutable_file(&self, mut blocks: Vec<Range<u64>>) -> crate::verify::ImmutableFile {
+        blocks.sort_by_key(|b| b.start);
+        crate::verify::ImmutableFile {
+            path: self.path.clone(),
+            reader: self.reader.clone(),
+            bytes: self.file.bytes,
+            blake3: self.file.blake3,
+            blocks,
+        }
     }
 
     /// Reads the whole file and compares its BLAKE3.

@@ -26,10 +26,12 @@ mod retention;
 pub mod rows;
 mod segment;
 mod shard;
+mod verify;
 mod view;
 
 pub use codec::{RawLine, put_metadata};
 pub use error::{Damage, ReadError, StorageError};
 pub use retention::{Floor, Pin, Policy, TOPOLOGY_LABEL};
 pub use shard::{CompactReport, Dropped, FlushReport, Opened, Shard, ShardConfig, ShardStats};
+pub use verify::{FileCheck, ImmutableFile};
 pub use view::{ShardReader, VisitedSeries};

@@ -22,7 +22,7 @@ pub struct SegmentRef {
 }
 
 pub enum Rows {
-    Metric(metric::Segment),
+    Metric(Box<metric::Segment>),
     Log(logs::Segment),
 }
 
@@ -47,7 +47,7 @@ impl Segment {
             head: rows.head().clone(),
             tier,
             file: rows.file().clone(),
-            rows: Rows::Metric(rows),
+            rows: Rows::Metric(Box::new(rows)),
         }
     }
 
@@ -100,7 +100,14 @@ impl Segment {
         }
     }
 
-    /// Reads the whole file and compares its BLAKE3.
+    /// The file as a scrub reads it, at its own pace.
+    pub fn immutable_file(&self) -> crate::verify::ImmutableFile {
+        match &self.rows {
+            Rows::Metric(s) => s.immutable_file(),
+            Rows::Log(s) => s.immutable_file(),
+        }
+    }
+
     pub fn scrub(&self) -> Result<(), ReadError> {
         match &self.rows {
             Rows::Metric(s) => s.scrub(),

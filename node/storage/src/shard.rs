@@ -9,7 +9,7 @@
 //! - Rows go only when no reader could ever see them again, or a later commit in the same segment overwrote them.
 
 use crate::codec::{RawLine, put_metadata};
-use crate::compaction::{self, Merge};
+use crate::compaction::{self, Effort, Merge};
 use crate::container::{self, FileKind, FileRef};
 use crate::error::{Damage, StorageError};
 use crate::head::{Head, Unpacker};
@@ -55,7 +55,7 @@ impl Default for ShardConfig {
             flush_age_max: SpanNs::from_secs(2 * 3600),
             compact_segments_min: 4,
             compact_segments_max: 16,
-            compact_bytes_max: 64 << 20,
+            compact_bytes_max: 256 << 20,
         }
     }
 }
@@ -516,15 +516,21 @@ impl Shard {
 
     /// Merges one run of small neighbouring segments, if there is one. Changes no answer.
     pub fn compact(&mut self) -> Result<Option<CompactReport>, StorageError> {
-        self.or_discard(Self::merge_one)
+        self.or_discard(|shard| shard.merge_one(Effort::Background))
     }
 
-    fn merge_one(&mut self) -> Result<Option<CompactReport>, StorageError> {
+    /// As `compact`, and rewrites also what no merge needs but which is still as a flush left it. Called again until
+    /// it finds nothing, it leaves the shard as small as it gets.
+    pub fn compact_fully(&mut self) -> Result<Option<CompactReport>, StorageError> {
+        self.or_discard(|shard| shard.merge_one(Effort::Full))
+    }
+
+    fn merge_one(&mut self, effort: Effort) -> Result<Option<CompactReport>, StorageError> {
         let (retention, segments) = {
             let s = self.state.read();
             (s.retention.clone(), s.segments.clone())
         };
-        let Some(run) = compaction::choose(&segments, &retention, &self.config) else {
+        let Some(run) = compaction::choose(&segments, &retention, &self.config, effort) else {
             return Ok(None);
         };
         let number = self.take_number();

@@ -263,6 +263,12 @@ impl ShardReader {
         self.state.read().directory.epoch()
     }
 
+    /// The files that never change and are in force now, each to be checked by itself; the shard goes on meanwhile.
+    pub fn files(&self) -> Vec<crate::verify::ImmutableFile> {
+        let segments = self.state.read().segments.clone();
+        segments.iter().map(|s| s.immutable_file()).collect()
+    }
+
     /// Sorted by (slot, fingerprint, labels). A label set occurs once per slot; series without a sample are left out.
     pub fn series(&self, q: &SelectSeries) -> Result<Vec<SeriesData>, ReadError> {
         let mut answer = vec![];

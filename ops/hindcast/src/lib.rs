@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod cli;
 pub mod demo;
+pub mod export;
 pub mod import;
 pub mod server;
 
@@ -38,6 +39,8 @@ enum Command {
     Agent(cli::agent::AgentArgs),
     /// Brings files in: OpenMetrics pages, CSV, JSON lines, remote-write bodies.
     Import(cli::import::ImportArgs),
+    /// Writes a range of metrics and logs as Parquet files, for DuckDB, Spark, Trino and others.
+    Export(cli::export::ExportArgs),
     /// Evaluates a PromQL expression.
     Query(cli::query::QueryArgs),
     /// Searches logs with a LogQL expression.
@@ -54,8 +57,8 @@ enum Command {
     Rules(cli::rules::RulesArgs),
     /// Shows nodes and Raft groups.
     Cluster(cli::cluster::ClusterArgs),
-    /// Flushes and compacts the store of a live node.
-    Storage(cli::cluster::StorageArgs),
+    /// Flushes, compacts and checks the files of a live node.
+    Storage(cli::storage::StorageArgs),
 }
 
 fn set_up_logging(json: bool) {
@@ -105,6 +108,7 @@ async fn run(command: Command) -> cli::Done {
         Command::Server(args) => server::run(*args).await,
         Command::Agent(args) => cli::agent::run(args).await,
         Command::Import(args) => cli::import::run(args).await,
+        Command::Export(args) => cli::export::run(args).await,
         Command::Query(args) => cli::query::run_query(args).await,
         Command::Logs(args) => cli::query::run_logs(args).await,
         Command::Incident(args) => cli::incident::run(args).await,
@@ -113,6 +117,6 @@ async fn run(command: Command) -> cli::Done {
         Command::Ticket(args) => cli::ticket::run(args).await,
         Command::Rules(args) => cli::rules::run(args).await,
         Command::Cluster(args) => cli::cluster::run(args).await,
-        Command::Storage(args) => cli::cluster::run_storage(args).await,
+        Command::Storage(args) => cli::storage::run(args).await,
     }
 }

@@ -1,6 +1,7 @@
 //! `hindcast.v1.Query`: wire messages in and out. Errors by class, through the table of the edge.
 
 use crate::engine::{Engine, InstantQuery, LabelsQuery, LogsQuery, Options, RangeQuery};
+use crate::rows::RowsQuery;
 use crate::shards::Completeness;
 use crate::value::{Answer, LogStream, LogsValue, Value};
 use hindcast_model::{Labels, SpanNs, TimestampNs};
@@ -27,7 +28,7 @@ fn ms(at: i64) -> TimestampNs {
     TimestampNs::from_ms(at)
 }
 
-fn completeness(c: &Completeness) -> v1::Completeness {
+pub(super) fn completeness(c: &Completeness) -> v1::Completeness {
     v1::Completeness {
         complete: c.is_complete(),
         missing: c.missing.clone(),
@@ -201,5 +202,20 @@ impl Query for Service {
             series: answer.value.iter().map(|labels| series(labels, [])).collect(),
             completeness: Some(completeness(&answer.completeness)),
         }))
+    }
+
+    type RowsStream = super::rows::RowsStream;
+
+    async fn rows(&self, r: Request<v1::RowsRequest>) -> Result<Response<Self::RowsStream>, Status> {
+        let tenant = edge::tenant_of_metadata(r.metadata())?;
+        let r = r.into_inner();
+        let q = RowsQuery {
+            tenant,
+            selector: r.selector,
+            lines: r.lines,
+            start: TimestampNs(r.start_ns),
+            end: TimestampNs(r.end_ns),
+        };
+        Ok(Response::new(super::rows::stream(self.engine.clone(), q)))
     }
 }

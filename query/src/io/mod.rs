@@ -6,6 +6,7 @@ mod json;
 pub mod loki;
 mod params;
 pub mod replay;
+mod rows;
 
 pub use grpc::query_service;
 pub use http::prometheus_router;

@@ -94,6 +94,11 @@ impl ReadAt for RealReader {
     fn len(&self) -> u64 {
         self.2
     }
+    fn forget_cached(&self, range: std::ops::Range<u64>) {
+        let len = std::num::NonZeroU64::new(range.end.saturating_sub(range.start));
+        // Only clean pages go; a failure costs a scrub its sharpness and nothing else.
+        let _ = rustix::fs::fadvise(&self.1, range.start, len, rustix::fs::Advice::DontNeed);
+    }
 }
 
 impl Disk for RealDisk {

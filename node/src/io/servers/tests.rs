@@ -353,6 +353,32 @@ async fn what_a_shard_finds_stale_comes_again_with_definitions_and_is_stored_onc
     assert_eq!(served.stored().lines().count(), 2 + 6);
 }
 
+/// Senders of the same series at once, none of which knows what the others taught.
+#[tokio::test]
+async fn concurrent_writers_of_the_same_series_lose_and_double_nothing() {
+    let served = serve().await;
+    let write = |n: i64| {
+        let bodies = (0..4).map(move |i| {
+            let name = format!("m{i}");
+            remote_series(&[("__name__", name.as_str()), ("job", "j")], NOW_SECS - n)
+        });
+        let body = bodies.collect::<Vec<_>>().concat();
+        let served = &served;
+        async move { remote_write(served, &body).await.0 }
+    };
+    for round in 0..3 {
+        let codes = futures::future::join_all((0..12).map(|n| write(round * 12 + n))).await;
+        assert!(codes.iter().all(|c| *c == 204), "{codes:?}");
+    }
+    let stored = served.stored();
+    let mut lines: Vec<&str> = stored.lines().collect();
+    lines.sort_unstable();
+    lines.dedup();
+    assert_eq!(lines.len(), 4 * 36, "each sample once, each of its series");
+    assert_eq!(stored.lines().count(), 4 * 36);
+    assert_eq!(served.recorder.shard.names.lock().len(), 4);
+}
+
 #[tokio::test]
 async fn a_full_queue_says_when_to_retry() {
     let served = serve().await;

@@ -317,6 +317,22 @@ impl Inner {
         &self.entries[number as usize].info
     }
 
+    /// The file as a scrub reads it, at its own pace.
+    pub fn immutable_file(&self) -> crate::verify::ImmutableFile {
+        let mut pieces = vec![];
+        for entry in &self.entries {
+            let mut at = entry.offset;
+            for piece in &entry.info.pieces[..Section::Words as usize] {
+                pieces.push(at..at + u64::from(piece.stored));
+                at += u64::from(piece.stored);
+            }
+            let words = u64::from(entry.info.piece(Section::Words).stored);
+            pieces.push(entry.words..entry.words + words);
+        }
+        pieces.retain(|p| !p.is_empty());
+        self.container.immutable_file(pieces)
+    }
+
     pub fn scrub(&self) -> Result<(), ReadError> {
         self.container.scrub()
     }

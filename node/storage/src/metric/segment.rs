@@ -439,6 +439,12 @@ impl Segment {
         self.container.rows
     }
 
+    pub fn immutable_file(&self) -> crate::verify::ImmutableFile {
+        let groups = self.groups.iter().map(|g| g.offset..g.offset + u64::from(g.stored));
+        let blocks = groups.chain(self.dictionary.iter().map(Block::range)).collect();
+        self.container.immutable_file(blocks)
+    }
+
     pub fn scrub(&self) -> Result<(), ReadError> {
         self.container.scrub()
     }

@@ -6,4 +6,5 @@ mod golden;
 mod model;
 mod naive;
 mod reads;
+mod scrub;
 mod threads;

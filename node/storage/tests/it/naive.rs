@@ -5,7 +5,10 @@ use hindcast_model::{
     Domain, GroupId, Kind, Labels, LogLine, Matcher, Owner, ResourceId, Sample, SeriesBlock, StreamBlock, TenantId,
     TimestampNs,
 };
-use hindcast_storage::read::{Direction, SearchLabels, SelectLines, SelectSeries, SeriesData, StreamData};
+use hindcast_storage::logs::Filter;
+use hindcast_storage::read::{
+    CountLines, Direction, SearchLabels, SelectLines, SelectSeries, SeriesData, StreamCounts, StreamData,
+};
 use hindcast_storage::{Floor, Pin, Shard, ShardConfig, ShardReader, TOPOLOGY_LABEL};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -246,8 +249,7 @@ impl Naive {
         let streams: Vec<_> = self.select(&self.lines, true, wanted, |l| l.at).into_iter().collect();
         for (rank, (_, rows)) in streams.iter().enumerate() {
             for (row, l) in rows.iter().enumerate() {
-                let text = std::str::from_utf8(&l.line).unwrap();
-                if q.from <= l.at && l.at <= q.to && q.contains.iter().all(|c| text.contains(c.as_str())) {
+                if q.from <= l.at && l.at <= q.to && q.filter.is_match(&l.line) {
                     all.push((l.at, rank, row));
                 }
             }
@@ -294,7 +296,7 @@ pub fn all_lines(tenant: &TenantId) -> SelectLines {
         to: TimestampNs::MAX,
         as_of: None,
         owners: None,
-        contains: vec![],
+        filter: Filter::all(),
         limit: None,
         direction: Direction::Forward,
     }
@@ -368,18 +370,64 @@ fn compare_narrow(reader: &ShardReader, naive: &Naive, tenant: &TenantId, (from,
     };
     assert_eq!(reader.series(&q).unwrap(), naive.series(&q), "{q:?}");
     for direction in [Direction::Forward, Direction::Backward] {
-        for (limit, contains) in [(Some(3), vec![]), (Some(2), vec!["x".to_owned()]), (Some(0), vec![])] {
+        let filters = [Filter::all(), Filter::contains(b"x"), Filter::contains(b"x").negated()];
+        for (limit, filter) in [Some(3), Some(2), Some(0)].into_iter().zip(filters) {
+            compare_counts(reader, naive, tenant, (from, to), &filter);
             let q = SelectLines {
                 from,
                 to,
                 limit,
-                contains,
+                filter,
                 direction,
                 ..all_lines(tenant)
             };
             assert_eq!(reader.lines(&q).unwrap(), naive.lines(&q), "{q:?}");
         }
     }
+}
+
+/// Counts up to bounds inside and outside of the window.
+fn compare_counts(
+    reader: &ShardReader,
+    naive: &Naive,
+    tenant: &TenantId,
+    (from, to): (TimestampNs, TimestampNs),
+    filter: &Filter,
+) {
+    let middle = TimestampNs(from.0 / 2 + to.0 / 2);
+    let bounds = vec![from.min(middle), middle, to.max(middle)];
+    let counted = reader.count_lines(&CountLines {
+        tenant: tenant.clone(),
+        matchers: vec![],
+        from,
+        bounds: bounds.clone(),
+        as_of: None,
+        owners: None,
+        filter: filter.clone(),
+    });
+    let upto = bounds[2];
+    let lines = naive.lines(&SelectLines {
+        from,
+        to: upto,
+        filter: filter.clone(),
+        ..all_lines(tenant)
+    });
+    let counts = |s: &StreamData| {
+        bounds
+            .iter()
+            .map(|b| s.lines.iter().filter(|l| l.at <= *b).count() as u64)
+            .collect()
+    };
+    let expected: Vec<StreamCounts> = lines
+        .iter()
+        .map(|s| StreamCounts {
+            labels: s.labels.clone(),
+            owner: s.owner,
+            slot: s.slot,
+            counts: counts(s),
+        })
+        .collect();
+    assert_eq!(counted.unwrap(), expected, "{from:?} {bounds:?} {filter:?}");
 }
 
 /// Merges eagerly, so that small tests see merges.

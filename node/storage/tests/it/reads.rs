@@ -211,13 +211,21 @@ fn stream(n: i64) -> StreamBlock {
 }
 
 #[test]
-fn the_newest_lines_come_from_the_last_pages_alone() {
+fn the_newest_lines_come_from_the_last_blocks_alone() {
     let disk = SimDisk::new();
     let (mut shard, _) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
     let t = TenantId::default();
-    shard.write(1, &t, &[], &[stream(1), stream(2)]);
-    shard.advance(1);
-    shard.flush(b"").unwrap();
+    for index in 1..=2 {
+        let half = |n| {
+            let mut s = stream(n);
+            s.lines = s.lines.split_off(if index == 1 { 0 } else { 1500 });
+            s.lines.truncate(1500);
+            s
+        };
+        shard.write(index, &t, &[], &[half(1), half(2)]);
+        shard.advance(index);
+        shard.flush(b"").unwrap();
+    }
     let mut q = all_lines(&t);
     let whole = shard.reader().lines(&q).unwrap();
     assert_eq!(whole.iter().map(|s| s.lines.len()).sum::<usize>(), 6000);
@@ -228,7 +236,7 @@ fn the_newest_lines_come_from_the_last_pages_alone() {
         assert_eq!(s.lines, all[all.len() - s.lines.len()..]);
     }
     assert_eq!(newest.iter().map(|s| s.lines.len()).sum::<usize>(), 5);
-    // Damage in the first group is not met by a read that needs the last one only.
+    // Damage in the first block is not met by a read that needs the last one only.
     disk.flip_bit("s/segment-0000000000000001", 100, 0).unwrap();
     assert_eq!(shard.reader().lines(&q).unwrap(), newest);
     q.direction = Direction::Forward;

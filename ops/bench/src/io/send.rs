@@ -72,7 +72,7 @@ struct Open {
 
 enum Line {
     Grpc(Channel),
-    Stream(Channel, Option<Open>),
+    Stream(Channel, Option<Box<Open>>),
     Http(Box<(Http, Uri)>),
 }
 
@@ -182,7 +182,7 @@ impl Sender {
             Line::Stream(channel, open) => {
                 if open.is_none() {
                     match opened(channel.clone(), self.tenant.parse()?).await {
-                        Ok(new) => *open = Some(new),
+                        Ok(new) => *open = Some(Box::new(new)),
                         Err(status) => return Ok(of_grpc_code(status.code() as i32, status.message())),
                     }
                 }

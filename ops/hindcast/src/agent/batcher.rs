@@ -132,6 +132,7 @@ impl Batcher {
                     lines,
                 })
                 .collect(),
+            ..v1::WriteRequest::default()
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `hindcast cluster status`, `hindcast storage flush|compact`.
+//! `hindcast cluster status`.
 
 use super::{Client, Done, Output};
 use hindcast_proto::v1;
@@ -22,29 +22,6 @@ enum ClusterAction {
         client: Client,
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
-    },
-}
-
-#[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  hindcast storage flush\n  hindcast storage compact --endpoint http://127.0.0.1:7410"
-)]
-pub struct StorageArgs {
-    #[command(subcommand)]
-    action: StorageAction,
-}
-
-#[derive(Debug, clap::Subcommand)]
-enum StorageAction {
-    /// Writes what is in memory into segments; the Raft log can be cut afterwards.
-    Flush {
-        #[command(flatten)]
-        client: Client,
-    },
-    /// Flushes, then merges small segments.
-    Compact {
-        #[command(flatten)]
-        client: Client,
     },
 }
 
@@ -124,15 +101,4 @@ fn table(s: &v1::StatusResponse) -> String {
         );
     }
     out
-}
-
-pub async fn run_storage(args: StorageArgs) -> Done {
-    let (client, compact) = match args.action {
-        StorageAction::Flush { client } => (client, false),
-        StorageAction::Compact { client } => (client, true),
-    };
-    let mut cluster = ClusterClient::new(client.connect().await?);
-    let done = cluster.flush(v1::FlushRequest { compact }).await?.into_inner();
-    println!("{} segments, {} bytes", done.segments, done.bytes);
-    Ok(ExitCode::SUCCESS)
 }

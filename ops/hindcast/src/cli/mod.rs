@@ -2,11 +2,13 @@
 
 pub mod agent;
 pub mod cluster;
+pub mod export;
 pub mod import;
 pub mod incident;
 pub mod query;
 pub mod replay;
 pub mod rules;
+pub mod storage;
 pub mod ticket;
 
 use std::process::ExitCode;

@@ -84,13 +84,13 @@ enum Format {
 
 /// A point in time as it was given: relative ones are fixed when the command runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Time {
+pub(super) enum Time {
     At(TimestampNs),
     BeforeNow(SpanNs),
 }
 
 impl Time {
-    fn fixed(self, now: TimestampNs) -> TimestampNs {
+    pub(super) fn fixed(self, now: TimestampNs) -> TimestampNs {
         match self {
             Self::At(at) => at,
             Self::BeforeNow(span) => now - span,
@@ -98,7 +98,7 @@ impl Time {
     }
 }
 
-fn parse_time(text: &str) -> Result<Time, String> {
+pub(super) fn parse_time(text: &str) -> Result<Time, String> {
     if text == "now" {
         return Ok(Time::BeforeNow(SpanNs::ZERO));
     }

@@ -26,6 +26,7 @@ pub struct View {
     /// This node's client address, told to the others.
     client_address: String,
     counters: Arc<IngestCounters>,
+    maintenance: super::maintain::Maintenance,
 }
 
 impl View {
@@ -42,6 +43,7 @@ impl View {
             node,
             client_address,
             counters,
+            maintenance: super::maintain::Maintenance::default(),
         }
     }
 
@@ -291,5 +293,12 @@ impl Cluster for View {
 
     async fn flush(&self, request: Request<v1::FlushRequest>) -> Result<Response<v1::FlushResponse>, Status> {
         Ok(Response::new(View::flush(self, request.into_inner().compact).await?))
+    }
+
+    type MaintainStream = super::maintain::Progress;
+
+    async fn maintain(&self, request: Request<v1::MaintainRequest>) -> Result<Response<Self::MaintainStream>, Status> {
+        let progress = self.maintenance.start(&self.node, &request.into_inner())?;
+        Ok(Response::new(progress))
     }
 }

@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod config;
 mod history;
 mod keeper;
+mod maintain;
 mod rules;
 mod serve;
 pub mod shards;

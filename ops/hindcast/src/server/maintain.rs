@@ -1,0 +1,359 @@
+//! Flush, merge and scrub of a live node, told step by step.
+//!
+//! Flushes and merges are the business of each shard's owner: they are asked for here and watched. A scrub never meets
+//! the owner: it reads over a reader's handles on a thread that may block, paced, while everything else goes on.
+//!
+//! Invariants
+//! - One scrub at a time on a node; a second one is refused, so that the bound on its reads is the node's.
+//! - A scrub ends when nobody listens to it any more.
+
+use hindcast_model::{Class, Classify, GroupId, SpanNs};
+use hindcast_node::io::node::Node;
+use hindcast_node::pace::{Owed, Pace};
+use hindcast_node::shard_machine::ShardHandle;
+use hindcast_proto::v1::maintain_progress::Event;
+use hindcast_proto::v1::maintain_request::Work;
+use hindcast_proto::v1::shard_progress::State;
+use hindcast_proto::{edge, v1};
+use hindcast_storage::{Damage, FileCheck};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tonic::Status;
+
+/// What a scrub reads per second when nobody said: a tenth of what a plain disk gives.
+const SCRUB_BYTES_PER_SECOND_DEFAULT: u64 = 32 << 20;
+/// What it may read at once before it waits.
+const SCRUB_BURST_BYTES: u64 = 4 << 20;
+/// Messages that wait for a slow reader; the work waits with them.
+const PROGRESS_QUEUE_MAX: usize = 16;
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
+/// The stats are renewed after the work, by the next round of the owner.
+const STATS_PAUSE: Duration = Duration::from_millis(100);
+/// A line of progress is told at least this often, so that who waits sees that it lives.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
+
+pub type Progress = tokio_stream::wrappers::ReceiverStream<Result<v1::MaintainProgress, Status>>;
+
+/// What keeps one scrub from meeting another. Clones share it.
+#[derive(Clone)]
+pub struct Maintenance {
+    scrubs: Arc<Semaphore>,
+}
+
+impl Default for Maintenance {
+    fn default() -> Self {
+        Self {
+            scrubs: Arc::new(Semaphore::new(1)),
+        }
+    }
+}
+
+/// Why nothing was begun.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("name the work: flush, compact or scrub")]
+    NoWork,
+    #[error("this node has no shard {group}; it has {known}")]
+    NoShard { group: u64, known: String },
+    #[error("a scrub of this node runs already; wait until it ends, or end it where it was started")]
+    Scrubbing,
+}
+
+impl Classify for Refused {
+    fn class(&self) -> Class {
+        match self {
+            Self::NoWork | Self::NoShard { .. } => Class::FixRequest,
+            Self::Scrubbing => Class::Conflict,
+        }
+    }
+}
+
+impl Maintenance {
+    /// Begins the work; its progress.
+    pub fn start(&self, node: &Node, request: &v1::MaintainRequest) -> Result<Progress, Status> {
+        let shards = chosen(node, &request.groups).map_err(|e| edge::status(&e))?;
+        let (tell, told) = mpsc::channel(PROGRESS_QUEUE_MAX);
+        match request.work() {
+            Work::Unspecified => return Err(edge::status(&Refused::NoWork)),
+            Work::Flush => drop(tokio::spawn(flush(shards, false, tell))),
+            Work::Compact => drop(tokio::spawn(flush(shards, true, tell))),
+            Work::Scrub => {
+                let only = self.scrubs.clone().try_acquire_owned();
+                let only = only.map_err(|_| edge::status(&Refused::Scrubbing))?;
+                let bytes_per_second = match request.bytes_per_second_max {
+                    0 => SCRUB_BYTES_PER_SECOND_DEFAULT,
+                    given => given,
+                };
+                let scrub = Scrub {
+                    node: node.clone(),
+                    pace: Pace {
+                        bytes_per_second,
+                        burst_bytes: SCRUB_BURST_BYTES.min(bytes_per_second),
+                    },
+                    owed: Owed::default(),
+                    tell,
+                    summary: v1::MaintainSummary::default(),
+                    _only: only,
+                };
+                drop(tokio::spawn(scrub.run(shards)));
+            }
+        }
+        Ok(Progress::new(told))
+    }
+}
+
+fn chosen(node: &Node, groups: &[u64]) -> Result<Vec<ShardHandle>, Refused> {
+    let known = || {
+        node.shards
+            .keys()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    if groups.is_empty() {
+        return Ok(node.shards.values().cloned().collect());
+    }
+    let find = |group: &u64| {
+        let shard = node.shards.get(&GroupId(*group)).cloned();
+        shard.ok_or_else(|| Refused::NoShard {
+            group: *group,
+            known: known(),
+        })
+    };
+    let mut groups = groups.to_vec();
+    groups.sort_unstable();
+    groups.dedup();
+    groups.iter().map(find).collect()
+}
+
+type Tell = mpsc::Sender<Result<v1::MaintainProgress, Status>>;
+
+/// False when nobody listens any more.
+async fn told(tell: &Tell, event: Event) -> bool {
+    let message = v1::MaintainProgress { event: Some(event) };
+    tell.send(Ok(message)).await.is_ok()
+}
+
+fn shard_progress(shard: &ShardHandle, state: State) -> v1::ShardProgress {
+    let stats = shard.stats();
+    v1::ShardProgress {
+        group: shard.group.0,
+        state: state.into(),
+        segments: stats.segments as u64,
+        segment_bytes: stats.segment_bytes,
+        ..v1::ShardProgress::default()
+    }
+}
+
+fn held(shards: &[ShardHandle]) -> v1::MaintainSummary {
+    let mut summary = v1::MaintainSummary {
+        shards: shards.len() as u64,
+        ..v1::MaintainSummary::default()
+    };
+    for s in shards {
+        let stats = s.stats();
+        summary.segments += stats.segments as u64;
+        summary.segment_bytes += stats.segment_bytes;
+    }
+    summary
+}
+
+/// Asks the owners for a flush, then perhaps for merges, and tells how it goes until all is done.
+async fn flush(shards: Vec<ShardHandle>, compact: bool, tell: Tell) {
+    let mut watched: Vec<Watched> = shards.iter().map(|s| Watched::new(s.clone(), compact)).collect();
+    while watched.iter().any(|w| w.state != State::Done) {
+        for w in &mut watched {
+            if let Some(progress) = w.look()
+                && !told(&tell, Event::Shard(progress)).await
+            {
+                return;
+            }
+        }
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
+    tokio::time::sleep(STATS_PAUSE).await;
+    for w in &watched {
+        if !told(&tell, Event::Shard(shard_progress(&w.shard, State::Done))).await {
+            return;
+        }
+    }
+    told(&tell, Event::Summary(held(&shards))).await;
+}
+
+/// One shard whose owner was asked for something.
+struct Watched {
+    shard: ShardHandle,
+    compact: bool,
+    ticket: u64,
+    state: State,
+    said: v1::ShardProgress,
+    /// Looks since something was said.
+    silent: u32,
+}
+
+impl Watched {
+    fn new(shard: ShardHandle, compact: bool) -> Self {
+        Self {
+            ticket: shard.ask_flush(),
+            compact,
+            state: State::Flushing,
+            said: v1::ShardProgress::default(),
+            silent: 0,
+            shard,
+        }
+    }
+
+    /// What is new, if it is time to say something. The end is told by the caller, with the final figures.
+    fn look(&mut self) -> Option<v1::ShardProgress> {
+        match self.state {
+            State::Flushing if self.shard.flushed(self.ticket) && self.compact => {
+                self.ticket = self.shard.ask_compact();
+                self.state = State::Merging;
+            }
+            State::Flushing if self.shard.flushed(self.ticket) => self.state = State::Done,
+            State::Merging if self.shard.compacted(self.ticket) => self.state = State::Done,
+            _ => {}
+        }
+        let now = shard_progress(&self.shard, self.state);
+        self.silent += 1;
+        let is_due = LOOK_PAUSE * self.silent >= TOLD_EVERY;
+        if self.state == State::Done || (now == self.said && !is_due) {
+            return None;
+        }
+        self.silent = 0;
+        self.said = now;
+        Some(now)
+    }
+}
+
+struct Scrub {
+    node: Node,
+    pace: Pace,
+    owed: Owed,
+    tell: Tell,
+    summary: v1::MaintainSummary,
+    _only: OwnedSemaphorePermit,
+}
+
+impl Scrub {
+    async fn run(mut self, shards: Vec<ShardHandle>) {
+        self.summary = held(&shards);
+        for shard in &shards {
+            if !self.shard(shard).await {
+                return;
+            }
+        }
+        let summary = Event::Summary(self.summary);
+        told(&self.tell, summary).await;
+    }
+
+    /// False when nobody listens any more.
+    async fn shard(&mut self, shard: &ShardHandle) -> bool {
+        let files = shard.reader.files();
+        let mut progress = v1::ShardProgress {
+            files: files.len() as u64,
+            bytes: files.iter().map(|f| f.bytes()).sum(),
+            ..shard_progress(shard, State::Checking)
+        };
+        let mut said = self.node.clock.monotonic();
+        if !told(&self.tell, Event::Shard(progress)).await {
+            return false;
+        }
+        for file in files {
+            let mut check = file.check();
+            while check.next_bytes() > 0 {
+                let bytes = check.next_bytes();
+                let Some(next) = self.piece(check, bytes).await else {
+                    return false;
+                };
+                check = next;
+                progress.bytes_checked += bytes;
+                let now = self.node.clock.monotonic();
+                if now.0.saturating_sub(said.0) >= TOLD_EVERY.as_nanos() as u64 {
+                    said = now;
+                    if !told(&self.tell, Event::Shard(progress)).await {
+                        return false;
+                    }
+                }
+            }
+            progress.files_checked += 1;
+            for damage in check.finish() {
+                self.summary.findings += 1;
+                tracing::error!(shard = %shard.group, %damage, "a scrub found damage");
+                let finding = finding(&self.node, shard.group, damage);
+                if !told(&self.tell, Event::Finding(finding)).await {
+                    return false;
+                }
+            }
+        }
+        self.summary.files_checked += progress.files_checked;
+        self.summary.bytes_checked += progress.bytes_checked;
+        let stats = shard_progress(shard, State::Done);
+        let done = v1::ShardProgress {
+            state: stats.state,
+            segments: stats.segments,
+            segment_bytes: stats.segment_bytes,
+            ..progress
+        };
+        told(&self.tell, Event::Shard(done)).await
+    }
+
+    /// Waits for the pace, then reads one piece on a thread that may block. `None`: nobody listens any more.
+    async fn piece(&mut self, mut check: FileCheck, bytes: u64) -> Option<FileCheck> {
+        let (owed, wait) = self.pace.take(self.owed, bytes, self.node.clock.monotonic());
+        self.owed = owed;
+        if wait > SpanNs::ZERO {
+            tokio::select! {
+                () = tokio::time::sleep(wait.as_duration()) => {}
+                () = self.tell.closed() => return None,
+            }
+        }
+        let read = tokio::task::spawn_blocking(move || {
+            check.step();
+            check
+        });
+        // A panic of the check is told like an end: the summary is missing, and the caller sees the call end early.
+        read.await.ok().filter(|_| !self.tell.is_closed())
+    }
+}
+
+fn finding(node: &Node, group: GroupId, damage: Damage) -> v1::Finding {
+    v1::Finding {
+        group: group.0,
+        file: damage.file,
+        from: damage.from,
+        to: damage.to,
+        why: damage.why,
+        next: next_step(node.identity.nodes.len()),
+    }
+}
+
+/// What somebody who reads a finding should do; `ops/runbooks/scrub-findings.md` has the rest.
+fn next_step(nodes: usize) -> String {
+    let others = if nodes > 1 {
+        "scrub the other nodes, ask them for this data, and save it from one that is clean with `hindcast export`"
+    } else {
+        "save what can be read with `hindcast export`"
+    };
+    format!(
+        "scrub again to tell a failing cable from a failing disk; {others}; do not compact; see ops/runbooks/scrub-findings.md"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_without_others_is_not_sent_to_them() {
+        assert!(!next_step(0).contains("other nodes"));
+        assert!(next_step(3).contains("other nodes"));
+    }
+
+    #[test]
+    fn what_is_refused_says_whose_move_it_is() {
+        assert_eq!(edge::status(&Refused::NoWork).code(), tonic::Code::InvalidArgument);
+        assert_eq!(edge::status(&Refused::Scrubbing).code(), tonic::Code::Aborted);
+    }
+}
