@@ -1,5 +1,6 @@
 //! The evaluator's working form: per series a column of values, one per step; and the raw samples of a selector.
 
+use crate::reduce::{Reducer, Reduction};
 use hindcast_model::{Labels, STALE_NAN_BITS, Slot};
 
 /// "No value at this step". The staleness marker never is a value, so its bits are free for this.
@@ -79,17 +80,20 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// Without staleness markers: how windows see it.
-    pub fn without_stale(&self) -> std::borrow::Cow<'_, Self> {
-        if !self.values.iter().any(|v| is_absent(*v)) {
-            return std::borrow::Cow::Borrowed(self);
-        }
-        let kept = self.times.iter().zip(&self.values).filter(|(_, v)| !is_absent(**v));
-        let (times, values) = kept.map(|(t, v)| (*t, *v)).unzip();
-        std::borrow::Cow::Owned(Self {
-            labels: self.labels.clone(),
+    /// Keeps the samples for which `keep` says yes to time and value.
+    pub fn retain(&mut self, keep: impl Fn(i64, f64) -> bool) {
+        let all = std::mem::take(&mut self.times)
+            .into_iter()
+            .zip(std::mem::take(&mut self.values));
+        (self.times, self.values) = all.filter(|(t, v)| keep(*t, *v)).unzip();
+    }
+
+    /// One value per step. `None`: no step has one.
+    pub fn reduced(self, reducer: &mut Reducer, reduction: &Reduction) -> Option<Column> {
+        let values = reducer.samples(reduction, &self.times, &self.values);
+        (!values.is_empty()).then_some(Column {
+            labels: self.labels,
             place: self.place,
-            times,
             values,
         })
     }

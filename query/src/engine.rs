@@ -1,13 +1,14 @@
 //! The one door to data: PromQL, LogQL and label searches over the seam `Shards`.
 //!
 //! parse → plan → ask the shards once per selector → evaluate. The evaluation itself does no I/O; it gives way to other
-//! tasks now and then, and a query that nobody waits for any more ends there (drop the future to cancel).
+//! tasks now and then. Drop the future to cancel: the evaluation ends there, reads in the shards end at the next series.
 //! Times are `TimestampNs`, taken at PromQL's resolution: whole milliseconds, rounded down.
 
-use crate::column::{Raw, Steps, is_absent};
+use crate::column::{Steps, is_absent};
 use crate::eval::{Evaluator, Out};
-use crate::plan::{self, Plan, Planned, Source, SourceKind};
-use crate::shards::{Completeness, LabelsRequest, LinesRequest, SeriesRequest, Shards, ShardsError};
+use crate::fetch::{Cancels, Fetch};
+use crate::plan::{self, Plan, Planned};
+use crate::shards::{Budget, Completeness, LabelsRequest, LinesRequest, Shards, ShardsError};
 use crate::value::{Answer, LogsValue, MatrixSeries, Value, VectorSample};
 use crate::{load, logs};
 use hindcast_logql::{LogSelector, Metric};
@@ -23,7 +24,7 @@ pub const OWNER_LABEL: &str = "__owner__";
 /// Bounds of one query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Samples loaded and points computed.
+    /// Samples read and points computed. Lines that are only counted are neither.
     pub samples_max: usize,
     /// Points of one series in a range query.
     pub steps_max: usize,
@@ -330,26 +331,24 @@ impl Engine {
         steps: Steps,
         is_range: bool,
     ) -> Result<(Out, Answer<bool>), QueryError> {
-        let mut loads = Vec::with_capacity(planned.sources.len());
-        for source in &planned.sources {
-            loads.push(self.load(tenant, source, options));
-        }
-        let mut completeness = Completeness::default();
-        let (mut data, mut samples) = (vec![], 0usize);
-        for (raws, seen) in futures::future::try_join_all(loads).await? {
-            samples += raws.iter().map(|r| r.times.len()).sum::<usize>();
+        let budget = Arc::new(Budget::new(self.limits.samples_max, self.limits.series_max));
+        let _cancels = Cancels(budget.clone());
+        let fetch = Fetch {
+            shards: self.shards.as_ref(),
+            tenant,
+            options,
+            limits: self.limits,
+            budget: budget.clone(),
+        };
+        let sources = planned.sources.iter().map(|s| fetch.source(s));
+        let (mut data, mut completeness) = (vec![], Completeness::default());
+        for (loaded, seen) in futures::future::try_join_all(sources).await? {
             completeness.merge(seen);
-            data.push(raws);
+            data.push(loaded);
         }
         completeness.missing.sort();
         completeness.missing.dedup();
-        if samples > self.limits.samples_max {
-            return Err(QueryError::TooLarge {
-                what: "samples",
-                max: self.limits.samples_max,
-            });
-        }
-        let mut evaluator = Evaluator::new(data, lookback_ms(options), self.limits, is_range);
+        let mut evaluator = Evaluator::new(data, budget.samples(), self.limits, is_range);
         let out = evaluator.eval(&planned.plan, steps).await?;
         let answer = Answer {
             value: gives_order(&planned.plan),
@@ -357,53 +356,6 @@ impl Engine {
             warnings: evaluator.into_notes(),
         };
         Ok((out, answer))
-    }
-
-    async fn load(
-        &self,
-        tenant: &TenantId,
-        source: &Source,
-        options: &Options,
-    ) -> Result<(Vec<Raw>, Completeness), QueryError> {
-        if source.to_ms < source.from_ms {
-            return Ok((vec![], Completeness::default()));
-        }
-        let (from, to) = (TimestampNs::from_ms(source.from_ms), TimestampNs::from_ms(source.to_ms));
-        match &source.kind {
-            SourceKind::Series(matchers) => {
-                let request = SeriesRequest {
-                    tenant: tenant.clone(),
-                    matchers: matchers.clone(),
-                    from,
-                    to,
-                    as_of: options.as_of.clone(),
-                    owners: options.owners.clone(),
-                };
-                let (series, completeness) = self.shards.series(request).await?;
-                Ok((load::series(series, options, self.limits.series_max)?, completeness))
-            }
-            SourceKind::Lines {
-                matchers,
-                filters,
-                bytes,
-            } => {
-                let request = LinesRequest {
-                    tenant: tenant.clone(),
-                    matchers: matchers.clone(),
-                    // Lines have nanoseconds: the window is open just after the millisecond before `from`.
-                    from: TimestampNs(from.0.saturating_sub(999_999)),
-                    to,
-                    as_of: options.as_of.clone(),
-                    owners: options.owners.clone(),
-                    filter: load::filter(filters)?,
-                    limit: None,
-                    direction: Direction::Forward,
-                };
-                let (streams, completeness) = self.shards.lines(request).await?;
-                let raws = load::lines(streams, *bytes, options, self.limits.series_max)?;
-                Ok((raws, completeness))
-            }
-        }
     }
 }
 

@@ -5,13 +5,16 @@
 pub mod column;
 pub mod engine;
 pub mod eval;
+mod fetch;
 pub mod gather;
 pub mod io;
 mod load;
 mod logs;
 pub mod number;
 pub mod plan;
+pub mod reduce;
 pub mod replay;
+pub mod replica;
 pub mod rows;
 pub mod shards;
 pub mod testing;

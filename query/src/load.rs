@@ -1,12 +1,15 @@
 //! What the shards are asked for and what they gave, as the evaluator wants it.
 
-use crate::column::{Place, Raw};
+use crate::column::{ABSENT, Column, Place, Raw, Steps};
 use crate::engine::{OWNER_LABEL, Options, QueryError};
+use crate::gather::canonical;
+use crate::plan::{Made, When};
+use crate::shards::SeriesColumn;
 use hindcast_logql::{FilterOp, LineFilter};
-use hindcast_model::{Labels, Owner};
+use hindcast_model::{Labels, Owner, Slot, TimestampNs};
 use hindcast_storage::logs::{BadFilter, Filter};
-use hindcast_storage::read::{SeriesData, StreamData};
-use std::collections::BTreeMap;
+use hindcast_storage::read::{SeriesData, StreamCounts, StreamData};
+use std::collections::{BTreeMap, BTreeSet};
 
 fn labels(labels: Labels, owner: &Owner, options: &Options) -> Labels {
     match owner.id() {
@@ -18,10 +21,7 @@ fn labels(labels: Labels, owner: &Owner, options: &Options) -> Labels {
 /// Series as shards gave them; two of equal labels (of two owners) become one.
 pub fn series(given: Vec<SeriesData>, options: &Options, series_max: usize) -> Result<Vec<Raw>, QueryError> {
     let raws = given.into_iter().map(|s| {
-        let place = Place {
-            slot: s.slot.0,
-            fingerprint: s.labels.fingerprint(),
-        };
+        let place = place(s.slot, &s.labels);
         Raw {
             labels: labels(s.labels, &s.owner, options),
             place,
@@ -32,6 +32,133 @@ pub fn series(given: Vec<SeriesData>, options: &Options, series_max: usize) -> R
     joined(raws, series_max, merge_by_time)
 }
 
+fn place(slot: Slot, stored: &Labels) -> Place {
+    Place {
+        slot: slot.0,
+        fingerprint: stored.fingerprint(),
+    }
+}
+
+fn too_many_series(max: usize) -> QueryError {
+    QueryError::TooLarge { what: "series", max }
+}
+
+/// What shards made of series.
+pub struct Columns {
+    /// Sorted by labels, each label set once. Those without a value are left out.
+    pub whole: Vec<Column>,
+    /// Series whose samples lie in several places: their labels, with those that they are stored with.
+    pub split: BTreeMap<Labels, Vec<Labels>>,
+}
+
+/// Columns as shards gave them.
+pub fn columns(given: Vec<SeriesColumn>, options: &Options, series_max: usize) -> Result<Columns, QueryError> {
+    let mut named: Vec<(Labels, SeriesColumn)> = given
+        .into_iter()
+        .map(|c| (labels(c.labels.clone(), &c.owner, options), c))
+        .collect();
+    named.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    let is_same = |a: &(Labels, SeriesColumn), b: &(Labels, SeriesColumn)| a.0 == b.0;
+    if named.chunk_by(is_same).count() > series_max {
+        return Err(too_many_series(series_max));
+    }
+    let repeated = named.chunk_by(is_same).filter(|same| same.len() > 1).flatten();
+    let mut split: BTreeMap<Labels, Vec<Labels>> = BTreeMap::new();
+    repeated.for_each(|(l, c)| split.entry(l.clone()).or_default().push(c.labels.clone()));
+    let whole = named
+        .into_iter()
+        .filter(|(labels, c)| !c.values.is_empty() && !split.contains_key(labels))
+        .map(|(labels, c)| Column {
+            labels,
+            place: place(c.slot, &c.labels),
+            values: c.values,
+        })
+        .collect();
+    Ok(Columns { whole, split })
+}
+
+/// Where the counts of lines must be known for the windows of all steps, and how they become values.
+///
+/// A window is open at its beginning and closed at its end, so that its count is that up to its end less that up to its
+/// beginning. Steps are whole milliseconds; lines are counted by their nanoseconds.
+pub struct CountWindows {
+    bounds: Vec<TimestampNs>,
+    /// Of each step: the bounds at which its window begins and ends.
+    ends: Vec<(usize, usize)>,
+    /// Seconds that a count is divided by.
+    per: Option<f64>,
+}
+
+impl CountWindows {
+    pub fn new(made: &Made, steps: Steps, when: When) -> Self {
+        let Made::Counts { range_ms, per_second } = *made else {
+            unreachable!("lines are counted, nothing else is made of them");
+        };
+        let window = |t| {
+            let at = when.at(t);
+            [at.saturating_sub(range_ms), at].map(TimestampNs::from_ms)
+        };
+        let bounds: BTreeSet<TimestampNs> = steps.iter().flat_map(window).collect();
+        let bounds: Vec<TimestampNs> = bounds.into_iter().collect();
+        let place = |at: TimestampNs| bounds.partition_point(|b| *b < at);
+        let ends = steps.iter().map(|t| window(t).map(place).into()).collect();
+        Self {
+            ends,
+            bounds,
+            per: per_second.then_some(range_ms as f64 / 1000.0),
+        }
+    }
+
+    /// The first time that lies in a window.
+    pub fn from(&self) -> TimestampNs {
+        let open = self.bounds.first().map_or(i64::MAX, |b| b.0);
+        TimestampNs(open.saturating_add(1))
+    }
+
+    pub fn bounds(&self) -> &[TimestampNs] {
+        &self.bounds
+    }
+
+    fn values(&self, counts: &[u64]) -> Vec<f64> {
+        let value = |&(begin, end): &(usize, usize)| match counts[end] - counts[begin] {
+            0 => ABSENT,
+            lines => canonical(lines as f64 / self.per.unwrap_or(1.0)),
+        };
+        self.ends.iter().map(value).collect()
+    }
+}
+
+/// Counts of lines as columns, sorted by labels; those of equal labels add up.
+pub fn counts(
+    given: Vec<StreamCounts>,
+    windows: &CountWindows,
+    options: &Options,
+    series_max: usize,
+) -> Result<Vec<Column>, QueryError> {
+    let mut by_labels: BTreeMap<Labels, (Place, Vec<u64>)> = BTreeMap::new();
+    for s in given {
+        let at = place(s.slot, &s.labels);
+        let labels = labels(s.labels, &s.owner, options);
+        let is_full = by_labels.len() == series_max;
+        match by_labels.get_mut(&labels) {
+            Some((first, counts)) => {
+                *first = at.min(*first);
+                counts.iter_mut().zip(s.counts).for_each(|(sum, c)| *sum += c);
+            }
+            None if is_full => return Err(too_many_series(series_max)),
+            None => {
+                by_labels.insert(labels, (at, s.counts));
+            }
+        }
+    }
+    let columns = by_labels.into_iter().map(|(labels, (place, counts))| Column {
+        labels,
+        place,
+        values: windows.values(&counts),
+    });
+    Ok(columns.filter(|c| !c.is_empty()).collect())
+}
+
 /// Lines as samples: 1, or the length of the line in bytes.
 pub fn lines(
     given: Vec<StreamData>,
@@ -40,10 +167,7 @@ pub fn lines(
     series_max: usize,
 ) -> Result<Vec<Raw>, QueryError> {
     let raws = given.into_iter().map(|s| {
-        let place = Place {
-            slot: s.slot.0,
-            fingerprint: s.labels.fingerprint(),
-        };
+        let place = place(s.slot, &s.labels);
         // Rounded up, so that a line is in `(a, b]` exactly when its millisecond is.
         let (times, values) = s
             .lines
@@ -119,10 +243,7 @@ fn joined(
             }
             None => {
                 if by_labels.len() == series_max {
-                    return Err(QueryError::TooLarge {
-                        what: "series",
-                        max: series_max,
-                    });
+                    return Err(too_many_series(series_max));
                 }
                 by_labels.insert(raw.labels.clone(), raw);
             }

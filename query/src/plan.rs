@@ -13,6 +13,7 @@ use hindcast_promql::{AggregateOp, At, BinaryOp, Expr, Grouping, Kind, Matching,
 #[derive(Clone, Debug)]
 pub struct Source {
     pub kind: SourceKind,
+    pub read: Read,
     pub from_ms: i64,
     pub to_ms: i64,
 }
@@ -26,6 +27,30 @@ pub enum SourceKind {
         filters: Vec<logql::LineFilter>,
         bytes: bool,
     },
+}
+
+/// What the evaluator wants of a source.
+#[derive(Clone, Debug)]
+pub enum Read {
+    /// All samples of each series.
+    Samples,
+    /// One value per step of each series, made where the series is read.
+    Columns { made: Made, steps: Steps, when: When },
+}
+
+#[derive(Clone, Debug)]
+pub enum Made {
+    /// The newest sample within the lookback, or its time.
+    Newest { lookback_ms: i64, times: bool },
+    /// A function of a window; its arguments read nothing.
+    Window {
+        name: &'static str,
+        kernel: Kernel,
+        range_ms: i64,
+        params: Vec<Plan>,
+    },
+    /// Of lines: how many there are in the window, or how many in a second.
+    Counts { range_ms: i64, per_second: bool },
 }
 
 /// From the instant that is evaluated to the instant that is read.
@@ -90,6 +115,23 @@ pub enum Plan {
     Negate(Box<Plan>),
 }
 
+impl Plan {
+    /// Whether it is nothing but a little arithmetic: it can be evaluated before any data is there.
+    fn reads_nothing(&self) -> bool {
+        match self {
+            Self::Number(_) | Self::Text(_) => true,
+            Self::Negate(inner) => inner.reads_nothing(),
+            Self::Call { args, .. } => args.iter().all(Self::reads_nothing),
+            Self::Binary { lhs, rhs, .. } => lhs.reads_nothing() && rhs.reads_nothing(),
+            Self::Instant { .. }
+            | Self::Window { .. }
+            | Self::AbsentOver { .. }
+            | Self::Samples(_)
+            | Self::Aggregate { .. } => false,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Over {
     pub input: Input,
@@ -151,10 +193,30 @@ impl Planner {
     fn source(&mut self, kind: SourceKind, when: When, back_ms: i64, steps: Steps) -> usize {
         self.sources.push(Source {
             kind,
+            read: Read::Samples,
             from_ms: when.at(steps.start).saturating_sub(back_ms).saturating_add(1),
             to_ms: when.at(steps.end()),
         });
         self.sources.len() - 1
+    }
+
+    /// From now on, `source` is read as columns.
+    fn made(&mut self, source: usize, made: Made, steps: Steps, when: When) {
+        self.sources[source].read = Read::Columns { made, steps, when };
+    }
+
+    /// A function of a window over plain series is computed where they are read.
+    fn push_down(&mut self, name: &'static str, kernel: Kernel, over: &Over, params: &[Plan], steps: Steps) {
+        let Input::Source(source) = over.input else { return };
+        if params.iter().all(Plan::reads_nothing) {
+            let made = Made::Window {
+                name,
+                kernel,
+                range_ms: over.range_ms,
+                params: params.to_vec(),
+            };
+            self.made(source, made, steps, over.when);
+        }
     }
 
     fn series(&mut self, s: &Selector, back_ms: i64, steps: Steps) -> (usize, When) {
@@ -171,6 +233,11 @@ impl Planner {
             Kind::String(s) => Plan::Text(s.clone()),
             Kind::Vector(s) => {
                 let (source, when) = self.series(s, self.lookback_ms, steps);
+                let made = Made::Newest {
+                    lookback_ms: self.lookback_ms,
+                    times: false,
+                };
+                self.made(source, made, steps, when);
                 Plan::Instant { source, when }
             }
             Kind::Matrix { .. } | Kind::Subquery { .. } => Plan::Samples(Box::new(self.over(expr, steps))),
@@ -248,8 +315,17 @@ impl Planner {
 
     fn call(&mut self, name: &'static str, args: &[Expr], span: Span, steps: Steps) -> Plan {
         if name == "absent_over_time" {
+            let over = self.over(&args[0], steps);
+            let name = "present_over_time";
+            self.push_down(
+                name,
+                window::kernel(name).expect("a kernel of the table"),
+                &over,
+                &[],
+                steps,
+            );
             return Plan::AbsentOver {
-                over: Box::new(self.over(&args[0], steps)),
+                over: Box::new(over),
                 labels: absent_labels(&args[0]),
             };
         }
@@ -260,14 +336,24 @@ impl Planner {
                 .iter()
                 .filter(|a| !is_window(a))
                 .map(|a| self.expr(a, steps))
-                .collect();
+                .collect::<Vec<Plan>>();
+            let over = over.expect("window functions take a range vector");
+            self.push_down(name, kernel, &over, &params, steps);
             return Plan::Window {
                 name,
                 kernel,
-                over: Box::new(over.expect("window functions take a range vector")),
+                over: Box::new(over),
                 params,
                 keeps_name: window::keeps_name(name),
             };
+        }
+        let planned: Vec<Plan> = args.iter().map(|a| self.expr(a, steps)).collect();
+        if let ("timestamp", [Plan::Instant { source, when }]) = (name, &planned[..]) {
+            let made = Made::Newest {
+                lookback_ms: self.lookback_ms,
+                times: true,
+            };
+            self.made(*source, made, steps, *when);
         }
         Plan::Call {
             name,
@@ -276,7 +362,7 @@ impl Planner {
             } else {
                 vec![]
             },
-            args: args.iter().map(|a| self.expr(a, steps)).collect(),
+            args: planned,
             span,
         }
     }
@@ -380,8 +466,16 @@ impl Planner {
             filters: lines.filters.clone(),
             bytes: matches!(function, F::BytesRate | F::BytesOverTime),
         };
+        let source = self.source(kind, when, range_ms, steps);
+        if !matches!(function, F::BytesRate | F::BytesOverTime) {
+            let made = Made::Counts {
+                range_ms,
+                per_second: function == F::Rate,
+            };
+            self.made(source, made, steps, when);
+        }
         let over = Box::new(Over {
-            input: Input::Source(self.source(kind, when, range_ms, steps)),
+            input: Input::Source(source),
             range_ms,
             when,
         });

@@ -7,9 +7,10 @@
 //! Promises: each row of the range once, windows in the order of time, values bit for bit. Times are `TimestampNs`.
 
 use crate::engine::{Engine, QueryError};
-use crate::shards::{Completeness, LinesRequest, SeriesRequest};
+use crate::shards::{Budget, Completeness, LinesRequest, SeriesRequest};
 use hindcast_model::{Matcher, SpanNs, TenantId, TimestampNs};
 use hindcast_storage::read::{Direction, SeriesData, StreamData};
+use std::sync::Arc;
 
 /// Lines of one window.
 pub const WINDOW_LINES_MAX: usize = 200_000;
@@ -162,6 +163,9 @@ impl<'a> RowsReader<'a> {
             to,
             as_of: None,
             owners: None,
+            only: None,
+            // The window bounds what is read.
+            budget: Arc::new(Budget::unbounded()),
         };
         let (series, seen) = self.engine.shards.series(request).await?;
         Ok((Some(Rows::Samples(series)), seen))
@@ -202,7 +206,6 @@ mod tests {
     use crate::testing::OneShard;
     use hindcast_model::{Labels, LogLine, Owner, Sample};
     use proptest::prelude::*;
-    use std::sync::Arc;
 
     proptest! {
         #[test]

@@ -1,10 +1,89 @@
 //! The seam through which queries reach data, wherever it is. `ops/hindcast` ties it to the peer transport;
 //! `testing::OneShard` and the simulator are the other implementations.
 
-use hindcast_model::{Class, Classify, Labels, Matcher, Positions, ResourceId, TenantId, TimestampNs};
+use crate::reduce::Reduction;
+use hindcast_model::{Class, Classify, Labels, Matcher, Owner, Positions, ResourceId, Slot, TenantId, TimestampNs};
 use hindcast_storage::logs::Filter;
-use hindcast_storage::read::{Direction, SeriesData, StreamData};
+use hindcast_storage::read::{Direction, SeriesData, StreamCounts, StreamData};
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// How much one query may still read, and whether anybody still waits for it. Shared by all its reads: whoever reads
+/// asks after each series, and stops when told to; what it has found so far is then its answer, and not used.
+#[derive(Debug)]
+pub struct Budget {
+    /// Of all selectors together; of what is read, and again of what is computed while reading.
+    pub samples_max: usize,
+    /// Of one selector.
+    pub series_max: usize,
+    samples: AtomicUsize,
+    computed: AtomicUsize,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Budget {
+    pub fn new(samples_max: usize, series_max: usize) -> Self {
+        Self {
+            samples_max,
+            series_max,
+            samples: AtomicUsize::new(0),
+            computed: AtomicUsize::new(0),
+            cancelled: Arc::default(),
+        }
+    }
+
+    /// For readers that bound themselves.
+    pub fn unbounded() -> Self {
+        Self::new(usize::MAX, usize::MAX)
+    }
+
+    /// For reading again what was counted already: ends when the query does.
+    pub fn uncounted(&self) -> Self {
+        Self {
+            cancelled: self.cancelled.clone(),
+            ..Self::unbounded()
+        }
+    }
+
+    fn count(&self, counter: &AtomicUsize, more: usize) -> ControlFlow<()> {
+        // The counts are all that is shared: nothing else is read on their word.
+        let so_far = counter.fetch_add(more, Ordering::Relaxed).saturating_add(more);
+        if so_far > self.samples_max || self.cancelled.load(Ordering::Relaxed) {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// So many samples were read.
+    pub fn read(&self, samples: usize) -> ControlFlow<()> {
+        self.count(&self.samples, samples)
+    }
+
+    /// So many values were computed and are kept.
+    pub fn computed(&self, values: usize) -> ControlFlow<()> {
+        self.count(&self.computed, values)
+    }
+
+    pub fn samples(&self) -> usize {
+        self.samples.load(Ordering::Relaxed)
+    }
+
+    /// Whether reads were stopped because they found too much.
+    pub fn is_exceeded(&self) -> bool {
+        self.samples().max(self.computed.load(Ordering::Relaxed)) > self.samples_max
+    }
+
+    /// Nobody waits any more.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}
 
 /// Which samples, over all shards. `hindcast_storage::read::SelectSeries` with one commit position per shard.
 #[derive(Clone, Debug)]
@@ -16,6 +95,46 @@ pub struct SeriesRequest {
     /// A cut's positions; a shard that it does not name answers nothing. `None`: all that is known.
     pub as_of: Option<Positions>,
     pub owners: Option<BTreeSet<ResourceId>>,
+    /// Of those that match, only these label sets. `None`: all.
+    pub only: Option<Arc<BTreeSet<Labels>>>,
+    pub budget: Arc<Budget>,
+}
+
+impl SeriesRequest {
+    /// Whether a series that matches is still not wanted.
+    pub fn skips(&self, labels: &Labels) -> bool {
+        self.only.as_ref().is_some_and(|only| !only.contains(labels))
+    }
+}
+
+/// Series, each made one value per step where it is read.
+#[derive(Clone, Debug)]
+pub struct ColumnsRequest {
+    pub series: SeriesRequest,
+    pub reduction: Arc<Reduction>,
+}
+
+/// What was made of the samples that one shard has of one series in one slot.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SeriesColumn {
+    pub labels: Labels,
+    pub owner: Owner,
+    pub slot: Slot,
+    /// One per step; empty: there are samples, but no value at any step.
+    pub values: Vec<f64>,
+}
+
+/// How many lines there are, without the lines.
+#[derive(Clone, Debug)]
+pub struct CountsRequest {
+    pub tenant: TenantId,
+    pub matchers: Vec<Matcher>,
+    pub from: TimestampNs,
+    /// Ascending. Each is counted to, inclusive.
+    pub bounds: Vec<TimestampNs>,
+    pub as_of: Option<Positions>,
+    pub owners: Option<BTreeSet<ResourceId>>,
+    pub filter: Filter,
 }
 
 #[derive(Clone, Debug)]
@@ -87,6 +206,11 @@ impl Classify for ShardsError {
 pub trait Shards: Send + Sync {
     /// Sorted by (slot, fingerprint, labels): the order of summation. A label set occurs once per slot.
     async fn series(&self, request: SeriesRequest) -> Result<(Vec<SeriesData>, Completeness), ShardsError>;
+    /// In any order. A series whose samples lie in several places (slots of several owners, shards before and after a
+    /// move of slots) comes once for each: its columns are of no use, who asks must put its samples together.
+    async fn columns(&self, request: ColumnsRequest) -> Result<(Vec<SeriesColumn>, Completeness), ShardsError>;
+    /// In any order; counts of one label set that come several times add up. Streams without a line are left out.
+    async fn line_counts(&self, request: CountsRequest) -> Result<(Vec<StreamCounts>, Completeness), ShardsError>;
     /// Sorted by (slot, fingerprint, labels).
     async fn lines(&self, request: LinesRequest) -> Result<(Vec<StreamData>, Completeness), ShardsError>;
     /// Sorted, each once.

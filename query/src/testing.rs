@@ -2,10 +2,15 @@
 //!
 //! Promises what `shards::Shards` promises, and nothing about speed. `as_of` is not kept: all data is always known.
 
-use crate::shards::{Completeness, LabelsRequest, LinesRequest, SeriesRequest, Shards, ShardsError};
+use crate::reduce::Collector;
+use crate::shards::{
+    ColumnsRequest, Completeness, CountsRequest, LabelsRequest, LinesRequest, SeriesColumn, SeriesRequest, Shards,
+    ShardsError,
+};
 use hindcast_model::matcher::matches_all;
 use hindcast_model::{GroupId, Labels, LogLine, Matcher, Owner, ResourceId, Sample, ShardId, TenantId, TimestampNs};
-use hindcast_storage::read::{Direction, SeriesData, StreamData};
+use hindcast_storage::points::Points;
+use hindcast_storage::read::{Direction, SeriesData, StreamCounts, StreamData};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -111,6 +116,19 @@ impl OneShard {
 }
 
 impl Data {
+    fn series<'a>(&'a self, r: &'a SeriesRequest) -> impl Iterator<Item = SeriesData> + 'a {
+        let found = self.series.iter().filter(|(p, s)| {
+            selected(&r.tenant, &r.matchers, p) && owned(r.owners.as_ref(), &s.owner) && !r.skips(&p.3)
+        });
+        let data = |(p, s): (&Place, &Series)| SeriesData {
+            labels: p.3.clone(),
+            owner: s.owner,
+            slot: s.owner.slot(&p.3),
+            samples: s.samples.range(r.from..=r.to).map(sample).collect(),
+        };
+        found.map(data).filter(|s| !s.samples.is_empty())
+    }
+
     fn completeness(&self) -> Completeness {
         Completeness {
             missing: self.missing.clone(),
@@ -131,24 +149,50 @@ fn selected(tenant: &TenantId, matchers: &[Matcher], place: &Place) -> bool {
 impl Shards for OneShard {
     async fn series(&self, r: SeriesRequest) -> Result<(Vec<SeriesData>, Completeness), ShardsError> {
         let data = self.data();
+        let mut found = vec![];
+        for series in data.series(&r) {
+            if r.budget.read(series.samples.len()).is_break() {
+                break;
+            }
+            found.push(series);
+        }
+        Ok((found, data.completeness()))
+    }
+
+    async fn columns(&self, r: ColumnsRequest) -> Result<(Vec<SeriesColumn>, Completeness), ShardsError> {
+        let data = self.data();
+        let mut collector = Collector::new(&r);
+        for series in data.series(&r.series) {
+            let mut points = Points::default();
+            series.samples.iter().for_each(|s| points.push(s.at.0, s.value));
+            let taken = collector.take(&series.labels, series.owner, series.slot, &points);
+            if taken.is_break() {
+                break;
+            }
+        }
+        Ok((collector.finish(), data.completeness()))
+    }
+
+    async fn line_counts(&self, r: CountsRequest) -> Result<(Vec<StreamCounts>, Completeness), ShardsError> {
+        let data = self.data();
         let found = data
-            .series
+            .streams
             .iter()
             .filter(|(p, s)| selected(&r.tenant, &r.matchers, p) && owned(r.owners.as_ref(), &s.owner));
-        let series = found
-            .map(|(p, s)| SeriesData {
+        let counts = found.map(|(p, s)| {
+            let upto = |bound: &TimestampNs| {
+                let counted = s.lines.iter().filter(|l| r.from <= l.at && l.at <= *bound);
+                counted.filter(|l| r.filter.is_match(&l.line)).count() as u64
+            };
+            StreamCounts {
                 labels: p.3.clone(),
                 owner: s.owner,
                 slot: s.owner.slot(&p.3),
-                samples: s
-                    .samples
-                    .iter()
-                    .filter(|(at, _)| r.from <= **at && **at <= r.to)
-                    .map(sample)
-                    .collect(),
-            })
-            .filter(|s| !s.samples.is_empty());
-        Ok((series.collect(), data.completeness()))
+                counts: r.bounds.iter().map(upto).collect(),
+            }
+        });
+        let counts = counts.filter(|s| s.counts.last().is_some_and(|c| *c > 0)).collect();
+        Ok((counts, data.completeness()))
     }
 
     async fn lines(&self, r: LinesRequest) -> Result<(Vec<StreamData>, Completeness), ShardsError> {

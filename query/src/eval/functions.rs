@@ -141,8 +141,9 @@ impl Evaluator {
 
     async fn timestamp(&mut self, arg: &Plan, steps: Steps) -> Result<Vec<Column>, QueryError> {
         // Of a selector: the time of the sample. Of anything else: the time of evaluation.
-        if let Plan::Instant { source, when } = arg {
-            let columns = self.instant_times(*source, *when, steps).await?;
+        if let Plan::Instant { source, .. } = arg {
+            // The planner had the times made instead of the values.
+            let columns = self.made(*source, steps).await?;
             return unique(map_values(columns, |v| v));
         }
         let mut columns = self.vector(arg, steps).await?;

@@ -1,4 +1,4 @@
-//! Evaluates a plan over loaded data: series by series, a column of step values each.
+//! Evaluates a plan over what the shards gave: series by series, a column of step values each.
 //!
 //! Pure: the data is there before it starts. It is asynchronous only to give way: after [`YIELD_POINTS`] of work it lets
 //! other tasks run, and when its future is dropped it ends there.
@@ -10,14 +10,13 @@ pub mod window;
 
 use crate::column::{ABSENT, Column, Raw, Steps, is_absent};
 use crate::engine::{Limits, QueryError};
-use crate::plan::{Input, Over, Plan, When};
+use crate::plan::{Input, Over, Plan};
+use crate::reduce::{How, Reducer, Reduction};
 use hindcast_model::{Labels, METRIC_NAME};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
-use window::Window;
 
 /// Work between two pauses, in points.
 const YIELD_POINTS: usize = 1_000_000;
@@ -33,10 +32,16 @@ pub enum Out {
     Samples(Vec<Raw>),
 }
 
+/// What a source gave.
+pub enum Loaded {
+    Samples(Vec<Raw>),
+    /// Made by the shards. Label sets are unique, metric names are still there.
+    Columns(Vec<Column>),
+}
+
 pub struct Evaluator {
-    /// Series of each source of the plan.
-    data: Arc<Vec<Vec<Raw>>>,
-    lookback_ms: i64,
+    /// Of each source of the plan; one node reads it, once.
+    data: Vec<Option<Loaded>>,
     limits: Limits,
     /// Points so far, loaded and computed.
     spent: usize,
@@ -63,13 +68,12 @@ impl Future for GiveWay {
 }
 
 impl Evaluator {
-    pub fn new(data: Vec<Vec<Raw>>, lookback_ms: i64, limits: Limits, is_range: bool) -> Self {
-        let spent = data.iter().flatten().map(|r| r.times.len()).sum();
+    /// `read`: how many samples were read for this.
+    pub fn new(data: Vec<Loaded>, read: usize, limits: Limits, is_range: bool) -> Self {
         Self {
-            data: Arc::new(data),
-            lookback_ms,
+            data: data.into_iter().map(Some).collect(),
             limits,
-            spent,
+            spent: read,
             unyielded: 0,
             is_range,
             notes: BTreeSet::new(),
@@ -107,7 +111,7 @@ impl Evaluator {
             match plan {
                 Plan::Number(v) => Ok(Out::Scalar(vec![*v; steps.count])),
                 Plan::Text(s) => Ok(Out::Text(s.clone())),
-                Plan::Instant { source, when } => self.instant(*source, *when, steps).await.map(Out::Vector),
+                Plan::Instant { source, .. } => self.made(*source, steps).await.map(Out::Vector),
                 Plan::Window { .. } => self.window(plan, steps).await.map(Out::Vector),
                 Plan::AbsentOver { over, labels } => self.absent_over(over, labels, steps).await.map(Out::Vector),
                 Plan::Samples(over) => self.samples(over, steps).await.map(Out::Samples),
@@ -160,71 +164,32 @@ impl Evaluator {
         }
     }
 
-    async fn scalar(&mut self, plan: &Plan, steps: Steps) -> Result<Vec<f64>, QueryError> {
+    pub async fn scalar(&mut self, plan: &Plan, steps: Steps) -> Result<Vec<f64>, QueryError> {
         match self.eval(plan, steps).await? {
             Out::Scalar(values) => Ok(values),
             _ => unreachable!("the type check wants a scalar here"),
         }
     }
 
-    /// The newest sample in `(t - lookback, t]`, unless it is the staleness marker.
-    async fn instant(&mut self, source: usize, when: When, steps: Steps) -> Result<Vec<Column>, QueryError> {
-        self.pick(source, when, steps, |raw, i| raw.values[i]).await
+    fn take(&mut self, source: usize) -> Loaded {
+        self.data[source].take().expect("a source is read by one node, once")
     }
 
-    /// For `timestamp`: when that sample is from, in seconds.
-    async fn instant_times(&mut self, source: usize, when: When, steps: Steps) -> Result<Vec<Column>, QueryError> {
-        self.pick(source, when, steps, |raw, i| raw.times[i] as f64 / 1000.0)
-            .await
-    }
-
-    async fn pick(
-        &mut self,
-        source: usize,
-        when: When,
-        steps: Steps,
-        value: fn(&Raw, usize) -> f64,
-    ) -> Result<Vec<Column>, QueryError> {
-        let data = self.data.clone();
-        let mut columns = vec![];
-        for raw in &data[source] {
+    /// The columns that the shards made of a source.
+    async fn made(&mut self, source: usize, steps: Steps) -> Result<Vec<Column>, QueryError> {
+        let Loaded::Columns(columns) = self.take(source) else {
+            unreachable!("the planner has instants made by the shards");
+        };
+        for _ in &columns {
             self.charge(steps.count).await?;
-            let mut seen = 0;
-            let values = steps.iter().map(|t| {
-                let t = when.at(t);
-                while seen < raw.times.len() && raw.times[seen] <= t {
-                    seen += 1;
-                }
-                match seen.checked_sub(1) {
-                    Some(i) if raw.times[i] > t.saturating_sub(self.lookback_ms) && !is_absent(raw.values[i]) => {
-                        value(raw, i)
-                    }
-                    _ => ABSENT,
-                }
-            });
-            let column = Column {
-                labels: raw.labels.clone(),
-                place: raw.place,
-                values: values.collect(),
-            };
-            if !column.is_empty() {
-                columns.push(column);
-            }
         }
         Ok(columns)
     }
 
-    /// The series that windows slide over.
-    async fn over(&mut self, over: &Over) -> Result<Arc<Vec<Raw>>, QueryError> {
+    /// The series that windows slide over, staleness markers among their samples.
+    async fn over(&mut self, over: &Over) -> Result<Loaded, QueryError> {
         match &over.input {
-            Input::Source(source) => {
-                // Windows never see staleness markers.
-                let raw = self.data[*source]
-                    .iter()
-                    .map(|r| r.without_stale().into_owned())
-                    .collect();
-                Ok(Arc::new(raw))
-            }
+            Input::Source(source) => Ok(self.take(*source)),
             Input::Steps { plan, steps } => {
                 self.charge(steps.count).await?;
                 let columns = match self.eval(plan, *steps).await? {
@@ -232,9 +197,32 @@ impl Evaluator {
                     Out::Scalar(values) => vec![Column::computed(Labels::empty(), values)],
                     _ => unreachable!("the type check wants an instant vector in a subquery"),
                 };
-                Ok(Arc::new(columns.into_iter().map(|c| as_raw(c, *steps)).collect()))
+                Ok(Loaded::Samples(
+                    columns.into_iter().map(|c| as_raw(c, *steps)).collect(),
+                ))
             }
         }
+    }
+
+    /// One value per step of each series: as the shards made them, or made here by `how`.
+    async fn reduced(&mut self, over: &Over, how: How, steps: Steps) -> Result<Vec<Column>, QueryError> {
+        let raws = match self.over(over).await? {
+            Loaded::Samples(raws) => raws,
+            Loaded::Columns(columns) => {
+                for _ in &columns {
+                    self.charge(steps.count).await?;
+                }
+                return Ok(columns);
+            }
+        };
+        let (when, mut reducer) = (over.when, Reducer::default());
+        let reduction = Reduction { how, steps, when };
+        let mut columns = vec![];
+        for raw in raws {
+            self.charge(steps.count).await?;
+            columns.extend(raw.reduced(&mut reducer, &reduction));
+        }
+        Ok(columns)
     }
 
     async fn window(&mut self, plan: &Plan, steps: Steps) -> Result<Vec<Column>, QueryError> {
@@ -253,38 +241,17 @@ impl Evaluator {
             *slot = self.scalar(p, steps).await?;
         }
         functions::check_window_params(name, &scalars)?;
-        let series = self.over(over).await?;
-        let mut columns = vec![];
-        for raw in series.iter() {
-            self.charge(steps.count).await?;
-            let mut values = Vec::with_capacity(steps.count);
-            let (mut low, mut high) = (0, 0);
-            for (i, now) in steps.iter().enumerate() {
-                let at = over.when.at(now);
-                high += raw.times[high..].partition_point(|t| *t <= at);
-                low += raw.times[low..].partition_point(|t| *t <= at.saturating_sub(over.range_ms));
-                let low = low.min(high);
-                values.push(kernel(&Window {
-                    times: &raw.times[low..high],
-                    values: &raw.values[low..high],
-                    at,
-                    now,
-                    range_ms: over.range_ms,
-                    params: [0, 1].map(|p| scalars[p].get(i).copied().unwrap_or(0.0)),
-                }));
-            }
-            let column = Column {
-                labels: if *keeps_name {
-                    raw.labels.clone()
-                } else {
-                    raw.labels.without(METRIC_NAME)
-                },
-                place: raw.place,
-                values,
-            };
-            if !column.is_empty() {
-                self.note_window(name, &raw.labels);
-                columns.push(column);
+        let how = How::Window {
+            kernel: *kernel,
+            counter: window::is_counter(name),
+            range_ms: over.range_ms,
+            params: scalars,
+        };
+        let mut columns = self.reduced(over, how, steps).await?;
+        for column in &mut columns {
+            self.note_window(name, &column.labels);
+            if !*keeps_name {
+                column.labels = column.labels.without(METRIC_NAME);
             }
         }
         unique(columns)
@@ -309,14 +276,16 @@ impl Evaluator {
         labels: &[(String, String)],
         steps: Steps,
     ) -> Result<Vec<Column>, QueryError> {
-        let series = self.over(over).await?;
+        let how = How::Window {
+            kernel: window::kernel("present_over_time").expect("a kernel of the table"),
+            counter: false,
+            range_ms: over.range_ms,
+            params: Default::default(),
+        };
         let mut values = vec![1.0; steps.count];
-        for raw in series.iter() {
-            self.charge(steps.count).await?;
-            for (value, t) in values.iter_mut().zip(steps.iter()) {
-                let at = over.when.at(t);
-                let newest = raw.times.partition_point(|t| *t <= at);
-                if newest > 0 && raw.times[newest - 1] > at.saturating_sub(over.range_ms) {
+        for column in self.reduced(over, how, steps).await? {
+            for (value, seen) in values.iter_mut().zip(&column.values) {
+                if !is_absent(*seen) {
                     *value = ABSENT;
                 }
             }
@@ -326,19 +295,15 @@ impl Evaluator {
 
     async fn samples(&mut self, over: &Over, steps: Steps) -> Result<Vec<Raw>, QueryError> {
         let at = over.when.at(steps.end());
-        let series = self.over(over).await?;
-        let within = |raw: &Raw| {
-            let high = raw.times.partition_point(|t| *t <= at);
-            let low = raw.times.partition_point(|t| *t <= at.saturating_sub(over.range_ms));
-            low.min(high)..high
+        let Loaded::Samples(series) = self.over(over).await? else {
+            unreachable!("the planner has bare windows read as samples");
         };
-        let cut = |raw: &Raw| Raw {
-            labels: raw.labels.clone(),
-            place: raw.place,
-            times: raw.times[within(raw)].to_vec(),
-            values: raw.values[within(raw)].to_vec(),
+        let from = at.saturating_sub(over.range_ms);
+        let cut = |mut raw: Raw| {
+            raw.retain(|t, v| from < t && t <= at && !is_absent(v));
+            raw
         };
-        Ok(series.iter().map(cut).filter(|r| !r.times.is_empty()).collect())
+        Ok(series.into_iter().map(cut).filter(|r| !r.times.is_empty()).collect())
     }
 }
 

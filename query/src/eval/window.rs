@@ -19,6 +19,8 @@ pub struct Window<'a> {
     pub range_ms: i64,
     /// Scalar arguments at this step.
     pub params: [f64; 2],
+    /// It is known that no value is lower than the one before. False: it is not known.
+    pub rises: bool,
 }
 
 pub type Kernel = fn(&Window) -> f64;
@@ -74,6 +76,11 @@ pub fn kernel(name: &str) -> Option<Kernel> {
         "log_rate" => |w| some(w, |w| sum(w.values.iter().copied()) / (w.range_ms as f64 / 1000.0)),
         _ => return None,
     })
+}
+
+/// Whether the kernel is faster when it knows whether values fall.
+pub fn is_counter(name: &str) -> bool {
+    matches!(name, "rate" | "increase")
 }
 
 /// Whether the metric's name stays: the value is still a value of that metric.
@@ -141,7 +148,7 @@ fn extrapolated(w: &Window, counter: bool, per_second: bool) -> f64 {
     let (first, last) = (w.values[0], w.values[n - 1]);
     let mut result = last - first;
     if counter {
-        result += lost_to_resets(w.values);
+        result += if w.rises { 0.0 } else { lost_to_resets(w.values) };
     }
     let seconds = |ms: i64| ms as f64 / 1000.0;
     let mut to_start = seconds(w.times[0] - (w.at - w.range_ms));

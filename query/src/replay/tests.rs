@@ -8,7 +8,10 @@ use super::play::{Loading, PlayedFrame, Player};
 use super::spec::{AsOf, ReplaySpec};
 use super::{ReplayError, chained, decode_frame, decode_spec, encode_frame, encode_spec};
 use crate::engine::{Engine, Limits};
-use crate::shards::{Completeness, LabelsRequest, LinesRequest, SeriesRequest, Shards, ShardsError};
+use crate::shards::{
+    ColumnsRequest, Completeness, CountsRequest, LabelsRequest, LinesRequest, SeriesColumn, SeriesRequest, Shards,
+    ShardsError,
+};
 use crate::testing::OneShard;
 use expect_test::{Expect, expect, expect_file};
 use hindcast_model::resource::{Edge, EdgeKind};
@@ -18,7 +21,7 @@ use hindcast_model::{
 };
 use hindcast_proto::history::{HistoryKind, HistoryRecord};
 use hindcast_proto::topology::TopologyRecord;
-use hindcast_storage::read::{SeriesData, StreamData};
+use hindcast_storage::read::{SeriesData, StreamCounts, StreamData};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -41,6 +44,12 @@ impl TwoWorlds {
 impl Shards for TwoWorlds {
     async fn series(&self, r: SeriesRequest) -> Result<(Vec<SeriesData>, Completeness), ShardsError> {
         self.of(r.as_of.as_ref()).series(r).await
+    }
+    async fn columns(&self, r: ColumnsRequest) -> Result<(Vec<SeriesColumn>, Completeness), ShardsError> {
+        self.of(r.series.as_of.as_ref()).columns(r).await
+    }
+    async fn line_counts(&self, r: CountsRequest) -> Result<(Vec<StreamCounts>, Completeness), ShardsError> {
+        self.of(r.as_of.as_ref()).line_counts(r).await
     }
     async fn lines(&self, r: LinesRequest) -> Result<(Vec<StreamData>, Completeness), ShardsError> {
         self.of(r.as_of.as_ref()).lines(r).await

@@ -7,10 +7,15 @@ use futures::future::join_all;
 use hindcast_model::{GroupId, Labels, Positions, Sample, TenantId, TimestampNs};
 use hindcast_node::io::node::Node;
 use hindcast_node::shard_machine::ShardHandle;
-use hindcast_query::shards::{Completeness, LabelsRequest, LinesRequest, SeriesRequest, Shards, ShardsError};
+use hindcast_query::replica;
+use hindcast_query::shards::{
+    ColumnsRequest, Completeness, CountsRequest, LabelsRequest, LinesRequest, SeriesColumn, SeriesRequest, Shards,
+    ShardsError,
+};
 use hindcast_storage::ReadError;
-use hindcast_storage::read::{Direction, SearchLabels, SelectLines, SelectSeries, SeriesData, StreamData};
+use hindcast_storage::read::{Direction, SearchLabels, SeriesData, StreamCounts, StreamData};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a read waits for the shard's leader, or for a replica that is behind a cut.
@@ -165,59 +170,37 @@ fn keep_limit(streams: &mut Vec<StreamData>, limit: usize, direction: Direction)
 #[async_trait::async_trait]
 impl Shards for LocalShards {
     async fn series(&self, r: SeriesRequest) -> Result<(Vec<SeriesData>, Completeness), ShardsError> {
-        let SeriesRequest {
-            tenant,
-            matchers,
-            from,
-            to,
-            as_of,
-            owners,
-        } = r;
-        let read = move |shard: ShardHandle, as_of| {
-            let select = SelectSeries {
-                tenant: tenant.clone(),
-                matchers: matchers.clone(),
-                from,
-                to,
-                as_of,
-                owners: owners.clone(),
-            };
-            shard.reader.series(&select)
-        };
-        let (answers, completeness) = self.scatter(as_of.as_ref(), read).await?;
+        let r = Arc::new(r);
+        let asked = r.clone();
+        let read = move |shard: ShardHandle, as_of| replica::series(&shard.reader, &asked, as_of);
+        let (answers, completeness) = self.scatter(r.as_of.as_ref(), read).await?;
         Ok((merge_series(answers.into_iter().flatten().collect()), completeness))
     }
 
+    async fn columns(&self, r: ColumnsRequest) -> Result<(Vec<SeriesColumn>, Completeness), ShardsError> {
+        let r = Arc::new(r);
+        let asked = r.clone();
+        let read = move |shard: ShardHandle, as_of| replica::columns(&shard.reader, &asked, as_of);
+        let (answers, completeness) = self.scatter(r.series.as_of.as_ref(), read).await?;
+        Ok((answers.into_iter().flatten().collect(), completeness))
+    }
+
+    async fn line_counts(&self, r: CountsRequest) -> Result<(Vec<StreamCounts>, Completeness), ShardsError> {
+        let r = Arc::new(r);
+        let asked = r.clone();
+        let read = move |shard: ShardHandle, as_of| replica::line_counts(&shard.reader, &asked, as_of);
+        let (answers, completeness) = self.scatter(r.as_of.as_ref(), read).await?;
+        Ok((answers.into_iter().flatten().collect(), completeness))
+    }
+
     async fn lines(&self, r: LinesRequest) -> Result<(Vec<StreamData>, Completeness), ShardsError> {
-        let LinesRequest {
-            tenant,
-            matchers,
-            from,
-            to,
-            as_of,
-            owners,
-            filter,
-            limit,
-            direction,
-        } = r;
-        let read = move |shard: ShardHandle, as_of| {
-            let select = SelectLines {
-                tenant: tenant.clone(),
-                matchers: matchers.clone(),
-                from,
-                to,
-                as_of,
-                owners: owners.clone(),
-                filter: filter.clone(),
-                limit,
-                direction,
-            };
-            shard.reader.lines(&select)
-        };
-        let (answers, completeness) = self.scatter(as_of.as_ref(), read).await?;
+        let r = Arc::new(r);
+        let asked = r.clone();
+        let read = move |shard: ShardHandle, as_of| replica::lines(&shard.reader, &asked, as_of);
+        let (answers, completeness) = self.scatter(r.as_of.as_ref(), read).await?;
         let mut streams = merge_streams(answers.into_iter().flatten().collect());
-        if let Some(limit) = limit {
-            keep_limit(&mut streams, limit, direction);
+        if let Some(limit) = r.limit {
+            keep_limit(&mut streams, limit, r.direction);
         }
         Ok((streams, completeness))
     }

@@ -1,0 +1,352 @@
+//! What is made of a series where it lies: a selector or a function of a window becomes one value per step, so that
+//! nobody ever holds the samples of all series at once.
+//!
+//! Promise: the values depend on the series' samples and the reduction only, to the bit; not on who computes them, on
+//! what was computed before in the same buffers, or on how the samples were stored.
+
+use crate::column::{ABSENT, Steps, is_absent};
+use crate::eval::window::{Kernel, Window};
+use crate::plan::When;
+use crate::shards::{ColumnsRequest, SeriesColumn};
+use hindcast_model::{Labels, Owner, Slot};
+use hindcast_storage::points::Points;
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+
+/// How samples become one value per step.
+#[derive(Clone, Debug)]
+pub struct Reduction {
+    pub how: How,
+    pub steps: Steps,
+    pub when: When,
+}
+
+#[derive(Clone, Debug)]
+pub enum How {
+    /// The newest sample in `(t - lookback, t]`, unless it is the staleness marker; or its time in seconds.
+    Newest { lookback_ms: i64, times: bool },
+    /// A function of the samples in `(t - range, t]`, staleness markers aside.
+    Window {
+        kernel: Kernel,
+        /// The kernel asks whether values fall: see [`Window::rises`].
+        counter: bool,
+        range_ms: i64,
+        /// Scalar arguments: one per step, or none.
+        params: [Vec<f64>; 2],
+    },
+}
+
+/// Computes reductions, one series after the other. Keeps its buffers in between.
+#[derive(Default)]
+pub struct Reducer {
+    /// Milliseconds.
+    times: Vec<i64>,
+    /// Those of samples that are no staleness markers; empty while there is no marker.
+    live_times: Vec<i64>,
+    live_values: Vec<f64>,
+    /// Where a value is lower than the one before.
+    falls: Vec<usize>,
+    out: Vec<f64>,
+}
+
+impl Reducer {
+    /// Of samples as shards have them. Empty: there is no value at any step.
+    pub fn points(&mut self, r: &Reduction, points: &Points) -> Vec<f64> {
+        let mut times = std::mem::take(&mut self.times);
+        times.clear();
+        times.extend(points.times.iter().map(|t| t.div_euclid(1_000_000)));
+        let column = self.samples(r, &times, &points.values);
+        self.times = times;
+        column
+    }
+
+    /// Of times in milliseconds, ascending, and their values. Empty: there is no value at any step.
+    pub fn samples(&mut self, r: &Reduction, times: &[i64], values: &[f64]) -> Vec<f64> {
+        self.out.clear();
+        match &r.how {
+            How::Newest {
+                lookback_ms,
+                times: of_times,
+            } => self.newest(r, *lookback_ms, *of_times, times, values),
+            How::Window { .. } if values.iter().any(|v| is_absent(*v)) => {
+                let (mut live_times, mut live_values) = (
+                    std::mem::take(&mut self.live_times),
+                    std::mem::take(&mut self.live_values),
+                );
+                live_times.clear();
+                live_values.clear();
+                for (t, v) in times.iter().zip(values).filter(|(_, v)| !is_absent(**v)) {
+                    live_times.push(*t);
+                    live_values.push(*v);
+                }
+                self.windows(r, &live_times, &live_values);
+                (self.live_times, self.live_values) = (live_times, live_values);
+            }
+            How::Window { .. } => self.windows(r, times, values),
+        }
+        if self.out.iter().all(|v| is_absent(*v)) {
+            return vec![];
+        }
+        self.out.clone()
+    }
+
+    fn newest(&mut self, r: &Reduction, lookback_ms: i64, of_times: bool, times: &[i64], values: &[f64]) {
+        let mut seen = 0;
+        for now in r.steps.iter() {
+            let at = r.when.at(now);
+            seen = after(times, seen, at);
+            self.out.push(match seen.checked_sub(1) {
+                Some(i) if times[i] > at.saturating_sub(lookback_ms) && !is_absent(values[i]) => {
+                    if of_times {
+                        times[i] as f64 / 1000.0
+                    } else {
+                        values[i]
+                    }
+                }
+                _ => ABSENT,
+            });
+        }
+    }
+
+    fn windows(&mut self, r: &Reduction, times: &[i64], values: &[f64]) {
+        let How::Window {
+            kernel,
+            counter,
+            range_ms,
+            params,
+        } = &r.how
+        else {
+            return;
+        };
+        self.falls.clear();
+        if *counter {
+            let pairs = values.windows(2).enumerate();
+            self.falls
+                .extend(pairs.filter(|(_, p)| p[1] < p[0]).map(|(i, _)| i + 1));
+        }
+        let (mut low, mut high, mut fall) = (0, 0, 0);
+        for (i, now) in r.steps.iter().enumerate() {
+            let at = r.when.at(now);
+            high = after(times, high, at);
+            low = after(times, low, at.saturating_sub(*range_ms));
+            while self.falls.get(fall).is_some_and(|f| *f <= low) {
+                fall += 1;
+            }
+            self.out.push(kernel(&Window {
+                times: &times[low..high],
+                values: &values[low..high],
+                at,
+                now,
+                range_ms: *range_ms,
+                params: [0, 1].map(|p| params[p].get(i).copied().unwrap_or(0.0)),
+                rises: *counter && self.falls.get(fall).is_none_or(|f| *f >= high),
+            }));
+        }
+    }
+}
+
+/// Of ascending times, the place of the first after `at` that is not before `from`. Looks near `from` first: a step is
+/// mostly a few samples.
+fn after(times: &[i64], from: usize, at: i64) -> usize {
+    let rest = &times[from..];
+    let mut bound = 1;
+    while bound <= rest.len() && rest[bound - 1] <= at {
+        bound *= 2;
+    }
+    let low = bound / 2;
+    from + low + rest[low..bound.min(rest.len())].partition_point(|t| *t <= at)
+}
+
+/// Makes the columns of one shard from its series as they pass by, within the budget of the query.
+pub struct Collector<'a> {
+    request: &'a ColumnsRequest,
+    reducer: Reducer,
+    found: Vec<SeriesColumn>,
+    /// Once there are as many series as a selector may have: whether they are different ones.
+    distinct: Option<HashSet<Labels>>,
+}
+
+impl<'a> Collector<'a> {
+    pub fn new(request: &'a ColumnsRequest) -> Self {
+        Self {
+            request,
+            reducer: Reducer::default(),
+            found: vec![],
+            distinct: None,
+        }
+    }
+
+    /// Breaks when nobody waits for more.
+    pub fn take(&mut self, labels: &Labels, owner: Owner, slot: Slot, points: &Points) -> ControlFlow<()> {
+        let budget = &self.request.series.budget;
+        if self.request.series.skips(labels) {
+            return ControlFlow::Continue(());
+        }
+        budget.read(points.len())?;
+        let values = self.reducer.points(&self.request.reduction, points);
+        budget.computed(values.len())?;
+        self.found.push(SeriesColumn {
+            labels: labels.clone(),
+            owner,
+            slot,
+            values,
+        });
+        if self.found.len() > budget.series_max {
+            let found = &self.found;
+            let distinct = self
+                .distinct
+                .get_or_insert_with(|| found.iter().map(|f| f.labels.clone()).collect());
+            distinct.insert(labels.clone());
+            if distinct.len() > budget.series_max {
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    pub fn finish(self) -> Vec<SeriesColumn> {
+        self.found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::window;
+    use hindcast_model::STALE_NAN_BITS;
+    use proptest::prelude::*;
+
+    const KERNELS: [&str; 24] = [
+        "rate",
+        "increase",
+        "delta",
+        "irate",
+        "idelta",
+        "resets",
+        "changes",
+        "deriv",
+        "predict_linear",
+        "sum_over_time",
+        "avg_over_time",
+        "min_over_time",
+        "max_over_time",
+        "count_over_time",
+        "present_over_time",
+        "last_over_time",
+        "first_over_time",
+        "stdvar_over_time",
+        "stddev_over_time",
+        "quantile_over_time",
+        "mad_over_time",
+        "ts_of_min_over_time",
+        "ts_of_max_over_time",
+        "log_rate",
+    ];
+
+    fn samples() -> impl Strategy<Value = Vec<(i64, f64)>> {
+        let value = prop_oneof![
+            8 => (0i32..1000).prop_map(f64::from),
+            2 => -1e3..1e3f64,
+            1 => Just(f64::from_bits(STALE_NAN_BITS)),
+            1 => prop_oneof![Just(f64::NAN), Just(f64::INFINITY), Just(-0.0)],
+        ];
+        prop::collection::vec((1i64..20_000, value), 0..80).prop_map(|gaps| {
+            let mut at = -200_000;
+            let step = |(gap, v)| {
+                at += gap;
+                (at, v)
+            };
+            gaps.into_iter().map(step).collect()
+        })
+    }
+
+    /// Each window picked out by itself, and no help for the kernel.
+    fn naive(r: &Reduction, samples: &[(i64, f64)]) -> Vec<f64> {
+        let value = |i: usize| {
+            let at = r.when.at(r.steps.at(i));
+            match &r.how {
+                How::Newest { lookback_ms, times } => match samples.iter().rfind(|(t, _)| *t <= at) {
+                    Some((t, v)) if *t > at - lookback_ms && !is_absent(*v) => {
+                        if *times {
+                            *t as f64 / 1000.0
+                        } else {
+                            *v
+                        }
+                    }
+                    _ => ABSENT,
+                },
+                How::Window {
+                    kernel,
+                    range_ms,
+                    params,
+                    ..
+                } => {
+                    let inside = |(t, v): &&(i64, f64)| at - range_ms < *t && *t <= at && !is_absent(*v);
+                    let (times, values): (Vec<i64>, Vec<f64>) = samples.iter().filter(inside).copied().unzip();
+                    kernel(&Window {
+                        times: &times,
+                        values: &values,
+                        at,
+                        now: r.steps.at(i),
+                        range_ms: *range_ms,
+                        params: [0, 1].map(|p| params[p].get(i).copied().unwrap_or(0.0)),
+                        rises: false,
+                    })
+                }
+            }
+        };
+        (0..r.steps.count).map(value).collect()
+    }
+
+    fn bits(values: &[f64]) -> Vec<u64> {
+        values.iter().map(|v| v.to_bits()).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        #[test]
+        fn sliding_windows_give_the_bits_of_windows_picked_one_by_one(
+            series in prop::collection::vec(samples(), 1..4),
+            start in -300_000i64..700_000,
+            step in 1i64..60_000,
+            range_ms in 1i64..200_000,
+            offset_ms in -50_000i64..50_000,
+            fixed in prop::option::of(-100_000i64..500_000),
+            param in prop_oneof![Just(0.5), Just(-3.0), Just(f64::NAN)],
+        ) {
+            let steps = Steps { start, step, count: 25 };
+            let when = When { fixed, offset_ms };
+            let window = |name: &str| How::Window {
+                kernel: window::kernel(name).unwrap(),
+                counter: window::is_counter(name),
+                range_ms,
+                params: [vec![param; 25], vec![]],
+            };
+            let newest = [false, true].map(|times| How::Newest { lookback_ms: range_ms, times });
+            for how in KERNELS.map(window).into_iter().chain(newest) {
+                let r = Reduction { how, steps, when };
+                // One reducer for all: nothing of a series may be left for the next.
+                let mut reducer = Reducer::default();
+                for samples in &series {
+                    let mut points = Points::default();
+                    samples.iter().for_each(|(t, v)| points.push(t * 1_000_000 + 999_999, *v));
+                    let mut wanted = naive(&r, samples);
+                    if wanted.iter().all(|v| is_absent(*v)) {
+                        wanted.clear();
+                    }
+                    prop_assert_eq!(bits(&reducer.points(&r, &points)), bits(&wanted), "{:?} {:?}", r, samples);
+                }
+            }
+        }
+
+        #[test]
+        fn the_next_time_is_found_from_anywhere_before_it(
+            mut times in prop::collection::vec(-50i64..50, 0..40), from in 0usize..40, at in -60i64..60,
+        ) {
+            times.sort_unstable();
+            let wanted = times.partition_point(|t| *t <= at);
+            let from = from.min(wanted);
+            prop_assert_eq!(after(&times, from, at), wanted);
+        }
+    }
+}

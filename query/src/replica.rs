@@ -1,0 +1,77 @@
+//! What one replica of a shard answers to the requests of the seam `shards::Shards`: for those who implement it.
+//!
+//! All of these block while they read; run them where that is allowed.
+
+use crate::reduce::Collector;
+use crate::shards::{ColumnsRequest, CountsRequest, LinesRequest, SeriesColumn, SeriesRequest};
+use hindcast_storage::read::{CountLines, SelectLines, SelectSeries, SeriesData, StreamCounts, StreamData};
+use hindcast_storage::{ReadError, ShardReader};
+use std::ops::ControlFlow;
+
+fn select(r: &SeriesRequest, as_of: Option<u64>) -> SelectSeries {
+    SelectSeries {
+        tenant: r.tenant.clone(),
+        matchers: r.matchers.clone(),
+        from: r.from,
+        to: r.to,
+        as_of,
+        owners: r.owners.clone(),
+    }
+}
+
+/// `as_of` is the shard's own position, as in all functions here.
+pub fn series(reader: &ShardReader, r: &SeriesRequest, as_of: Option<u64>) -> Result<Vec<SeriesData>, ReadError> {
+    let mut found = vec![];
+    reader.visit(&select(r, as_of), &mut |s, points| {
+        if r.skips(s.labels) {
+            return ControlFlow::Continue(());
+        }
+        r.budget.read(points.len())?;
+        found.push(SeriesData {
+            labels: s.labels.clone(),
+            owner: s.owner,
+            slot: s.slot,
+            samples: points.to_samples(),
+        });
+        ControlFlow::Continue(())
+    })?;
+    Ok(found)
+}
+
+pub fn columns(reader: &ShardReader, r: &ColumnsRequest, as_of: Option<u64>) -> Result<Vec<SeriesColumn>, ReadError> {
+    let mut collector = Collector::new(r);
+    reader.visit(&select(&r.series, as_of), &mut |s, points| {
+        collector.take(s.labels, s.owner, s.slot, points)
+    })?;
+    Ok(collector.finish())
+}
+
+pub fn lines(reader: &ShardReader, r: &LinesRequest, as_of: Option<u64>) -> Result<Vec<StreamData>, ReadError> {
+    reader.lines(&SelectLines {
+        tenant: r.tenant.clone(),
+        matchers: r.matchers.clone(),
+        from: r.from,
+        to: r.to,
+        as_of,
+        owners: r.owners.clone(),
+        filter: r.filter.clone(),
+        limit: r.limit,
+        direction: r.direction,
+    })
+}
+
+pub fn line_counts(
+    reader: &ShardReader,
+    r: &CountsRequest,
+    as_of: Option<u64>,
+) -> Result<Vec<StreamCounts>, ReadError> {
+    reader.count_lines(&CountLines {
+        tenant: r.tenant.clone(),
+        matchers: r.matchers.clone(),
+        from: r.from,
+        bounds: r.bounds.clone(),
+        as_of,
+        owners: r.owners.clone(),
+        filter: r.filter.clone(),
+    })
+}
