@@ -326,7 +326,12 @@ impl Node {
 }
 
 /// Opens all shards, each on a thread of its own: label indexes are rebuilt meanwhile, which is all work.
-fn open_shards(map: &ShardMap, disk: &Arc<dyn Disk>, clock: &Arc<dyn Clock>) -> Result<Vec<ShardMachine>, StartError> {
+fn open_shards(
+    map: &ShardMap,
+    test_only: TestOnly,
+    disk: &Arc<dyn Disk>,
+    clock: &Arc<dyn Clock>,
+) -> Result<Vec<ShardMachine>, StartError> {
     let open = |group: GroupId| {
         let config = test_only.shard(group);
         let opened = ShardMachine::open(disk.clone(), &format!("shard-{group}"), config, clock.clone());
