@@ -241,6 +241,21 @@ impl ShardMachine {
         self.handle.wishes.flushed.store(wished, Ordering::SeqCst);
         Ok(())
     }
+
+    /// One merge a call: applies go on in between. A wish is granted when nothing is left to merge.
+    fn compact(&mut self, now: SpanNs) -> Result<(), MachineError> {
+        let wishes = self.handle.wishes.clone();
+        let compact = wishes.compact.load(Ordering::SeqCst);
+        if compact > wishes.compacted.load(Ordering::SeqCst) {
+            if self.shard.compact().map_err(machine_error)?.is_none() {
+                wishes.compacted.store(compact, Ordering::SeqCst);
+            }
+        } else if now >= self.compact_after {
+            self.compact_after = SpanNs(now.0 + COMPACT_SPAN.0);
+            self.shard.compact().map_err(machine_error)?;
+        }
+        Ok(())
+    }
 }
 
 fn read_aux(bytes: &[u8], dir: &str) -> Result<Aux, StorageError> {
@@ -259,7 +274,11 @@ fn read_aux(bytes: &[u8], dir: &str) -> Result<Aux, StorageError> {
 }
 
 fn machine_error(e: StorageError) -> MachineError {
-    MachineError::Damaged(e.to_string())
+    match e {
+        // A full disk is told apart: the apply worker tries again.
+        StorageError::Disk(e) => MachineError::Disk(e),
+        e => MachineError::Damaged(e.to_string()),
+    }
 }
 
 impl Machine for ShardMachine {
@@ -300,21 +319,15 @@ impl Machine for ShardMachine {
         let wishes = self.handle.wishes.clone();
         let wished = wishes.flush.load(Ordering::SeqCst) > wishes.flushed.load(Ordering::SeqCst);
         let now = self.clock.monotonic();
-        if wished || self.shard.needs_flush(now) {
-            self.flush()?;
-        }
-        let compact = wishes.compact.load(Ordering::SeqCst);
-        if compact > wishes.compacted.load(Ordering::SeqCst) {
-            // One merge a call: applies go on in between. The wish is granted when nothing is left to merge.
-            if self.shard.compact().map_err(machine_error)?.is_none() {
-                wishes.compacted.store(compact, Ordering::SeqCst);
-            }
-        } else if now >= self.compact_after {
-            self.compact_after = SpanNs(now.0 + COMPACT_SPAN.0);
-            self.shard.compact().map_err(machine_error)?;
-        }
+        // A flush that finds the disk full does not keep merges from giving room back.
+        let flushed = if wished || self.shard.needs_flush(now) {
+            self.flush()
+        } else {
+            Ok(())
+        };
+        let compacted = self.compact(now);
         *self.handle.stats.lock() = self.shard.stats();
-        Ok(())
+        flushed.and(compacted)
     }
 
     fn export(&mut self, dir: &str) -> Result<(), MachineError> {

@@ -1,6 +1,7 @@
 //! Starting one node: identity, Raft groups, write path, meta client.
 
 use super::cuts::Cuts;
+use super::disk_watch::DiskWatch;
 use super::identity::{self, Founding, Hello, Identity, IdentityError};
 use super::meta_client::MetaClient;
 use super::peers::{CALL_FOUND, CALL_HELLO, Peers, call_address, peer_service};
@@ -38,6 +39,8 @@ pub struct NodeConfig {
     /// `None`: 3, or 1 alone.
     pub replicas: Option<u64>,
     pub retention: Vec<RetentionRule>,
+    /// Bytes of the disk that writes leave free; `None`: by its size.
+    pub disk_reserve: Option<u64>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +90,7 @@ pub struct Node {
     pub cuts: Cuts,
     pub shards: Arc<BTreeMap<GroupId, ShardHandle>>,
     pub clock: Arc<dyn Clock>,
+    pub disk: DiskWatch,
     retention: Arc<Vec<RetentionRule>>,
     /// The data directory belongs to this process as long as any part of the node lives.
     _lock: Arc<FolderLock>,
@@ -133,12 +137,15 @@ impl Node {
         }
 
         let map = ShardMap::even(identity.shards)?;
+        let watch = DiskWatch::new(disk.clone(), clock.clone(), config.disk_reserve)?;
+        tokio::spawn(watch.clone().run());
         let mut groups = vec![];
         let mut shards = BTreeMap::new();
         for shard in map.shards() {
             let group = GroupId::from(shard);
             let shard_config = ShardConfig {
                 group,
+                reserve_bytes: watch.reserve(),
                 ..ShardConfig::default()
             };
             let machine = ShardMachine::open(disk.clone(), &format!("shard-{group}"), shard_config, clock.clone())
@@ -180,7 +187,14 @@ impl Node {
         peers.attach(raft.clone());
 
         let meta = MetaClient::new(config.id, raft.clone(), peers.clone(), clock.clone(), rows);
-        let writer = Writer::new(config.id, map, raft.clone(), peers.clone(), clock.clone());
+        let writer = Writer::new(
+            config.id,
+            map,
+            raft.clone(),
+            peers.clone(),
+            clock.clone(),
+            watch.clone(),
+        );
         let cuts = Cuts {
             meta: Arc::new(meta.clone()),
             writer: writer.clone(),
@@ -194,6 +208,7 @@ impl Node {
             cuts,
             shards: Arc::new(shards),
             clock,
+            disk: watch,
             retention: Arc::new(config.retention),
             _lock: Arc::new(lock),
         };

@@ -1,6 +1,8 @@
 //! The write path: a batch is split by shard, each part goes to its leader, waiting parts are folded into one entry.
 
+use super::disk_watch::DiskWatch;
 use super::peers::Peers;
+use crate::disk_guard::DiskState;
 use crate::entry::{self, Control};
 use crate::shard_machine::{Applied, PartApplied};
 use crate::write::{BatchSink, WriteError, Written};
@@ -39,6 +41,11 @@ enum Fate {
     /// Surely not proposed here.
     NotLeader,
     QueueFull,
+    /// Surely not proposed: the leader's disk.
+    DiskFull {
+        free: u64,
+        reserve: u64,
+    },
     /// May be stored.
     Unconfirmed,
 }
@@ -64,6 +71,7 @@ struct Inner {
     raft: RaftHost,
     peers: Arc<Peers>,
     clock: Arc<dyn Clock>,
+    disk: DiskWatch,
     folds: BTreeMap<ShardId, Fold>,
 }
 
@@ -80,7 +88,14 @@ struct ForwardedControl {
 }
 
 impl Writer {
-    pub fn new(me: NodeId, map: ShardMap, raft: RaftHost, peers: Arc<Peers>, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(
+        me: NodeId,
+        map: ShardMap,
+        raft: RaftHost,
+        peers: Arc<Peers>,
+        clock: Arc<dyn Clock>,
+        disk: DiskWatch,
+    ) -> Self {
         let folds = map.shards().into_iter().map(|shard| {
             let (queue, waiting) = mpsc::unbounded_channel();
             let queued_bytes = Arc::new(AtomicUsize::new(0));
@@ -94,6 +109,7 @@ impl Writer {
             raft,
             peers: peers.clone(),
             clock,
+            disk,
             folds,
         }));
         let w = writer.clone();
@@ -139,6 +155,9 @@ impl Writer {
         };
         if self.0.raft.status(shard.into()).leader != Some(self.0.me) {
             return Fate::NotLeader;
+        }
+        if let DiskState::Refuse { free, reserve } = self.0.disk.admit() {
+            return Fate::DiskFull { free, reserve };
         }
         let bytes = part.len();
         if fold.queued_bytes.fetch_add(bytes, Ordering::SeqCst) + bytes > QUEUED_BYTES_MAX {
@@ -186,6 +205,7 @@ impl Writer {
                         queued_bytes_max: QUEUED_BYTES_MAX,
                     });
                 }
+                Fate::DiskFull { free, reserve } => return Err(WriteError::DiskFull { shard, free, reserve }),
                 Fate::NotLeader => {}
                 Fate::Unconfirmed => may_be_stored = true,
             }

@@ -19,7 +19,7 @@ use crate::retention::{Floor, Pin, Policy, Retention};
 use crate::rows::{Rows, Run};
 use crate::segment::{self, FileRef, Segment, Writer};
 use crate::view::{ShardReader, State};
-use hindcast_env::Disk;
+use hindcast_env::{Disk, DiskError};
 use hindcast_model::{Domain, GroupId, Labels, Owner, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,6 +41,8 @@ pub struct ShardConfig {
     pub compact_segments_max: usize,
     /// Most bytes of one merge, so that it ends soon.
     pub compact_bytes_max: u64,
+    /// Merges leave so much of the disk free.
+    pub reserve_bytes: u64,
 }
 
 impl Default for ShardConfig {
@@ -52,6 +54,7 @@ impl Default for ShardConfig {
             compact_segments_min: 4,
             compact_segments_max: 16,
             compact_bytes_max: 64 << 20,
+            reserve_bytes: 0,
         }
     }
 }
@@ -112,6 +115,8 @@ struct Durable {
     applied: u64,
     retention: Retention,
     sides: Sides,
+    /// How many segments it names.
+    segments: usize,
     sequence: u64,
     hash: [u8; 32],
     /// Sequences up to here may have been tried.
@@ -180,6 +185,7 @@ impl Shard {
                 applied,
                 retention: manifest.retention.clone(),
                 sides: Sides::of(&manifest, &state.directory),
+                segments: manifest.segments.len(),
                 sequence: manifest.sequence,
                 hash,
                 sequence_tried: manifest.sequence,
@@ -218,6 +224,7 @@ impl Shard {
                 applied: 0,
                 retention: Retention::default(),
                 sides: Sides::default(),
+                segments: 0,
                 sequence: 0,
                 hash: [0; 32],
                 sequence_tried: 0,
@@ -508,9 +515,46 @@ impl Shard {
         Ok(sides)
     }
 
-    /// Merges one run of small neighbouring segments, if there is one. Changes no answer.
+    /// Merges one run of small neighbouring segments, if there is one, and gives back the room of files that
+    /// retention let go. Changes no answer.
     pub fn compact(&mut self) -> Result<Option<CompactReport>, StorageError> {
+        self.release()?;
         self.or_discard(Self::merge_one)
+    }
+
+    /// Removes the files of segments that were let go since the last manifest. Two manifests: the last but one keeps
+    /// the files that it names.
+    fn release(&mut self) -> Result<(), StorageError> {
+        if self.state.read().segments.len() >= self.durable.segments {
+            return Ok(());
+        }
+        for _ in 0..2 {
+            let segments = self.state.read().segments.clone();
+            self.publish_segments(&segments)?;
+        }
+        Ok(())
+    }
+
+    /// The durable moment stays what it was, in other files: the log still comes again from there.
+    fn publish_segments(&mut self, segments: &[Arc<Segment>]) -> Result<(), StorageError> {
+        let files = segments.iter().map(|s| s.file.clone()).collect();
+        let (retention, sides) = (self.durable.retention.clone(), self.durable.sides.clone());
+        self.publish(self.durable.applied, retention, files, sides, true)
+    }
+
+    /// A merge is not begun when what it writes would not fit beside what is kept free.
+    fn check_room(&self, bytes: u64) -> Result<(), StorageError> {
+        let reserve = self.config.reserve_bytes;
+        if reserve == 0 {
+            return Ok(());
+        }
+        let free = self.disk.free_bytes()?;
+        if free.saturating_sub(bytes) >= reserve {
+            return Ok(());
+        }
+        let why = format!("it may take {bytes} bytes, {free} are free and {reserve} are to stay free");
+        let full = std::io::Error::new(std::io::ErrorKind::StorageFull, why);
+        Err(DiskError::new("merge segments in", &self.dir, full).into())
     }
 
     fn merge_one(&mut self) -> Result<Option<CompactReport>, StorageError> {
@@ -521,6 +565,7 @@ impl Shard {
         let Some(run) = compaction::choose(&segments, &retention, &self.config) else {
             return Ok(None);
         };
+        self.check_room(run.iter().map(|s| s.file.bytes).sum())?;
         let number = self.take_number();
         let merged = Merge {
             disk: self.disk.as_ref(),
@@ -544,14 +589,7 @@ impl Shard {
                 kept.push(s);
             }
         }
-        let files = kept.iter().map(|s| s.file.clone()).collect();
-        // The durable moment stays what it was: the log still comes again from there.
-        let (applied, retention, sides) = (
-            self.durable.applied,
-            self.durable.retention.clone(),
-            self.durable.sides.clone(),
-        );
-        self.publish(applied, retention, files, sides, true)?;
+        self.publish_segments(&kept)?;
         self.state.write().segments = kept;
         Ok(Some(report))
     }
@@ -776,6 +814,7 @@ impl Shard {
             applied,
             retention: manifest.retention,
             sides,
+            segments: manifest.segments.len(),
             sequence: manifest.sequence,
             hash,
             sequence_tried: manifest.sequence,

@@ -5,6 +5,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use hindcast_model::{GroupId, NodeId};
+use hindcast_node::disk_guard::DiskState;
 use hindcast_node::io::node::Node;
 use hindcast_node::io::servers::IngestCounters;
 use hindcast_proto::v1;
@@ -183,6 +184,32 @@ impl View {
             "gauge",
             by_group(&|g| g.durable as f64),
         );
+        let disk = &self.node.disk;
+        let plain = |value: f64| vec![(String::new(), value)];
+        gauge(
+            "hindcast_disk_free_bytes",
+            "Bytes left on the disk of the data directory.",
+            "gauge",
+            plain(disk.free() as f64),
+        );
+        gauge(
+            "hindcast_disk_reserve_bytes",
+            "Writes are refused when less than this is left.",
+            "gauge",
+            plain(disk.reserve() as f64),
+        );
+        gauge(
+            "hindcast_disk_writes_refused",
+            "Whether writes are refused because the disk is almost full.",
+            "gauge",
+            plain(f64::from(u8::from(disk.state() != DiskState::Open))),
+        );
+        gauge(
+            "hindcast_disk_refused_parts_total",
+            "Parts of batches refused here because the disk was almost full.",
+            "counter",
+            plain(disk.refused() as f64),
+        );
         let by_shard = |f: &dyn Fn(&hindcast_storage::ShardStats) -> f64| {
             let shards = self.node.shards.iter();
             shards
@@ -234,6 +261,16 @@ impl View {
     }
 }
 
+/// A node with a full disk still answers reads, so it is ready; that it takes no writes is told beside it.
+fn ready_words(disk: DiskState) -> String {
+    match disk {
+        DiskState::Open => "ready\n".to_owned(),
+        DiskState::Refuse { free, reserve } => format!(
+            "ready for reads; writes are refused: the disk has {free} bytes left, and {reserve} are kept free\n"
+        ),
+    }
+}
+
 pub fn router(view: View) -> axum::Router {
     use axum::routing::get;
     axum::Router::new()
@@ -242,7 +279,7 @@ pub fn router(view: View) -> axum::Router {
             "/-/ready",
             get(|State(v): State<View>| async move {
                 if v.node.is_ready() {
-                    (axum::http::StatusCode::OK, "ready\n".to_owned())
+                    (axum::http::StatusCode::OK, ready_words(v.node.disk.state()))
                 } else {
                     let waiting: Vec<String> = v
                         .groups()

@@ -53,6 +53,10 @@ pub struct ServerArgs {
     /// How long data is kept: `30d`, `none` for ever, or a list by domain and tenant [default: 30d].
     #[arg(long, env = "HINDCAST_RETENTION")]
     pub retention: Option<String>,
+    /// What writes leave free of the disk, like 2GiB or 500MB; below it they are refused and reads go on
+    /// [default: a tenth of the disk, at least 128 MiB and at most 1 GiB].
+    #[arg(long, env = "HINDCAST_DISK_RESERVE")]
+    pub disk_reserve: Option<String>,
 }
 
 /// A configuration that cannot be used: exit code 2.
@@ -68,6 +72,8 @@ pub enum ConfigError {
         "retention {given:?} is not understood: write 30d, none, or a list like 30d,DBMS=90d,team-a=1y,team-a/SMS=7d"
     )]
     Retention { given: String },
+    #[error("disk reserve {given:?} is not understood: write bytes, or a number with KiB, MiB, GiB, KB, MB or GB")]
+    DiskReserve { given: String },
     #[error("--id must be at least 1; 0 means nobody")]
     NodeZero,
 }
@@ -85,6 +91,8 @@ pub struct ServerConfig {
     pub rules: Vec<String>,
     pub routes: Option<PathBuf>,
     pub retention: Vec<RetentionRule>,
+    /// `None`: by the disk's size.
+    pub disk_reserve: Option<u64>,
 }
 
 impl ServerArgs {
@@ -111,6 +119,7 @@ impl ServerArgs {
             rules: if self.rules.is_empty() { file.rules } else { self.rules },
             routes: self.routes.or(file.routes),
             retention: self.retention.or(file.retention),
+            disk_reserve: self.disk_reserve.or(file.disk_reserve),
         })
     }
 
@@ -128,6 +137,7 @@ impl ServerArgs {
             rules: self.rules,
             routes: self.routes,
             retention: parse_retention(self.retention.as_deref().unwrap_or("30d"))?,
+            disk_reserve: self.disk_reserve.as_deref().map(parse_bytes).transpose()?,
         };
         if config.id == 0 {
             return Err(ConfigError::NodeZero);
@@ -179,6 +189,26 @@ pub fn parse_retention(given: &str) -> Result<Vec<RetentionRule>, ConfigError> {
     Ok(rules)
 }
 
+/// A number of bytes, with or without a unit.
+fn parse_bytes(given: &str) -> Result<u64, ConfigError> {
+    const UNITS: [(&str, u64); 7] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("", 1),
+    ];
+    let scaled = |(unit, size): (&str, u64)| {
+        let number: u64 = given.trim().strip_suffix(unit)?.trim_end().parse().ok()?;
+        number.checked_mul(size)
+    };
+    UNITS.into_iter().find_map(scaled).ok_or_else(|| ConfigError::DiskReserve {
+        given: given.to_owned(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,6 +254,15 @@ mod tests {
         assert_eq!(keep(&a, Some(Domain::Sms)), None);
         for bad in ["", "30", "x=1", "a/b=1d", "0"] {
             assert!(parse_retention(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_reserve_has_a_unit_or_is_in_bytes() {
+        let read = ["2GiB", "500 MB", "4096", " 1KiB"].map(|t| parse_bytes(t).unwrap());
+        assert_eq!(read, [2 << 30, 500_000_000, 4096, 1024]);
+        for bad in ["", "GiB", "-1", "1.5GiB", "99999999999GiB", "10%"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
         }
     }
 
