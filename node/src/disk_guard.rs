@@ -101,7 +101,9 @@ mod tests {
     fn writes_are_refused_at_the_reserve_and_taken_again_well_above_it() {
         check(
             &[101, 100, 99, 100, 124, 125, 125, 124, 125, 125, 125, 125, 110, 99],
-            expect!["101:open 100:open 99:refuse 100:refuse 124:refuse 125:refuse 125:refuse 124:refuse 125:refuse 125:refuse 125:refuse 125:open 110:open 99:refuse"],
+            expect![
+                "101:open 100:open 99:refuse 100:refuse 124:refuse 125:refuse 125:refuse 124:refuse 125:refuse 125:refuse 125:refuse 125:open 110:open 99:refuse"
+            ],
         );
     }
 

@@ -18,7 +18,7 @@ use hindcast_model::{
 };
 use hindcast_proto::topology::TopologyRecord;
 use hindcast_raft::{Machine, MachineError};
-use hindcast_storage::{Damage, Shard, ShardConfig, ShardReader, ShardStats, StorageError};
+use hindcast_storage::{Damage, DroppedByRule, Shard, ShardConfig, ShardReader, ShardStats, StorageError};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use std::collections::btree_map::Entry;
@@ -55,6 +55,7 @@ pub struct ShardHandle {
     pub reader: ShardReader,
     pub sources: Arc<RwLock<Sources>>,
     stats: Arc<Mutex<ShardStats>>,
+    dropped: Arc<Mutex<DroppedByRule>>,
     wishes: Arc<Wishes>,
 }
 
@@ -70,6 +71,11 @@ struct Wishes {
 impl ShardHandle {
     pub fn stats(&self) -> ShardStats {
         *self.stats.lock()
+    }
+
+    /// What each retention rule let go here since the node started.
+    pub fn dropped(&self) -> DroppedByRule {
+        self.dropped.lock().clone()
     }
 
     /// Asks for a flush; the ticket is to be shown to `flushed`.
@@ -122,6 +128,7 @@ impl ShardMachine {
             reader: shard.reader(),
             sources: Arc::default(),
             stats: Arc::new(Mutex::new(shard.stats())),
+            dropped: Arc::default(),
             wishes: Arc::default(),
         };
         let compact_after = clock.monotonic();
@@ -327,6 +334,7 @@ impl Machine for ShardMachine {
         };
         let compacted = self.compact(now);
         *self.handle.stats.lock() = self.shard.stats();
+        self.handle.dropped.lock().clone_from(self.shard.dropped());
         flushed.and(compacted)
     }
 

@@ -84,7 +84,10 @@ async fn start(disk: &SimDisk) -> Node {
 
 /// Values that do not compress.
 fn value(i: i64) -> f64 {
-    f64::from_bits((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 2)
+    let mut x = (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    f64::from_bits((x ^ (x >> 31)) >> 2)
 }
 
 /// The `n`th batch: as many samples of each series, at times of its own.
@@ -203,13 +206,12 @@ async fn a_full_disk_refuses_writes_serves_reads_and_recovers_by_itself() {
     let (again_at, error) = node.fill(full_at + 1).await;
     assert!(matches!(error, WriteError::DiskFull { .. }), "{error:?}");
     let ticket = node.shard.ask_flush();
-    assert!(node.flushed(ticket, Duration::from_secs(20)).await, "the reserve is for that");
+    assert!(
+        node.flushed(ticket, Duration::from_secs(20)).await,
+        "the reserve is for that"
+    );
     let floor = TimestampNs::from_secs(again_at * SAMPLES);
-    let floors = vec![Floor {
-        tenant: None,
-        domain: None,
-        floor,
-    }];
+    let floors = vec![Floor::at(None, None, floor)];
     let control = node.writer.control_all(&Control::Retain { floors }).await;
     control.unwrap();
     node.wait_open().await;
@@ -225,7 +227,7 @@ async fn a_full_disk_refuses_writes_serves_reads_and_recovers_by_itself() {
     disk.crash(&mut SeededRng::new(3));
     let node = start(&disk).await;
     let applied = node.raft.read_index(node.group, Duration::from_secs(10)).await.unwrap();
-    while node.shard.reader.applied() < applied {
+    while node.raft.status(node.group).applied < applied {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     node.check(again_at, again_at + 3);

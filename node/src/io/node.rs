@@ -13,10 +13,10 @@ use bytes::Bytes;
 use hindcast_env::io::{FolderLock, RealDisk, SystemClock, os_rng};
 use hindcast_env::{Clock, Disk, DiskError, Rng, SeededRng};
 use hindcast_model::slot::BadShardCount;
-use hindcast_model::{GroupId, NodeId, RetentionRule, ShardMap, TenantId, TimestampNs, retention};
+use hindcast_model::{GroupId, NodeId, RetentionRule, ShardMap, SpanNs, TenantId, TimestampNs, retention};
 use hindcast_raft::io::{GroupSpec, RaftConfig, RaftHost, SledConfig, SledStores};
 use hindcast_raft::{MachineError, MetaMachine, MetaMachineConfig, Part, RaftError};
-use hindcast_storage::{Floor, ShardConfig, StorageError};
+use hindcast_storage::{Floor, Floors, Selector, ShardConfig, StorageError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -230,11 +230,7 @@ impl Node {
 
     /// The oldest instant that is accepted and kept for a tenant; `None`: any.
     pub fn floor(&self, tenant: &TenantId) -> Option<TimestampNs> {
-        let domains = hindcast_model::Domain::ALL.into_iter().map(Some).chain([None]);
-        let keeps: Option<Vec<_>> = domains
-            .map(|d| retention::keep_for(&self.retention, tenant, d))
-            .collect();
-        let longest = keeps?.into_iter().max()?;
+        let longest = retention::longest_for(&self.retention, tenant)?;
         Some(self.meta.cluster_now() - longest)
     }
 
@@ -243,23 +239,8 @@ impl Node {
         loop {
             tokio::time::sleep(RETENTION_PAUSE).await;
             let now = self.meta.cluster_now();
-            let all = RetentionRule {
-                tenant: None,
-                domain: None,
-                keep: Some(retention::KEEP_DEFAULT),
-            };
-            let rules = if self.retention.is_empty() {
-                vec![all]
-            } else {
-                self.retention.to_vec()
-            };
-            let floor = |r: &RetentionRule| Floor {
-                tenant: r.tenant.clone(),
-                domain: r.domain,
-                floor: r.keep.map_or(TimestampNs::MIN, |keep| now - keep),
-            };
-            let floors: Vec<Floor> = rules.iter().map(floor).collect();
-            if floors.iter().all(|f| f.floor == TimestampNs::MIN) {
+            let floors = floors_at(&self.retention, now);
+            if floors.iter().all(|f| f.floors == Floors::NONE) {
                 continue;
             }
             for shard in self.writer.led_here() {
@@ -273,6 +254,27 @@ impl Node {
             }
         }
     }
+}
+
+/// What the rules come to at one moment.
+fn floors_at(rules: &[RetentionRule], now: TimestampNs) -> Vec<Floor> {
+    let floor = |keep: Option<SpanNs>| keep.map_or(TimestampNs::MIN, |keep| now - keep);
+    let of_rule = |r: &RetentionRule| Floor {
+        name: r.name.clone(),
+        tenant: r.tenant.clone(),
+        domain: r.domain,
+        selector: r.selector.iter().cloned().map(Selector).collect(),
+        floors: Floors {
+            raw: floor(r.keeps.raw),
+            five_minutes: floor(r.keeps.five_minutes),
+            hour: floor(r.keeps.hour),
+            lines: floor(r.keeps.logs),
+        },
+    };
+    if rules.is_empty() {
+        return vec![Floor::at(None, None, floor(Some(retention::KEEP_DEFAULT)))];
+    }
+    rules.iter().map(of_rule).collect()
 }
 
 fn known_identity(config: &NodeConfig, disk: &dyn Disk) -> Result<Option<Identity>, StartError> {

@@ -7,6 +7,7 @@
 //! Deliberately absent: quotas and ages of pins (the meta group decides), the dedup table (the caller's `aux` bytes),
 //! repair (the node fetches a snapshot from a peer when a read reports damage).
 
+pub mod aggregate;
 mod codec;
 mod compaction;
 #[allow(dead_code, reason = "the shard moves to it in steps")]
@@ -21,6 +22,7 @@ mod manifest;
 mod newest;
 pub mod read;
 mod retention;
+mod rollup;
 pub mod rows;
 mod segment;
 mod shard;
@@ -28,6 +30,6 @@ mod view;
 
 pub use codec::{RawLine, put_metadata};
 pub use error::{Damage, ReadError, StorageError};
-pub use retention::{Floor, Pin, TOPOLOGY_LABEL};
-pub use shard::{CompactReport, Dropped, FlushReport, Opened, Shard, ShardConfig, ShardStats};
+pub use retention::{Floor, Floors, Pin, Selector, TOPOLOGY_LABEL};
+pub use shard::{CompactReport, Dropped, DroppedByRule, FlushReport, Opened, Shard, ShardConfig, ShardStats};
 pub use view::ShardReader;

@@ -6,6 +6,7 @@
 //! - No byte is used before its CRC32C was compared; BLAKE3 over the file is for transfer and scrub.
 //! - The index (label sets, page table) is in memory; rows are read group by group, never the whole file.
 
+use crate::aggregate::Resolution;
 use crate::codec::{Bad, Cursor, PAGE_ROWS_MAX, RawLine, put_lines, put_samples, put_signed, put_varint};
 use crate::error::{Damage, ReadError, StorageError};
 use crate::retention::Policy;
@@ -35,6 +36,8 @@ const CRC_BYTES: usize = 4;
 pub struct Head {
     pub tenant: TenantId,
     pub streams: bool,
+    /// Rows are columns of windows of this length (`aggregate`). `None`: samples or lines as they came.
+    pub resolution: Option<Resolution>,
     pub policy: Policy,
     pub group: GroupId,
     /// Every row was committed in `commits.0..=commits.1` of the group.
@@ -267,11 +270,17 @@ impl Writer {
     }
 }
 
+/// Kinds of rows: 0 samples, 1 lines, from here on windows by their length.
+const KIND_WINDOWS: u8 = 2;
+
 fn put_head(out: &mut Vec<u8>, head: &Head) {
     let start = out.len();
     out.extend_from_slice(MAGIC);
     out.extend_from_slice(&VERSION.to_le_bytes());
-    out.push(u8::from(head.streams));
+    out.push(match (head.resolution, head.streams) {
+        (None, streams) => u8::from(streams),
+        (Some(resolution), _) => KIND_WINDOWS + resolution as u8,
+    });
     out.push(head.policy as u8);
     for v in [head.group.0, head.commits.0, head.commits.1] {
         out.extend_from_slice(&v.to_le_bytes());
@@ -464,6 +473,15 @@ impl Segment {
         self.pages[page as usize].times
     }
 
+    pub fn page_rows(&self, page: u32) -> u32 {
+        self.pages[page as usize].rows
+    }
+
+    /// What is wrong with the file as a whole.
+    pub fn damage(&self, why: &str) -> ReadError {
+        damage(&self.path, 0..self.file.bytes, why).into()
+    }
+
     fn read_group(&self, number: u32) -> Result<Vec<u8>, ReadError> {
         let g = self.groups[number as usize];
         let range = g.offset..g.offset + u64::from(g.stored);
@@ -546,7 +564,7 @@ fn read_head(reader: &dyn ReadAt, path: &str) -> Result<Head, StorageError> {
 }
 
 fn get_head(c: &mut Cursor<'_>, bytes: &[u8]) -> Result<Head, Bad> {
-    let (streams, policy) = (c.byte()?, c.byte()?);
+    let (kind, policy) = (c.byte()?, c.byte()?);
     let mut fixed = [0u64; 5];
     for v in &mut fixed {
         *v = u64::from_le_bytes(c.take(8)?.try_into().map_err(|_| "ends too early")?);
@@ -558,10 +576,10 @@ fn get_head(c: &mut Cursor<'_>, bytes: &[u8]) -> Result<Head, Bad> {
     let tenant = std::str::from_utf8(tenant).ok().and_then(|t| TenantId::new(t).ok());
     Ok(Head {
         tenant: tenant.ok_or("no tenant's name")?,
-        streams: match streams {
-            0 => false,
-            1 => true,
-            _ => return Err("an unknown kind of rows"),
+        streams: kind == 1,
+        resolution: match kind.checked_sub(KIND_WINDOWS) {
+            None => None,
+            Some(r) => Some(*Resolution::ALL.get(r as usize).ok_or("an unknown kind of rows")?),
         },
         policy: *Policy::ALL.get(policy as usize).ok_or("an unknown policy")?,
         group: GroupId(fixed[0]),

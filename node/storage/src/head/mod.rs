@@ -16,7 +16,7 @@ pub use lines::Lines;
 
 use crate::codec::RawLine;
 use crate::directory::Directory;
-use crate::retention::Spans;
+use crate::retention::{Spans, is_within};
 use crate::rows::{Rows, Run};
 use hindcast_model::{Owner, Sample, TenantId, TimestampNs};
 use lane::{LANE_SERIES_MAX, Lane};
@@ -403,7 +403,7 @@ impl Copied {
             for c in self.chunks.get(lane).into_iter().flatten() {
                 c.samples(*column, spans, values, out);
             }
-            out.extend_from_slice(open);
+            out.extend(open.iter().filter(|s| is_within(spans, s.at.0)));
         }
     }
 }

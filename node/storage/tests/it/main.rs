@@ -7,3 +7,4 @@ mod model;
 mod naive;
 mod reads;
 mod threads;
+mod tiers;

@@ -229,6 +229,12 @@ impl View {
             by_shard(&|s| s.lines as f64),
         );
         gauge(
+            "hindcast_storage_window_values",
+            "Values of windows that old samples were rolled up to.",
+            "gauge",
+            by_shard(&|s| s.window_values as f64),
+        );
+        gauge(
             "hindcast_storage_segments",
             "Segment files.",
             "gauge",
@@ -239,6 +245,28 @@ impl View {
             "Bytes of segment files.",
             "gauge",
             by_shard(&|s| s.segment_bytes as f64),
+        );
+        let shards = self.node.shards.iter();
+        let dropped = shards.flat_map(|(g, s)| s.dropped().into_iter().map(move |(policy, d)| (*g, policy, d)));
+        let rows = dropped.flat_map(|(group, policy, d)| {
+            let kinds = [
+                ("samples", d.samples),
+                ("windows", d.windows),
+                ("lines", d.lines),
+                ("late_samples", d.late),
+                ("bytes", d.bytes),
+            ];
+            let row = move |(kind, n): (&str, u64)| {
+                let labels = format!("{{group=\"{group}\",policy={policy:?},kind=\"{kind}\"}}");
+                (labels, n as f64)
+            };
+            kinds.map(row)
+        });
+        gauge(
+            "hindcast_retention_dropped_total",
+            "What each retention policy let go on this node since it started, about for bytes.",
+            "counter",
+            rows.collect(),
         );
         let mut named = std::collections::BTreeMap::<&str, Vec<(String, f64)>>::new();
         let counters = self.counters.list();
