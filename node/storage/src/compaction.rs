@@ -21,9 +21,12 @@ use std::sync::Arc;
 /// Segments below this weigh this much, so that many tiny ones are neighbours in size.
 const WEIGHT_BYTES_MIN: u64 = 64 << 10;
 
+/// What segments must have in common to become one: tenant, lines or not, windows or not, policy.
+type Kin<'a> = (&'a TenantId, bool, Option<Resolution>, Policy);
+
 /// The next run worth merging, oldest first.
 pub fn choose(segments: &[Arc<Segment>], retention: &Retention, config: &ShardConfig) -> Option<Vec<Arc<Segment>>> {
-    let mut kin: BTreeMap<(&TenantId, bool, Option<Resolution>, Policy), Vec<&Arc<Segment>>> = BTreeMap::new();
+    let mut kin: BTreeMap<Kin<'_>, Vec<&Arc<Segment>>> = BTreeMap::new();
     for s in segments {
         kin.entry((&s.head.tenant, s.head.streams, s.head.resolution, s.head.policy))
             .or_default()

@@ -282,7 +282,7 @@ impl Rollup<'_> {
             }
             let covered = covered(self.sources.windows, id);
             let windows = if from_rows {
-                self.from_rows(id, &reach, covered, &inputs, &mut pages)?
+                self.windows_of_rows(id, &reach, covered, &inputs, &mut pages)?
             } else {
                 let (from, to) = (covered.hour.saturating_add(1), self.hours_to(&series).min(covered.five));
                 let fives = fives.read(id, Resolution::FiveMinutes, from, to)?;
@@ -312,7 +312,7 @@ impl Rollup<'_> {
         last.div_euclid(aggregate::HOUR_NS).saturating_mul(aggregate::HOUR_NS)
     }
 
-    fn from_rows(
+    fn windows_of_rows(
         &self,
         id: u32,
         reach: &Reach,

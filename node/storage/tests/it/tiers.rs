@@ -639,3 +639,46 @@ fn one_row_in_ten_late_does_not_triple_what_is_written() {
         "{late} bytes instead of {in_order}: {factor:.2} times as many"
     );
 }
+
+#[test]
+fn a_replay_through_lower_floors_loses_no_window() {
+    let disk = SimDisk::new();
+    let open = |compact_segments_min| {
+        let config = ShardConfig {
+            compact_segments_min,
+            ..config()
+        };
+        Shard::open(Arc::new(disk.clone()), "s", config).unwrap()
+    };
+    let (mut shard, _) = open(10);
+    let mut log = vec![];
+    let mut put = |shard: &mut Shard, entry: Entry| {
+        log.push(entry);
+        give(shard, log.len() as u64, &log[log.len() - 1]);
+    };
+    for hour in [1, 4, 7] {
+        let rows = (0..100).map(|m| (1, hour * HOUR + m * MINUTE, m as f64));
+        put(&mut shard, Entry::Write(rows.collect()));
+        shard.flush(b"").unwrap();
+    }
+    for raw in [3, 6, 9] {
+        put(&mut shard, Entry::Retain([raw, 0, 0], [raw, 0, 0]));
+        while shard.compact().unwrap().is_some() {}
+    }
+    let stats = shard.stats();
+    assert_eq!(
+        (stats.window_segments, stats.samples),
+        (3, 0),
+        "only windows are left: {stats:?}"
+    );
+    let digest = shard.reader().digest().unwrap();
+    drop(shard);
+    // What is durable is of a time before the floors; merges come first.
+    let (mut shard, opened) = open(2);
+    assert_eq!(opened.applied, 3);
+    assert!(shard.compact().unwrap().is_some());
+    for (entry, index) in log.iter().zip(1..).skip(3) {
+        give(&mut shard, index, entry);
+    }
+    assert_eq!(shard.reader().digest().unwrap(), digest);
+}
