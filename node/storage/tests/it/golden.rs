@@ -79,11 +79,7 @@ fn written_today() -> SimDisk {
         owners: Some(owners()[1].id().into_iter().collect()),
         cuts: vec![2],
     });
-    shard.retain(vec![Floor {
-        tenant: None,
-        domain: None,
-        floor: instant(1),
-    }]);
+    shard.retain(vec![Floor::at(None, None, instant(1))]);
     shard.advance(3);
     shard.flush(b"golden aux").unwrap();
     disk

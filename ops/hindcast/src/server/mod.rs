@@ -84,6 +84,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         shards: config.shards,
         replicas: config.replicas,
         retention: config.retention.clone(),
+        disk_reserve: config.disk_reserve,
     };
     let starting = Node::start(node_config, peer_listener, parts);
     let node = tokio::select! {
