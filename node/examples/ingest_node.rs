@@ -23,6 +23,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         shards: 1,
         replicas: None,
         retention: vec![],
+        disk_reserve: None,
     };
     let node = Node::start(config, None, vec![]).await?;
     let floor = node.clone();

@@ -71,7 +71,8 @@ async fn start(disk: &SimDisk) -> Node {
     let raft = RaftHost::start(shared, "raft", raft_config, specs, peers.clone(), system.clone(), rng).unwrap();
     peers.attach(raft.clone());
     raft.wait_leader(group, Duration::from_secs(10)).await.unwrap();
-    let writer = Writer::new(NodeId(1), map, raft.clone(), peers, system, watch.clone());
+    let readers = map.shards().into_iter().map(|s| (s, shard.reader.clone())).collect();
+    let writer = Writer::new(NodeId(1), map, readers, raft.clone(), peers, system, watch.clone());
     Node {
         raft,
         writer,

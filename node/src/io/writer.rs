@@ -453,6 +453,7 @@ mod tests {
             shards: 2,
             replicas: None,
             retention: vec![],
+            disk_reserve: None,
         };
         Node::start(config, None, vec![]).await.unwrap()
     }
