@@ -3,7 +3,7 @@
 //! `cargo run --release -p hindcast-node --example ingest_node -- <data-dir> <address>`
 
 use hindcast_model::NodeId;
-use hindcast_node::io::node::{Node, NodeConfig};
+use hindcast_node::io::node::{Node, NodeConfig, TestOnly};
 use hindcast_node::io::servers::{IngestState, ingest_router, ingest_service, otlp_logs_service, otlp_metrics_service};
 use std::sync::Arc;
 
@@ -23,6 +23,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         shards: 1,
         replicas: None,
         retention: vec![],
+        test_only: TestOnly::default(),
+        disk_reserve: None,
     };
     let node = Node::start(config, None, vec![]).await?;
     let floor = node.clone();

@@ -21,7 +21,7 @@ use hindcast_model::{
 use hindcast_proto::topology::TopologyRecord;
 use hindcast_raft::{Machine, MachineError};
 use hindcast_storage::rows::{Rows, Run};
-use hindcast_storage::{Damage, Shard, ShardConfig, ShardReader, ShardStats, StorageError};
+use hindcast_storage::{Damage, DroppedByRule, Shard, ShardConfig, ShardReader, ShardStats, StorageError};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use std::collections::btree_map::Entry;
@@ -60,6 +60,7 @@ pub struct ShardHandle {
     pub reader: ShardReader,
     pub sources: Arc<RwLock<Sources>>,
     stats: Arc<Mutex<ShardStats>>,
+    dropped: Arc<Mutex<DroppedByRule>>,
     wishes: Arc<Wishes>,
 }
 
@@ -75,6 +76,11 @@ struct Wishes {
 impl ShardHandle {
     pub fn stats(&self) -> ShardStats {
         *self.stats.lock()
+    }
+
+    /// What each retention rule let go here since the node started.
+    pub fn dropped(&self) -> DroppedByRule {
+        self.dropped.lock().clone()
     }
 
     /// Asks for a flush; the ticket is to be shown to `flushed`.
@@ -127,6 +133,7 @@ impl ShardMachine {
             reader: shard.reader(),
             sources: Arc::default(),
             stats: Arc::new(Mutex::new(shard.stats())),
+            dropped: Arc::default(),
             wishes: Arc::default(),
         };
         let compact_after = clock.monotonic();
@@ -296,6 +303,21 @@ impl ShardMachine {
         self.handle.wishes.flushed.store(wished, Ordering::SeqCst);
         Ok(())
     }
+
+    /// One merge a call: applies go on in between. A wish is granted when nothing is left to merge.
+    fn compact(&mut self, now: SpanNs) -> Result<(), MachineError> {
+        let wishes = self.handle.wishes.clone();
+        let compact = wishes.compact.load(Ordering::SeqCst);
+        if compact > wishes.compacted.load(Ordering::SeqCst) {
+            if self.shard.compact_fully().map_err(machine_error)?.is_none() {
+                wishes.compacted.store(compact, Ordering::SeqCst);
+            }
+        } else if now >= self.compact_after {
+            self.compact_after = SpanNs(now.0 + COMPACT_SPAN.0);
+            self.shard.compact().map_err(machine_error)?;
+        }
+        Ok(())
+    }
 }
 
 fn read_aux(bytes: &[u8], dir: &str) -> Result<Aux, StorageError> {
@@ -314,7 +336,11 @@ fn read_aux(bytes: &[u8], dir: &str) -> Result<Aux, StorageError> {
 }
 
 fn machine_error(e: StorageError) -> MachineError {
-    MachineError::Damaged(e.to_string())
+    match e {
+        // A full disk is told apart: the apply worker tries again.
+        StorageError::Disk(e) => MachineError::Disk(e),
+        e => MachineError::Damaged(e.to_string()),
+    }
 }
 
 impl Machine for ShardMachine {
@@ -355,21 +381,16 @@ impl Machine for ShardMachine {
         let wishes = self.handle.wishes.clone();
         let wished = wishes.flush.load(Ordering::SeqCst) > wishes.flushed.load(Ordering::SeqCst);
         let now = self.clock.monotonic();
-        if wished || self.shard.needs_flush(now) {
-            self.flush()?;
-        }
-        let compact = wishes.compact.load(Ordering::SeqCst);
-        if compact > wishes.compacted.load(Ordering::SeqCst) {
-            // One merge a call: applies go on in between. The wish is granted when nothing is left to merge.
-            if self.shard.compact_fully().map_err(machine_error)?.is_none() {
-                wishes.compacted.store(compact, Ordering::SeqCst);
-            }
-        } else if now >= self.compact_after {
-            self.compact_after = SpanNs(now.0 + COMPACT_SPAN.0);
-            self.shard.compact().map_err(machine_error)?;
-        }
+        // A flush that finds the disk full does not keep merges from giving room back.
+        let flushed = if wished || self.shard.needs_flush(now) {
+            self.flush()
+        } else {
+            Ok(())
+        };
+        let compacted = self.compact(now);
         *self.handle.stats.lock() = self.shard.stats();
-        Ok(())
+        self.handle.dropped.lock().clone_from(self.shard.dropped());
+        flushed.and(compacted)
     }
 
     fn export(&mut self, dir: &str) -> Result<(), MachineError> {

@@ -27,6 +27,10 @@ pub enum WriteError {
     },
     #[error("shard {shard} already queues {queued_bytes_max} bytes of writes; retry in a second")]
     QueueFull { shard: ShardId, queued_bytes_max: usize },
+    #[error(
+        "the disk that shard {shard} is written to has {free} bytes left, and {reserve} are kept free; nothing was stored: keep the batch and send it again, writes are taken as soon as there is room"
+    )]
+    DiskFull { shard: ShardId, free: u64, reserve: u64 },
     #[error("shard {shard} has no leader right now; the batch was not stored there, retry with the same id")]
     NoLeader { shard: ShardId },
     #[error("shard {shard} did not confirm in time; the batch may be stored, retry with the same id")]
@@ -41,7 +45,9 @@ impl Classify for WriteError {
             Self::SequenceTooOld { .. } | Self::TooOld { .. } => Class::FixRequest,
             Self::TooLarge { .. } => Class::TooLarge,
             Self::QueueFull { .. } => Class::RetryLater,
-            Self::NoLeader { .. } => Class::Unavailable,
+            // Not `RetryLater`: a full disk outlasts what senders put up with, and Prometheus drops on 429 what it
+            // keeps on 503.
+            Self::NoLeader { .. } | Self::DiskFull { .. } => Class::Unavailable,
             Self::Unconfirmed { .. } => Class::RetrySameId,
         }
     }

@@ -61,6 +61,8 @@ pub trait Disk: Send + Sync + 'static {
     fn sync_dir(&self, dir: &str) -> DiskResult<()>;
     /// Bytes left for us.
     fn free_bytes(&self) -> DiskResult<u64>;
+    /// Bytes that the disk holds in all.
+    fn capacity_bytes(&self) -> DiskResult<u64>;
 }
 
 #[allow(clippy::len_without_is_empty, reason = "a length in bytes, not a collection")]

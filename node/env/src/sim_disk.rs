@@ -2,13 +2,14 @@
 //!
 //! What a crash keeps: per file the synced bytes, names as of the folder's last sync, and of what came later what the
 //! rule of [`crash`](crate::crash) leaves. Folders always stay. Deterministic in its rng.
+//! A capacity bounds the bytes of files that have a name: growing beyond it fails as on a full disk.
 
 use crate::crash::{Cut, Kept, NameChanges};
 use crate::disk::{Disk, DiskError, DiskFile, DiskResult, ReadAt, parent};
 use crate::rng::Rng;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
@@ -52,7 +53,33 @@ struct State {
     /// Counts down to an error of the next syncs; `None`: none planned.
     syncs_until_error: Option<u64>,
     full: bool,
+    /// `None`: [`CAPACITY_BYTES`].
+    capacity: Option<u64>,
     syncs: u64,
+    written: u64,
+}
+
+/// What a disk holds unless a test says otherwise.
+const CAPACITY_BYTES: u64 = 1 << 40;
+
+impl State {
+    fn capacity(&self) -> u64 {
+        self.capacity.unwrap_or(CAPACITY_BYTES)
+    }
+
+    /// Bytes of all files that have a name, those with several names once.
+    fn used(&self) -> u64 {
+        let mut seen = BTreeSet::new();
+        let files = self.names.values().filter(|n| seen.insert(Arc::as_ptr(n)));
+        files.map(|n| n.lock().bytes.len() as u64).sum()
+    }
+
+    fn free(&self) -> u64 {
+        if self.full {
+            return 0;
+        }
+        self.capacity().saturating_sub(self.used())
+    }
 }
 
 /// Clones share the disk.
@@ -106,6 +133,11 @@ impl SimDisk {
         self.0.lock().full = full;
     }
 
+    /// From now on the disk holds so much; what is there already stays.
+    pub fn set_capacity(&self, bytes: u64) {
+        self.0.lock().capacity = Some(bytes);
+    }
+
     pub fn heal(&self) {
         let mut s = self.0.lock();
         s.syncs_until_error = None;
@@ -115,6 +147,11 @@ impl SimDisk {
     /// How many file syncs there were.
     pub fn syncs(&self) -> u64 {
         self.0.lock().syncs
+    }
+
+    /// How many bytes were written to files, over all time.
+    pub fn written(&self) -> u64 {
+        self.0.lock().written
     }
 
     /// Flips one bit of a file, on the platter.
@@ -165,8 +202,18 @@ struct SimFile {
 
 impl SimFile {
     fn write(&mut self, write: Write) -> DiskResult<()> {
-        if self.disk.0.lock().full {
-            return Err(DiskError::new("write", &self.path, io::ErrorKind::StorageFull.into()));
+        let (end, bytes) = match &write {
+            Write::At(offset, bytes) => (offset + bytes.len() as u64, bytes.len() as u64),
+            Write::Truncate(len) => (*len, 0),
+        };
+        let grows_by = end.saturating_sub(self.node.lock().bytes.len() as u64);
+        {
+            let mut s = self.disk.0.lock();
+            // Counting what is used costs a walk over all files: only where a test set a bound.
+            if s.full || (s.capacity.is_some() && grows_by > s.free()) {
+                return Err(DiskError::new("write", &self.path, io::ErrorKind::StorageFull.into()));
+            }
+            s.written += bytes;
         }
         let mut f = self.node.lock();
         write.apply(&mut f.bytes);
@@ -312,7 +359,10 @@ impl Disk for SimDisk {
         Ok(())
     }
     fn free_bytes(&self) -> DiskResult<u64> {
-        Ok(if self.0.lock().full { 0 } else { 1 << 40 })
+        Ok(self.0.lock().free())
+    }
+    fn capacity_bytes(&self) -> DiskResult<u64> {
+        Ok(self.0.lock().capacity())
     }
 }
 
@@ -337,6 +387,25 @@ mod tests {
             lost_name |= !disk.exists("d/new");
         }
         assert!(lost_bytes && lost_name, "the simulation must lose something sometimes");
+    }
+
+    #[test]
+    fn a_disk_takes_what_it_holds_and_no_byte_more() {
+        let disk = SimDisk::new();
+        disk.set_capacity(6);
+        write_new_file(&disk, "d/a", b"abcd").unwrap();
+        disk.link("d/a", "d/b").unwrap();
+        assert_eq!((disk.free_bytes().unwrap(), disk.written()), (2, 4));
+        let mut file = disk.open_write("d/a").unwrap();
+        assert!(file.write_at(3, b"wxyz").unwrap_err().is_full());
+        file.write_at(2, b"wxyz").unwrap();
+        file.write_at(0, b"over").unwrap();
+        assert_eq!(&disk.read("d/b").unwrap()[..], b"overyz");
+        assert!(write_new_file(&disk, "d/c", b"1").unwrap_err().is_full());
+        disk.remove("d/a").unwrap();
+        assert_eq!(disk.free_bytes().unwrap(), 0, "the other name still holds it");
+        disk.remove("d/b").unwrap();
+        assert_eq!(disk.free_bytes().unwrap(), 6);
     }
 
     #[test]

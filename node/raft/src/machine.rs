@@ -31,7 +31,8 @@ pub trait Machine: Send {
     /// The index up to which the state is on disk outside the log; the log may be cut up to it.
     fn durable(&self) -> u64;
 
-    /// Called between applies, often: the place to flush, compact and drop. Must return soon.
+    /// Called between applies, often: the place to flush, compact and drop. Must return soon. After an error of a
+    /// full disk everything is as it was, and the call is made again a little later.
     fn maintain(&mut self) -> Result<(), MachineError>;
 
     /// Writes the whole state at `applied()` as synced files (no folders) into `dir`, which exists and is empty.

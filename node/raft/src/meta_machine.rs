@@ -491,6 +491,19 @@ fn rebuild<S: MetaStore + 'static>(
     Ok((store, sums))
 }
 
+impl<S: MetaStore + 'static> MetaMachine<S> {
+    fn step_export(&mut self) -> Result<(), MachineError> {
+        if let Some(exporter) = &mut self.exporter
+            && exporter.step(self.shared.as_ref(), self.config.export_rows_per_step_max)?
+            && let Some(exporter) = self.exporter.take()
+        {
+            self.durable = exporter.finish()?;
+            self.shared.with(MetaStore::checkpoint).map_err(damaged)?;
+        }
+        Ok(())
+    }
+}
+
 impl<S: MetaStore + 'static> Machine for MetaMachine<S> {
     fn applied(&self) -> u64 {
         self.applied
@@ -525,14 +538,12 @@ impl<S: MetaStore + 'static> Machine for MetaMachine<S> {
             let path = snapshot_path(&self.config);
             self.exporter = Some(Exporter::start(self.disk.clone(), &path, self.shared.as_ref())?);
         }
-        if let Some(exporter) = &mut self.exporter
-            && exporter.step(self.shared.as_ref(), self.config.export_rows_per_step_max)?
-            && let Some(exporter) = self.exporter.take()
-        {
-            self.durable = exporter.finish()?;
-            self.shared.with(MetaStore::checkpoint).map_err(damaged)?;
+        let stepped = self.step_export();
+        if stepped.is_err() {
+            // A half-written file is of no use: the next try begins anew.
+            (self.exporter, self.snapshot_wanted) = (None, true);
         }
-        Ok(())
+        stepped
     }
 
     fn export(&mut self, dir: &str) -> Result<(), MachineError> {

@@ -1,6 +1,7 @@
 //! The shells of this crate: sockets, timers, threads.
 pub mod cold;
 pub mod cuts;
+pub mod disk_watch;
 pub mod identity;
 pub mod meta_client;
 pub mod node;

@@ -1,6 +1,7 @@
 //! Starting one node: identity, Raft groups, write path, meta client.
 
 use super::cuts::Cuts;
+use super::disk_watch::DiskWatch;
 use super::identity::{self, Founding, Hello, Identity, IdentityError};
 use super::meta_client::MetaClient;
 use super::peers::{CALL_FOUND, CALL_HELLO, Peers, call_address, peer_service};
@@ -15,7 +16,7 @@ use hindcast_model::slot::BadShardCount;
 use hindcast_model::{GroupId, NodeId, RetentionRule, ShardMap, SpanNs, TenantId, TimestampNs, retention};
 use hindcast_raft::io::{GroupSpec, RaftConfig, RaftHost, SledConfig, SledStores};
 use hindcast_raft::{LogConfig, MachineError, MetaMachine, MetaMachineConfig, Part, RaftError};
-use hindcast_storage::{Floor, ShardConfig, StorageError};
+use hindcast_storage::{Floor, Floors, Selector, ShardConfig, StorageError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -39,6 +40,8 @@ pub struct NodeConfig {
     pub replicas: Option<u64>,
     pub retention: Vec<RetentionRule>,
     pub test_only: TestOnly,
+    /// Bytes of the disk that writes leave free; `None`: by its size.
+    pub disk_reserve: Option<u64>,
 }
 
 /// What only tests ask for: a node that does not treat its data well, so that every path is gone in seconds.
@@ -143,6 +146,7 @@ pub struct Node {
     pub cuts: Cuts,
     pub shards: Arc<BTreeMap<GroupId, ShardHandle>>,
     pub clock: Arc<dyn Clock>,
+    pub disk: DiskWatch,
     retention: Arc<Vec<RetentionRule>>,
     /// The data directory belongs to this process as long as any part of the node lives.
     _lock: Arc<FolderLock>,
@@ -199,9 +203,11 @@ impl Node {
         }
 
         let map = ShardMap::even(identity.shards)?;
+        let watch = DiskWatch::new(disk.clone(), clock.clone(), config.disk_reserve)?;
+        tokio::spawn(watch.clone().run());
         let mut groups = vec![];
         let mut shards = BTreeMap::new();
-        for machine in open_shards(&map, config.test_only, &disk, &clock)? {
+        for machine in open_shards(&map, config.test_only, watch.reserve(), &disk, &clock)? {
             let handle = machine.handle();
             groups.push(GroupSpec {
                 group: handle.group,
@@ -245,7 +251,15 @@ impl Node {
             Some((shard, handle.reader.clone()))
         });
         let readers = readers.collect();
-        let writer = Writer::new(config.id, map, readers, raft.clone(), peers.clone(), clock.clone());
+        let writer = Writer::new(
+            config.id,
+            map,
+            readers,
+            raft.clone(),
+            peers.clone(),
+            clock.clone(),
+            watch.clone(),
+        );
         let cuts = Cuts {
             meta: Arc::new(meta.clone()),
             writer: writer.clone(),
@@ -259,6 +273,7 @@ impl Node {
             cuts,
             shards: Arc::new(shards),
             clock,
+            disk: watch,
             retention: Arc::new(config.retention),
             _lock: Arc::new(lock),
         };
@@ -280,11 +295,7 @@ impl Node {
 
     /// The oldest instant that is accepted and kept for a tenant; `None`: any.
     pub fn floor(&self, tenant: &TenantId) -> Option<TimestampNs> {
-        let domains = hindcast_model::Domain::ALL.into_iter().map(Some).chain([None]);
-        let keeps: Option<Vec<_>> = domains
-            .map(|d| retention::keep_for(&self.retention, tenant, d))
-            .collect();
-        let longest = keeps?.into_iter().max()?;
+        let longest = retention::longest_for(&self.retention, tenant)?;
         Some(self.meta.cluster_now() - longest)
     }
 
@@ -293,23 +304,8 @@ impl Node {
         loop {
             tokio::time::sleep(RETENTION_PAUSE).await;
             let now = self.meta.cluster_now();
-            let all = RetentionRule {
-                tenant: None,
-                domain: None,
-                keep: Some(retention::KEEP_DEFAULT),
-            };
-            let rules = if self.retention.is_empty() {
-                vec![all]
-            } else {
-                self.retention.to_vec()
-            };
-            let floor = |r: &RetentionRule| Floor {
-                tenant: r.tenant.clone(),
-                domain: r.domain,
-                floor: r.keep.map_or(TimestampNs::MIN, |keep| now - keep),
-            };
-            let floors: Vec<Floor> = rules.iter().map(floor).collect();
-            if floors.iter().all(|f| f.floor == TimestampNs::MIN) {
+            let floors = floors_at(&self.retention, now);
+            if floors.iter().all(|f| f.floors == Floors::NONE) {
                 continue;
             }
             for shard in self.writer.led_here() {
@@ -329,11 +325,15 @@ impl Node {
 fn open_shards(
     map: &ShardMap,
     test_only: TestOnly,
+    reserve_bytes: u64,
     disk: &Arc<dyn Disk>,
     clock: &Arc<dyn Clock>,
 ) -> Result<Vec<ShardMachine>, StartError> {
     let open = |group: GroupId| {
-        let config = test_only.shard(group);
+        let config = ShardConfig {
+            reserve_bytes,
+            ..test_only.shard(group)
+        };
         let opened = ShardMachine::open(disk.clone(), &format!("shard-{group}"), config, clock.clone());
         opened.map_err(|source| StartError::Shard { group, source })
     };
@@ -345,6 +345,27 @@ fn open_shards(
             .map(|opened| opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect()
     })
+}
+
+/// What the rules come to at one moment.
+fn floors_at(rules: &[RetentionRule], now: TimestampNs) -> Vec<Floor> {
+    let floor = |keep: Option<SpanNs>| keep.map_or(TimestampNs::MIN, |keep| now - keep);
+    let of_rule = |r: &RetentionRule| Floor {
+        name: r.name.clone(),
+        tenant: r.tenant.clone(),
+        domain: r.domain,
+        selector: r.selector.iter().cloned().map(Selector).collect(),
+        floors: Floors {
+            raw: floor(r.keeps.raw),
+            five_minutes: floor(r.keeps.five_minutes),
+            hour: floor(r.keeps.hour),
+            lines: floor(r.keeps.logs),
+        },
+    };
+    if rules.is_empty() {
+        return vec![Floor::at(None, None, floor(Some(retention::KEEP_DEFAULT)))];
+    }
+    rules.iter().map(of_rule).collect()
 }
 
 fn known_identity(config: &NodeConfig, disk: &dyn Disk) -> Result<Option<Identity>, StartError> {

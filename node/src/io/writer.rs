@@ -3,7 +3,9 @@
 //! A part that its shard answers as stale (its ids are of another epoch) was not stored; it is encoded anew with all
 //! definitions and brought again, once.
 
+use super::disk_watch::DiskWatch;
 use super::peers::Peers;
+use crate::disk_guard::DiskState;
 use crate::entry::{self, Control};
 use crate::route::Replicas;
 use crate::shard_machine::{Applied, PartApplied};
@@ -47,6 +49,11 @@ enum Fate {
     /// Surely not proposed here.
     NotLeader,
     QueueFull,
+    /// Surely not proposed: the leader's disk.
+    DiskFull {
+        free: u64,
+        reserve: u64,
+    },
     /// May be stored.
     Unconfirmed,
 }
@@ -72,6 +79,7 @@ struct Inner {
     raft: RaftHost,
     peers: Arc<Peers>,
     clock: Arc<dyn Clock>,
+    disk: DiskWatch,
     folds: BTreeMap<ShardId, Fold>,
 }
 
@@ -96,6 +104,7 @@ impl Writer {
         raft: RaftHost,
         peers: Arc<Peers>,
         clock: Arc<dyn Clock>,
+        disk: DiskWatch,
     ) -> Self {
         let folds = map.shards().into_iter().map(|shard| {
             let (queue, waiting) = mpsc::unbounded_channel();
@@ -110,6 +119,7 @@ impl Writer {
             raft,
             peers: peers.clone(),
             clock,
+            disk,
             folds,
         }));
         let w = writer.clone();
@@ -155,6 +165,9 @@ impl Writer {
         };
         if self.0.raft.status(shard.into()).leader != Some(self.0.me) {
             return Fate::NotLeader;
+        }
+        if let DiskState::Refuse { free, reserve } = self.0.disk.admit() {
+            return Fate::DiskFull { free, reserve };
         }
         let bytes = part.len();
         if fold.queued_bytes.fetch_add(bytes, Ordering::SeqCst) + bytes > QUEUED_BYTES_MAX {
@@ -202,6 +215,7 @@ impl Writer {
                         queued_bytes_max: QUEUED_BYTES_MAX,
                     });
                 }
+                Fate::DiskFull { free, reserve } => return Err(WriteError::DiskFull { shard, free, reserve }),
                 Fate::NotLeader => {}
                 Fate::Unconfirmed => may_be_stored = true,
             }
@@ -440,6 +454,7 @@ mod tests {
             replicas: None,
             retention: vec![],
             test_only: TestOnly::default(),
+            disk_reserve: None,
         };
         Node::start(config, None, vec![]).await.unwrap()
     }

@@ -5,6 +5,7 @@
 //! - Answers are the same before and after; only rows that no reader can see any more are left out.
 //! - The largest input is at most half of a merge, so that a row is copied a logarithmic number of times.
 
+use crate::aggregate::{Resolution, series_of};
 use crate::codec::RawLine;
 use crate::container::{FileKind, Head};
 use crate::error::StorageError;
@@ -12,12 +13,13 @@ use crate::head::Lines;
 use crate::index::Directory;
 use crate::points::Points;
 use crate::retention::{Policy, Retention, is_within};
+use crate::rollup::{Covered, Sources, WindowFiles, covered, keeps, kept_rows, write_windows};
 use crate::segment::{Segment, Tier};
 use crate::shard::{CompactReport, ShardConfig, in_file_order};
 use crate::{logs, metric};
 use hindcast_env::Disk;
-use hindcast_model::{TenantId, TimestampNs};
-use std::collections::BTreeMap;
+use hindcast_model::TenantId;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Segments below this weigh this much, so that many tiny ones are neighbours in size.
@@ -32,6 +34,9 @@ pub enum Effort {
     Full,
 }
 
+/// What segments must have in common to become one: tenant, lines or not, windows or not, policy.
+type Kin<'a> = (&'a TenantId, FileKind, Option<Resolution>, Policy);
+
 /// The next run worth merging, oldest first.
 pub fn choose(
     segments: &[Arc<Segment>],
@@ -39,19 +44,21 @@ pub fn choose(
     config: &ShardConfig,
     effort: Effort,
 ) -> Option<Vec<Arc<Segment>>> {
-    let mut kin: BTreeMap<(&TenantId, FileKind, Policy), Vec<&Arc<Segment>>> = BTreeMap::new();
+    let mut kin: BTreeMap<Kin<'_>, Vec<&Arc<Segment>>> = BTreeMap::new();
     for s in segments {
-        kin.entry((&s.head.tenant, s.head.kind, s.head.policy))
+        kin.entry((&s.head.tenant, s.head.kind, s.resolution(), s.head.policy))
             .or_default()
             .push(s);
     }
     for segments in kin.values() {
         let is_joined = |a: &&Arc<Segment>, b: &&Arc<Segment>| {
+            // Windows never overlap, so that any of them may be put together.
+            let is_windows = a.resolution().is_some();
             assert!(
-                a.head.commits.1 < b.head.commits.0,
+                is_windows || a.head.commits.1 < b.head.commits.0,
                 "segments of one kind lie in the order of commits"
             );
-            !retention.is_cut_between(a.head.commits.1, b.head.commits.0)
+            is_windows || !retention.is_cut_between(a.head.commits.1, b.head.commits.0)
         };
         for run in segments.chunk_by(is_joined) {
             let window = match effort {
@@ -109,8 +116,31 @@ fn full_window_of<'a, 'b>(run: &'a [&'b Arc<Segment>], config: &ShardConfig) -> 
     None
 }
 
+/// A segment by itself of which most rows can be read no more.
+pub fn choose_lone(segments: &[Arc<Segment>], sources: &Sources<'_>) -> Option<Arc<Segment>> {
+    let is_worth = |s: &&Arc<Segment>| sources.share(s).is_some_and(|share| share.wants_rewrite());
+    segments.iter().find(is_worth).cloned()
+}
+
+/// The files whose rows keep most of a file from going, and the length of the windows to make of them.
+pub fn choose_rollup(segments: &[Arc<Segment>], sources: &Sources<'_>) -> Option<(Arc<Segment>, Resolution)> {
+    let candidates = segments
+        .iter()
+        .filter(|s| !s.is_of_lines() && s.resolution() != Some(Resolution::Hour));
+    let mut wanting = candidates.filter(|s| sources.share(s).is_some_and(|share| share.wants_rollup()));
+    wanting.next().map(|s| {
+        let made = match s.resolution() {
+            None => Resolution::FiveMinutes,
+            Some(_) => Resolution::Hour,
+        };
+        (s.clone(), made)
+    })
+}
+
 pub fn report(run: &[Arc<Segment>], merged: Option<&Segment>) -> CompactReport {
     CompactReport {
+        rewrites: 0,
+        windows: 0,
         segments_in: run.len(),
         segments_out: merged.iter().count(),
         bytes_in: run.iter().map(|s| s.file.bytes).sum(),
@@ -126,67 +156,144 @@ pub struct Merge<'a> {
     pub number: u64,
     pub retention: &'a Retention,
     pub directory: &'a Directory,
+    pub windows: &'a [Arc<Segment>],
+}
+
+/// Rows of one series that retention let go.
+#[derive(Clone, Copy, Debug)]
+pub struct LetGo {
+    pub id: u32,
+    pub rows: u64,
 }
 
 impl Merge<'_> {
     /// Writes the merged segment; `None` when no row is left. Series by series: memory holds one at a time.
-    pub fn run(&self, run: &[Arc<Segment>]) -> Result<Option<Segment>, StorageError> {
-        let ids = run.iter().flat_map(|s| s.ids()).collect();
-        match run[0].head.kind {
-            FileKind::Metric => self.metrics(run, ids),
-            FileKind::Log => self.lines(run, ids),
+    pub fn run(&self, run: &[Arc<Segment>], let_go: &mut Vec<LetGo>) -> Result<Option<Segment>, StorageError> {
+        let ids: Vec<u32> = run.iter().flat_map(|s| s.ids()).collect();
+        match (run[0].resolution(), run[0].head.kind) {
+            (Some(resolution), _) => self.windows(run, ids, resolution, let_go),
+            (None, FileKind::Metric) => self.metrics(run, ids, let_go),
+            (None, FileKind::Log) => self.lines(run, ids, let_go),
         }
     }
 
-    fn metrics(&self, run: &[Arc<Segment>], ids: Vec<u32>) -> Result<Option<Segment>, StorageError> {
+    fn metrics(
+        &self,
+        run: &[Arc<Segment>],
+        ids: Vec<u32>,
+        let_go: &mut Vec<LetGo>,
+    ) -> Result<Option<Segment>, StorageError> {
+        self.count_forgotten(run, &ids, let_go);
         let inputs: Vec<&metric::Segment> = run.iter().filter_map(|s| s.metrics()).collect();
         let mut readers: Vec<metric::PageReader<'_>> = inputs.iter().map(|s| s.reader()).collect();
         let mut writer = None;
         let mut points = Points::default();
         for (id, series) in in_file_order(self.directory, ids) {
-            let spans = self.retention.readable(&series, TimestampNs::MIN, TimestampNs::MAX);
+            let spans = kept_rows(&self.retention.reach(&series), false, covered(self.windows, id));
+            let mut before = 0;
             points.clear();
             for (segment, reader) in inputs.iter().zip(&mut readers) {
                 for page in segment.pages_of(id) {
+                    before += segment.page_rows(page);
                     reader.append(page, &spans, &mut points)?;
                 }
             }
-            points.settle();
-            if points.is_empty() {
-                continue;
+            if points.len() < before {
+                let rows = (before - points.len()) as u64;
+                let_go.push(LetGo { id, rows });
             }
-            let writer = match &mut writer {
-                Some(w) => w,
-                none => none.insert(metric::Writer::create(
-                    self.disk,
-                    self.dir,
-                    self.number,
-                    head_of(run),
-                    metric::Tier::Compacted,
-                )?),
-            };
-            writer.series(id, &points.times, &points.values)?;
+            points.settle();
+            if !points.is_empty() {
+                self.metric_writer(&mut writer, run)?
+                    .series(id, &points.times, &points.values)?;
+            }
         }
         let finished = writer.map(|w| w.finish(self.disk)).transpose()?;
         Ok(finished.map(|s| Segment::of_metrics(s, Tier::Compacted)))
     }
 
-    fn lines(&self, run: &[Arc<Segment>], mut ids: Vec<u32>) -> Result<Option<Segment>, StorageError> {
+    fn windows(
+        &self,
+        run: &[Arc<Segment>],
+        columns: Vec<u32>,
+        resolution: Resolution,
+        let_go: &mut Vec<LetGo>,
+    ) -> Result<Option<Segment>, StorageError> {
+        let mut files = WindowFiles::new(run);
+        let mut writer = None;
+        let ids = columns.into_iter().map(series_of).collect();
+        for (id, series) in in_file_order(self.directory, ids) {
+            let (reach, covered) = (self.retention.reach(&series), covered(self.windows, id));
+            let mut windows = files.read(id, resolution, i64::MIN, i64::MAX)?;
+            let before = windows.len();
+            windows.retain(|w| keeps(&reach, resolution, w.end.0, covered));
+            if windows.len() < before {
+                let rows = (before - windows.len()) as u64;
+                let_go.push(LetGo { id, rows });
+            }
+            if !windows.is_empty() {
+                write_windows(self.metric_writer(&mut writer, run)?, id, &windows)?;
+            }
+        }
+        let finished = writer.map(|w| w.finish(self.disk)).transpose()?;
+        Ok(finished.map(|s| Segment::of_metrics(s, Tier::Compacted)))
+    }
+
+    fn metric_writer<'w>(
+        &self,
+        writer: &'w mut Option<metric::Writer>,
+        run: &[Arc<Segment>],
+    ) -> Result<&'w mut metric::Writer, StorageError> {
+        Ok(match writer {
+            Some(w) => w,
+            none => none.insert(metric::Writer::create(
+                self.disk,
+                self.dir,
+                self.number,
+                head_of(run),
+                metric::Tier::Compacted,
+            )?),
+        })
+    }
+
+    /// Rows of series that are known no more stay behind.
+    fn count_forgotten(&self, run: &[Arc<Segment>], ids: &[u32], let_go: &mut Vec<LetGo>) {
+        let is_unknown = |id: &u32| self.directory.get(*id).is_none();
+        let unknown: BTreeSet<u32> = ids.iter().copied().filter(is_unknown).collect();
+        for id in unknown {
+            let stretches = run.iter().flat_map(|s| s.stretches(id));
+            let rows = stretches.map(|s| s.rows).sum();
+            let_go.push(LetGo { id, rows });
+        }
+    }
+
+    fn lines(
+        &self,
+        run: &[Arc<Segment>],
+        mut ids: Vec<u32>,
+        let_go: &mut Vec<LetGo>,
+    ) -> Result<Option<Segment>, StorageError> {
+        self.count_forgotten(run, &ids, let_go);
         let inputs: Vec<&logs::Segment> = run.iter().filter_map(|s| s.lines()).collect();
         ids.sort_unstable();
         ids.dedup();
         let mut writer = None;
         for id in ids {
             let Some(series) = self.directory.get(id) else { continue };
-            let spans = self.retention.readable(&series, TimestampNs::MIN, TimestampNs::MAX);
+            let spans = kept_rows(&self.retention.reach(&series), true, Covered::NOTHING);
+            let mut gone = 0;
             for blocks in batches(&inputs, id) {
                 let mut lines = Lines::default();
                 for (input, number) in blocks {
                     let block = inputs[input].block(number);
                     let all = block.lines(0..block.rows())?;
-                    all.iter()
-                        .filter(|l| is_within(&spans, l.at))
-                        .for_each(|l| lines.push(l));
+                    for l in all.iter() {
+                        if is_within(&spans, l.at) {
+                            lines.push(l);
+                        } else {
+                            gone += 1;
+                        }
+                    }
                 }
                 let mut lines: Vec<RawLine<'_>> = lines.iter().collect();
                 lines.sort_by_key(|l| l.at);
@@ -204,6 +311,9 @@ impl Merge<'_> {
                     )?),
                 };
                 writer.stream(id, lines.into_iter())?;
+            }
+            if gone > 0 {
+                let_go.push(LetGo { id, rows: gone });
             }
         }
         let finished = writer.map(|w| w.finish(self.disk)).transpose()?;
@@ -240,12 +350,11 @@ fn batches(inputs: &[&logs::Segment], id: u32) -> Vec<Vec<(usize, u32)>> {
 }
 
 fn head_of(run: &[Arc<Segment>]) -> Head {
-    let (first, last) = (&run[0].head, &run[run.len() - 1].head);
+    let commits = run.iter().map(|s| s.head.commits);
     let times = run.iter().map(|s| s.head.times);
     Head {
-        commits: (first.commits.0, last.commits.1),
+        commits: commits.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap_or((0, 0)),
         times: times.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap_or((0, 0)),
-        extra: vec![],
-        ..first.clone()
+        ..run[0].head.clone()
     }
 }

@@ -7,6 +7,7 @@
 //! Deliberately absent: quotas and ages of pins (the meta group decides), the dedup table (the caller's `aux` bytes),
 //! repair (the node fetches a snapshot from a peer when a read reports damage).
 
+pub mod aggregate;
 mod codec;
 mod compaction;
 mod container;
@@ -25,6 +26,7 @@ mod newest;
 pub mod points;
 pub mod read;
 mod retention;
+mod rollup;
 pub mod rows;
 mod segment;
 mod shard;
@@ -33,7 +35,7 @@ mod view;
 
 pub use codec::{RawLine, put_metadata};
 pub use error::{Damage, ReadError, StorageError};
-pub use retention::{Floor, Pin, Policy, TOPOLOGY_LABEL};
-pub use shard::{CompactReport, Dropped, FlushReport, Opened, Shard, ShardConfig, ShardStats};
+pub use retention::{Floor, Floors, Pin, Policy, Selector, TOPOLOGY_LABEL};
+pub use shard::{CompactReport, Dropped, DroppedByRule, FlushReport, Opened, Shard, ShardConfig, ShardStats};
 pub use verify::{FileCheck, ImmutableFile};
 pub use view::{ShardReader, VisitedSeries};

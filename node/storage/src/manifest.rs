@@ -20,7 +20,7 @@ pub const VERSION: u16 = 2;
 const HASH_BYTES: usize = 32;
 const PREFIX_BYTES: usize = 10;
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     pub sequence: u64,
     /// Sequence and BLAKE3 of the manifest before; (0, zeros) for the first.

@@ -1,10 +1,12 @@
 //! What a read asks a shard for, and what it gets: plain values that also cross the peer protocol.
 
+pub use crate::aggregate::{Resolution, Values, Window};
 use crate::logs::Filter;
 use hindcast_model::{Labels, LogLine, Matcher, Owner, ResourceId, Sample, Slot, TenantId, TimestampNs};
 use std::collections::BTreeSet;
 
-/// Samples of every series that matches, with event time in `from..=to`.
+/// Samples of every series that matches, with event time in `from..=to`. Below the raw floor each window that is kept
+/// gives its last sample (and the staleness marker behind it), at the time at which it stood; at a cut it does not.
 #[derive(Clone, Debug)]
 pub struct SelectSeries {
     pub tenant: TenantId,
@@ -25,6 +27,29 @@ pub struct SeriesData {
     pub owner: Owner,
     pub slot: Slot,
     pub samples: Vec<Sample>,
+}
+
+/// Windows of every series that matches, of those that end in `from..=to`. There are windows below the raw floor only:
+/// what is newer is asked for as samples.
+#[derive(Clone, Debug)]
+pub struct SelectAggregates {
+    pub tenant: TenantId,
+    pub matchers: Vec<Matcher>,
+    pub from: TimestampNs,
+    pub to: TimestampNs,
+    pub resolution: Resolution,
+    /// Only series owned by one of these. `None`: any owner, or none.
+    pub owners: Option<BTreeSet<ResourceId>>,
+}
+
+/// One series' windows, ascending; those without a row are left out. Unlike samples, equal label sets of two owners
+/// stay apart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AggregateData {
+    pub labels: Labels,
+    pub owner: Owner,
+    pub slot: Slot,
+    pub windows: Vec<Window>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,12 @@
 //! The immutable files of a shard, whatever kind of rows they hold.
+//!
+//! Windows (`aggregate`) are a metric segment whose header says how long they are, in its extra area: nothing there
+//! means rows as they came.
 
+use crate::aggregate::Resolution;
 use crate::container::{FileKind, FileRef, Head};
-use crate::error::{ReadError, StorageError};
+use crate::cursor::Bad;
+use crate::error::{Damage, ReadError, StorageError};
 use crate::{logs, metric};
 use hindcast_env::Disk;
 use serde::{Deserialize, Serialize};
@@ -21,6 +26,30 @@ pub struct SegmentRef {
     pub file: FileRef,
 }
 
+/// What a header's extra area says of rows of this resolution.
+pub fn extra_of(resolution: Option<Resolution>) -> Vec<u8> {
+    resolution.map(|r| r as u8).into_iter().collect()
+}
+
+fn resolution_in(kind: FileKind, extra: &[u8]) -> Result<Option<Resolution>, Bad> {
+    match (kind, extra) {
+        (_, []) => Ok(None),
+        (FileKind::Metric, [r]) => {
+            let known = Resolution::ALL.get(usize::from(*r)).copied();
+            known.map(Some).ok_or("an unknown length of windows")
+        }
+        _ => Err("an unknown kind of rows"),
+    }
+}
+
+/// Rows of a series or stream that lie together in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    pub first: i64,
+    pub last: i64,
+    pub rows: u64,
+}
+
 pub enum Rows {
     Metric(Box<metric::Segment>),
     Log(logs::Segment),
@@ -32,14 +61,18 @@ pub struct Segment {
     pub tier: Tier,
     pub file: FileRef,
     pub rows: Rows,
+    resolution: Option<Resolution>,
 }
 
 impl Segment {
     pub fn open(disk: &dyn Disk, dir: &str, named: &SegmentRef) -> Result<Self, StorageError> {
-        Ok(match named.kind {
+        let segment = match named.kind {
             FileKind::Metric => Self::of_metrics(metric::Segment::open(disk, dir, &named.file)?, named.tier),
             FileKind::Log => Self::of_lines(logs::Segment::open(disk, dir, &named.file)?, named.tier),
-        })
+        };
+        let known = resolution_in(segment.head.kind, &segment.head.extra);
+        known.map_err(|why| segment.damage(format!("the header: {why}")))?;
+        Ok(segment)
     }
 
     pub fn of_metrics(rows: metric::Segment, tier: Tier) -> Self {
@@ -47,6 +80,7 @@ impl Segment {
             head: rows.head().clone(),
             tier,
             file: rows.file().clone(),
+            resolution: resolution_in(rows.head().kind, &rows.head().extra).unwrap_or_default(),
             rows: Rows::Metric(Box::new(rows)),
         }
     }
@@ -56,6 +90,7 @@ impl Segment {
             head: rows.head().clone(),
             tier,
             file: rows.file().clone(),
+            resolution: resolution_in(rows.head().kind, &rows.head().extra).unwrap_or_default(),
             rows: Rows::Log(rows),
         }
     }
@@ -66,6 +101,11 @@ impl Segment {
             tier: self.tier,
             file: self.file.clone(),
         }
+    }
+
+    /// Rows are columns of windows of this length. `None`: samples or lines as they came.
+    pub fn resolution(&self) -> Option<Resolution> {
+        self.resolution
     }
 
     pub fn is_of_lines(&self) -> bool {
@@ -83,6 +123,36 @@ impl Segment {
         match &self.rows {
             Rows::Metric(s) => s.series().map(|(id, _)| id).collect(),
             Rows::Log(s) => s.streams().collect(),
+        }
+    }
+
+    /// Where the rows of a series or stream lie, ascending by time.
+    pub fn stretches(&self, id: u32) -> Vec<Stretch> {
+        match &self.rows {
+            Rows::Metric(s) => {
+                let of = |page| {
+                    let (first, last) = s.page_times(page);
+                    let rows = s.page_rows(page) as u64;
+                    Stretch { first, last, rows }
+                };
+                s.pages_of(id).map(of).collect()
+            }
+            Rows::Log(s) => {
+                let of = |number| {
+                    let info = s.info(number);
+                    let (first, last, rows) = (info.first, info.last, u64::from(info.rows));
+                    Stretch { first, last, rows }
+                };
+                s.blocks_of(id).map(of).collect()
+            }
+        }
+    }
+
+    /// What is wrong with the file as a whole.
+    pub fn damage(&self, why: impl Into<String>) -> Damage {
+        match &self.rows {
+            Rows::Metric(s) => s.damage(why),
+            Rows::Log(s) => s.damage(why),
         }
     }
 
@@ -112,6 +182,25 @@ impl Segment {
         match &self.rows {
             Rows::Metric(s) => s.scrub(),
             Rows::Log(s) => s.scrub(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_says_how_long_its_windows_are() {
+        for resolution in [None, Some(Resolution::FiveMinutes), Some(Resolution::Hour)] {
+            assert_eq!(resolution_in(FileKind::Metric, &extra_of(resolution)), Ok(resolution));
+        }
+        for (kind, extra) in [
+            (FileKind::Metric, &[2][..]),
+            (FileKind::Metric, &[0, 0]),
+            (FileKind::Log, &[0]),
+        ] {
+            assert!(resolution_in(kind, extra).is_err(), "{kind:?} {extra:?}");
         }
     }
 }

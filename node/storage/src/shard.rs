@@ -8,8 +8,9 @@
 //! - What is on disk is of one moment: rows, floors, pins, cuts and the caller's bytes at `durable`.
 //! - Rows go only when no reader could ever see them again, or a later commit in the same segment overwrote them.
 
+use crate::aggregate::{COLUMNS, COUNT, STALE_AT, series_of};
 use crate::codec::{RawLine, put_metadata};
-use crate::compaction::{self, Effort, Merge};
+use crate::compaction::{self, Effort, LetGo, Merge};
 use crate::container::{self, FileKind, FileRef};
 use crate::error::{Damage, StorageError};
 use crate::head::{Head, Unpacker};
@@ -18,12 +19,13 @@ use crate::manifest::{self, Manifest, Side};
 use crate::newest;
 use crate::points::Points;
 use crate::retention::{Floor, Pin, Policy, Retention};
+use crate::rollup::{Rollup, Sources};
 use crate::rows::{Rows, Run};
 use crate::segment::{Segment, SegmentRef, Tier};
 use crate::view::{ShardReader, State};
 use crate::{logs, metric};
-use hindcast_env::Disk;
 use hindcast_env::disk::make_dir;
+use hindcast_env::{Disk, DiskError};
 use hindcast_model::{Domain, GroupId, Labels, Owner, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,6 +48,8 @@ pub struct ShardConfig {
     pub compact_segments_max: usize,
     /// Most bytes of one merge, so that it ends soon.
     pub compact_bytes_max: u64,
+    /// Merges leave so much of the disk free.
+    pub reserve_bytes: u64,
 }
 
 impl Default for ShardConfig {
@@ -57,6 +61,7 @@ impl Default for ShardConfig {
             compact_segments_min: 4,
             compact_segments_max: 16,
             compact_bytes_max: 256 << 20,
+            reserve_bytes: 0,
         }
     }
 }
@@ -89,16 +94,38 @@ pub struct CompactReport {
     pub bytes_out: u64,
     pub rows_in: u64,
     pub rows_out: u64,
+    /// Segments written anew by themselves, since most of their rows were let go.
+    pub rewrites: usize,
+    /// Columns of windows that rows were rolled up to.
+    pub windows: u64,
 }
 
-/// What retention let go at once, on this replica; the rest goes with merges and is hidden until then.
+/// What retention let go of on this replica: whole files at once, the rest with merges; it is hidden until then.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dropped {
     pub segments: usize,
     pub bytes: u64,
     pub samples: u64,
     pub lines: u64,
+    /// Windows of samples.
+    pub windows: u64,
+    /// Samples that came when their windows were frozen already, and were not taken.
+    pub late: u64,
 }
+
+impl Dropped {
+    fn add(&mut self, other: &Self) {
+        self.segments += other.segments;
+        self.bytes += other.bytes;
+        self.samples += other.samples;
+        self.lines += other.lines;
+        self.windows += other.windows;
+        self.late += other.late;
+    }
+}
+
+/// What each rule let go here, by its name, since the shard was opened.
+pub type DroppedByRule = BTreeMap<String, Dropped>;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShardStats {
@@ -107,6 +134,9 @@ pub struct ShardStats {
     /// Rows that are held, overwritten and hidden ones included.
     pub samples: u64,
     pub lines: u64,
+    /// Files of windows among the segments, and the values in them.
+    pub window_segments: usize,
+    pub window_values: u64,
     pub head_bytes: usize,
     pub segments: usize,
     pub segment_bytes: u64,
@@ -117,6 +147,8 @@ struct Durable {
     applied: u64,
     retention: Retention,
     sides: Sides,
+    /// How many segments it names.
+    segments: usize,
     sequence: u64,
     hash: [u8; 32],
     /// Sequences up to here may have been tried.
@@ -150,6 +182,9 @@ pub struct Shard {
     sealed_to: u64,
     /// The monotonic time at which `needs_flush` first saw something to flush, plus one; 0: nothing.
     dirty_since: AtomicU64,
+    /// Samples before this may be below a floor that leaves windows behind.
+    frozen_below: i64,
+    dropped: DroppedByRule,
 }
 
 impl Shard {
@@ -183,10 +218,13 @@ impl Shard {
             written: applied,
             sealed_to: applied,
             dirty_since: AtomicU64::new(0),
+            frozen_below: manifest.retention.frozen_below(),
+            dropped: BTreeMap::new(),
             durable: Durable {
                 applied,
                 retention: manifest.retention.clone(),
                 sides: Sides::of(&manifest, &state.directory),
+                segments: manifest.segments.len(),
                 sequence: manifest.sequence,
                 hash,
                 sequence_tried: manifest.sequence,
@@ -216,7 +254,11 @@ impl Shard {
                 active: Head::new(),
                 sealed: vec![],
                 segments: vec![],
+                windows: vec![],
+                forgotten: BTreeMap::new(),
             })),
+            frozen_below: i64::MIN,
+            dropped: BTreeMap::new(),
             next_number: 1,
             written: 0,
             sealed_to: 0,
@@ -225,6 +267,7 @@ impl Shard {
                 applied: 0,
                 retention: Retention::default(),
                 sides: Sides::default(),
+                segments: 0,
                 sequence: 0,
                 hash: [0; 32],
                 sequence_tried: 0,
@@ -313,7 +356,10 @@ impl Shard {
             "entry {index} is new, not one up to {}",
             state.applied
         );
-        state.active.push_rows(index, rows, &state.directory, &mut heard)
+        if rows.times.iter().all(|at| *at >= self.frozen_below) {
+            return state.active.push_rows(index, rows, &state.directory, &mut heard);
+        }
+        push_late(state, index, rows, &mut heard, &mut self.dropped)
     }
 
     /// Takes lines of entry `index` into memory. False, and nothing was taken, when `id` is not one of a stream.
@@ -375,7 +421,9 @@ impl Shard {
 
     /// Holds a window against retention. A pin of the same id is replaced.
     pub fn pin(&mut self, pin: Pin) {
-        self.state.write().retention.pin(pin);
+        let mut state = self.state.write();
+        state.retention.pin(pin);
+        self.frozen_below = state.retention.frozen_below();
     }
 
     pub fn unpin(&mut self, id: &str) {
@@ -387,30 +435,42 @@ impl Shard {
         let mut guard = self.state.write();
         let state = &mut *guard;
         state.retention.retain(floors);
+        self.frozen_below = state.retention.frozen_below();
         let mut dropped = Dropped::default();
-        let (retention, directory) = (&state.retention, &state.directory);
-        state.segments.retain(|s| {
-            let gone = is_gone(retention, directory, s);
-            if gone {
-                dropped.segments += 1;
-                dropped.bytes += s.file.bytes;
-                let rows = if s.is_of_lines() {
-                    &mut dropped.lines
-                } else {
-                    &mut dropped.samples
-                };
-                *rows += s.row_count();
-            }
-            !gone
-        });
+        let sources = Sources {
+            retention: &state.retention,
+            directory: &state.directory,
+            windows: &state.windows,
+            forgotten: &state.forgotten,
+        };
+        let all = state.segments.iter().chain(&state.windows);
+        let gone: BTreeSet<u64> = all.filter(|s| is_gone(&sources, s)).map(|s| s.file.number).collect();
+        for s in state
+            .segments
+            .iter()
+            .chain(&state.windows)
+            .filter(|s| gone.contains(&s.file.number))
+        {
+            dropped.segments += 1;
+            let rows = rows_by_series(s);
+            dropped.add(&count_dropped(&mut self.dropped, &sources, s, s.file.bytes, &rows));
+        }
+        state.segments.retain(|s| !gone.contains(&s.file.number));
+        state.windows.retain(|s| !gone.contains(&s.file.number));
         state.forget_series();
         dropped
     }
 
-    /// The oldest event time that is kept of a tenant's domain (`None`: of what belongs to no domain).
+    /// What each rule let go here since the shard was opened.
+    pub fn dropped(&self) -> &DroppedByRule {
+        &self.dropped
+    }
+
+    /// The oldest event time of which samples are kept of a tenant's domain (`None`: of what belongs to no domain), as
+    /// far as no rule with label matchers says otherwise.
     pub fn floor_of(&self, tenant: &TenantId, domain: Option<Domain>) -> TimestampNs {
         let state = self.state.read();
-        state.retention.floor_of(tenant, Policy::of_domain(domain))
+        state.retention.plain_floors(tenant, domain).raw
     }
 
     pub fn applied(&self) -> u64 {
@@ -477,7 +537,7 @@ impl Shard {
         let before = self.durable.sides.clone();
         let sides = self.write_sides(&dir, &before, &newest, aux)?;
         self.disk.sync_dir(&self.dir)?;
-        let files = segments.iter().map(|s| s.named()).collect();
+        let files = self.with_windows(&segments);
         self.publish(applied, retention, files, sides, true)?;
         let mut state = self.state.write();
         state.segments = segments;
@@ -517,37 +577,114 @@ impl Shard {
         Ok(sides)
     }
 
-    /// Merges one run of small neighbouring segments, if there is one. Changes no answer.
+    /// Merges one run of small neighbouring segments, if there is one, and gives back the room of files that
+    /// retention let go. Changes no answer.
     pub fn compact(&mut self) -> Result<Option<CompactReport>, StorageError> {
-        self.or_discard(|shard| shard.merge_one(Effort::Background))
+        self.compact_with(Effort::Background)
     }
 
     /// As `compact`, and rewrites also what no merge needs but which is still as a flush left it. Called again until
     /// it finds nothing, it leaves the shard as small as it gets.
     pub fn compact_fully(&mut self) -> Result<Option<CompactReport>, StorageError> {
-        self.or_discard(|shard| shard.merge_one(Effort::Full))
+        self.compact_with(Effort::Full)
+    }
+
+    fn compact_with(&mut self, effort: Effort) -> Result<Option<CompactReport>, StorageError> {
+        self.release()?;
+        if let Some(rolled) = self.or_discard(Self::roll_up)? {
+            return Ok(Some(rolled));
+        }
+        self.or_discard(|shard| shard.merge_one(effort))
+    }
+
+    /// Removes the files of segments that were let go since the last manifest. Two manifests: the last but one keeps
+    /// the files that it names.
+    fn release(&mut self) -> Result<(), StorageError> {
+        let files = self.all_segments();
+        if files.len() >= self.durable.segments {
+            return Ok(());
+        }
+        for _ in 0..2 {
+            self.publish_segments(&files)?;
+        }
+        Ok(())
+    }
+
+    /// Segments of rows and of windows.
+    fn all_segments(&self) -> Vec<Arc<Segment>> {
+        let state = self.state.read();
+        state.segments.iter().chain(&state.windows).cloned().collect()
+    }
+
+    fn with_windows(&self, segments: &[Arc<Segment>]) -> Vec<SegmentRef> {
+        let windows = self.state.read().windows.clone();
+        segments.iter().chain(&windows).map(|s| s.named()).collect()
+    }
+
+    /// The durable moment stays what it was, in other files: the log still comes again from there.
+    fn publish_segments(&mut self, segments: &[Arc<Segment>]) -> Result<(), StorageError> {
+        let files = segments.iter().map(|s| s.named()).collect();
+        let (retention, sides) = (self.durable.retention.clone(), self.durable.sides.clone());
+        self.publish(self.durable.applied, retention, files, sides, true)
+    }
+
+    /// A merge is not begun when what it writes would not fit beside what is kept free.
+    fn check_room(&self, bytes: u64, reserve: u64) -> Result<(), StorageError> {
+        if reserve == 0 {
+            return Ok(());
+        }
+        let free = self.disk.free_bytes()?;
+        if free.saturating_sub(bytes) >= reserve {
+            return Ok(());
+        }
+        let why = format!("it may take {bytes} bytes, {free} are free and {reserve} are to stay free");
+        let full = std::io::Error::new(std::io::ErrorKind::StorageFull, why);
+        Err(DiskError::new("merge segments in", &self.dir, full).into())
     }
 
     fn merge_one(&mut self, effort: Effort) -> Result<Option<CompactReport>, StorageError> {
-        let (retention, segments) = {
-            let s = self.state.read();
-            (s.retention.clone(), s.segments.clone())
+        let (state, reserve) = (self.state.clone(), self.config.reserve_bytes);
+        // Only the owner writes the state, so that holding it for reading stops nobody.
+        let state = state.read();
+        let sources = Sources {
+            retention: &state.retention,
+            directory: &state.directory,
+            windows: &state.windows,
+            forgotten: &state.forgotten,
         };
-        let Some(run) = compaction::choose(&segments, &retention, &self.config, effort) else {
-            return Ok(None);
+        let segments: Vec<Arc<Segment>> = state.segments.iter().chain(&state.windows).cloned().collect();
+        let (run, rewrites) = match compaction::choose(&segments, &state.retention, &self.config, effort) {
+            Some(run) => {
+                self.check_room(run.iter().map(|s| s.file.bytes).sum(), reserve)?;
+                (run, 0)
+            }
+            None => match compaction::choose_lone(&segments, &sources) {
+                // What is left is less than half, and its room comes back: it may go below what is kept free.
+                Some(s) => {
+                    self.check_room(s.file.bytes / 2, reserve / 2)?;
+                    (vec![s], 1)
+                }
+                None => return Ok(None),
+            },
         };
         let number = self.take_number();
+        let mut let_go = vec![];
         let merged = Merge {
             disk: self.disk.as_ref(),
             dir: &self.dir,
             number,
-            retention: &retention,
-            // Only the owner writes the state, so that holding it for reading stops nobody.
-            directory: &self.state.read().directory,
+            retention: &state.retention,
+            directory: &state.directory,
+            windows: &state.windows,
         }
-        .run(&run)?;
+        .run(&run, &mut let_go)?;
         self.disk.sync_dir(&self.dir)?;
-        let report = compaction::report(&run, merged.as_ref());
+        let report = CompactReport {
+            rewrites,
+            ..compaction::report(&run, merged.as_ref())
+        };
+        let counted = self.count_merge(&sources, &run, &let_go);
+        drop(state);
         let gone: BTreeSet<u64> = run.iter().map(|s| s.file.number).collect();
         let last = run.last().map(|s| s.file.number);
         let mut merged = merged.map(Arc::new);
@@ -559,15 +696,77 @@ impl Shard {
                 kept.push(s);
             }
         }
-        let files = kept.iter().map(|s| s.named()).collect();
-        // The durable moment stays what it was: the log still comes again from there.
-        let (applied, retention, sides) = (
-            self.durable.applied,
-            self.durable.retention.clone(),
-            self.durable.sides.clone(),
-        );
-        self.publish(applied, retention, files, sides, true)?;
-        self.state.write().segments = kept;
+        self.publish_segments(&kept)?;
+        self.take_segments(kept);
+        for (rule, dropped) in counted {
+            self.dropped.entry(rule).or_default().add(&dropped);
+        }
+        Ok(Some(report))
+    }
+
+    fn count_merge(&self, sources: &Sources<'_>, run: &[Arc<Segment>], let_go: &[LetGo]) -> DroppedByRule {
+        let mut counted = DroppedByRule::new();
+        let (bytes, rows) = run
+            .iter()
+            .fold((0, 0), |(b, r), s| (b + s.file.bytes, r + s.row_count()));
+        let gone: u64 = let_go.iter().map(|l| l.rows).sum();
+        let share = (u128::from(bytes) * u128::from(gone) / u128::from(rows.max(1))) as u64;
+        let by_series: Vec<(u32, u64)> = let_go.iter().map(|l| (l.id, l.rows)).collect();
+        if let Some(s) = run.first() {
+            count_dropped(&mut counted, sources, s, share, &by_series);
+        }
+        counted
+    }
+
+    /// These are all segments from now on.
+    fn take_segments(&self, segments: Vec<Arc<Segment>>) {
+        let mut state = self.state.write();
+        (state.windows, state.segments) = segments.into_iter().partition(|s| s.resolution().is_some());
+    }
+
+    /// Makes windows of rows that keep files from going. Changes no answer.
+    fn roll_up(&mut self) -> Result<Option<CompactReport>, StorageError> {
+        let (state, reserve) = (self.state.clone(), self.config.reserve_bytes);
+        let state = state.read();
+        let sources = Sources {
+            retention: &state.retention,
+            directory: &state.directory,
+            windows: &state.windows,
+            forgotten: &state.forgotten,
+        };
+        let mut segments: Vec<Arc<Segment>> = state.segments.iter().chain(&state.windows).cloned().collect();
+        let Some((from, resolution)) = compaction::choose_rollup(&segments, &sources) else {
+            return Ok(None);
+        };
+        let is_input = |s: &&Arc<Segment>| !s.is_of_lines() && s.resolution() == from.resolution();
+        let inputs: Vec<Arc<Segment>> = segments.iter().filter(is_input).cloned().collect();
+        self.check_room(from.file.bytes, reserve / 2)?;
+        let number = self.take_number();
+        let in_heads = |id| state.heads().filter_map(|h| h.times_of(id)).map(|t| t.0).min();
+        let made = Rollup {
+            disk: self.disk.as_ref(),
+            dir: &self.dir,
+            number,
+            group: self.config.group,
+            tenant: &from.head.tenant,
+            policy: from.head.policy,
+            resolution,
+            sources,
+            in_heads: &in_heads,
+        }
+        .run(&inputs)?;
+        drop(state);
+        let Some(made) = made else { return Ok(None) };
+        self.disk.sync_dir(&self.dir)?;
+        let report = CompactReport {
+            segments_out: 1,
+            bytes_out: made.file.bytes,
+            windows: made.row_count(),
+            ..CompactReport::default()
+        };
+        segments.push(Arc::new(made));
+        self.publish_segments(&segments)?;
+        self.take_segments(segments);
         Ok(Some(report))
     }
 
@@ -590,7 +789,8 @@ impl Shard {
         let disk = self.disk.clone();
         disk.create_dir_all(into_dir)?;
         let mut files = vec![];
-        for s in &segments {
+        let windows = self.state.read().windows.clone();
+        for s in segments.iter().chain(&windows) {
             let (from, to) = (
                 container::path_of(&self.dir, s.file.number),
                 container::path_of(into_dir, s.file.number),
@@ -662,6 +862,7 @@ impl Shard {
         let state = load_state(disk.as_ref(), &self.dir, &manifest)?;
         let sides = Sides::of(&manifest, &state.directory);
         self.publish(index, manifest.retention, manifest.segments, sides, false)?;
+        self.frozen_below = state.retention.frozen_below();
         *self.state.write() = state;
         (self.written, self.sealed_to) = (index, index);
         self.dirty_since.store(0, Ordering::Relaxed);
@@ -670,8 +871,7 @@ impl Shard {
 
     /// Reads every segment whole and compares its BLAKE3: finds damage before a reader does.
     pub fn scrub(&self) -> Result<(), StorageError> {
-        let segments = self.state.read().segments.clone();
-        for s in segments {
+        for s in self.all_segments() {
             s.scrub()?;
         }
         Ok(())
@@ -688,9 +888,11 @@ impl Shard {
             series: state.directory.len(),
             samples: rows(false) + heads().map(Head::samples).sum::<u64>(),
             lines: rows(true) + heads().map(Head::lines).sum::<u64>(),
+            window_segments: state.windows.len(),
+            window_values: state.windows.iter().map(|s| s.row_count()).sum(),
             head_bytes: head_bytes(&state),
-            segments: state.segments.len(),
-            segment_bytes: state.segments.iter().map(|s| s.file.bytes).sum(),
+            segments: state.segments.len() + state.windows.len(),
+            segment_bytes: state.segments.iter().chain(&state.windows).map(|s| s.file.bytes).sum(),
         }
     }
 
@@ -797,6 +999,7 @@ impl Shard {
             applied,
             retention: manifest.retention,
             sides,
+            segments: manifest.segments.len(),
             sequence: manifest.sequence,
             hash,
             sequence_tried: manifest.sequence,
@@ -827,14 +1030,135 @@ fn head_bytes(state: &State) -> usize {
     state.sealed.iter().map(|m| m.bytes()).sum::<usize>() + state.active.bytes()
 }
 
-fn is_gone(retention: &Retention, directory: &Directory, s: &Segment) -> bool {
-    let (first, last) = s.head.span();
-    last < retention.floor_of(&s.head.tenant, s.head.policy)
-        && retention.is_gone(s.ids().into_iter().filter_map(|id| directory.get(id)), first, last)
+fn is_gone(sources: &Sources<'_>, s: &Segment) -> bool {
+    let floors = sources.retention.highest(&s.head.tenant, s.head.policy);
+    let floor = match (s.resolution(), s.is_of_lines()) {
+        (Some(resolution), _) => floors.of(resolution),
+        (None, true) => floors.lines,
+        (None, false) => floors.raw,
+    };
+    s.head.span().1 < floor && !sources.needs(s)
+}
+
+/// Rows (windows: one each) of every series of a segment.
+fn rows_by_series(s: &Segment) -> Vec<(u32, u64)> {
+    let mut rows: BTreeMap<u32, u64> = BTreeMap::new();
+    for id in s.ids() {
+        let of_id: u64 = s.stretches(id).iter().map(|s| s.rows).sum();
+        let (id, of_id) = match s.resolution() {
+            None => (id, of_id),
+            // Each window has a row in one of these columns, or in both.
+            Some(_) if id % COLUMNS == COUNT || id % COLUMNS == STALE_AT => (series_of(id), of_id),
+            Some(_) => continue,
+        };
+        let sum = rows.entry(id).or_default();
+        *sum = if s.resolution().is_some() {
+            of_id.max(*sum)
+        } else {
+            *sum + of_id
+        };
+    }
+    rows.into_iter().collect()
+}
+
+/// Adds rows that went to what their rules let go; `bytes` are shared out by rows.
+fn count_dropped(
+    counts: &mut DroppedByRule,
+    sources: &Sources<'_>,
+    s: &Segment,
+    bytes: u64,
+    rows: &[(u32, u64)],
+) -> Dropped {
+    let mut all = Dropped::default();
+    let total: u64 = rows.iter().map(|(_, n)| n).sum();
+    let mut left = bytes;
+    for (i, (id, n)) in rows.iter().enumerate() {
+        let bytes = if i + 1 == rows.len() {
+            left
+        } else {
+            (u128::from(bytes) * u128::from(*n) / u128::from(total.max(1))) as u64
+        };
+        left -= bytes;
+        let mut dropped = Dropped {
+            bytes,
+            ..Dropped::default()
+        };
+        match (s.resolution(), s.is_of_lines()) {
+            (Some(_), _) => dropped.windows = *n,
+            (None, true) => dropped.lines = *n,
+            (None, false) => dropped.samples = *n,
+        }
+        all.add(&dropped);
+        let rule = sources
+            .directory
+            .get(*id)
+            .map(|series| sources.retention.rule_of(&series));
+        let rule = rule.or(sources.forgotten.get(id).map(|r| &**r)).unwrap_or(FORGOTTEN);
+        match counts.get_mut(rule) {
+            Some(of_rule) => of_rule.add(&dropped),
+            None => {
+                counts.insert(rule.to_owned(), dropped);
+            }
+        }
+    }
+    all
+}
+
+/// Under this rows are counted whose series was forgotten in an earlier life.
+const FORGOTTEN: &str = "forgotten";
+/// Forgotten series whose rule is remembered.
+const FORGOTTEN_MAX: usize = 1_000_000;
+
+/// Takes rows of which some may be too late: those of frozen windows are left out, the same on every replica.
+fn push_late(
+    state: &mut State,
+    index: u64,
+    rows: &Rows<'_>,
+    heard: &mut impl FnMut(&TenantId, Owner, TimestampNs),
+    dropped: &mut DroppedByRule,
+) -> bool {
+    let is_series = |id| state.directory.get(id).is_some_and(|s| !s.streams);
+    if rows.runs.iter().any(|r| r.first.checked_add(r.len).is_none()) || !rows.ids().all(is_series) {
+        return false;
+    }
+    let width = rows.width();
+    let (mut times, mut values) = (vec![], vec![]);
+    for (column, id) in rows.ids().enumerate() {
+        let Some(series) = state.directory.get(id) else {
+            continue;
+        };
+        let reach = state.retention.reach(&series);
+        let frozen_to = if reach.has_windows() {
+            reach.frozen_to()
+        } else {
+            i64::MIN
+        };
+        times.clear();
+        values.clear();
+        for (row, at) in rows.times.iter().enumerate() {
+            if *at > frozen_to {
+                times.push(*at);
+                values.extend_from_slice(&rows.value(row * width + column).to_bits().to_le_bytes());
+            }
+        }
+        if times.len() < rows.times.len() {
+            let of_rule = dropped.entry(state.retention.rule_of(&series).to_owned()).or_default();
+            of_rule.late += (rows.times.len() - times.len()) as u64;
+        }
+        let kept = Rows {
+            times: &times,
+            runs: &[Run { first: id, len: 1 }],
+            values: &values,
+        };
+        if !times.is_empty() && !state.active.push_rows(index, &kept, &state.directory, heard) {
+            return false;
+        }
+    }
+    true
 }
 
 impl State {
-    fn heads(&self) -> impl Iterator<Item = &Head> {
+    pub fn heads(&self) -> impl Iterator<Item = &Head> {
         self.sealed.iter().map(Arc::as_ref).chain([&self.active])
     }
 
@@ -872,6 +1196,17 @@ impl State {
                 .is_some_and(|s| self.retention.is_over(&s, stored(*id)) && self.retention.is_over(&s, newest_of(*id)))
         };
         let over: Vec<u32> = (0..self.directory.next_id()).filter(is_over).collect();
+        for &id in &over {
+            if let Some(series) = self.directory.get(id)
+                && self.forgotten.len() < FORGOTTEN_MAX
+            {
+                // One text for all of a rule: neighbours mostly go by the same.
+                let rule = self.retention.rule_of(&series);
+                let before = self.forgotten.last_key_value().filter(|(_, r)| ***r == *rule);
+                let rule = before.map_or_else(|| Arc::from(rule), |(_, r)| r.clone());
+                self.forgotten.insert(id, rule);
+            }
+        }
         self.directory.forget(&over);
     }
 }
@@ -1036,6 +1371,9 @@ fn load_state(disk: &dyn Disk, dir: &str, manifest: &Manifest) -> Result<State, 
     for file in &manifest.segments {
         segments.push(Arc::new(Segment::open(disk, dir, file)?));
     }
+    let (windows, segments) = segments
+        .into_iter()
+        .partition(|s: &Arc<Segment>| s.resolution().is_some());
     Ok(State {
         directory,
         newest,
@@ -1044,6 +1382,8 @@ fn load_state(disk: &dyn Disk, dir: &str, manifest: &Manifest) -> Result<State, 
         active: Head::new(),
         sealed: vec![],
         segments,
+        windows,
+        forgotten: BTreeMap::new(),
     })
 }
 

@@ -5,6 +5,7 @@
 //! - Sources are walked in the order of commits, so that of equal times the last commit wins and lines keep theirs.
 //! - `as_of` is exact or refused: a source that lies on both sides of it is never split by guess.
 
+use crate::aggregate::{HOUR_NS, Resolution, Window, hours_of, windows_of};
 use crate::codec::RawLine;
 use crate::container::FileKind;
 use crate::error::ReadError;
@@ -14,9 +15,11 @@ use crate::logs::{self, Filter};
 use crate::metric::PageReader;
 use crate::points::Points;
 use crate::read::{
-    CountLines, Direction, SearchLabels, SelectLines, SelectSeries, SeriesData, StreamCounts, StreamData,
+    AggregateData, CountLines, Direction, SearchLabels, SelectAggregates, SelectLines, SelectSeries, SeriesData,
+    StreamCounts, StreamData,
 };
-use crate::retention::{Retention, Spans, is_within};
+use crate::retention::{Reach, Retention, Spans, is_within, joined};
+use crate::rollup::{Covered, WindowFiles, covered, shown};
 use crate::segment::Segment;
 use hindcast_model::{Labels, LogLine, Matcher, Owner, ResourceId, Slot, TenantId, TimestampNs, codec};
 use parking_lot::RwLock;
@@ -36,6 +39,10 @@ pub struct State {
     pub sealed: Vec<Arc<Head>>,
     /// In the order of commits, among those of one tenant, kind and policy.
     pub segments: Vec<Arc<Segment>>,
+    /// What was rolled up.
+    pub windows: Vec<Arc<Segment>>,
+    /// By whose rule series were forgotten, since the shard was opened: files may hold rows of them still.
+    pub forgotten: BTreeMap<u32, Arc<str>>,
 }
 
 /// Reads a shard from any thread, for as long as it likes. Clones read the same shard.
@@ -59,12 +66,23 @@ struct Wanted {
     owner: Owner,
     slot: Slot,
     spans: Spans,
+    /// Where windows of it may be seen.
+    old: Option<Old>,
+}
+
+/// What a read needs to know of a series' windows.
+struct Old {
+    reach: Reach,
+    covered: Covered,
+    /// Rows of windows that are in no file, as far as the read wants them.
+    rows: Spans,
 }
 
 /// The sources of one read, oldest first.
 struct Sources {
     segments: Vec<Arc<Segment>>,
     sealed: Vec<Arc<Head>>,
+    windows: Vec<Arc<Segment>>,
     /// Whether the active head is one of them.
     active: bool,
 }
@@ -77,6 +95,12 @@ impl State {
             return Ok(Sources {
                 segments: self.segments.iter().filter(of_us).cloned().collect(),
                 sealed: self.sealed.clone(),
+                windows: self
+                    .windows
+                    .iter()
+                    .filter(|s| s.head.tenant == *tenant)
+                    .cloned()
+                    .collect(),
                 active: true,
             });
         };
@@ -97,6 +121,7 @@ impl State {
         let mut known = Sources {
             segments: vec![],
             sealed: vec![],
+            windows: vec![],
             active: self.active.commits().map_or(Ok(false), is_known_then)?,
         };
         for s in self.segments.iter().filter(of_us) {
@@ -112,6 +137,12 @@ impl State {
         Ok(known)
     }
 
+    /// Rows of the active head, for use without the lock.
+    fn copy(&self, wanted: &[Wanted]) -> Copied {
+        let spans: Vec<(u32, Spans)> = wanted.iter().map(|w| (w.id, w.all_rows())).collect();
+        self.active.copy(spans.iter().map(|(id, spans)| (*id, spans)))
+    }
+
     fn wanted(
         &self,
         tenant: &TenantId,
@@ -119,6 +150,7 @@ impl State {
         any_of: &[Vec<Matcher>],
         owners: Option<&BTreeSet<ResourceId>>,
         (from, to): (TimestampNs, TimestampNs),
+        with_windows: bool,
     ) -> Vec<Wanted> {
         let mut wanted = vec![];
         for id in self.directory.select(tenant, streams, any_of) {
@@ -126,31 +158,65 @@ impl State {
             if owners.is_some_and(|o| series.owner.id().is_none_or(|id| !o.contains(&id))) {
                 continue;
             }
-            let spans = self.retention.readable(&series, from, to);
-            if !spans.is_empty() {
+            let reach = self.retention.reach(&series);
+            let spans = if from <= to {
+                reach.rows(streams, from.0, to.0)
+            } else {
+                vec![]
+            };
+            let old = (with_windows && !streams)
+                .then(|| self.old(id, reach, (from.0, to.0)))
+                .flatten();
+            if !spans.is_empty() || old.is_some() {
                 wanted.push(Wanted {
                     id,
                     labels: series.labels.clone(),
                     owner: series.owner,
                     slot: series.slot,
                     spans,
+                    old,
                 });
             }
         }
         wanted
     }
+
+    /// `None`: the read wants no time in which there may be windows.
+    fn old(&self, id: u32, reach: Reach, (from, to): (i64, i64)) -> Option<Old> {
+        let frozen_to = reach.frozen_to();
+        if !reach.has_windows() || from > to || from > frozen_to {
+            return None;
+        }
+        let covered = covered(&self.windows, id);
+        // Whole hours: an hour is wanted when its last row is.
+        let first = Resolution::Hour.end_of(from).saturating_sub(HOUR_NS).saturating_add(1);
+        let last = Resolution::Hour.end_of(to).min(frozen_to);
+        let rows = joined([(first.max(covered.five.saturating_add(1)), last)].into_iter());
+        Some(Old { reach, covered, rows })
+    }
 }
 
 impl Wanted {
     fn outer(&self) -> (i64, i64) {
-        let first = self.spans.first().map_or(i64::MAX, |s| s.0);
-        (first, self.spans.last().map_or(i64::MIN, |s| s.1))
+        outer(&self.spans)
     }
+
+    /// Times of all rows that the read may look at.
+    fn all_rows(&self) -> Spans {
+        let old = self.old.iter().flat_map(|o| &o.rows);
+        joined(self.spans.iter().chain(old).copied())
+    }
+}
+
+fn outer(spans: &Spans) -> (i64, i64) {
+    let first = spans.first().map_or(i64::MAX, |s| s.0);
+    (first, spans.last().map_or(i64::MIN, |s| s.1))
 }
 
 /// Samples of a series in all sources, appended in the order of commits.
 struct Scan<'a> {
     segments: Vec<PageReader<'a>>,
+    windows: WindowFiles<'a>,
     sources: &'a Sources,
     active: Copied,
     unpacker: Unpacker,
@@ -164,6 +230,7 @@ impl<'a> Scan<'a> {
                 .iter()
                 .filter_map(|s| Some(s.metrics()?.reader()))
                 .collect(),
+            windows: WindowFiles::new(&sources.windows),
             sources,
             active,
             unpacker: Unpacker::default(),
@@ -172,16 +239,77 @@ impl<'a> Scan<'a> {
 
     /// Of the `i`th wanted series.
     fn samples(&mut self, i: usize, wanted: &Wanted, out: &mut Points) -> Result<(), ReadError> {
-        let (from, to) = wanted.outer();
+        self.rows(i, wanted.id, &wanted.spans, out)
+    }
+
+    fn rows(&mut self, i: usize, id: u32, spans: &Spans, out: &mut Points) -> Result<(), ReadError> {
+        let (from, to) = outer(spans);
         for reader in &mut self.segments {
-            for page in reader.segment().pages_in(wanted.id, from, to) {
-                reader.append(page, &wanted.spans, out)?;
+            for page in reader.segment().pages_in(id, from, to) {
+                reader.append(page, spans, out)?;
             }
         }
         for head in &self.sources.sealed {
-            head.append_samples(wanted.id, &wanted.spans, &mut self.unpacker, out);
+            head.append_samples(id, spans, &mut self.unpacker, out);
         }
-        self.active.append_samples(i, &wanted.spans, &mut self.unpacker, out);
+        self.active.append_samples(i, spans, &mut self.unpacker, out);
+        Ok(())
+    }
+
+    /// The windows of five minutes of the `i`th wanted series that end in `from..=to`: from files, then from rows.
+    fn fives(&mut self, i: usize, id: u32, old: &Old, (from, to): (i64, i64)) -> Result<Vec<Window>, ReadError> {
+        let mut windows = self.windows.read(id, Resolution::FiveMinutes, from, to)?;
+        let mut rows = Points::default();
+        self.rows(i, id, &old.rows, &mut rows)?;
+        rows.settle();
+        let made = windows_of(&rows.to_samples());
+        windows.extend(made.into_iter().filter(|w| (from..=to).contains(&w.end.0)));
+        Ok(windows)
+    }
+
+    /// Windows of the `i`th wanted series that may be seen and end in `from..=to`, from files and from rows.
+    fn windows_of(
+        &mut self,
+        i: usize,
+        wanted: &Wanted,
+        resolution: Resolution,
+        (from, to): (i64, i64),
+    ) -> Result<Vec<Window>, ReadError> {
+        let Some(old) = &wanted.old else { return Ok(vec![]) };
+        let to = to.min(old.reach.frozen_to());
+        let mut windows = match resolution {
+            Resolution::FiveMinutes => self.fives(i, wanted.id, old, (from, to))?,
+            Resolution::Hour => {
+                let mut windows = self.windows.read(wanted.id, Resolution::Hour, from, to)?;
+                let first = Resolution::Hour
+                    .end_of(from)
+                    .saturating_sub(HOUR_NS)
+                    .max(old.covered.hour);
+                let rest = hours_of(&self.fives(i, wanted.id, old, (first.saturating_add(1), to))?);
+                windows.extend(rest.into_iter().filter(|w| (from..=to).contains(&w.end.0)));
+                windows
+            }
+        };
+        shown(&old.reach, resolution, &mut windows);
+        Ok(windows)
+    }
+
+    /// Appends the samples that stand for windows, where `from..=to` is asked for.
+    fn old_samples(
+        &mut self,
+        i: usize,
+        wanted: &Wanted,
+        (from, to): (i64, i64),
+        out: &mut Points,
+    ) -> Result<(), ReadError> {
+        for resolution in Resolution::ALL {
+            let ends = (from, resolution.end_of(to));
+            let windows = self.windows_of(i, wanted, resolution, ends)?;
+            let samples = windows.iter().flat_map(Window::samples);
+            for s in samples.filter(|s| (from..=to).contains(&s.at.0)) {
+                out.push(s.at.0, s.value);
+            }
+        }
         Ok(())
     }
 
@@ -265,7 +393,10 @@ impl ShardReader {
 
     /// The files that never change and are in force now, each to be checked by itself; the shard goes on meanwhile.
     pub fn files(&self) -> Vec<crate::verify::ImmutableFile> {
-        let segments = self.state.read().segments.clone();
+        let segments: Vec<Arc<Segment>> = {
+            let state = self.state.read();
+            state.segments.iter().chain(&state.windows).cloned().collect()
+        };
         segments.iter().map(|s| s.immutable_file()).collect()
     }
 
@@ -295,9 +426,18 @@ impl ShardReader {
             let state = self.state.read();
             let sources = state.sources(&q.tenant, false, q.as_of)?;
             let any_of = std::slice::from_ref(&q.matchers);
-            let wanted = state.wanted(&q.tenant, false, any_of, q.owners.as_ref(), (q.from, q.to));
+            // What was known at a cut is told from rows alone.
+            let with_windows = q.as_of.is_none_or(|i| i >= state.applied);
+            let wanted = state.wanted(
+                &q.tenant,
+                false,
+                any_of,
+                q.owners.as_ref(),
+                (q.from, q.to),
+                with_windows,
+            );
             let active = if sources.active {
-                state.active.copy(wanted.iter().map(|w| (w.id, &w.spans)))
+                state.copy(&wanted)
             } else {
                 Copied::nothing(wanted.len())
             };
@@ -315,6 +455,7 @@ impl ShardReader {
                 alone.clear();
                 let into = if same.len() == 1 { &mut points } else { &mut alone };
                 scan.samples(i, w, into)?;
+                scan.old_samples(i, w, (q.from.0, q.to.0), into)?;
                 into.settle();
                 i += 1;
                 if !into.is_empty() {
@@ -336,6 +477,32 @@ impl ShardReader {
         Ok(())
     }
 
+    /// Sorted by (slot, fingerprint, labels, owner); series without a window are left out.
+    pub fn aggregates(&self, q: &SelectAggregates) -> Result<Vec<AggregateData>, ReadError> {
+        let (sources, wanted, active) = {
+            let state = self.state.read();
+            let sources = state.sources(&q.tenant, false, None)?;
+            let any_of = std::slice::from_ref(&q.matchers);
+            let wanted = state.wanted(&q.tenant, false, any_of, q.owners.as_ref(), (q.from, q.to), true);
+            let active = state.copy(&wanted);
+            (sources, wanted, active)
+        };
+        let mut scan = Scan::new(&sources, active);
+        let mut answer = vec![];
+        for (i, w) in wanted.into_iter().enumerate() {
+            let windows = scan.windows_of(i, &w, q.resolution, (q.from.0, q.to.0))?;
+            if !windows.is_empty() {
+                answer.push(AggregateData {
+                    labels: w.labels,
+                    owner: w.owner,
+                    slot: w.slot,
+                    windows,
+                });
+            }
+        }
+        Ok(answer)
+    }
+
     /// Sorted by (slot, fingerprint, labels, owner); streams without a line are left out.
     pub fn lines(&self, q: &SelectLines) -> Result<Vec<StreamData>, ReadError> {
         let mut gather = Gather::new(q);
@@ -343,7 +510,7 @@ impl ShardReader {
             let state = self.state.read();
             let sources = state.sources(&q.tenant, true, q.as_of)?;
             let any_of = std::slice::from_ref(&q.matchers);
-            let wanted = state.wanted(&q.tenant, true, any_of, q.owners.as_ref(), (q.from, q.to));
+            let wanted = state.wanted(&q.tenant, true, any_of, q.owners.as_ref(), (q.from, q.to), false);
             // Chunks are shared; open lines are few enough to be read under the lock. They stand after the chunks.
             let mut closed = vec![];
             for (rank, w) in wanted.iter().enumerate().filter(|_| sources.active) {
@@ -379,7 +546,7 @@ impl ShardReader {
             let state = self.state.read();
             let sources = state.sources(&q.tenant, true, q.as_of)?;
             let any_of = std::slice::from_ref(&q.matchers);
-            let wanted = state.wanted(&q.tenant, true, any_of, q.owners.as_ref(), (q.from, to));
+            let wanted = state.wanted(&q.tenant, true, any_of, q.owners.as_ref(), (q.from, to), false);
             tally.streams(wanted.len());
             let mut closed = vec![];
             for (rank, w) in wanted.iter().enumerate().filter(|_| sources.active) {
@@ -414,14 +581,30 @@ impl ShardReader {
         let (sources, wanted, active) = {
             let state = self.state.read();
             let sources = state.sources(&q.tenant, q.streams, None)?;
-            let wanted = state.wanted(&q.tenant, q.streams, any_of, None, (q.from, q.to));
+            let wanted = state.wanted(&q.tenant, q.streams, any_of, None, (q.from, q.to), true);
+            let copied = if wanted.iter().any(|w| w.old.is_some()) {
+                state.copy(&wanted)
+            } else {
+                Copied::nothing(wanted.len())
+            };
             let active: Vec<bool> = wanted.iter().map(|w| has_rows(&state.active, q.streams, w)).collect();
-            (sources, wanted, active)
+            (sources, wanted, (active, copied))
         };
-        let mut scan = Scan::new(&sources, Copied::nothing(0));
+        let (active, copied) = active;
+        let mut scan = Scan::new(&sources, copied);
         let mut found = BTreeSet::new();
-        for (w, in_active) in wanted.iter().zip(active) {
-            if !found.contains(&w.labels) && (in_active || scan.has_any(q.streams, w)?) {
+        let mut old = Points::default();
+        for (i, (w, in_active)) in wanted.iter().zip(active).enumerate() {
+            if found.contains(&w.labels) {
+                continue;
+            }
+            let mut has_row = in_active || scan.has_any(q.streams, w)?;
+            if !has_row {
+                old.clear();
+                scan.old_samples(i, w, (q.from.0, q.to.0), &mut old)?;
+                has_row = !old.is_empty();
+            }
+            if has_row {
                 found.insert(w.labels.clone());
             }
         }
@@ -464,6 +647,22 @@ impl ShardReader {
                 .iter()
                 .flat_map(|s| [s.at.0.to_le_bytes(), s.value.to_bits().to_le_bytes()]);
             part(&s.labels.to_string(), &rows.flatten().collect::<Vec<u8>>());
+        }
+        for resolution in Resolution::ALL {
+            let windows = self.aggregates(&SelectAggregates {
+                tenant: tenant.clone(),
+                matchers: vec![],
+                from,
+                to,
+                resolution,
+                owners: None,
+            })?;
+            for s in windows {
+                part(&s.labels.to_string(), &codec::to_bytes(&s.owner));
+                for w in s.windows {
+                    part(&w.end.0.to_string(), &w.to_bytes());
+                }
+            }
         }
         let streams = self.lines(&SelectLines {
             tenant: tenant.clone(),

@@ -21,7 +21,7 @@ pub use ids::{CommitPosition, CutId, GroupId, IncidentId, NodeId, Positions, Sha
 pub use labels::{Labels, METRIC_NAME};
 pub use matcher::{MatchOp, Matcher, MatcherSet};
 pub use resource::{Domain, Kind, Owner, Resource, ResourceId};
-pub use retention::RetentionRule;
+pub use retention::{Keeps, RetentionRule};
 pub use severity::Severity;
 pub use slot::{SLOTS, ShardMap, Slot};
 pub use time::{SpanNs, TimestampNs};

@@ -171,11 +171,24 @@ impl Disk for RealDisk {
             Ok(s.f_bavail.saturating_mul(s.f_frsize))
         })
     }
+    fn capacity_bytes(&self) -> DiskResult<u64> {
+        self.at("measure", "", |full| {
+            let s = rustix::fs::statvfs(full)?;
+            Ok(s.f_blocks.saturating_mul(s.f_frsize))
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_has_no_more_room_than_it_holds() {
+        let disk = RealDisk::new(std::env::temp_dir()).unwrap();
+        let (free, all) = (disk.free_bytes().unwrap(), disk.capacity_bytes().unwrap());
+        assert!(0 < free && free <= all, "{free} of {all}");
+    }
 
     #[test]
     fn two_servers_never_share_a_folder() {

@@ -540,6 +540,10 @@ impl Disk for PowerCutDisk {
     fn free_bytes(&self) -> DiskResult<u64> {
         self.0.real.free_bytes()
     }
+
+    fn capacity_bytes(&self) -> DiskResult<u64> {
+        self.0.real.capacity_bytes()
+    }
 }
 
 #[cfg(test)]

@@ -309,6 +309,7 @@ impl RaftHost {
                 machine,
                 shared: group_shared,
                 durable,
+                maintain_after: SpanNs::ZERO,
                 digested: None,
             };
             owned[(group.0 % workers as u64) as usize].insert(group, slot);

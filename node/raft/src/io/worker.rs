@@ -25,10 +25,14 @@ pub struct Owned {
     pub machine: Box<dyn Machine>,
     pub shared: Arc<GroupShared>,
     pub durable: u64,
+    /// No maintenance before, after the disk was full.
+    pub maintain_after: SpanNs,
     /// Index and time of the last digest.
     pub digested: Option<(u64, SpanNs)>,
 }
 
+/// Maintenance that found the disk full is tried again after this.
+const FULL_PAUSE: SpanNs = SpanNs::from_secs(2);
 /// A digest may cost a walk over the state; it is refreshed no more often than this.
 const DIGEST_EVERY: SpanNs = SpanNs::from_ms(1000);
 
@@ -153,7 +157,16 @@ impl Worker {
 
     fn maintain(&mut self, group: GroupId, now: SpanNs) -> Result<(), MachineError> {
         let owned = self.owned(group);
-        owned.machine.maintain()?;
+        if now >= owned.maintain_after {
+            match owned.machine.maintain() {
+                // Everything is as it was: the log keeps what is not on disk outside of it.
+                Err(MachineError::Disk(e)) if e.is_full() => {
+                    tracing::warn!(%group, error = %e, "the disk is full: a flush or merge left everything as it was; it is tried again in {}", FULL_PAUSE);
+                    owned.maintain_after = SpanNs(now.0.saturating_add(FULL_PAUSE.0));
+                }
+                done => done?,
+            }
+        }
         let (durable, applied) = (owned.machine.durable(), owned.machine.applied());
         let due = owned
             .digested

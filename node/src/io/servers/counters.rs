@@ -5,7 +5,7 @@ use hindcast_ingest::{Protocol, Refusal, Rejections};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Reasons why whole requests fail.
-const FAILURES: [&str; 14] = [
+const FAILURES: [&str; 15] = [
     "malformed",
     "compression",
     "wire_too_large",
@@ -15,6 +15,7 @@ const FAILURES: [&str; 14] = [
     "sequence_too_old",
     "entry_too_large",
     "queue_full",
+    "disk_full",
     "no_leader",
     "unconfirmed",
     "batch_too_old",

@@ -85,6 +85,7 @@ impl IngestError {
             Self::Write(WriteError::SequenceTooOld { .. }) => "sequence_too_old",
             Self::Write(WriteError::TooLarge { .. }) => "entry_too_large",
             Self::Write(WriteError::QueueFull { .. }) => "queue_full",
+            Self::Write(WriteError::DiskFull { .. }) => "disk_full",
             Self::Write(WriteError::NoLeader { .. }) => "no_leader",
             Self::Write(WriteError::Unconfirmed { .. }) => "unconfirmed",
             Self::Write(WriteError::TooOld { .. }) => "batch_too_old",

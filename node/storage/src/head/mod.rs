@@ -18,7 +18,7 @@ pub use page::Unpacker;
 use crate::codec::RawLine;
 use crate::index::Directory;
 use crate::points::Points;
-use crate::retention::Spans;
+use crate::retention::{Spans, is_within};
 use crate::rows::{Rows, Run};
 use hindcast_model::{Owner, TenantId, TimestampNs};
 use lane::{CHUNK_ROWS, LANE_SERIES_MAX, Lane};
@@ -424,7 +424,9 @@ impl Copied {
             for c in self.chunks.get(lane).into_iter().flatten() {
                 c.samples(*column, spans, unpacker, out);
             }
-            out.extend(open);
+            for (at, value) in open.iter().filter(|(at, _)| is_within(spans, *at)) {
+                out.push(at, value);
+            }
         }
     }
 }

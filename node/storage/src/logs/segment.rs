@@ -11,7 +11,7 @@ use super::search::Filter;
 use crate::codec::RawLine;
 use crate::container::{Container, FileKind, FileWriter, Head, Packing};
 use crate::cursor::{Bad, Cursor, put_varint};
-use crate::error::{ReadError, StorageError};
+use crate::error::{Damage, ReadError, StorageError};
 use bytes::Bytes;
 use hindcast_env::{Disk, DiskError};
 use std::ops::Range;
@@ -283,6 +283,11 @@ impl Inner {
 
     pub fn head(&self) -> &Head {
         &self.container.head
+    }
+
+    /// What is wrong with the file as a whole.
+    pub fn damage(&self, why: impl Into<String>) -> Damage {
+        self.container.damage(0..self.container.file.bytes, why)
     }
 
     pub fn file(&self) -> &FileRef {

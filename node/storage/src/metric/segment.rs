@@ -7,7 +7,7 @@
 
 use crate::container::{Block, Container, FileKind, FileRef, FileWriter, Head, Packing, Unpacker};
 use crate::cursor::{Bad, Cursor, put_signed, put_varint};
-use crate::error::{ReadError, StorageError};
+use crate::error::{Damage, ReadError, StorageError};
 use crate::metric::page::{self, Encoder, Page, Scratch};
 use crate::metric::times::{Dictionary, Entry};
 use crate::points::Points;
@@ -429,6 +429,11 @@ impl Segment {
 
     pub fn head(&self) -> &Head {
         &self.container.head
+    }
+
+    /// What is wrong with the file as a whole.
+    pub fn damage(&self, why: impl Into<String>) -> Damage {
+        self.container.damage(0..self.container.file.bytes, why)
     }
 
     pub fn file(&self) -> &FileRef {

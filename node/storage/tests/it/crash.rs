@@ -136,6 +136,9 @@ impl Disk for KilledBeforeFolderSync {
     fn free_bytes(&self) -> DiskResult<u64> {
         self.disk.free_bytes()
     }
+    fn capacity_bytes(&self) -> DiskResult<u64> {
+        self.disk.capacity_bytes()
+    }
 }
 
 /// The log is cut by what an opened shard calls durable, so that must be true of the platter too.

@@ -8,3 +8,4 @@ mod naive;
 mod reads;
 mod scrub;
 mod threads;
+mod tiers;

@@ -88,11 +88,8 @@ fn pin() -> impl Strategy<Value = Step> {
 
 fn floors() -> impl Strategy<Value = Entry> {
     let domain = prop::option::of(prop_oneof![Just(Domain::Sms), Just(Domain::Dbms)]);
-    let floor = (prop::option::of(0usize..2), domain, at()).prop_map(|(tenant, domain, floor)| Floor {
-        tenant: tenant.map(|t| tenants()[t].clone()),
-        domain,
-        floor,
-    });
+    let floor = (prop::option::of(0usize..2), domain, at())
+        .prop_map(|(tenant, domain, floor)| Floor::at(tenant.map(|t| tenants()[t].clone()), domain, floor));
     prop::collection::vec(floor, 0..3).prop_map(Entry::Retain)
 }
 

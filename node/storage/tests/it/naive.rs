@@ -158,7 +158,7 @@ impl Naive {
             |f: &&Floor| f.tenant.as_ref().is_none_or(|t| t == tenant) && (f.domain.is_none() || f.domain == domain);
         let best = self.floors.iter().filter(fits);
         best.max_by_key(|f| (f.tenant.is_some(), f.domain.is_some()))
-            .map_or(TimestampNs::MIN, |f| f.floor)
+            .map_or(TimestampNs::MIN, |f| f.floors.raw)
     }
 
     fn is_held(&self, tenant: &TenantId, owner: &Owner, at: TimestampNs) -> bool {

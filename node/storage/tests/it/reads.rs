@@ -60,11 +60,7 @@ fn check(script: &str, expect: Expect) {
                 String::new()
             }
             "retain" => {
-                let dropped = shard.retain(vec![Floor {
-                    tenant: None,
-                    domain: None,
-                    floor: at(1),
-                }]);
+                let dropped = shard.retain(vec![Floor::at(None, None, at(1))]);
                 format!("drops {} segments, {} samples", dropped.segments, dropped.samples)
             }
             "flush" => format!("{} segments", shard.flush(b"").unwrap().segments),

@@ -56,11 +56,7 @@ fn readers_see_whole_entries_at_every_moment() {
             }
             if index % 50 == 0 {
                 let floor = TimestampNs::from_secs(0);
-                shard.retain(vec![Floor {
-                    tenant: None,
-                    domain: None,
-                    floor,
-                }]);
+                shard.retain(vec![Floor::at(None, None, floor)]);
             }
         }
         done.store(true, Ordering::Release);

@@ -5,6 +5,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use hindcast_model::{GroupId, NodeId};
+use hindcast_node::disk_guard::DiskState;
 use hindcast_node::io::node::Node;
 use hindcast_node::io::servers::IngestCounters;
 use hindcast_proto::v1;
@@ -185,6 +186,32 @@ impl View {
             "gauge",
             by_group(&|g| g.durable as f64),
         );
+        let disk = &self.node.disk;
+        let plain = |value: f64| vec![(String::new(), value)];
+        gauge(
+            "hindcast_disk_free_bytes",
+            "Bytes left on the disk of the data directory.",
+            "gauge",
+            plain(disk.free() as f64),
+        );
+        gauge(
+            "hindcast_disk_reserve_bytes",
+            "Writes are refused when less than this is left.",
+            "gauge",
+            plain(disk.reserve() as f64),
+        );
+        gauge(
+            "hindcast_disk_writes_refused",
+            "Whether writes are refused because the disk is almost full.",
+            "gauge",
+            plain(f64::from(u8::from(disk.state() != DiskState::Open))),
+        );
+        gauge(
+            "hindcast_disk_refused_parts_total",
+            "Parts of batches refused here because the disk was almost full.",
+            "counter",
+            plain(disk.refused() as f64),
+        );
         let by_shard = |f: &dyn Fn(&hindcast_storage::ShardStats) -> f64| {
             let shards = self.node.shards.iter();
             shards
@@ -204,6 +231,12 @@ impl View {
             by_shard(&|s| s.lines as f64),
         );
         gauge(
+            "hindcast_storage_window_values",
+            "Values of windows that old samples were rolled up to.",
+            "gauge",
+            by_shard(&|s| s.window_values as f64),
+        );
+        gauge(
             "hindcast_storage_segments",
             "Segment files.",
             "gauge",
@@ -214,6 +247,28 @@ impl View {
             "Bytes of segment files.",
             "gauge",
             by_shard(&|s| s.segment_bytes as f64),
+        );
+        let shards = self.node.shards.iter();
+        let dropped = shards.flat_map(|(g, s)| s.dropped().into_iter().map(move |(policy, d)| (*g, policy, d)));
+        let rows = dropped.flat_map(|(group, policy, d)| {
+            let kinds = [
+                ("samples", d.samples),
+                ("windows", d.windows),
+                ("lines", d.lines),
+                ("late_samples", d.late),
+                ("bytes", d.bytes),
+            ];
+            let row = move |(kind, n): (&str, u64)| {
+                let labels = format!("{{group=\"{group}\",policy={policy:?},kind=\"{kind}\"}}");
+                (labels, n as f64)
+            };
+            kinds.map(row)
+        });
+        gauge(
+            "hindcast_retention_dropped_total",
+            "What each retention policy let go on this node since it started, about for bytes.",
+            "counter",
+            rows.collect(),
         );
         let mut named = std::collections::BTreeMap::<&str, Vec<(String, f64)>>::new();
         let counters = self.counters.list();
@@ -236,6 +291,16 @@ impl View {
     }
 }
 
+/// A node with a full disk still answers reads, so it is ready; that it takes no writes is told beside it.
+fn ready_words(disk: DiskState) -> String {
+    match disk {
+        DiskState::Open => "ready\n".to_owned(),
+        DiskState::Refuse { free, reserve } => format!(
+            "ready for reads; writes are refused: the disk has {free} bytes left, and {reserve} are kept free\n"
+        ),
+    }
+}
+
 pub fn router(view: View) -> axum::Router {
     use axum::routing::get;
     axum::Router::new()
@@ -244,7 +309,7 @@ pub fn router(view: View) -> axum::Router {
             "/-/ready",
             get(|State(v): State<View>| async move {
                 if v.node.is_ready() {
-                    (axum::http::StatusCode::OK, "ready\n".to_owned())
+                    (axum::http::StatusCode::OK, ready_words(v.node.disk.state()))
                 } else {
                     let waiting: Vec<String> = v
                         .groups()

@@ -1,10 +1,13 @@
 //! What a server must be told: one TOML file, each key also a flag and an environment variable. Flags win.
 
-use hindcast_model::{Domain, RetentionRule, SpanNs, TenantId};
+use hindcast_model::{Domain, Keeps, RetentionRule, SpanNs, TenantId};
 use hindcast_node::io::node::TestOnly;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+
+/// What is kept when nothing is said.
+const KEEP_DEFAULT: &str = "30d";
 
 /// Arguments of `hindcast server`.
 #[derive(Clone, Debug, Default, clap::Args, Deserialize)]
@@ -54,6 +57,13 @@ pub struct ServerArgs {
     /// How long data is kept: `30d`, `none` for ever, or a list by domain and tenant [default: 30d].
     #[arg(long, env = "HINDCAST_RETENTION")]
     pub retention: Option<String>,
+    /// Rules of their own, in the file only: `[[policy]]` tables.
+    #[arg(skip)]
+    pub policy: Vec<PolicyArgs>,
+    /// What writes leave free of the disk, like 2GiB or 500MB; below it they are refused and reads go on
+    /// [default: a tenth of the disk, at least 128 MiB and at most 1 GiB].
+    #[arg(long, env = "HINDCAST_DISK_RESERVE")]
+    pub disk_reserve: Option<String>,
     /// For tests of this program only: the node forgets what it did not sync when the power is cut.
     #[arg(long, env = "HINDCAST_TEST_ONLY_POWER_CUT", hide = true)]
     #[serde(skip)]
@@ -62,6 +72,27 @@ pub struct ServerArgs {
     #[arg(long, env = "HINDCAST_TEST_ONLY_SMALL_FILES", hide = true)]
     #[serde(skip)]
     pub test_only_small_files: bool,
+}
+
+/// A retention rule in the file. What is not said is kept as long as what it is made of: `keep_5m` as `keep`, `keep_1h`
+/// as `keep_5m`, `keep_logs` as `keep`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyArgs {
+    /// Under which what it lets go is counted.
+    pub name: String,
+    pub tenant: Option<String>,
+    pub domain: Option<String>,
+    /// Label matchers as in queries: `{job="debug"}`.
+    pub selector: Option<String>,
+    /// Samples as they came; `none`: for ever.
+    pub keep: String,
+    /// Windows of five minutes.
+    pub keep_5m: Option<String>,
+    /// Windows of one hour.
+    pub keep_1h: Option<String>,
+    /// Log lines.
+    pub keep_logs: Option<String>,
 }
 
 /// A configuration that cannot be used: exit code 2.
@@ -77,6 +108,10 @@ pub enum ConfigError {
         "retention {given:?} is not understood: write 30d, none, or a list like 30d,DBMS=90d,team-a=1y,team-a/SMS=7d"
     )]
     Retention { given: String },
+    #[error("policy {name:?}: {why}")]
+    Policy { name: String, why: String },
+    #[error("disk reserve {given:?} is not understood: write bytes, or a number with KiB, MiB, GiB, KB, MB or GB")]
+    DiskReserve { given: String },
     #[error("--id must be at least 1; 0 means nobody")]
     NodeZero,
 }
@@ -95,6 +130,8 @@ pub struct ServerConfig {
     pub routes: Option<PathBuf>,
     pub retention: Vec<RetentionRule>,
     pub test_only: TestOnly,
+    /// `None`: by the disk's size.
+    pub disk_reserve: Option<u64>,
 }
 
 impl ServerArgs {
@@ -123,6 +160,8 @@ impl ServerArgs {
             retention: self.retention.or(file.retention),
             test_only_power_cut: self.test_only_power_cut,
             test_only_small_files: self.test_only_small_files,
+            policy: file.policy,
+            disk_reserve: self.disk_reserve.or(file.disk_reserve),
         })
     }
 
@@ -139,7 +178,8 @@ impl ServerArgs {
             replicas: self.replicas,
             rules: self.rules,
             routes: self.routes,
-            retention: parse_retention(self.retention.as_deref().unwrap_or("30d"))?,
+            retention: all_rules(self.retention.as_deref(), &self.policy)?,
+            disk_reserve: self.disk_reserve.as_deref().map(parse_bytes).transpose()?,
             test_only: TestOnly {
                 power_cut: self.test_only_power_cut,
                 small_files: self.test_only_small_files,
@@ -190,15 +230,106 @@ pub fn parse_retention(given: &str) -> Result<Vec<RetentionRule>, ConfigError> {
             },
         };
         let tenant = tenant.map(TenantId::new).transpose().map_err(|_| bad())?;
-        rules.push(RetentionRule { tenant, domain, keep });
+        rules.push(RetentionRule {
+            name: scope.unwrap_or("default").to_owned(),
+            tenant,
+            domain,
+            selector: vec![],
+            keeps: Keeps::all(keep),
+        });
     }
     Ok(rules)
+}
+
+/// The default, then the file's policies, then what the short form says: of equals the later one decides.
+fn all_rules(short: Option<&str>, policies: &[PolicyArgs]) -> Result<Vec<RetentionRule>, ConfigError> {
+    let mut rules = parse_retention(KEEP_DEFAULT)?;
+    for p in policies {
+        rules.push(parse_policy(p)?);
+    }
+    if let Some(short) = short {
+        rules.extend(parse_retention(short)?);
+    }
+    // One that stands for everything suffices: the last one.
+    let stands_for_all = |r: &RetentionRule| r.tenant.is_none() && r.domain.is_none() && r.selector.is_empty();
+    let last = rules.iter().rposition(stands_for_all);
+    let placed = rules.into_iter().enumerate();
+    Ok(placed
+        .filter(|(i, r)| Some(*i) == last || !stands_for_all(r))
+        .map(|(_, r)| r)
+        .collect())
+}
+
+fn parse_policy(p: &PolicyArgs) -> Result<RetentionRule, ConfigError> {
+    let bad = |why: String| ConfigError::Policy {
+        name: p.name.clone(),
+        why,
+    };
+    let keep = |text: &str| match text {
+        "none" => Ok(None),
+        text => SpanNs::parse(text)
+            .filter(|k| *k > SpanNs::ZERO)
+            .map(Some)
+            .ok_or_else(|| bad(format!("{text:?} is no span of time: write 30d, 12h, or none for ever"))),
+    };
+    let or = |text: &Option<String>, other: Option<SpanNs>| text.as_deref().map_or(Ok(other), keep);
+    let raw = keep(&p.keep)?;
+    let five_minutes = or(&p.keep_5m, raw)?;
+    let keeps = Keeps {
+        raw,
+        five_minutes,
+        hour: or(&p.keep_1h, five_minutes)?,
+        logs: or(&p.keep_logs, raw)?,
+    };
+    let is_shorter = |coarse: Option<SpanNs>, fine: Option<SpanNs>| coarse.is_some_and(|c| fine.is_none_or(|f| c < f));
+    if is_shorter(keeps.five_minutes, keeps.raw) || is_shorter(keeps.hour, keeps.five_minutes) {
+        return Err(bad(
+            "windows are kept at least as long as what they are made of: keep <= keep_5m <= keep_1h".to_owned(),
+        ));
+    }
+    let domain = |d: &String| Domain::parse(d).ok_or_else(|| bad(format!("{d:?} is none of SMS, DBMS, APM, NMS")));
+    let selector = |s: &String| hindcast_promql::parse_selector(s).map_err(|e| bad(e.to_string()));
+    Ok(RetentionRule {
+        name: p.name.clone(),
+        tenant: p
+            .tenant
+            .as_deref()
+            .map(TenantId::new)
+            .transpose()
+            .map_err(|e| bad(e.to_string()))?,
+        domain: p.domain.as_ref().map(domain).transpose()?,
+        selector: p.selector.as_ref().map(selector).transpose()?.unwrap_or_default(),
+        keeps,
+    })
+}
+
+/// A number of bytes, with or without a unit.
+fn parse_bytes(given: &str) -> Result<u64, ConfigError> {
+    const UNITS: [(&str, u64); 7] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("", 1),
+    ];
+    let scaled = |(unit, size): (&str, u64)| {
+        let number: u64 = given.trim().strip_suffix(unit)?.trim_end().parse().ok()?;
+        number.checked_mul(size)
+    };
+    UNITS
+        .into_iter()
+        .find_map(scaled)
+        .ok_or_else(|| ConfigError::DiskReserve {
+            given: given.to_owned(),
+        })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hindcast_model::retention::keep_for;
+    use hindcast_model::retention::keeps_for;
 
     #[test]
     fn the_embedded_default_needs_nothing() {
@@ -207,7 +338,8 @@ mod tests {
             (c.id, c.listen.to_string().as_str(), c.shards),
             (1, "127.0.0.1:7400", 4)
         );
-        assert_eq!(keep_for(&c.retention, &TenantId::default(), None), SpanNs::parse("30d"));
+        let keeps = keeps_for(&c.retention, &TenantId::default(), None);
+        assert_eq!((keeps.raw, keeps.logs), (SpanNs::parse("30d"), SpanNs::parse("30d")));
     }
 
     #[test]
@@ -233,13 +365,74 @@ mod tests {
     fn retention_reads_by_domain_and_tenant() {
         let rules = parse_retention("30d,DBMS=90d,team-a=1y,team-a/SMS=none").unwrap();
         let a = TenantId::new("team-a").unwrap();
-        let keep = |t: &TenantId, d| keep_for(&rules, t, d).map(|k| k.to_string());
+        let keep = |t: &TenantId, d| keeps_for(&rules, t, d).raw.map(|k| k.to_string());
         assert_eq!(keep(&TenantId::default(), None).as_deref(), Some("30d"));
         assert_eq!(keep(&TenantId::default(), Some(Domain::Dbms)).as_deref(), Some("90d"));
         assert_eq!(keep(&a, None).as_deref(), Some("365d"));
         assert_eq!(keep(&a, Some(Domain::Sms)), None);
         for bad in ["", "30", "x=1", "a/b=1d", "0"] {
             assert!(parse_retention(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn policies_of_the_file_name_labels_and_tiers() {
+        let file = r#"
+            retention = "90d"
+            [[policy]]
+            name = "debug"
+            selector = '{job="debug", env!="prod"}'
+            domain = "SMS"
+            keep = "1d"
+            keep_5m = "7d"
+            keep_logs = "12h"
+            [[policy]]
+            name = "audit"
+            tenant = "team-a"
+            keep = "1y"
+            keep_1h = "none"
+        "#;
+        let args: ServerArgs = toml::from_str(file).unwrap();
+        let rules = args.resolve().unwrap().retention;
+        let shown = rules.iter().map(|r| {
+            let keep = |k: Option<SpanNs>| k.map_or("for ever".to_owned(), |k| k.to_string());
+            let k = r.keeps;
+            format!(
+                "{} {:?} {:?} {:?}: {}, {}, {}, logs {}",
+                r.name,
+                r.tenant.as_ref().map(TenantId::as_str),
+                r.domain,
+                r.selector,
+                keep(k.raw),
+                keep(k.five_minutes),
+                keep(k.hour),
+                keep(k.logs)
+            )
+        });
+        expect_test::expect![[r#"
+            debug None Some(Sms) [job="debug", env!="prod"]: 1d, 7d, 7d, logs 12h
+            audit Some("team-a") None []: 365d, 365d, for ever, logs 365d
+            default None None []: 90d, 90d, 90d, logs 90d"#]]
+        .assert_eq(&shown.collect::<Vec<_>>().join("\n"));
+        for bad in [
+            "name = 'x'\nkeep = '7d'\nkeep_5m = '1d'",
+            "name = 'x'\nkeep = 'none'\nkeep_1h = '1y'",
+            "name = 'x'\nkeep = '7d'\nselector = '{job='",
+            "name = 'x'\nkeep = '7d'\ndomain = 'XYZ'",
+            "name = 'x'\nkeep = 'soon'",
+        ] {
+            let args: ServerArgs = toml::from_str(&format!("[[policy]]\n{bad}")).unwrap();
+            let refused = args.resolve().unwrap_err();
+            assert!(matches!(refused, ConfigError::Policy { .. }), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_reserve_has_a_unit_or_is_in_bytes() {
+        let read = ["2GiB", "500 MB", "4096", " 1KiB"].map(|t| parse_bytes(t).unwrap());
+        assert_eq!(read, [2 << 30, 500_000_000, 4096, 1024]);
+        for bad in ["", "GiB", "-1", "1.5GiB", "99999999999GiB", "10%"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
         }
     }
 

@@ -85,6 +85,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         replicas: config.replicas,
         retention: config.retention.clone(),
         test_only: config.test_only,
+        disk_reserve: config.disk_reserve,
     };
     let starting = Node::start(node_config, peer_listener, parts);
     let node = tokio::select! {
