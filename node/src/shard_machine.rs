@@ -316,6 +316,9 @@ impl ShardMachine {
             self.compact_after = SpanNs(now.0 + COMPACT_SPAN.0);
             self.shard.compact().map_err(machine_error)?;
         }
+        for damage in self.shard.take_damage() {
+            tracing::error!(%damage, "a merge met damage and leaves the file alone; see the runbook of scrub findings");
+        }
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Invariants
 //! - A merge takes neighbours in the order of commits, of one tenant, kind and policy, and never crosses a kept cut.
+//! - A file in which a merge met damage is set aside: others are merged on both sides of it.
 //! - Answers are the same before and after; only rows that no reader can see any more are left out.
 //! - The largest input is at most half of a merge, so that a row is copied a logarithmic number of times.
 
@@ -58,9 +59,10 @@ pub fn choose(
                 is_windows || a.head.commits.1 < b.head.commits.0,
                 "segments of one kind lie in the order of commits"
             );
-            is_windows || !retention.is_cut_between(a.head.commits.1, b.head.commits.0)
+            let is_apart = a.is_set_aside() || b.is_set_aside();
+            !is_apart && (is_windows || !retention.is_cut_between(a.head.commits.1, b.head.commits.0))
         };
-        for run in segments.chunk_by(is_joined) {
+        for run in segments.chunk_by(is_joined).filter(|run| !run[0].is_set_aside()) {
             let window = match effort {
                 Effort::Background => window_of(run, config),
                 Effort::Full => full_window_of(run, config),
@@ -118,7 +120,7 @@ fn full_window_of<'a, 'b>(run: &'a [&'b Arc<Segment>], config: &ShardConfig) -> 
 
 /// A segment by itself of which most rows can be read no more.
 pub fn choose_lone(segments: &[Arc<Segment>], sources: &Sources<'_>) -> Option<Arc<Segment>> {
-    let is_worth = |s: &&Arc<Segment>| sources.share(s).is_some_and(|share| share.wants_rewrite());
+    let is_worth = |s: &&Arc<Segment>| !s.is_set_aside() && sources.share(s).is_some_and(|share| share.wants_rewrite());
     segments.iter().find(is_worth).cloned()
 }
 
@@ -126,7 +128,7 @@ pub fn choose_lone(segments: &[Arc<Segment>], sources: &Sources<'_>) -> Option<A
 pub fn choose_rollup(segments: &[Arc<Segment>], sources: &Sources<'_>) -> Option<(Arc<Segment>, Resolution)> {
     let candidates = segments
         .iter()
-        .filter(|s| !s.is_of_lines() && s.resolution() != Some(Resolution::Hour));
+        .filter(|s| !s.is_set_aside() && !s.is_of_lines() && s.resolution() != Some(Resolution::Hour));
     let mut wanting = candidates.filter(|s| sources.share(s).is_some_and(|share| share.wants_rollup()));
     wanting.next().map(|s| {
         let made = match s.resolution() {

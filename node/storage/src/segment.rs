@@ -10,6 +10,7 @@ use crate::error::{Damage, ReadError, StorageError};
 use crate::{logs, metric};
 use hindcast_env::Disk;
 use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How much work went into a file: what a flush writes fast, compaction makes small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -62,6 +63,8 @@ pub struct Segment {
     pub file: FileRef,
     pub rows: Rows,
     resolution: Option<Resolution>,
+    /// A merge met damage here: it is left alone, and readers of what is damaged are told.
+    set_aside: AtomicBool,
 }
 
 impl Segment {
@@ -82,6 +85,7 @@ impl Segment {
             file: rows.file().clone(),
             resolution: resolution_in(rows.head().kind, &rows.head().extra).unwrap_or_default(),
             rows: Rows::Metric(Box::new(rows)),
+            set_aside: AtomicBool::new(false),
         }
     }
 
@@ -92,6 +96,7 @@ impl Segment {
             file: rows.file().clone(),
             resolution: resolution_in(rows.head().kind, &rows.head().extra).unwrap_or_default(),
             rows: Rows::Log(rows),
+            set_aside: AtomicBool::new(false),
         }
     }
 
@@ -106,6 +111,14 @@ impl Segment {
     /// Rows are columns of windows of this length. `None`: samples or lines as they came.
     pub fn resolution(&self) -> Option<Resolution> {
         self.resolution
+    }
+
+    pub fn set_aside(&self) {
+        self.set_aside.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_set_aside(&self) -> bool {
+        self.set_aside.load(Ordering::Relaxed)
     }
 
     pub fn is_of_lines(&self) -> bool {

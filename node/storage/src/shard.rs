@@ -185,6 +185,8 @@ pub struct Shard {
     /// Samples before this may be below a floor that leaves windows behind.
     frozen_below: i64,
     dropped: DroppedByRule,
+    /// Met by merges, not told yet.
+    found_damage: Vec<Damage>,
 }
 
 impl Shard {
@@ -218,6 +220,7 @@ impl Shard {
             written: applied,
             sealed_to: applied,
             dirty_since: AtomicU64::new(0),
+            found_damage: vec![],
             frozen_below: manifest.retention.frozen_below(),
             dropped: BTreeMap::new(),
             durable: Durable {
@@ -263,6 +266,7 @@ impl Shard {
             written: 0,
             sealed_to: 0,
             dirty_since: AtomicU64::new(0),
+            found_damage: vec![],
             durable: Durable {
                 applied: 0,
                 retention: Retention::default(),
@@ -591,10 +595,41 @@ impl Shard {
 
     fn compact_with(&mut self, effort: Effort) -> Result<Option<CompactReport>, StorageError> {
         self.release()?;
-        if let Some(rolled) = self.or_discard(Self::roll_up)? {
-            return Ok(Some(rolled));
+        loop {
+            let mut done = self.or_discard(Self::roll_up);
+            let rolled_into_damage = matches!(done, Err(StorageError::Damaged(_)));
+            if matches!(done, Ok(None)) || rolled_into_damage {
+                if let Err(StorageError::Damaged(damage)) = done {
+                    self.set_aside(damage)?;
+                }
+                done = self.or_discard(|shard| shard.merge_one(effort));
+            }
+            match done {
+                Err(StorageError::Damaged(damage)) => self.set_aside(damage)?,
+                done => return done,
+            }
         }
-        self.or_discard(|shard| shard.merge_one(effort))
+    }
+
+    /// A file in which a merge met damage is merged no more: what is whole around it goes on.
+    fn set_aside(&mut self, damage: Damage) -> Result<(), StorageError> {
+        let all = self.all_segments();
+        let found = all
+            .iter()
+            .find(|s| container::path_of(&self.dir, s.file.number) == damage.file);
+        let Some(segment) = found else {
+            return Err(damage.into());
+        };
+        if !segment.is_set_aside() {
+            segment.set_aside();
+            self.found_damage.push(damage);
+        }
+        Ok(())
+    }
+
+    /// Damage that merges met since the last call.
+    pub fn take_damage(&mut self) -> Vec<Damage> {
+        std::mem::take(&mut self.found_damage)
     }
 
     /// Removes the files of segments that were let go since the last manifest. Two manifests: the last but one keeps

@@ -149,6 +149,35 @@ fn damage_that_comes_while_a_segment_is_open_is_told_by_the_read() {
 }
 
 #[test]
+fn a_merge_that_meets_damage_leaves_that_file_alone_and_goes_on() {
+    let disk = filled();
+    let (mut shard, _) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
+    for i in 3..=4 {
+        shard.write(i, &TenantId::default(), &[series(i)], &[stream(i)]);
+        shard.advance(i);
+        shard.flush(b"").unwrap();
+    }
+    let lines = answer(&shard).unwrap().1;
+    disk.flip_bit("s/segment-0000000000000001", 80, 0).unwrap();
+    let mut merges = 0;
+    while shard.compact_fully().unwrap().is_some() {
+        merges += 1;
+    }
+    assert!(merges >= 2, "lines, and samples behind the damage");
+    let damage = shard.take_damage();
+    assert_eq!(damage.len(), 1, "{damage:?}");
+    assert!(damage[0].file.ends_with("segment-0000000000000001"), "{damage:?}");
+    assert!(shard.take_damage().is_empty());
+    // Reads of the damaged file are told; the others answer, and rows go on coming.
+    assert!(shard.reader().series(&all_series(&TenantId::default())).is_err());
+    assert_eq!(shard.reader().lines(&all_lines(&TenantId::default())).unwrap(), lines);
+    shard.write(5, &TenantId::default(), &[series(5)], &[]);
+    shard.advance(5);
+    shard.flush(b"").unwrap();
+    assert_eq!(Shard::open(Arc::new(disk), "s", config()).unwrap().1.applied, 5);
+}
+
+#[test]
 fn segments_without_a_manifest_and_files_of_another_group_are_refused() {
     let disk = filled();
     for name in disk.list("s").unwrap().iter().filter(|n| n.starts_with("manifest-")) {
