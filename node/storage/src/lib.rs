@@ -20,7 +20,6 @@ pub mod index;
 pub mod kernel;
 pub mod logs;
 mod manifest;
-#[allow(dead_code, unused_imports, reason = "the shard moves to it in steps")]
 pub mod metric;
 mod newest;
 pub mod points;

@@ -72,8 +72,6 @@ pub struct Writer {
     tables: Tables,
     group: OpenGroup,
     compressor: Option<zstd::bulk::Compressor<'static>>,
-    /// The times of the series before: often those of the next.
-    last_times: Option<TimesRef>,
     rows: u64,
 }
 
@@ -125,7 +123,6 @@ impl Writer {
             tables: Tables::default(),
             group: OpenGroup::default(),
             compressor: None,
-            last_times: None,
             rows: 0,
         })
     }
