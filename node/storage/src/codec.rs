@@ -4,7 +4,7 @@ use crate::cursor::{Bad, Cursor, put_bytes};
 use bytes::Bytes;
 use hindcast_model::{LogLine, TimestampNs};
 
-/// A line as it lies in a memtable or page.
+/// A line as it lies in a head or block.
 #[derive(Clone, Copy, Debug)]
 pub struct RawLine<'a> {
     pub at: i64,

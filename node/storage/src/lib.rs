@@ -1,4 +1,4 @@
-//! One shard's samples and lines: memtable, immutable checksummed segments, recovery, retention, pins, cuts and reads.
+//! One shard's samples and lines: head, immutable checksummed segments, recovery, retention, pins, cuts and reads.
 //!
 //! Pure core on `hindcast_env::Disk`: no clock, no thread, no socket. The Raft log is the write-ahead log; a shard
 //! takes committed entries (`Shard`), answers reads of any thread (`ShardReader`), and tells up to where the log may

@@ -486,7 +486,7 @@ impl Shard {
         self.durable.applied
     }
 
-    /// Whether the memtables are large enough, or old enough. Ages count from the first call that saw them.
+    /// Whether the heads are large enough, or old enough. Ages count from the first call that saw them.
     pub fn needs_flush(&self, now: SpanNs) -> bool {
         let state = self.state.read();
         if state.applied == self.durable.applied {

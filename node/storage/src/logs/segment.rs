@@ -27,7 +27,7 @@ const TABLE_LEVEL: i32 = 3;
 /// How hard a file is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tier {
-    /// Of a memtable: 2 MiB of text a block, quickly.
+    /// Of a head: 2 MiB of text a block, quickly.
     Flush,
     /// Of other files: 4 MiB of text a block, smaller.
     Compacted,

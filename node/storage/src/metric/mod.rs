@@ -1,4 +1,4 @@
-//! Samples on disk and in memory: pages of one series, and segments of such pages. Layout: `FORMAT.md` §3.
+//! Samples on disk and in memory: pages of one series, and segments of such pages. Layout: `FORMAT.md` §5.
 //!
 //! `transform` turns floats into small integers and back, `pfor` packs those, `page` puts both together.
 

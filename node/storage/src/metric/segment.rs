@@ -1,4 +1,4 @@
-//! Segments of samples: pages in groups, their times in a dictionary, found by series id. Layout: `FORMAT.md` §3.
+//! Segments of samples: pages in groups, their times in a dictionary, found by series id. Layout: `FORMAT.md` §5.
 //!
 //! Invariants
 //! - A series is written once, its pages ascend by time, its times strictly ascend.

@@ -1,4 +1,4 @@
-//! The times of a segment's pages: each distinct vector once. Layout: `FORMAT.md` §3.
+//! The times of a segment's pages: each distinct vector once. Layout: `FORMAT.md` §5.
 //!
 //! A straight line (what our own scraper writes) takes no bytes beyond its entry: length, first and last time. Others
 //! keep their distances from the line between their ends, packed like a page. Times strictly ascend; any i64 comes back.
