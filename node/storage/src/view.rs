@@ -848,15 +848,22 @@ impl<'q> Tally<'q> {
     }
 
     fn streams(&mut self, streams: usize) {
-        self.counts = vec![vec![0; self.bounds.len()]; streams];
+        self.counts = vec![vec![]; streams];
     }
 
     /// A line at `at` counts for the first bound that is not before it.
     fn count(&mut self, rank: usize, at: i64) {
         let bound = self.bounds.partition_point(|&b| b < at);
-        if let Some(count) = self.counts[rank].get_mut(bound) {
+        if let Some(count) = self.of(rank).get_mut(bound) {
             *count += 1;
         }
+    }
+
+    /// A stream's counts, made with its first line: most streams that match have none in the window.
+    fn of(&mut self, rank: usize) -> &mut [u64] {
+        let counts = &mut self.counts[rank];
+        counts.resize(self.bounds.len(), 0);
+        counts
     }
 
     fn lines<'a>(&mut self, rank: usize, spans: &Spans, lines: impl Iterator<Item = RawLine<'a>>) {
@@ -872,8 +879,12 @@ impl<'q> Tally<'q> {
             if self.q.filter.is_all() {
                 let times = block.times()?;
                 let rows = times.rows_in(from, to);
+                if rows.is_empty() {
+                    continue;
+                }
                 let mut done = rows.start;
                 let first = self.bounds.partition_point(|&b| b < from.max(times.get(0)));
+                self.of(rank);
                 for (count, &bound) in self.counts[rank][first..].iter_mut().zip(&self.bounds[first..]) {
                     let upto = times.before(bound.saturating_add(1)).clamp(done, rows.end);
                     *count += (upto - done) as u64;

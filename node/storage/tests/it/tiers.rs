@@ -588,7 +588,9 @@ fn noise(series: i64, row: i64) -> f64 {
 fn one_row_in_ten_late_does_not_triple_what_is_written() {
     const SERIES: i64 = 40;
     const ROWS: i64 = 2400;
-    let written = |is_late: bool| {
+    // Bytes, and rows, that flushes and merges wrote.
+    let written = |is_late: bool, value: fn(i64, i64) -> f64| {
+        let mut rows_written = 0;
         let disk = SimDisk::new();
         let config = ShardConfig {
             flush_bytes_max: 64 << 10,
@@ -621,25 +623,39 @@ fn one_row_in_ten_late_does_not_triple_what_is_written() {
                 owner: Owner::None,
                 samples: vec![Sample {
                     at: at(row * 15),
-                    value: noise(*series, *row),
+                    value: value(*series, *row),
                 }],
             };
             let blocks: Vec<SeriesBlock> = now.iter().map(block).collect();
             shard.write(index, &TenantId::default(), &blocks, &[]);
             shard.advance(index);
             if row % 60 == 59 {
-                shard.flush(b"").unwrap();
-                while shard.compact().unwrap().is_some() {}
+                rows_written += shard.flush(b"").unwrap().rows;
+                while let Some(merged) = shard.compact().unwrap() {
+                    rows_written += merged.rows_out;
+                }
             }
         }
-        shard.flush(b"").unwrap();
-        while shard.compact().unwrap().is_some() {}
+        rows_written += shard.flush(b"").unwrap().rows;
+        while let Some(merged) = shard.compact().unwrap() {
+            rows_written += merged.rows_out;
+        }
         let found = shard.reader().series(&all_series(&TenantId::default())).unwrap();
         assert!(found.iter().all(|s| s.samples.len() == ROWS as usize));
         assert!(disk.list("s").unwrap().len() > 2);
-        disk.written()
+        (disk.written(), rows_written)
     };
-    let (in_order, late) = (written(false), written(true));
+    let ((in_order, rows_in_order), (late, rows_late)) = (written(false, noise), written(true, noise));
+    // However small the values pack: no row is written three times as often.
+    let (rows, straight_rows) = (
+        (ROWS * SERIES) as u64,
+        written(true, |series, row| (series * row) as f64).1,
+    );
+    assert_eq!(straight_rows, rows_late);
+    assert!(
+        rows_late <= 3 * rows_in_order,
+        "{rows_late} rows written instead of {rows_in_order}, of {rows}"
+    );
     let factor = late as f64 / in_order as f64;
     assert!(
         factor <= 3.0,
