@@ -681,12 +681,7 @@ impl Shard {
         let (state, reserve) = (self.state.clone(), self.config.reserve_bytes);
         // Only the owner writes the state, so that holding it for reading stops nobody.
         let state = state.read();
-        let sources = Sources {
-            retention: &state.retention,
-            directory: &state.directory,
-            windows: &state.windows,
-            forgotten: &state.forgotten,
-        };
+        let sources = state.rollup_sources();
         let segments: Vec<Arc<Segment>> = state.segments.iter().chain(&state.windows).cloned().collect();
         let (run, rewrites) = match compaction::choose(&segments, &state.retention, &self.config, effort) {
             Some(run) => {
@@ -763,12 +758,7 @@ impl Shard {
     fn roll_up(&mut self) -> Result<Option<CompactReport>, StorageError> {
         let (state, reserve) = (self.state.clone(), self.config.reserve_bytes);
         let state = state.read();
-        let sources = Sources {
-            retention: &state.retention,
-            directory: &state.directory,
-            windows: &state.windows,
-            forgotten: &state.forgotten,
-        };
+        let sources = state.rollup_sources();
         let mut segments: Vec<Arc<Segment>> = state.segments.iter().chain(&state.windows).cloned().collect();
         let Some((from, resolution)) = compaction::choose_rollup(&segments, &sources) else {
             return Ok(None);
@@ -1193,6 +1183,16 @@ fn push_late(
 }
 
 impl State {
+    /// What decides which rows and windows are still needed.
+    fn rollup_sources(&self) -> Sources<'_> {
+        Sources {
+            retention: &self.retention,
+            directory: &self.directory,
+            windows: &self.windows,
+            forgotten: &self.forgotten,
+        }
+    }
+
     pub fn heads(&self) -> impl Iterator<Item = &Head> {
         self.sealed.iter().map(Arc::as_ref).chain([&self.active])
     }
