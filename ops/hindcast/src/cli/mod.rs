@@ -19,7 +19,7 @@ pub enum Output {
     /// For people.
     #[default]
     Table,
-    /// For programs: one JSON document.
+    /// For programs: one JSON document, or one per line as things happen.
     Json,
 }
 
