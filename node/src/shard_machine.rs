@@ -8,6 +8,7 @@
 //! - A part whose ids do not hold here is stored by no replica and remembered by none: it comes again with definitions.
 //! - The auxiliary state is flushed with the segments, in one manifest: both stand at the same index.
 
+use crate::beside::Beside;
 use crate::dedup::{Dedup, Verdict};
 use crate::entry::{self, Command, Control, PartView};
 use crate::sources::Sources;
@@ -19,9 +20,12 @@ use hindcast_model::{
     GroupId, LogLine, Owner, Resource, ResourceId, SpanNs, StreamBlock, TenantId, TimestampNs, codec,
 };
 use hindcast_proto::topology::TopologyRecord;
-use hindcast_raft::{Machine, MachineError};
+use hindcast_raft::{Machine, MachineError, Work, WorkKind};
 use hindcast_storage::rows::{Rows, Run};
-use hindcast_storage::{Damage, DroppedByRule, Shard, ShardConfig, ShardReader, ShardStats, StorageError};
+use hindcast_storage::{
+    Damage, DroppedByRule, Effort, FlushDone, MergeDone, Merged, Shard, ShardConfig, ShardReader, ShardStats,
+    StorageError,
+};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use std::collections::btree_map::Entry;
@@ -116,6 +120,12 @@ pub struct ShardMachine {
     clock: Arc<dyn Clock>,
     handle: ShardHandle,
     compact_after: SpanNs,
+    flush: Beside<FlushDone>,
+    /// The wish that the flush under way grants.
+    flush_grants: u64,
+    merge: Beside<MergeDone>,
+    /// The wish that the merge under way grants when it finds nothing to do.
+    merge_grants: Option<u64>,
 }
 
 impl ShardMachine {
@@ -143,6 +153,10 @@ impl ShardMachine {
             clock,
             handle,
             compact_after,
+            flush: Beside::default(),
+            flush_grants: 0,
+            merge: Beside::default(),
+            merge_grants: None,
         })
     }
 
@@ -297,28 +311,69 @@ impl ShardMachine {
         }
     }
 
-    fn flush(&mut self) -> Result<(), MachineError> {
-        let wished = self.handle.wishes.flush.load(Ordering::SeqCst);
-        self.shard.flush(&codec::to_bytes(&self.aux)).map_err(machine_error)?;
-        self.handle.wishes.flushed.store(wished, Ordering::SeqCst);
+    /// Puts in force what a flush wrote; begins one when memory is full or old, or somebody asked.
+    fn tend_flush(&mut self, now: SpanNs, begin: &mut dyn FnMut(Work)) -> Result<(), MachineError> {
+        if let Some(done) = self.flush.take() {
+            self.end_flush(done)?;
+        }
+        let wishes = &self.handle.wishes;
+        let wished = wishes.flush.load(Ordering::SeqCst);
+        let is_asked = wished > wishes.flushed.load(Ordering::SeqCst);
+        if self.flush.is_idle() && (is_asked || self.shard.needs_flush(now)) {
+            self.flush_grants = wished;
+            let work = self.shard.begin_flush(&codec::to_bytes(&self.aux));
+            begin(Work {
+                kind: WorkKind::Flush,
+                run: self.flush.begin(|| work.run()),
+            });
+        }
         Ok(())
     }
 
-    /// One merge a call: applies go on in between. A wish is granted when nothing is left to merge.
-    fn compact(&mut self, now: SpanNs) -> Result<(), MachineError> {
-        let wishes = self.handle.wishes.clone();
-        let compact = wishes.compact.load(Ordering::SeqCst);
-        if compact > wishes.compacted.load(Ordering::SeqCst) {
-            if self.shard.compact_fully().map_err(machine_error)?.is_none() {
-                wishes.compacted.store(compact, Ordering::SeqCst);
+    fn end_flush(&mut self, done: FlushDone) -> Result<(), MachineError> {
+        self.shard.end_flush(done).map_err(machine_error)?;
+        self.handle.wishes.flushed.store(self.flush_grants, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Memory is bounded: when rows come faster than they are written out, their entries wait.
+    fn wait_for_flush(&mut self) -> Result<(), MachineError> {
+        match self.flush.wait().map(|done| self.end_flush(done)) {
+            // Tried again by `maintain`; what the log takes until then is bounded by the disk's reserve.
+            Some(Err(MachineError::Disk(e))) if e.is_full() => Ok(()),
+            ended => ended.unwrap_or(Ok(())),
+        }
+    }
+
+    /// One merge at a time. A wish is granted when nothing is left to merge.
+    fn tend_merge(&mut self, now: SpanNs, begin: &mut dyn FnMut(Work)) -> Result<(), MachineError> {
+        if let Some(done) = self.merge.take() {
+            let merged = self.shard.end_merge(done).map_err(machine_error);
+            for damage in self.shard.take_damage() {
+                tracing::error!(%damage, "a merge met damage and leaves the file alone; see the runbook of scrub findings");
             }
-        } else if now >= self.compact_after {
-            self.compact_after = SpanNs(now.0 + COMPACT_SPAN.0);
-            self.shard.compact().map_err(machine_error)?;
+            if let (Merged::Nothing, Some(granted)) = (merged?, self.merge_grants) {
+                self.handle.wishes.compacted.store(granted, Ordering::SeqCst);
+            }
         }
-        for damage in self.shard.take_damage() {
-            tracing::error!(%damage, "a merge met damage and leaves the file alone; see the runbook of scrub findings");
+        if !self.merge.is_idle() {
+            return Ok(());
         }
+        let wishes = &self.handle.wishes;
+        let wished = wishes.compact.load(Ordering::SeqCst);
+        let is_asked = wished > wishes.compacted.load(Ordering::SeqCst);
+        let effort = match (is_asked, now >= self.compact_after) {
+            (true, _) => Effort::Full,
+            (false, true) => Effort::Background,
+            (false, false) => return Ok(()),
+        };
+        self.merge_grants = is_asked.then_some(wished);
+        self.compact_after = SpanNs(now.0 + COMPACT_SPAN.0);
+        let work = self.shard.begin_merge(effort).map_err(machine_error)?;
+        begin(Work {
+            kind: WorkKind::Merge,
+            run: self.merge.begin(|| work.run()),
+        });
         Ok(())
     }
 }
@@ -352,6 +407,9 @@ impl Machine for ShardMachine {
     }
 
     fn apply(&mut self, entry: &hindcast_raft::Entry) -> Result<Bytes, MachineError> {
+        if self.shard.is_behind() {
+            self.wait_for_flush()?;
+        }
         let mut h = blake3::Hasher::new();
         h.update(&self.aux.digest)
             .update(&entry.index.to_le_bytes())
@@ -380,20 +438,14 @@ impl Machine for ShardMachine {
         self.shard.durable()
     }
 
-    fn maintain(&mut self) -> Result<(), MachineError> {
-        let wishes = self.handle.wishes.clone();
-        let wished = wishes.flush.load(Ordering::SeqCst) > wishes.flushed.load(Ordering::SeqCst);
+    fn maintain(&mut self, begin: &mut dyn FnMut(Work)) -> Result<(), MachineError> {
         let now = self.clock.monotonic();
         // A flush that finds the disk full does not keep merges from giving room back.
-        let flushed = if wished || self.shard.needs_flush(now) {
-            self.flush()
-        } else {
-            Ok(())
-        };
-        let compacted = self.compact(now);
+        let flushed = self.tend_flush(now, begin);
+        let merged = self.tend_merge(now, begin);
         *self.handle.stats.lock() = self.shard.stats();
         self.handle.dropped.lock().clone_from(self.shard.dropped());
-        flushed.and(compacted)
+        flushed.and(merged)
     }
 
     fn export(&mut self, dir: &str) -> Result<(), MachineError> {

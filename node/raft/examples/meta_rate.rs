@@ -81,7 +81,7 @@ fn main() {
         apply(&mut machine, index);
         if index % 100 == 0 {
             let step = Instant::now();
-            machine.maintain().expect("maintenance works");
+            machine.maintain(&mut |_| {}).expect("maintenance works");
             slowest = slowest.max(step.elapsed().as_secs_f64());
         }
     }
@@ -99,7 +99,7 @@ fn main() {
     machine.request_snapshot();
     let began = Instant::now();
     while machine.durable() < machine.applied() {
-        machine.maintain().expect("maintenance works");
+        machine.maintain(&mut |_| {}).expect("maintenance works");
     }
     println!("snapshot file of all rows in {:.2} s", began.elapsed().as_secs_f64());
     let digest = machine.digest();

@@ -22,7 +22,7 @@ pub use io::{
 };
 pub use local_meta::LocalMeta;
 pub use log::LogConfig;
-pub use machine::{Entry, Machine, MachineError};
+pub use machine::{Entry, Machine, MachineError, Work, WorkKind};
 pub use mem_store::{MemStore, MemStores};
 pub use meta::{
     ApplyContext, Changes, HistoryLine, MachineCommand, Meta, MetaCommand, MetaError, MetaRead, MetaStore,

@@ -20,6 +20,21 @@ pub enum MachineError {
     Damaged(String),
 }
 
+/// What a piece of work is for: each kind has a thread of its own, so that a long merge holds up no flush.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkKind {
+    /// Writes memory to disk, so that the log can be cut.
+    Flush,
+    /// Makes files fewer and smaller.
+    Merge,
+}
+
+/// Work that `maintain` began and that needs the machine no more: done on any thread, and never twice.
+pub struct Work {
+    pub kind: WorkKind,
+    pub run: Box<dyn FnOnce() + Send>,
+}
+
 /// A replicated state machine. Owned by one apply worker; never awaits. Deterministic: same entries, same state.
 pub trait Machine: Send {
     /// Index of the last entry that the state holds, in memory or on disk. After open: where the log continues.
@@ -31,9 +46,10 @@ pub trait Machine: Send {
     /// The index up to which the state is on disk outside the log; the log may be cut up to it.
     fn durable(&self) -> u64;
 
-    /// Called between applies, often: the place to flush, compact and drop. Must return soon. After an error of a
-    /// full disk everything is as it was, and the call is made again a little later.
-    fn maintain(&mut self) -> Result<(), MachineError>;
+    /// Called between applies, often: the place to begin flushes and merges, to put in force what they wrote, and to
+    /// drop. Must return soon; what takes long is handed to `begin`, and a later call sees its end. After an error of
+    /// a full disk everything is as it was, and the call is made again a little later.
+    fn maintain(&mut self, begin: &mut dyn FnMut(Work)) -> Result<(), MachineError>;
 
     /// Writes the whole state at `applied()` as synced files (no folders) into `dir`, which exists and is empty.
     /// After this `durable()` may still be lower: a Raft snapshot for a peer is not our own checkpoint.

@@ -10,7 +10,7 @@
 //! - Cluster time never goes back.
 //! - `durable()` is the index of a snapshot file that was complete and synced before the number rose.
 
-use crate::machine::{Entry, Machine, MachineError};
+use crate::machine::{Entry, Machine, MachineError, Work};
 use crate::meta::{
     ApplyContext, Changes, HistoryLine, META_PART, MachineCommand, MetaCommand, MetaRead, MetaStore, MetaStoreError,
     MetaTx, Part, PartInput, PartOutput, Refusal, Rows, as_bytes, history_key, leftward_key,
@@ -530,7 +530,7 @@ impl<S: MetaStore + 'static> Machine for MetaMachine<S> {
         self.durable
     }
 
-    fn maintain(&mut self) -> Result<(), MachineError> {
+    fn maintain(&mut self, _begin: &mut dyn FnMut(Work)) -> Result<(), MachineError> {
         let behind = self.applied - self.durable;
         let due = behind >= self.config.snapshot_every_commands || (self.snapshot_wanted && behind > 0);
         if self.exporter.is_none() && due {

@@ -290,7 +290,7 @@ fn the_list_machine_reads_what_it_wrote() {
             data: data.clone(),
         })
         .unwrap();
-    machine.maintain().unwrap();
+    machine.maintain(&mut |_| {}).unwrap();
     let again = Lines::default();
     let reopened = ListMachine::open(disk, "m", again.clone(), 1);
     assert_eq!((reopened.applied(), again.lock().clone()), (7, vec![data]));

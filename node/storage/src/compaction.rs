@@ -11,12 +11,13 @@ use crate::codec::RawLine;
 use crate::container::{FileKind, Head};
 use crate::error::StorageError;
 use crate::head::Lines;
-use crate::index::Directory;
+use crate::index::Catalog;
 use crate::points::Points;
 use crate::retention::{Policy, Retention, is_within};
 use crate::rollup::{Covered, Sources, WindowFiles, covered, keeps, kept_rows, write_windows};
 use crate::segment::{Segment, Tier};
-use crate::shard::{CompactReport, ShardConfig, in_file_order};
+use crate::shard::{CompactReport, ShardConfig};
+use crate::work::in_file_order;
 use crate::{logs, metric};
 use hindcast_env::Disk;
 use hindcast_model::TenantId;
@@ -157,7 +158,7 @@ pub struct Merge<'a> {
     pub dir: &'a str,
     pub number: u64,
     pub retention: &'a Retention,
-    pub directory: &'a Directory,
+    pub catalog: &'a Catalog,
     pub windows: &'a [Arc<Segment>],
 }
 
@@ -190,7 +191,7 @@ impl Merge<'_> {
         let mut readers: Vec<metric::PageReader<'_>> = inputs.iter().map(|s| s.reader()).collect();
         let mut writer = None;
         let mut points = Points::default();
-        for (id, series) in in_file_order(self.directory, ids) {
+        for (id, series) in in_file_order(self.catalog, ids) {
             let spans = kept_rows(&self.retention.reach(&series), false, covered(self.windows, id));
             let mut before = 0;
             points.clear();
@@ -224,7 +225,7 @@ impl Merge<'_> {
         let mut files = WindowFiles::new(run);
         let mut writer = None;
         let ids = columns.into_iter().map(series_of).collect();
-        for (id, series) in in_file_order(self.directory, ids) {
+        for (id, series) in in_file_order(self.catalog, ids) {
             let (reach, covered) = (self.retention.reach(&series), covered(self.windows, id));
             let mut windows = files.read(id, resolution, i64::MIN, i64::MAX)?;
             let before = windows.len();
@@ -260,7 +261,7 @@ impl Merge<'_> {
 
     /// Rows of series that are known no more stay behind.
     fn count_forgotten(&self, run: &[Arc<Segment>], ids: &[u32], let_go: &mut Vec<LetGo>) {
-        let is_unknown = |id: &u32| self.directory.get(*id).is_none();
+        let is_unknown = |id: &u32| self.catalog.get(*id).is_none();
         let unknown: BTreeSet<u32> = ids.iter().copied().filter(is_unknown).collect();
         for id in unknown {
             let stretches = run.iter().flat_map(|s| s.stretches(id));
@@ -281,7 +282,7 @@ impl Merge<'_> {
         ids.dedup();
         let mut writer = None;
         for id in ids {
-            let Some(series) = self.directory.get(id) else { continue };
+            let Some(series) = self.catalog.get(id) else { continue };
             let spans = kept_rows(&self.retention.reach(&series), true, Covered::NOTHING);
             let mut gone = 0;
             for blocks in batches(&inputs, id) {

@@ -31,10 +31,13 @@ mod segment;
 mod shard;
 mod verify;
 mod view;
+mod work;
 
 pub use codec::{RawLine, put_metadata};
+pub use compaction::Effort;
 pub use error::{Damage, ReadError, StorageError};
 pub use retention::{Floor, Floors, Pin, Policy, Selector, TOPOLOGY_LABEL};
 pub use shard::{CompactReport, Dropped, DroppedByRule, FlushReport, Opened, Shard, ShardConfig, ShardStats};
 pub use verify::{FileCheck, ImmutableFile};
 pub use view::{ShardReader, VisitedSeries};
+pub use work::{FlushDone, FlushWork, MergeDone, MergeWork, Merged};

@@ -87,6 +87,13 @@ pub fn is_ours(name: &str) -> bool {
         .any(|p| name.starts_with(p))
 }
 
+/// The number of a file of rows, or of one beside them.
+pub fn data_number(name: &str) -> Option<u64> {
+    ["segment-", "aux-", "series-", "newest-"]
+        .iter()
+        .find_map(|p| number_in(name, p))
+}
+
 fn damage(path: &str, len: usize, why: &str) -> StorageError {
     Damage {
         file: path.to_owned(),

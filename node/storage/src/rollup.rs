@@ -12,11 +12,12 @@
 use crate::aggregate::{self, COLUMNS, COUNT, Resolution, STALE_AT, Window, column_id, series_of};
 use crate::container::{FileKind, Head};
 use crate::error::{ReadError, StorageError};
-use crate::index::{Directory, Series};
+use crate::index::{Catalog, Series};
 use crate::metric;
 use crate::points::Points;
 use crate::retention::{Policy, Reach, Retention, Spans, joined};
 use crate::segment::{Segment, Stretch, Tier, extra_of};
+use crate::work::in_file_order;
 use hindcast_env::{Disk, DiskError};
 use hindcast_model::{GroupId, TenantId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -145,9 +146,8 @@ impl Share {
 /// What is needed to tell.
 pub struct Sources<'a> {
     pub retention: &'a Retention,
-    pub directory: &'a Directory,
+    pub catalog: &'a Catalog,
     pub windows: &'a [Arc<Segment>],
-    pub forgotten: &'a BTreeMap<u32, Arc<str>>,
 }
 
 impl Sources<'_> {
@@ -172,7 +172,7 @@ impl Sources<'_> {
         let mut share = Share::default();
         for stored in s.ids() {
             let id = s.resolution().map_or(stored, |_| series_of(stored));
-            let series = self.directory.get(id);
+            let series = self.catalog.get(id);
             let known = series.map(|series| (self.retention.reach(&series), covered(self.windows, id)));
             for stretch in s.stretches(stored) {
                 share.rows += stretch.rows;
@@ -189,7 +189,7 @@ impl Sources<'_> {
     pub fn needs(&self, s: &Segment) -> bool {
         s.ids().into_iter().any(|stored| {
             let id = s.resolution().map_or(stored, |_| series_of(stored));
-            let Some(series) = self.directory.get(id) else {
+            let Some(series) = self.catalog.get(id) else {
                 return false;
             };
             let (reach, covered) = (self.retention.reach(&series), covered(self.windows, id));
@@ -249,8 +249,8 @@ pub struct Rollup<'a> {
     /// Of what is made.
     pub resolution: Resolution,
     pub sources: Sources<'a>,
-    /// The first time of what is not in a segment yet, by id.
-    pub in_heads: &'a dyn Fn(u32) -> Option<i64>,
+    /// Of series with frozen rows that are in no segment yet: a time before which there is none.
+    pub first_in_heads: &'a BTreeMap<u32, i64>,
 }
 
 impl Rollup<'_> {
@@ -268,7 +268,7 @@ impl Rollup<'_> {
         let mut readers: Vec<metric::PageReader<'_>> = metrics.map(|s| s.reader()).collect();
         let mut fives = WindowFiles::new(inputs.iter().copied());
         let mut writer = None;
-        for (id, series) in crate::shard::in_file_order(self.sources.directory, ids.into_iter().collect()) {
+        for (id, series) in in_file_order(self.sources.catalog, ids.into_iter().collect()) {
             let reach = self.sources.retention.reach(&series);
             if !reach.has_windows() || column_id(id, COLUMNS - 1).is_none() {
                 continue;
@@ -334,7 +334,7 @@ impl Rollup<'_> {
         readers: &mut [metric::PageReader<'_>],
     ) -> Result<Vec<Window>, ReadError> {
         let (from, to) = (covered.five.saturating_add(1), reach.frozen_to());
-        if from > to || (self.in_heads)(id).is_some_and(|first| first <= to) {
+        if from > to || self.first_in_heads.get(&id).is_some_and(|first| *first <= to) {
             return Ok(vec![]);
         }
         let spans = vec![(from, to)];

@@ -10,22 +10,25 @@
 
 use crate::aggregate::{COLUMNS, COUNT, STALE_AT, series_of};
 use crate::codec::{RawLine, put_metadata};
-use crate::compaction::{self, Effort, LetGo, Merge};
-use crate::container::{self, FileKind, FileRef};
+use crate::compaction::{self, Effort, LetGo};
+use crate::container;
 use crate::error::{Damage, StorageError};
 use crate::head::{Head, Unpacker};
 use crate::index::{Directory, Series};
 use crate::manifest::{self, Manifest, Side};
 use crate::newest;
 use crate::points::Points;
-use crate::retention::{Floor, Pin, Policy, Retention};
-use crate::rollup::{Rollup, Sources};
+use crate::retention::{Floor, Pin, Retention};
+use crate::rollup::Sources;
 use crate::rows::{Rows, Run};
 use crate::segment::{Segment, SegmentRef, Tier};
 use crate::view::{ShardReader, State};
+use crate::work::{
+    FlushDone, FlushWork, Made, MergeDone, MergeWork, Merged, Numbers, Seen, SideBytes, Sides, write_heads,
+};
 use crate::{logs, metric};
+use hindcast_env::Disk;
 use hindcast_env::disk::make_dir;
-use hindcast_env::{Disk, DiskError};
 use hindcast_model::{Domain, GroupId, Labels, Owner, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
@@ -155,14 +158,11 @@ struct Durable {
     sequence_tried: u64,
 }
 
-/// The files beside the segments, and how much of the directory they hold.
-#[derive(Clone, Default)]
-struct Sides {
-    series: Vec<FileRef>,
-    next_id: u32,
-    epoch: u64,
-    newest: Option<FileRef>,
-    aux: Option<FileRef>,
+struct Flushing {
+    /// First number of the files that it may write.
+    first: u64,
+    /// As it was when the flush began.
+    dirty_since: u64,
 }
 
 /// Files of new series that are made one.
@@ -175,7 +175,12 @@ pub struct Shard {
     config: ShardConfig,
     state: Arc<RwLock<State>>,
     durable: Durable,
-    next_number: u64,
+    next_number: Arc<AtomicU64>,
+    /// How often everything was replaced by a peer's state.
+    life: u64,
+    flushing: Option<Flushing>,
+    /// First number of the files that a merge under way may write.
+    merging: Option<u64>,
     /// Highest index that rows or a cut came with.
     written: u64,
     /// Rows must come with a higher index: what is below is sealed.
@@ -216,7 +221,10 @@ impl Shard {
         let aux = read_aux(disk.as_ref(), dir, &manifest)?;
         let applied = manifest.applied;
         let mut shard = Self {
-            next_number: manifest.next_number,
+            next_number: Arc::new(AtomicU64::new(manifest.next_number)),
+            life: 0,
+            flushing: None,
+            merging: None,
             written: applied,
             sealed_to: applied,
             dirty_since: AtomicU64::new(0),
@@ -262,7 +270,10 @@ impl Shard {
             })),
             frozen_below: i64::MIN,
             dropped: BTreeMap::new(),
-            next_number: 1,
+            next_number: Arc::new(AtomicU64::new(1)),
+            life: 0,
+            flushing: None,
+            merging: None,
             written: 0,
             sealed_to: 0,
             dirty_since: AtomicU64::new(0),
@@ -443,9 +454,8 @@ impl Shard {
         let mut dropped = Dropped::default();
         let sources = Sources {
             retention: &state.retention,
-            directory: &state.directory,
+            catalog: state.directory.catalog(),
             windows: &state.windows,
-            forgotten: &state.forgotten,
         };
         let all = state.segments.iter().chain(&state.windows);
         let gone: BTreeSet<u64> = all.filter(|s| is_gone(&sources, s)).map(|s| s.file.number).collect();
@@ -457,7 +467,14 @@ impl Shard {
         {
             dropped.segments += 1;
             let rows = rows_by_series(s);
-            dropped.add(&count_dropped(&mut self.dropped, &sources, s, s.file.bytes, &rows));
+            dropped.add(&count_dropped(
+                &mut self.dropped,
+                &sources,
+                &state.forgotten,
+                s,
+                s.file.bytes,
+                &rows,
+            ));
         }
         state.segments.retain(|s| !gone.contains(&s.file.number));
         state.windows.retain(|s| !gone.contains(&s.file.number));
@@ -508,81 +525,100 @@ impl Shard {
     /// Makes everything up to `applied` durable, with `aux` beside it.
     ///
     /// # Panics
-    /// When rows were given that `advance` has not passed: an entry is flushed whole or not at all.
+    /// As [`Shard::begin_flush`].
     pub fn flush(&mut self, aux: &[u8]) -> Result<FlushReport, StorageError> {
+        let done = self.begin_flush(aux).run();
+        self.end_flush(done)
+    }
+
+    /// Closes the heads; the work writes them out with `aux` beside them, on any thread, while more rows are taken.
+    ///
+    /// # Panics
+    /// When rows were given that `advance` has not passed: an entry is flushed whole or not at all. And when a flush
+    /// is under way.
+    pub fn begin_flush(&mut self, aux: &[u8]) -> FlushWork {
         assert!(self.written <= self.applied(), "a flush comes between entries");
+        assert!(self.flushing.is_none(), "one flush at a time");
         self.seal();
-        self.or_discard(|shard| shard.flush_sealed(aux))
-    }
-
-    fn flush_sealed(&mut self, aux: &[u8]) -> Result<FlushReport, StorageError> {
-        let (sealed, applied, retention, mut segments, newest) = {
-            let s = self.state.read();
-            let retention = s.retention.clone();
-            (
-                s.sealed.clone(),
-                s.applied,
-                retention,
-                s.segments.clone(),
-                s.newest_of_all(),
-            )
-        };
-        let mut report = FlushReport {
-            applied,
-            ..FlushReport::default()
-        };
-        let dir = self.dir.clone();
-        for segment in self.write_heads(&sealed, &dir)? {
-            report.segments += 1;
-            report.bytes += segment.file.bytes;
-            report.rows += segment.row_count();
-            segments.push(Arc::new(segment));
-        }
-        let before = self.durable.sides.clone();
-        let sides = self.write_sides(&dir, &before, &newest, aux)?;
-        self.disk.sync_dir(&self.dir)?;
-        let files = self.with_windows(&segments);
-        self.publish(applied, retention, files, sides, true)?;
-        let mut state = self.state.write();
-        state.segments = segments;
-        state.sealed.clear();
-        state.newest = newest;
-        self.sealed_to = self.sealed_to.max(applied);
-        self.dirty_since.store(0, Ordering::Relaxed);
-        Ok(report)
-    }
-
-    /// Writes what stands beside the segments; of the directory only what the files `before` do not have.
-    fn write_sides(&mut self, dir: &str, before: &Sides, newest: &[i64], aux: &[u8]) -> Result<Sides, StorageError> {
-        let disk = self.disk.clone();
-        let numbers = [self.take_number(), self.take_number(), self.take_number()];
+        let seen = self.seen();
+        self.flushing = Some(Flushing {
+            first: self.next_number.load(Ordering::Relaxed),
+            dirty_since: self.dirty_since.swap(0, Ordering::Relaxed),
+        });
         let state = self.state.read();
-        let directory = &state.directory;
-        let mut sides = Sides {
-            next_id: directory.next_id(),
-            epoch: directory.epoch(),
-            ..Sides::default()
+        let newest = state.newest_of_all();
+        let work = FlushWork {
+            heads: state.sealed.clone(),
+            applied: state.applied,
+            sides: side_bytes(&state.directory, &self.durable.sides, &newest, aux),
+            newest,
+            seen,
         };
-        let mut first = 0;
-        if before.epoch == sides.epoch && before.series.len() < SERIES_FILES_MAX {
-            sides.series.clone_from(&before.series);
-            first = before.next_id;
+        drop(state);
+        self.sealed_to = self.sealed_to.max(work.applied);
+        work
+    }
+
+    /// Puts in force what a flush wrote. After an error all is as it was before it began, but that its heads stay
+    /// closed: the next flush takes them along.
+    pub fn end_flush(&mut self, done: FlushDone) -> Result<FlushReport, StorageError> {
+        let FlushDone {
+            seen,
+            heads,
+            newest,
+            report,
+            written,
+        } = done;
+        if seen.life != self.life {
+            seen.numbers.discard(self.disk.as_ref(), &self.dir);
+            return Ok(FlushReport {
+                applied: self.durable.applied,
+                ..FlushReport::default()
+            });
         }
-        if first < sides.next_id {
-            let bytes = directory.encode_from(first);
-            let file = manifest::write_side(disk.as_ref(), dir, Side::Series, numbers[0], &bytes)?;
-            sides.series.extend(file);
+        let dirty_since = self.flushing.take().map_or(0, |f| f.dirty_since);
+        let ended = written.and_then(|(written, sides)| {
+            let mut segments = self.state.read().segments.clone();
+            segments.extend(written.into_iter().map(Arc::new));
+            let files = self.with_windows(&segments);
+            self.publish_or_discard(&seen.numbers, |shard| {
+                shard.publish(report.applied, seen.retention, files, sides, true)
+            })?;
+            let mut state = self.state.write();
+            state.segments = segments;
+            state.sealed.drain(..heads);
+            state.newest = newest;
+            Ok(report)
+        });
+        if ended.is_err() {
+            self.dirty_since.store(dirty_since, Ordering::Relaxed);
         }
-        if !newest.is_empty() {
-            let bytes = newest::encode(newest);
-            sides.newest = manifest::write_side(disk.as_ref(), dir, Side::Newest, numbers[1], &bytes)?;
+        ended
+    }
+
+    /// Whether rows come faster than a flush under way writes those before them: the owner should wait for it.
+    pub fn is_behind(&self) -> bool {
+        self.flushing.is_some() && self.state.read().active.taken() >= self.config.flush_bytes_max
+    }
+
+    fn seen(&self) -> Seen {
+        let state = self.state.read();
+        Seen {
+            disk: self.disk.clone(),
+            dir: self.dir.clone(),
+            config: self.config.clone(),
+            retention: state.retention.clone(),
+            catalog: state.directory.catalog().clone(),
+            numbers: Numbers::new(&self.next_number),
+            life: self.life,
         }
-        sides.aux = manifest::write_side(disk.as_ref(), dir, Side::Aux, numbers[2], aux)?;
-        Ok(sides)
     }
 
     /// Merges one run of small neighbouring segments, if there is one, and gives back the room of files that
     /// retention let go. Changes no answer.
+    ///
+    /// # Panics
+    /// As [`Shard::begin_merge`].
     pub fn compact(&mut self) -> Result<Option<CompactReport>, StorageError> {
         self.compact_with(Effort::Background)
     }
@@ -594,21 +630,87 @@ impl Shard {
     }
 
     fn compact_with(&mut self, effort: Effort) -> Result<Option<CompactReport>, StorageError> {
-        self.release()?;
         loop {
-            let mut done = self.or_discard(Self::roll_up);
-            let rolled_into_damage = matches!(done, Err(StorageError::Damaged(_)));
-            if matches!(done, Ok(None)) || rolled_into_damage {
-                if let Err(StorageError::Damaged(damage)) = done {
-                    self.set_aside(damage)?;
-                }
-                done = self.or_discard(|shard| shard.merge_one(effort));
-            }
-            match done {
-                Err(StorageError::Damaged(damage)) => self.set_aside(damage)?,
-                done => return done,
+            let done = self.begin_merge(effort)?.run();
+            match self.end_merge(done)? {
+                Merged::Nothing => return Ok(None),
+                Merged::Done(report) => return Ok(Some(report)),
+                Merged::InVain => {}
             }
         }
+    }
+
+    /// Work that looks for one merge or roll-up and does it, on any thread, while more rows are taken and flushed.
+    ///
+    /// # Panics
+    /// When a merge is under way.
+    pub fn begin_merge(&mut self, effort: Effort) -> Result<MergeWork, StorageError> {
+        assert!(self.merging.is_none(), "one merge at a time");
+        self.release()?;
+        let seen = self.seen();
+        self.merging = Some(self.next_number.load(Ordering::Relaxed));
+        let state = self.state.read();
+        Ok(MergeWork {
+            seen,
+            effort,
+            segments: state.segments.clone(),
+            windows: state.windows.clone(),
+            first_in_heads: state.first_in_heads(self.frozen_below),
+        })
+    }
+
+    /// Puts in force what a merge wrote. After an error all is as it was before it began.
+    pub fn end_merge(&mut self, done: MergeDone) -> Result<Merged, StorageError> {
+        let MergeDone { seen, made, damage } = done;
+        if seen.life != self.life {
+            seen.numbers.discard(self.disk.as_ref(), &self.dir);
+            return Ok(Merged::InVain);
+        }
+        self.merging = None;
+        let met_damage = !damage.is_empty();
+        for d in damage {
+            self.set_aside(d)?;
+        }
+        let report = match made? {
+            Made::Nothing if met_damage => return Ok(Merged::InVain),
+            Made::Nothing => return Ok(Merged::Nothing),
+            Made::Windows(windows) => {
+                let report = CompactReport {
+                    segments_out: 1,
+                    bytes_out: windows.file.bytes,
+                    windows: windows.row_count(),
+                    ..CompactReport::default()
+                };
+                let mut all = self.all_segments();
+                all.push(Arc::new(windows));
+                self.publish_or_discard(&seen.numbers, |shard| shard.publish_segments(&all))?;
+                self.take_segments(all);
+                report
+            }
+            Made::Merged {
+                run,
+                merged,
+                let_go,
+                rewrites,
+            } => {
+                let report = CompactReport {
+                    rewrites,
+                    ..compaction::report(&run, merged.as_ref())
+                };
+                let Some(all) = replaced(self.all_segments(), &run, merged) else {
+                    seen.numbers.discard(self.disk.as_ref(), &self.dir);
+                    return Ok(Merged::InVain);
+                };
+                let counted = count_merge(&self.state.read(), &run, &let_go);
+                self.publish_or_discard(&seen.numbers, |shard| shard.publish_segments(&all))?;
+                self.take_segments(all);
+                for (rule, dropped) in counted {
+                    self.dropped.entry(rule).or_default().add(&dropped);
+                }
+                report
+            }
+        };
+        Ok(Merged::Done(report))
     }
 
     /// A file in which a merge met damage is merged no more: what is whole around it goes on.
@@ -663,136 +765,10 @@ impl Shard {
         self.publish(self.durable.applied, retention, files, sides, true)
     }
 
-    /// A merge is not begun when what it writes would not fit beside what is kept free.
-    fn check_room(&self, bytes: u64, reserve: u64) -> Result<(), StorageError> {
-        if reserve == 0 {
-            return Ok(());
-        }
-        let free = self.disk.free_bytes()?;
-        if free.saturating_sub(bytes) >= reserve {
-            return Ok(());
-        }
-        let why = format!("it may take {bytes} bytes, {free} are free and {reserve} are to stay free");
-        let full = std::io::Error::new(std::io::ErrorKind::StorageFull, why);
-        Err(DiskError::new("merge segments in", &self.dir, full).into())
-    }
-
-    fn merge_one(&mut self, effort: Effort) -> Result<Option<CompactReport>, StorageError> {
-        let (state, reserve) = (self.state.clone(), self.config.reserve_bytes);
-        // Only the owner writes the state, so that holding it for reading stops nobody.
-        let state = state.read();
-        let sources = state.rollup_sources();
-        let segments: Vec<Arc<Segment>> = state.segments.iter().chain(&state.windows).cloned().collect();
-        let (run, rewrites) = match compaction::choose(&segments, &state.retention, &self.config, effort) {
-            Some(run) => {
-                self.check_room(run.iter().map(|s| s.file.bytes).sum(), reserve)?;
-                (run, 0)
-            }
-            None => match compaction::choose_lone(&segments, &sources) {
-                // What is left is less than half, and its room comes back: it may go below what is kept free.
-                Some(s) => {
-                    self.check_room(s.file.bytes / 2, reserve / 2)?;
-                    (vec![s], 1)
-                }
-                None => return Ok(None),
-            },
-        };
-        let number = self.take_number();
-        let mut let_go = vec![];
-        let merged = Merge {
-            disk: self.disk.as_ref(),
-            dir: &self.dir,
-            number,
-            retention: &state.retention,
-            directory: &state.directory,
-            windows: &state.windows,
-        }
-        .run(&run, &mut let_go)?;
-        self.disk.sync_dir(&self.dir)?;
-        let report = CompactReport {
-            rewrites,
-            ..compaction::report(&run, merged.as_ref())
-        };
-        let counted = self.count_merge(&sources, &run, &let_go);
-        drop(state);
-        let gone: BTreeSet<u64> = run.iter().map(|s| s.file.number).collect();
-        let last = run.last().map(|s| s.file.number);
-        let mut merged = merged.map(Arc::new);
-        let mut kept = vec![];
-        for s in segments {
-            if Some(s.file.number) == last {
-                kept.extend(merged.take());
-            } else if !gone.contains(&s.file.number) {
-                kept.push(s);
-            }
-        }
-        self.publish_segments(&kept)?;
-        self.take_segments(kept);
-        for (rule, dropped) in counted {
-            self.dropped.entry(rule).or_default().add(&dropped);
-        }
-        Ok(Some(report))
-    }
-
-    fn count_merge(&self, sources: &Sources<'_>, run: &[Arc<Segment>], let_go: &[LetGo]) -> DroppedByRule {
-        let mut counted = DroppedByRule::new();
-        let (bytes, rows) = run
-            .iter()
-            .fold((0, 0), |(b, r), s| (b + s.file.bytes, r + s.row_count()));
-        let gone: u64 = let_go.iter().map(|l| l.rows).sum();
-        let share = (u128::from(bytes) * u128::from(gone) / u128::from(rows.max(1))) as u64;
-        let by_series: Vec<(u32, u64)> = let_go.iter().map(|l| (l.id, l.rows)).collect();
-        if let Some(s) = run.first() {
-            count_dropped(&mut counted, sources, s, share, &by_series);
-        }
-        counted
-    }
-
     /// These are all segments from now on.
     fn take_segments(&self, segments: Vec<Arc<Segment>>) {
         let mut state = self.state.write();
         (state.windows, state.segments) = segments.into_iter().partition(|s| s.resolution().is_some());
-    }
-
-    /// Makes windows of rows that keep files from going. Changes no answer.
-    fn roll_up(&mut self) -> Result<Option<CompactReport>, StorageError> {
-        let (state, reserve) = (self.state.clone(), self.config.reserve_bytes);
-        let state = state.read();
-        let sources = state.rollup_sources();
-        let mut segments: Vec<Arc<Segment>> = state.segments.iter().chain(&state.windows).cloned().collect();
-        let Some((from, resolution)) = compaction::choose_rollup(&segments, &sources) else {
-            return Ok(None);
-        };
-        let is_input = |s: &&Arc<Segment>| !s.is_of_lines() && s.resolution() == from.resolution();
-        let inputs: Vec<Arc<Segment>> = segments.iter().filter(is_input).cloned().collect();
-        self.check_room(from.file.bytes, reserve / 2)?;
-        let number = self.take_number();
-        let in_heads = |id| state.heads().filter_map(|h| h.times_of(id)).map(|t| t.0).min();
-        let made = Rollup {
-            disk: self.disk.as_ref(),
-            dir: &self.dir,
-            number,
-            group: self.config.group,
-            tenant: &from.head.tenant,
-            policy: from.head.policy,
-            resolution,
-            sources,
-            in_heads: &in_heads,
-        }
-        .run(&inputs)?;
-        drop(state);
-        let Some(made) = made else { return Ok(None) };
-        self.disk.sync_dir(&self.dir)?;
-        let report = CompactReport {
-            segments_out: 1,
-            bytes_out: made.file.bytes,
-            windows: made.row_count(),
-            ..CompactReport::default()
-        };
-        segments.push(Arc::new(made));
-        self.publish_segments(&segments)?;
-        self.take_segments(segments);
-        Ok(Some(report))
     }
 
     /// Writes the state at `applied` into a folder as flat, synced files: for a peer, or for a backup.
@@ -800,22 +776,17 @@ impl Shard {
     pub fn export(&mut self, into_dir: &str, aux: &[u8]) -> Result<(), StorageError> {
         assert!(self.written <= self.applied(), "an export comes between entries");
         self.seal();
-        let (sealed, applied, retention, segments, newest) = {
+        let mut seen = self.seen();
+        into_dir.clone_into(&mut seen.dir);
+        let (sealed, applied, segments, newest) = {
             let s = self.state.read();
-            let retention = s.retention.clone();
-            (
-                s.sealed.clone(),
-                s.applied,
-                retention,
-                s.segments.clone(),
-                s.newest_of_all(),
-            )
+            let segments: Vec<Arc<Segment>> = s.segments.iter().chain(&s.windows).cloned().collect();
+            (s.sealed.clone(), s.applied, segments, s.newest_of_all())
         };
         let disk = self.disk.clone();
         disk.create_dir_all(into_dir)?;
         let mut files = vec![];
-        let windows = self.state.read().windows.clone();
-        for s in segments.iter().chain(&windows) {
+        for s in &segments {
             let (from, to) = (
                 container::path_of(&self.dir, s.file.number),
                 container::path_of(into_dir, s.file.number),
@@ -823,16 +794,17 @@ impl Shard {
             bring(disk.as_ref(), &from, &to)?;
             files.push(s.named());
         }
-        files.extend(self.write_heads(&sealed, into_dir)?.iter().map(Segment::named));
-        let sides = self.write_sides(into_dir, &Sides::default(), &newest, aux)?;
+        files.extend(write_heads(&mut seen, &sealed)?.iter().map(Segment::named));
+        let sides = side_bytes(&self.state.read().directory, &Sides::default(), &newest, aux);
+        let sides = sides.write(disk.as_ref(), into_dir, &mut seen.numbers)?;
         disk.sync_dir(into_dir)?;
         let manifest = Manifest {
             sequence: 1,
             previous: (0, [0; 32]),
             group: self.config.group,
             applied,
-            next_number: self.next_number,
-            retention,
+            next_number: self.next_number.load(Ordering::Relaxed),
+            retention: seen.retention,
             segments: files,
             series: sides.series,
             newest: sides.newest,
@@ -844,11 +816,18 @@ impl Shard {
 
     /// Replaces everything by an exported state, durably, and returns its caller's bytes. Afterwards `applied` and
     /// `durable` are `index`. A crash on the way leaves the old state or the new one.
+    /// Work under way comes to nothing.
     pub fn install(&mut self, from_dir: &str, index: u64) -> Result<Vec<u8>, StorageError> {
-        self.or_discard(|shard| shard.install_from(from_dir, index))
+        let mut numbers = Numbers::new(&self.next_number);
+        let tried = self.durable.sequence_tried;
+        let installed = self.install_from(from_dir, index, &mut numbers);
+        if installed.is_err() && !self.may_be_in_force(tried) {
+            numbers.discard(self.disk.as_ref(), &self.dir);
+        }
+        installed
     }
 
-    fn install_from(&mut self, from_dir: &str, index: u64) -> Result<Vec<u8>, StorageError> {
+    fn install_from(&mut self, from_dir: &str, index: u64, numbers: &mut Numbers) -> Result<Vec<u8>, StorageError> {
         let disk = self.disk.clone();
         let (mut manifest, _, _) =
             newest_manifest(disk.as_ref(), from_dir)?.ok_or_else(|| StorageError::NoSnapshot {
@@ -872,12 +851,12 @@ impl Shard {
         for SegmentRef { file, .. } in &mut manifest.segments {
             let from = container::path_of(from_dir, file.number);
             container::scrub_path(disk.as_ref(), &from, file)?;
-            file.number = self.take_number();
+            file.number = numbers.take();
             bring(disk.as_ref(), &from, &container::path_of(&self.dir, file.number))?;
         }
         for (side, file) in manifest.sides_mut() {
             let bytes = manifest::read_side(disk.as_ref(), from_dir, side, file)?;
-            let number = self.take_number();
+            let number = numbers.take();
             if let Some(ours) = manifest::write_side(disk.as_ref(), &self.dir, side, number, &bytes)? {
                 *file = ours;
             }
@@ -889,6 +868,8 @@ impl Shard {
         self.publish(index, manifest.retention, manifest.segments, sides, false)?;
         self.frozen_below = state.retention.frozen_below();
         *self.state.write() = state;
+        self.life += 1;
+        (self.flushing, self.merging) = (None, None);
         (self.written, self.sealed_to) = (index, index);
         self.dirty_since.store(0, Ordering::Relaxed);
         Ok(aux)
@@ -921,23 +902,25 @@ impl Shard {
         }
     }
 
-    /// Removes the new files of what failed, unless a manifest that may be in force names them: a full disk must not
-    /// fill further with every try.
-    fn or_discard<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, StorageError>) -> Result<T, StorageError> {
-        let (number, tried) = (self.next_number, self.durable.sequence_tried);
-        let done = work(self);
-        let manifest = format!("{}/{}", self.dir, manifest::name_of(self.durable.sequence_tried));
-        let is_published = self.durable.sequence_tried > tried && self.disk.exists(&manifest);
-        if done.is_err() && !is_published {
-            for n in number..self.next_number {
-                let sides = [Side::Aux, Side::Series, Side::Newest].map(|s| format!("{}/{}", self.dir, s.name(n)));
-                for path in sides.into_iter().chain([container::path_of(&self.dir, n)]) {
-                    // What stays is an orphan, and goes when the next manifest is there.
-                    let _ = self.disk.remove(&path);
-                }
-            }
+    /// Ends work with a manifest; removes the new files of what failed, unless a manifest that may be in force names
+    /// them.
+    fn publish_or_discard(
+        &mut self,
+        numbers: &Numbers,
+        publish: impl FnOnce(&mut Self) -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
+        let tried = self.durable.sequence_tried;
+        let published = publish(self);
+        if published.is_err() && !self.may_be_in_force(tried) {
+            numbers.discard(self.disk.as_ref(), &self.dir);
         }
-        done
+        published
+    }
+
+    /// Whether a manifest later than `tried` may be read by the next start, although its writing failed.
+    fn may_be_in_force(&self, tried: u64) -> bool {
+        let last = self.durable.sequence_tried;
+        last > tried && self.disk.exists(&format!("{}/{}", self.dir, manifest::name_of(last)))
     }
 
     /// Closes the active head and starts another.
@@ -947,52 +930,6 @@ impl Shard {
             let full = std::mem::replace(&mut state.active, Head::new());
             state.sealed.push(Arc::new(full.seal()));
         }
-    }
-
-    fn take_number(&mut self) -> u64 {
-        self.next_number += 1;
-        self.next_number - 1
-    }
-
-    /// One segment per head, tenant, kind and policy; synced, their names not yet.
-    fn write_heads(&mut self, heads: &[Arc<Head>], dir: &str) -> Result<Vec<Segment>, StorageError> {
-        let mut written = vec![];
-        let state = self.state.clone();
-        let state = state.read();
-        for head in heads {
-            for streams in [false, true] {
-                let mut parts: BTreeMap<(&TenantId, Policy), Vec<(u32, Series<'_>)>> = BTreeMap::new();
-                for (id, series) in in_file_order(&state.directory, head.ids(streams)) {
-                    parts
-                        .entry((series.tenant, series.policy))
-                        .or_default()
-                        .push((id, series));
-                }
-                for ((tenant, policy), series) in parts {
-                    let times = series.iter().filter_map(|(id, _)| head.times_of(*id));
-                    let Some(times) = times.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))) else {
-                        continue;
-                    };
-                    let file_head = container::Head {
-                        tenant: tenant.clone(),
-                        kind: if streams { FileKind::Log } else { FileKind::Metric },
-                        policy,
-                        group: self.config.group,
-                        commits: head.commits().unwrap_or((0, 0)),
-                        times,
-                        extra: vec![],
-                    };
-                    let number = self.take_number();
-                    let disk = self.disk.as_ref();
-                    written.push(if streams {
-                        write_lines(disk, dir, number, file_head, head, &series)?
-                    } else {
-                        write_metrics(disk, dir, number, file_head, head, &series)?
-                    });
-                }
-            }
-        }
-        Ok(written)
     }
 
     /// Makes a manifest the one in force, then removes files that neither it nor the one before names.
@@ -1010,7 +947,7 @@ impl Shard {
             previous: (self.durable.sequence, self.durable.hash),
             group: self.config.group,
             applied,
-            next_number: self.next_number,
+            next_number: self.next_number.load(Ordering::Relaxed),
             retention,
             segments,
             series: sides.series.clone(),
@@ -1042,8 +979,11 @@ impl Shard {
         {
             kept.extend(previous.names());
         }
+        // What work under way has written is named by nothing yet.
+        let in_work = self.flushing.iter().map(|f| f.first).chain(self.merging).min();
+        let is_in_work = |name: &str| in_work.is_some_and(|first| manifest::data_number(name) >= Some(first));
         for name in disk.list(&self.dir)? {
-            if manifest::is_ours(&name) && !kept.contains(&name) {
+            if manifest::is_ours(&name) && !kept.contains(&name) && !is_in_work(&name) {
                 disk.remove(&format!("{}/{name}", self.dir))?;
             }
         }
@@ -1086,10 +1026,27 @@ fn rows_by_series(s: &Segment) -> Vec<(u32, u64)> {
     rows.into_iter().collect()
 }
 
+/// What the rules let go with a merge.
+fn count_merge(state: &State, run: &[Arc<Segment>], let_go: &[LetGo]) -> DroppedByRule {
+    let mut counted = DroppedByRule::new();
+    let (bytes, rows) = run
+        .iter()
+        .fold((0, 0), |(b, r), s| (b + s.file.bytes, r + s.row_count()));
+    let gone: u64 = let_go.iter().map(|l| l.rows).sum();
+    let share = (u128::from(bytes) * u128::from(gone) / u128::from(rows.max(1))) as u64;
+    let by_series: Vec<(u32, u64)> = let_go.iter().map(|l| (l.id, l.rows)).collect();
+    if let Some(s) = run.first() {
+        let sources = state.rollup_sources();
+        count_dropped(&mut counted, &sources, &state.forgotten, s, share, &by_series);
+    }
+    counted
+}
+
 /// Adds rows that went to what their rules let go; `bytes` are shared out by rows.
 fn count_dropped(
     counts: &mut DroppedByRule,
     sources: &Sources<'_>,
+    forgotten: &BTreeMap<u32, Arc<str>>,
     s: &Segment,
     bytes: u64,
     rows: &[(u32, u64)],
@@ -1115,10 +1072,10 @@ fn count_dropped(
         }
         all.add(&dropped);
         let rule = sources
-            .directory
+            .catalog
             .get(*id)
             .map(|series| sources.retention.rule_of(&series));
-        let rule = rule.or(sources.forgotten.get(id).map(|r| &**r)).unwrap_or(FORGOTTEN);
+        let rule = rule.or(forgotten.get(id).map(|r| &**r)).unwrap_or(FORGOTTEN);
         match counts.get_mut(rule) {
             Some(of_rule) => of_rule.add(&dropped),
             None => {
@@ -1187,10 +1144,19 @@ impl State {
     fn rollup_sources(&self) -> Sources<'_> {
         Sources {
             retention: &self.retention,
-            directory: &self.directory,
+            catalog: self.directory.catalog(),
             windows: &self.windows,
-            forgotten: &self.forgotten,
         }
+    }
+
+    /// Of series with samples before `frozen_below` in a head: a time before which they have none there.
+    fn first_in_heads(&self, frozen_below: i64) -> BTreeMap<u32, i64> {
+        let mut firsts = BTreeMap::new();
+        for (id, first) in self.heads().flat_map(|h| h.first_times(frozen_below)) {
+            let known: &mut i64 = firsts.entry(id).or_insert(first);
+            *known = first.min(*known);
+        }
+        firsts
     }
 
     pub fn heads(&self) -> impl Iterator<Item = &Head> {
@@ -1246,6 +1212,50 @@ impl State {
     }
 }
 
+/// What is to stand beside the segments; of the directory only what the files `before` do not have.
+fn side_bytes(directory: &Directory, before: &Sides, newest: &[i64], aux: &[u8]) -> SideBytes {
+    let (mut kept, mut first) = (vec![], 0);
+    if before.epoch == directory.epoch() && before.series.len() < SERIES_FILES_MAX {
+        kept.clone_from(&before.series);
+        first = before.next_id;
+    }
+    SideBytes {
+        kept,
+        next_id: directory.next_id(),
+        epoch: directory.epoch(),
+        series: if first < directory.next_id() {
+            directory.encode_from(first)
+        } else {
+            vec![]
+        },
+        newest: if newest.is_empty() {
+            vec![]
+        } else {
+            newest::encode(newest)
+        },
+        aux: aux.to_vec(),
+    }
+}
+
+/// All segments, with the merged one in the place of the run's last; `None`: some of the run are no more.
+fn replaced(all: Vec<Arc<Segment>>, run: &[Arc<Segment>], merged: Option<Segment>) -> Option<Vec<Arc<Segment>>> {
+    let gone: BTreeSet<u64> = run.iter().map(|s| s.file.number).collect();
+    let last = run.last().map(|s| s.file.number);
+    if all.iter().filter(|s| gone.contains(&s.file.number)).count() < gone.len() {
+        return None;
+    }
+    let mut merged = merged.map(Arc::new);
+    let mut kept = vec![];
+    for s in all {
+        if Some(s.file.number) == last {
+            kept.extend(merged.take());
+        } else if !gone.contains(&s.file.number) {
+            kept.push(s);
+        }
+    }
+    Some(kept)
+}
+
 impl Sides {
     fn of(manifest: &Manifest, directory: &Directory) -> Self {
         Self {
@@ -1258,7 +1268,7 @@ impl Sides {
     }
 }
 
-fn write_metrics(
+pub fn write_metrics(
     disk: &dyn Disk,
     dir: &str,
     number: u64,
@@ -1280,7 +1290,7 @@ fn write_metrics(
     Ok(Segment::of_metrics(writer.finish(disk)?, Tier::Flush))
 }
 
-fn write_lines(
+pub fn write_lines(
     disk: &dyn Disk,
     dir: &str,
     number: u64,
@@ -1299,19 +1309,6 @@ fn write_lines(
         }
     }
     Ok(Segment::of_lines(writer.finish(disk)?, Tier::Flush))
-}
-
-/// Neighbours in a file pack together: series of one metric, whatever target they are of.
-pub(crate) fn in_file_order(directory: &Directory, mut ids: Vec<u32>) -> Vec<(u32, Series<'_>)> {
-    ids.sort_unstable();
-    ids.dedup();
-    let mut series: Vec<(u32, Series<'_>)> = ids
-        .into_iter()
-        .filter_map(|id| Some((id, directory.get(id)?)))
-        .collect();
-    let order = |s: &Series<'_>| (s.labels.metric_name().map(str::to_owned), s.labels.clone(), s.owner);
-    series.sort_by_cached_key(|(_, s)| order(s));
-    series
 }
 
 /// Gives a file a second name, or copies it where links are not possible; synced, the new name not yet.

@@ -1,6 +1,7 @@
 //! All Raft groups of a node behind one door: propose, read, receive, status.
 //!
-//! Threads of its own, apart from tokio: one for raft, one for the log, a few for the machines.
+//! Threads of its own, apart from tokio: one for raft, one for the log, a few for the machines, two for what machines do
+//! beside their applies.
 
 #![allow(
     clippy::disallowed_methods,
@@ -11,6 +12,7 @@ use super::log_thread::LogThread;
 use super::logger::logger;
 use super::raft_thread::{Event, Fatal, RaftThread};
 use super::worker::{Owned, Worker};
+use super::workshop::Workshop;
 use crate::driver::{Driver, DriverConfig, DriverStatus, Input, ProposalId, Role, Start};
 use crate::log::{LogConfig, LogError, LogStore};
 use crate::machine::Machine;
@@ -324,6 +326,7 @@ impl RaftHost {
             fatal: fatal_tell.clone(),
         };
         threads.push(spawn("raft-log", fatal_tell.clone(), move || log_thread.run())?);
+        let (workshop, flushes, merges) = Workshop::new();
         let mut worker_queues = Vec::new();
         for (n, machines) in owned.into_iter().enumerate() {
             let (jobs, queue) = channel();
@@ -335,10 +338,12 @@ impl RaftHost {
                 disk: disk.clone(),
                 clock: clock.clone(),
                 maintain_every: config.maintain_every,
+                workshop: workshop.clone(),
                 fatal: fatal_tell.clone(),
             };
             threads.push(spawn(&format!("apply-{n}"), fatal_tell.clone(), move || worker.run())?);
         }
+        drop(workshop);
         let receive_queue_bytes = Arc::new(AtomicUsize::new(0));
         let proposal_queue_bytes = Arc::new(AtomicUsize::new(0));
         let raft_thread = RaftThread {
@@ -361,7 +366,10 @@ impl RaftHost {
             read_seq: 0,
             exports: 0,
         };
-        threads.push(spawn("raft", fatal_tell, move || raft_thread.run())?);
+        threads.push(spawn("raft", fatal_tell.clone(), move || raft_thread.run())?);
+        // Last, as they end after all that hand them work.
+        threads.push(spawn("flush", fatal_tell.clone(), move || flushes.run())?);
+        threads.push(spawn("merge", fatal_tell, move || merges.run())?);
         Ok(Self(Arc::new(Inner {
             config,
             events,

@@ -6,6 +6,7 @@ mod logger;
 mod raft_thread;
 mod sled_store;
 mod worker;
+mod workshop;
 
 pub use host::{
     GroupSpec, GroupStatus, Leadership, LeadershipWatch, ProposeError, RaftConfig, RaftError, RaftHost, ReadError,

@@ -2,8 +2,9 @@
 
 use super::host::GroupShared;
 use super::raft_thread::{Event, Fatal};
+use super::workshop::Workshop;
 use crate::driver::{Input, is_for_machine, proposal_id};
-use crate::machine::{Entry, Machine, MachineError};
+use crate::machine::{Entry, Machine, MachineError, Work};
 use hindcast_env::{Clock, Disk};
 use hindcast_model::{GroupId, NodeId, SpanNs};
 use raft::eraftpb;
@@ -43,6 +44,7 @@ pub struct Worker {
     pub disk: Arc<dyn Disk>,
     pub clock: Arc<dyn Clock>,
     pub maintain_every: Duration,
+    pub workshop: Workshop,
     pub fatal: Fatal,
 }
 
@@ -156,9 +158,10 @@ impl Worker {
     }
 
     fn maintain(&mut self, group: GroupId, now: SpanNs) -> Result<(), MachineError> {
+        let workshop = self.workshop.clone();
         let owned = self.owned(group);
         if now >= owned.maintain_after {
-            match owned.machine.maintain() {
+            match owned.machine.maintain(&mut |work: Work| workshop.take(work)) {
                 // Everything is as it was: the log keeps what is not on disk outside of it.
                 Err(MachineError::Disk(e)) if e.is_full() => {
                     tracing::warn!(%group, error = %e, "the disk is full: a flush or merge left everything as it was; it is tried again in {}", FULL_PAUSE);

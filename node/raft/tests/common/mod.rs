@@ -10,7 +10,7 @@ use hindcast_env::{Disk, SeededRng, SimDisk};
 use hindcast_model::{GroupId, NodeId};
 use hindcast_raft::{
     Entry, GroupSpec, GroupStatus, LogConfig, Machine, MachineError, ProposeError, RaftConfig, RaftHost, Transport,
-    WireMessage,
+    WireMessage, Work,
 };
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -81,7 +81,7 @@ impl Machine for ListMachine {
     fn durable(&self) -> u64 {
         self.durable
     }
-    fn maintain(&mut self) -> Result<(), MachineError> {
+    fn maintain(&mut self, _begin: &mut dyn FnMut(Work)) -> Result<(), MachineError> {
         if self.applied >= self.durable + self.save_every {
             replace_file(&self.disk, &self.path, &encode(self.applied, &self.lines.lock()))?;
             self.durable = self.applied;

@@ -220,6 +220,12 @@ impl Lane {
         }
     }
 
+    /// The first time of any row.
+    pub fn first_time(&self) -> Option<i64> {
+        let chunks = self.chunks.iter().filter_map(|c| c.times.first());
+        self.times.iter().chain(chunks).min().copied()
+    }
+
     /// A series' first and last shown time.
     pub fn times_of(&self, column: usize) -> Option<(i64, i64)> {
         let open = (0..self.shown).filter(|&r| self.has(r, column)).map(|r| self.times[r]);

@@ -371,6 +371,16 @@ impl Head {
         }
     }
 
+    /// For each series that may have samples before `before`: a time before which it has none. Told for all series that
+    /// come together, by the first of them.
+    pub fn first_times(&self, before: i64) -> impl Iterator<Item = (u32, i64)> {
+        let old = self
+            .lanes
+            .iter()
+            .filter_map(move |l| Some((l, l.first_time().filter(|t| *t < before)?)));
+        old.flat_map(|(lane, first)| lane.ids.iter().map(move |id| (*id, first)))
+    }
+
     /// A series' shown samples in `spans`, appended in the order of commits: not sorted, nothing overwritten yet.
     pub fn append_samples(&self, id: u32, spans: &Spans, unpacker: &mut Unpacker, out: &mut Points) {
         if let Place::Lane { lane, column } = self.place(id) {

@@ -15,12 +15,15 @@ use hindcast_model::{Labels, Matcher, Owner, Slot, TenantId};
 use roaring::RoaringBitmap;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Ids per piece of the table of series; a piece of which all are forgotten gives its memory back.
 const PIECE: usize = 1024;
+type Piece = Vec<Option<Row>>;
 /// Postings take their smallest form whenever that many ids were given: the span of one bitmap container.
 const COMPACT_IDS: u32 = 1 << 16;
 
+#[derive(Clone)]
 struct Row {
     labels: Labels,
     fingerprint: u64,
@@ -64,7 +67,6 @@ struct Label {
 
 /// The label index of one tenant's series, or of its streams.
 pub(super) struct Space {
-    pub(super) tenant: TenantId,
     pub(super) streams: bool,
     all: RoaringBitmap,
     labels: Vec<Label>,
@@ -144,10 +146,63 @@ impl Space {
     }
 }
 
+/// The series by id, apart from the index that finds them. A clone is a view of one moment, for work that goes on
+/// while series are added: it shares all but the pieces that change meanwhile.
+#[derive(Clone, Default)]
+pub struct Catalog {
+    /// By id / `PIECE`; empty where all are forgotten.
+    pieces: Vec<Arc<Piece>>,
+    /// By space: whose series, and whether they are streams.
+    spaces: Arc<Vec<(TenantId, bool)>>,
+}
+
+impl Catalog {
+    fn row(&self, id: u32) -> Option<&Row> {
+        self.pieces.get(id as usize / PIECE)?.get(id as usize % PIECE)?.as_ref()
+    }
+
+    pub fn get(&self, id: u32) -> Option<Series<'_>> {
+        let row = self.row(id)?;
+        let (tenant, streams) = &self.spaces[row.space as usize];
+        Some(Series {
+            id,
+            streams: *streams,
+            policy: row.policy,
+            owner: row.owner,
+            slot: row.slot(),
+            fingerprint: row.fingerprint,
+            labels: &row.labels,
+            tenant,
+        })
+    }
+
+    fn key_of_id(&self, id: u32) -> u64 {
+        self.row(id).map_or(0, |r| key_of(r.fingerprint, r.space, &r.owner))
+    }
+
+    fn put(&mut self, id: u32, row: Option<Row>) {
+        let at = id as usize / PIECE;
+        if self.pieces.len() <= at {
+            self.pieces.push(Arc::new(Vec::with_capacity(PIECE)));
+        }
+        let piece = Arc::make_mut(&mut self.pieces[at]);
+        piece.push(row);
+        drop_if_dead(piece);
+    }
+
+    fn take(&mut self, id: u32) -> Option<Row> {
+        let piece = self.pieces.get_mut(id as usize / PIECE)?;
+        piece.get(id as usize % PIECE)?.as_ref()?;
+        let piece = Arc::make_mut(piece);
+        let row = piece[id as usize % PIECE].take();
+        drop_if_dead(piece);
+        row
+    }
+}
+
 #[derive(Default)]
 pub struct Directory {
-    /// By id / `PIECE`; empty where all are forgotten.
-    pieces: Vec<Vec<Option<Row>>>,
+    catalog: Catalog,
     next_id: u32,
     live: usize,
     epoch: u64,
@@ -172,11 +227,6 @@ fn key_of(fingerprint: u64, space: u32, owner: &Owner) -> u64 {
     fingerprint ^ owner ^ u64::from(space).wrapping_mul(SPREAD)
 }
 
-fn key_of_id(pieces: &[Vec<Option<Row>>], id: u32) -> u64 {
-    let row = pieces[id as usize / PIECE][id as usize % PIECE].as_ref();
-    row.map_or(0, |r| key_of(r.fingerprint, r.space, &r.owner))
-}
-
 impl Directory {
     /// Live series and streams.
     pub fn len(&self) -> usize {
@@ -197,8 +247,12 @@ impl Directory {
         self.epoch
     }
 
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
     fn row(&self, id: u32) -> Option<&Row> {
-        self.pieces.get(id as usize / PIECE)?.get(id as usize % PIECE)?.as_ref()
+        self.catalog.row(id)
     }
 
     /// Of an id that an index of ours holds.
@@ -215,8 +269,8 @@ impl Directory {
             return known;
         }
         let at = u32::try_from(self.spaces.len()).expect("there are fewer than 2^31 tenants");
+        Arc::make_mut(&mut self.catalog.spaces).push((tenant.clone(), streams));
         self.spaces.push(Space {
-            tenant: tenant.clone(),
             streams,
             all: RoaringBitmap::new(),
             labels: vec![],
@@ -284,9 +338,9 @@ impl Directory {
             policy,
             owner,
         };
-        put_row(&mut self.pieces, id, Some(row));
-        let (pieces, key) = (&self.pieces, key_of(fingerprint, space, &owner));
-        self.by_key.insert_unique(key, id, |id| key_of_id(pieces, *id));
+        self.catalog.put(id, Some(row));
+        let (catalog, key) = (&self.catalog, key_of(fingerprint, space, &owner));
+        self.by_key.insert_unique(key, id, |id| catalog.key_of_id(*id));
         if self.next_id.is_multiple_of(COMPACT_IDS) {
             self.spaces.iter_mut().for_each(Space::optimize);
         }
@@ -299,10 +353,10 @@ impl Directory {
         while self.next_id < end {
             let piece_is_gone = (self.next_id as usize).is_multiple_of(PIECE) && (end - self.next_id) as usize >= PIECE;
             if piece_is_gone {
-                self.pieces.push(vec![]);
+                self.catalog.pieces.push(Arc::default());
                 self.next_id += PIECE as u32;
             } else {
-                put_row(&mut self.pieces, self.next_id, None);
+                self.catalog.put(self.next_id, None);
                 self.next_id += 1;
             }
         }
@@ -311,8 +365,8 @@ impl Directory {
 
     /// Room in the hash table for that many series more.
     pub(super) fn reserve(&mut self, series: usize) {
-        let pieces = &self.pieces;
-        self.by_key.reserve(series, |id| key_of_id(pieces, *id));
+        let catalog = &self.catalog;
+        self.by_key.reserve(series, |id| catalog.key_of_id(*id));
     }
 
     pub(super) fn label_bytes(&self) -> usize {
@@ -327,18 +381,7 @@ impl Directory {
     }
 
     pub fn get(&self, id: u32) -> Option<Series<'_>> {
-        let row = self.row(id)?;
-        let space = &self.spaces[row.space as usize];
-        Some(Series {
-            id,
-            streams: space.streams,
-            policy: row.policy,
-            owner: row.owner,
-            slot: row.slot(),
-            fingerprint: row.fingerprint,
-            labels: &row.labels,
-            tenant: &space.tenant,
-        })
+        self.catalog.get(id)
     }
 
     pub(super) fn space_of_id(&self, id: u32) -> Option<u32> {
@@ -350,13 +393,7 @@ impl Directory {
         let before = self.live;
         let mut touched = BTreeSet::new();
         for &id in ids {
-            let Some(piece) = self.pieces.get_mut(id as usize / PIECE) else {
-                continue;
-            };
-            let Some(row) = piece.get_mut(id as usize % PIECE).and_then(Option::take) else {
-                continue;
-            };
-            drop_if_dead(piece);
+            let Some(row) = self.catalog.take(id) else { continue };
             self.live -= 1;
             self.label_bytes -= row.labels.shared_bytes();
             let key = key_of(row.fingerprint, row.space, &row.owner);
@@ -467,8 +504,10 @@ impl Directory {
     /// Memory of everything here, label sets included although callers may hold them too. What the allocator adds
     /// for itself is not in it. Looks at every posting.
     pub fn memory_bytes(&self) -> usize {
-        let rows: usize = self.pieces.iter().map(Vec::capacity).sum();
-        self.pieces.capacity() * size_of::<Vec<Option<Row>>>()
+        let pieces = &self.catalog.pieces;
+        let rows: usize = pieces.iter().map(|p| p.capacity()).sum();
+        pieces.capacity() * size_of::<Arc<Piece>>()
+            + pieces.len() * size_of::<Piece>()
             + rows * size_of::<Option<Row>>()
             + self.label_bytes
             + self.by_key.allocation_size()
@@ -495,17 +534,8 @@ fn narrow(found: &mut Cow<'_, RoaringBitmap>, term: Term<'_>) {
     };
 }
 
-fn put_row(pieces: &mut Vec<Vec<Option<Row>>>, id: u32, row: Option<Row>) {
-    let at = id as usize / PIECE;
-    if pieces.len() <= at {
-        pieces.push(Vec::with_capacity(PIECE));
-    }
-    pieces[at].push(row);
-    drop_if_dead(&mut pieces[at]);
-}
-
 /// Only a full piece may go: ids are still to be put into the last one.
-fn drop_if_dead(piece: &mut Vec<Option<Row>>) {
+fn drop_if_dead(piece: &mut Piece) {
     if piece.len() == PIECE && piece.iter().all(Option::is_none) {
         *piece = vec![];
     }

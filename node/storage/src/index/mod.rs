@@ -13,4 +13,4 @@ mod postings;
 mod tests;
 mod values;
 
-pub use directory::{Directory, Series};
+pub use directory::{Catalog, Directory, Series};

@@ -5,7 +5,7 @@ use hindcast_env::disk::DiskResult;
 use hindcast_env::io::RealDisk;
 use hindcast_env::{Disk, DiskError, DiskFile, ReadAt, SeededRng, SimDisk};
 use hindcast_model::{LogLine, Sample, SeriesBlock, StreamBlock};
-use hindcast_storage::Shard;
+use hindcast_storage::{Effort, Shard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -251,4 +251,49 @@ fn the_machines_file_system_keeps_it_all_too() {
     compare(&reader, &naive, (2, 8));
     compare(&shard.reader(), &naive, (2, 8));
     shard.scrub().unwrap();
+}
+
+/// Work beside the applies, ended in all orders, with a failed sync anywhere.
+#[test]
+fn a_crash_while_flush_and_merge_go_on_beside_the_applies_loses_nothing() {
+    let mut ended = false;
+    for sync in 0.. {
+        if ended {
+            assert!(sync > 5, "there were syncs to fail: {sync}");
+            break;
+        }
+        let disk = SimDisk::new();
+        let (mut shard, _) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
+        for i in 1..=8 {
+            give(&mut shard, i, &entry(i));
+            shard.flush(format!("{i}").as_bytes()).unwrap();
+        }
+        give(&mut shard, 9, &entry(9));
+        let (flush, merge) = (shard.begin_flush(b"9"), shard.begin_merge(Effort::Full).unwrap());
+        give(&mut shard, 10, &entry(10));
+        disk.fail_sync_after(sync);
+        let (flush, merge) = (flush.run(), merge.run());
+        give(&mut shard, 11, &entry(11));
+        let merged = shard.end_merge(merge);
+        let flushed = shard.end_flush(flush);
+        ended = merged.is_ok() && flushed.is_ok();
+        let durable = shard.durable();
+        assert!(durable == 9 || flushed.is_err(), "sync {sync}");
+        disk.heal();
+        drop(shard);
+        disk.crash(&mut SeededRng::new(sync));
+        let (mut shard, opened) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
+        assert!(opened.applied >= durable, "sync {sync}: {} < {durable}", opened.applied);
+        assert_eq!(opened.aux, opened.applied.to_string().as_bytes());
+        let mut naive = Naive::default();
+        for i in 1..=11 {
+            naive.give(i, &entry(i));
+            if i > opened.applied {
+                give(&mut shard, i, &entry(i));
+            }
+        }
+        compare(&shard.reader(), &naive, (3, 9));
+        shard.flush(b"11").unwrap();
+        shard.scrub().unwrap();
+    }
 }

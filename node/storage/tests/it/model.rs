@@ -3,7 +3,7 @@
 use crate::naive::{Entry, INSTANTS, Naive, compare, config, give, instant, label_sets, owners, tenants};
 use hindcast_env::{Disk, SeededRng, SimDisk};
 use hindcast_model::{Domain, LogLine, Sample, SeriesBlock, StreamBlock, TimestampNs};
-use hindcast_storage::{Floor, Pin, ReadError, Shard};
+use hindcast_storage::{Effort, Floor, FlushDone, FlushWork, MergeDone, MergeWork, Merged, Pin, ReadError, Shard};
 use proptest::prelude::*;
 use std::sync::Arc;
 
@@ -16,6 +16,9 @@ enum Step {
     Flush,
     FlushFails(u64),
     Compact,
+    /// Work that goes on while the other steps are made: begun, done or ended, whichever comes next.
+    FlushBeside,
+    MergeBeside,
     Reopen,
     Crash(u64),
     /// To a peer, which goes on in our place.
@@ -105,11 +108,19 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Step::Flush),
         1 => (0u64..6).prop_map(Step::FlushFails),
         4 => Just(Step::Compact),
+        6 => Just(Step::FlushBeside),
+        6 => Just(Step::MergeBeside),
         1 => Just(Step::Reopen),
         2 => any::<u64>().prop_map(Step::Crash),
         1 => Just(Step::Move),
         2 => (0..INSTANTS, 0..INSTANTS).prop_map(|(a, b)| Step::Compare(a, b)),
     ]
+}
+
+enum Beside<W, D> {
+    Idle,
+    Begun(W),
+    Done(D),
 }
 
 struct Run {
@@ -120,6 +131,8 @@ struct Run {
     log: Vec<Entry>,
     naive: Naive,
     cuts: Vec<u64>,
+    flush: Beside<FlushWork, FlushDone>,
+    merge: Beside<MergeWork, MergeDone>,
 }
 
 impl Run {
@@ -134,6 +147,8 @@ impl Run {
             log: vec![],
             naive: Naive::default(),
             cuts: vec![],
+            flush: Beside::Idle,
+            merge: Beside::Idle,
         };
         for tenant in 0..tenants().len() {
             run.entry(Entry::Write {
@@ -163,9 +178,50 @@ impl Run {
         format!("aux of {}", self.log.len()).into_bytes()
     }
 
+    fn flush_beside(&mut self) {
+        let aux = self.aux();
+        self.flush = match std::mem::replace(&mut self.flush, Beside::Idle) {
+            Beside::Idle => Beside::Begun(self.shard().begin_flush(&aux)),
+            Beside::Begun(work) => Beside::Done(work.run()),
+            Beside::Done(done) => {
+                let report = self.shard().end_flush(done).unwrap();
+                assert_eq!(report.applied, self.shard().durable());
+                Beside::Idle
+            }
+        };
+    }
+
+    fn merge_beside(&mut self) {
+        self.merge = match std::mem::replace(&mut self.merge, Beside::Idle) {
+            Beside::Idle => Beside::Begun(self.shard().begin_merge(Effort::Background).unwrap()),
+            Beside::Begun(work) => Beside::Done(work.run()),
+            Beside::Done(done) => {
+                let before = self.shard().reader().digest().unwrap();
+                self.shard().end_merge(done).unwrap();
+                assert_eq!(
+                    self.shard().reader().digest().unwrap(),
+                    before,
+                    "a merge changes no answer"
+                );
+                Beside::Idle
+            }
+        };
+    }
+
+    /// Ends what goes on beside.
+    fn settle(&mut self) {
+        while !matches!(self.flush, Beside::Idle) {
+            self.flush_beside();
+        }
+        while !matches!(self.merge, Beside::Idle) {
+            self.merge_beside();
+        }
+    }
+
     /// Opens again and takes the rest from the log, as a restarted node does.
     fn reopen(&mut self, durable_at_least: u64) {
         self.shard = None;
+        (self.flush, self.merge) = (Beside::Idle, Beside::Idle);
         let (mut shard, opened) = Shard::open(Arc::new(self.disk.clone()), &self.dir, config()).unwrap();
         assert_eq!(opened.fell_back, None);
         assert!(opened.applied >= durable_at_least, "what was flushed is there");
@@ -193,15 +249,28 @@ impl Run {
             give(&mut peer, i, entry);
         }
         peer.flush(b"to be replaced").unwrap();
+        let (flush, merge) = (peer.begin_flush(b"in vain"), peer.begin_merge(Effort::Full).unwrap());
         assert_eq!(peer.install(&snapshot, index).unwrap(), aux);
+        peer.end_flush(flush.run()).unwrap();
+        assert_eq!(
+            peer.end_merge(merge.run()).unwrap(),
+            Merged::InVain,
+            "its files are of an earlier life"
+        );
         assert_eq!((peer.applied(), peer.durable()), (index, index));
         assert_eq!(peer.reader().digest().unwrap(), before);
         self.disk.remove_dir_all(&snapshot).unwrap();
         (self.dir, self.shard) = (home, Some(peer));
+        (self.flush, self.merge) = (Beside::Idle, Beside::Idle);
     }
 
     fn step(&mut self, step: Step) {
+        if matches!(step, Step::Flush | Step::FlushFails(_) | Step::Compact) {
+            self.settle();
+        }
         match step {
+            Step::FlushBeside => self.flush_beside(),
+            Step::MergeBeside => self.merge_beside(),
             Step::Entry(entry) => self.entry(entry),
             Step::DropCut(i) => {
                 if let Some(&cut) = self.cuts.get(i) {
