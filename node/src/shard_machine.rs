@@ -481,9 +481,13 @@ mod tests {
 
     impl Rig {
         fn new() -> Self {
+            Self::with(ShardConfig::default())
+        }
+
+        fn with(config: ShardConfig) -> Self {
             let disk = Arc::new(SimDisk::new());
             let clock = Arc::new(SimClock::at(TimestampNs::from_secs(1_000)));
-            let machine = ShardMachine::open(disk, "shard-1", ShardConfig::default(), clock).unwrap();
+            let machine = ShardMachine::open(disk, "shard-1", config, clock).unwrap();
             let readers = BTreeMap::from([(ShardId(1), machine.handle().reader)]);
             let replicas = crate::route::Replicas::new(ShardMap::even(1).unwrap(), readers);
             Self {
@@ -620,6 +624,56 @@ mod tests {
             "also the stale form is known now"
         );
         assert_eq!(rig.stored(), (18, 6));
+    }
+
+    /// What `maintain` begins, of one kind.
+    fn begun(rig: &mut Rig, kind: WorkKind) -> Vec<Work> {
+        let mut works = vec![];
+        rig.machine.maintain(&mut |work| works.push(work)).unwrap();
+        works.retain(|w| w.kind == kind);
+        works
+    }
+
+    #[test]
+    fn entries_go_on_beside_a_flush_and_wait_for_it_when_memory_is_full_again() {
+        // Six samples and two lines take more: every batch fills a head.
+        let mut rig = Rig::with(ShardConfig {
+            flush_bytes_max: 100,
+            ..ShardConfig::default()
+        });
+        let write = |rig: &mut Rig, seq| {
+            let laid = rig.laid(&batch(seq), Naming::Known);
+            assert_eq!(rig.apply(&[laid]), [PartApplied::Stored]);
+        };
+        write(&mut rig, 1);
+        let mut works = begun(&mut rig, WorkKind::Flush);
+        assert_eq!(works.len(), 1);
+        write(&mut rig, 2);
+        assert_eq!(
+            rig.machine.durable(),
+            0,
+            "nobody has done the flush yet, and nobody waited for it"
+        );
+        assert!(begun(&mut rig, WorkKind::Flush).is_empty(), "one at a time");
+        write(&mut rig, 3);
+        assert_eq!(
+            rig.machine.durable(),
+            1,
+            "the second head was full: the worker did the flush itself"
+        );
+        works.drain(..).for_each(|w| (w.run)());
+        assert_eq!(rig.stored(), (18, 6));
+        let ticket = rig.machine.handle().ask_flush();
+        for work in begun(&mut rig, WorkKind::Flush) {
+            (work.run)();
+        }
+        assert!(
+            !rig.machine.handle().flushed(ticket),
+            "it is in force when the machine has seen its end"
+        );
+        begun(&mut rig, WorkKind::Flush);
+        assert!(rig.machine.handle().flushed(ticket));
+        assert_eq!((rig.machine.durable(), rig.stored()), (3, (18, 6)));
     }
 
     #[test]
