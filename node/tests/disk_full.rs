@@ -168,6 +168,18 @@ impl Node {
         tokio::time::timeout(within, done).await.is_ok()
     }
 
+    /// Waits until no flush is under way that would move the log's end: a log that cannot write ends the node.
+    async fn settle(&self) {
+        loop {
+            let before = self.raft.status(self.group);
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            let now = self.raft.status(self.group);
+            if (before.durable, before.first_index, before.log_bytes) == (now.durable, now.first_index, now.log_bytes) {
+                return;
+            }
+        }
+    }
+
     fn assert_alive(&self) {
         assert_eq!(*self.raft.fatal().borrow(), None);
     }
@@ -187,6 +199,7 @@ async fn a_full_disk_refuses_writes_serves_reads_and_recovers_by_itself() {
     assert_eq!(node.watch.refused(), 1);
     node.check(0, full_at);
 
+    node.settle().await;
     // Not a byte is left: a flush fails and is tried again; the node lives and answers.
     disk.set_full(true);
     let ticket = node.shard.ask_flush();
