@@ -9,6 +9,7 @@
 
 pub mod aggregate;
 mod codec;
+mod cold;
 mod compaction;
 mod container;
 mod cursor;
@@ -33,6 +34,7 @@ mod verify;
 mod view;
 
 pub use codec::{RawLine, put_metadata};
+pub use cold::{Cold, ColdCounts, ColdDone, ColdJob, ColdReport, ColdRule};
 pub use error::{Damage, ReadError, StorageError};
 pub use retention::{Floor, Floors, Pin, Policy, Selector, TOPOLOGY_LABEL};
 pub use shard::{CompactReport, Dropped, DroppedByRule, FlushReport, Opened, Shard, ShardConfig, ShardStats};

@@ -10,6 +10,7 @@
 
 use crate::aggregate::{COLUMNS, COUNT, STALE_AT, series_of};
 use crate::codec::{RawLine, put_metadata};
+use crate::cold::{self, Cold, ColdCounts, ColdDone, ColdJob, ColdReport, Ledger};
 use crate::compaction::{self, Effort, LetGo, Merge};
 use crate::container::{self, FileKind, FileRef};
 use crate::error::{Damage, StorageError};
@@ -25,7 +26,7 @@ use crate::segment::{Segment, SegmentRef, Tier};
 use crate::view::{ShardReader, State};
 use crate::{logs, metric};
 use hindcast_env::disk::make_dir;
-use hindcast_env::{Disk, DiskError};
+use hindcast_env::{ColdTier, Disk, DiskError};
 use hindcast_model::{Domain, GroupId, Labels, Owner, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,6 +51,14 @@ pub struct ShardConfig {
     pub compact_bytes_max: u64,
     /// Merges leave so much of the disk free.
     pub reserve_bytes: u64,
+    /// Where old files go.
+    pub cold: Option<Cold>,
+}
+
+impl ShardConfig {
+    fn tier(&self) -> Option<&ColdTier> {
+        self.cold.as_ref().map(|c| &c.tier)
+    }
 }
 
 impl Default for ShardConfig {
@@ -62,6 +71,7 @@ impl Default for ShardConfig {
             compact_segments_max: 16,
             compact_bytes_max: 256 << 20,
             reserve_bytes: 0,
+            cold: None,
         }
     }
 }
@@ -138,8 +148,13 @@ pub struct ShardStats {
     pub window_segments: usize,
     pub window_values: u64,
     pub head_bytes: usize,
+    /// All files, cold ones included.
     pub segments: usize,
     pub segment_bytes: u64,
+    /// Of these, what is in the cold store.
+    pub cold_segments: usize,
+    pub cold_bytes: u64,
+    pub cold: ColdCounts,
 }
 
 /// What the manifest in force says, apart from its segments.
@@ -187,6 +202,9 @@ pub struct Shard {
     dropped: DroppedByRule,
     /// Met by merges, not told yet.
     found_damage: Vec<Damage>,
+    objects: Ledger,
+    /// The manifest before the one in force names files that nobody else needs.
+    unswept: bool,
 }
 
 impl Shard {
@@ -212,10 +230,14 @@ impl Shard {
                 expected: config.group,
             });
         }
-        let state = load_state(disk.as_ref(), dir, &manifest)?;
+        let state = load_state(disk.as_ref(), dir, &manifest, config.tier())?;
         let aux = read_aux(disk.as_ref(), dir, &manifest)?;
         let applied = manifest.applied;
+        let previous = Manifest::load(disk.as_ref(), dir, manifest.previous.0).ok();
+        let all: Vec<Arc<Segment>> = state.segments.iter().chain(&state.windows).cloned().collect();
         let mut shard = Self {
+            objects: Ledger::opened(&manifest, previous.as_ref().map(|(m, _)| m), &all),
+            unswept: previous.as_ref().is_some_and(|(p, _)| cold::has_moved(&manifest, p)),
             next_number: manifest.next_number,
             written: applied,
             sealed_to: applied,
@@ -249,6 +271,8 @@ impl Shard {
     /// A new folder starts with a manifest, so that a missing one can be told from a new shard.
     fn found(disk: Arc<dyn Disk>, dir: &str, config: ShardConfig) -> Result<Self, StorageError> {
         let mut shard = Self {
+            objects: Ledger::new(),
+            unswept: false,
             state: Arc::new(RwLock::new(State {
                 directory: Directory::default(),
                 retention: Retention::default(),
@@ -606,6 +630,12 @@ impl Shard {
             }
             match done {
                 Err(StorageError::Damaged(damage)) => self.set_aside(damage)?,
+                // What is here is merged meanwhile.
+                Err(e) if cold::is_of_store(&e) => {
+                    if std::mem::replace(&mut self.objects.is_away, true) {
+                        return Ok(None);
+                    }
+                }
                 done => return done,
             }
         }
@@ -614,9 +644,7 @@ impl Shard {
     /// A file in which a merge met damage is merged no more: what is whole around it goes on.
     fn set_aside(&mut self, damage: Damage) -> Result<(), StorageError> {
         let all = self.all_segments();
-        let found = all
-            .iter()
-            .find(|s| container::path_of(&self.dir, s.file.number) == damage.file);
+        let found = all.iter().find(|s| s.path() == damage.file);
         let Some(segment) = found else {
             return Err(damage.into());
         };
@@ -636,13 +664,61 @@ impl Shard {
     /// the files that it names.
     fn release(&mut self) -> Result<(), StorageError> {
         let files = self.all_segments();
-        if files.len() >= self.durable.segments {
-            return Ok(());
-        }
-        for _ in 0..2 {
+        let manifests = match files.len() < self.durable.segments {
+            true => 2,
+            false => usize::from(self.unswept),
+        };
+        for _ in 0..manifests {
             self.publish_segments(&files)?;
         }
         Ok(())
+    }
+
+    /// The next piece of work with the cold store; one at a time. `now` is the wall clock's.
+    pub fn begin_cold(&mut self, now: TimestampNs) -> Option<ColdJob> {
+        let cold = self.config.cold.as_ref()?;
+        let state = self.state.read();
+        let segments: Vec<Arc<Segment>> = state.segments.iter().chain(&state.windows).cloned().collect();
+        let sources = state.rollup_sources();
+        self.objects
+            .begin(cold, &self.disk, &self.dir, &segments, &sources, now)
+    }
+
+    /// Takes what came of a job. On an error everything is as it was, and the file is moved again later.
+    pub fn finish_cold(&mut self, done: ColdDone) -> Result<ColdReport, StorageError> {
+        let mut report = ColdReport::default();
+        let moved = match self.objects.end(done, &mut report) {
+            Ok(moved) => moved,
+            Err(damage) => {
+                self.set_aside(damage)?;
+                return Ok(report);
+            }
+        };
+        let Some(moved) = moved.map(Arc::new) else {
+            return Ok(report);
+        };
+        self.objects.has_open(&moved);
+        let mut files = self.all_segments();
+        match files.iter_mut().find(|s| s.file == moved.file && s.cold.is_none()) {
+            Some(here) => *here = moved.clone(),
+            // Merged or let go meanwhile.
+            None => {
+                self.objects.forsake_moved(&moved);
+                return Ok(report);
+            }
+        }
+        self.publish_segments(&files)?;
+        self.take_segments(files);
+        self.unswept = true;
+        self.objects.counts.puts += 1;
+        self.objects.counts.put_bytes += moved.file.bytes;
+        report.moved_bytes = moved.file.bytes;
+        Ok(report)
+    }
+
+    /// A job will never be finished: its thread died.
+    pub fn abandon_cold(&mut self) {
+        self.objects.abandon();
     }
 
     /// Segments of rows and of windows.
@@ -683,12 +759,13 @@ impl Shard {
         let state = state.read();
         let sources = state.rollup_sources();
         let segments: Vec<Arc<Segment>> = state.segments.iter().chain(&state.windows).cloned().collect();
+        let without_cold = self.objects.is_away;
         let (run, rewrites) = match compaction::choose(&segments, &state.retention, &self.config, effort) {
             Some(run) => {
                 self.check_room(run.iter().map(|s| s.file.bytes).sum(), reserve)?;
                 (run, 0)
             }
-            None => match compaction::choose_lone(&segments, &sources) {
+            None => match compaction::choose_lone(&segments, &sources, without_cold) {
                 // What is left is less than half, and its room comes back: it may go below what is kept free.
                 Some(s) => {
                     self.check_room(s.file.bytes / 2, reserve / 2)?;
@@ -760,7 +837,7 @@ impl Shard {
         let state = state.read();
         let sources = state.rollup_sources();
         let mut segments: Vec<Arc<Segment>> = state.segments.iter().chain(&state.windows).cloned().collect();
-        let Some((from, resolution)) = compaction::choose_rollup(&segments, &sources) else {
+        let Some((from, resolution)) = compaction::choose_rollup(&segments, &sources, self.objects.is_away) else {
             return Ok(None);
         };
         let is_input = |s: &&Arc<Segment>| !s.is_of_lines() && s.resolution() == from.resolution();
@@ -815,13 +892,25 @@ impl Shard {
         disk.create_dir_all(into_dir)?;
         let mut files = vec![];
         let windows = self.state.read().windows.clone();
+        let cold = segments.iter().chain(&windows).filter(|s| s.cold.is_some());
+        let down_bytes: u64 = cold.map(|s| s.file.bytes).sum();
+        if down_bytes > 0 {
+            self.check_room(down_bytes, self.config.reserve_bytes)?;
+        }
         for s in segments.iter().chain(&windows) {
             let (from, to) = (
                 container::path_of(&self.dir, s.file.number),
                 container::path_of(into_dir, s.file.number),
             );
-            bring(disk.as_ref(), &from, &to)?;
-            files.push(s.named());
+            match &s.cold {
+                None => bring(disk.as_ref(), &from, &to)?,
+                // The peer has a folder of its own in the store.
+                Some(_) => cold::bring_down(disk.as_ref(), s.container(), &to)?,
+            }
+            files.push(SegmentRef {
+                cold: None,
+                ..s.named()
+            });
         }
         files.extend(self.write_heads(&sealed, into_dir)?.iter().map(Segment::named));
         let sides = self.write_sides(into_dir, &Sides::default(), &newest, aux)?;
@@ -868,6 +957,7 @@ impl Shard {
                 index,
             });
         }
+        cold::check_snapshot(from_dir, &manifest)?;
         let aux = read_aux(disk.as_ref(), from_dir, &manifest)?;
         for SegmentRef { file, .. } in &mut manifest.segments {
             let from = container::path_of(from_dir, file.number);
@@ -884,7 +974,7 @@ impl Shard {
         }
         disk.sync_dir(&self.dir)?;
         manifest.applied = index;
-        let state = load_state(disk.as_ref(), &self.dir, &manifest)?;
+        let state = load_state(disk.as_ref(), &self.dir, &manifest, None)?;
         let sides = Sides::of(&manifest, &state.directory);
         self.publish(index, manifest.retention, manifest.segments, sides, false)?;
         self.frozen_below = state.retention.frozen_below();
@@ -909,6 +999,8 @@ impl Shard {
             let of_kind = state.segments.iter().filter(move |s| s.is_of_lines() == streams);
             of_kind.map(|s| s.row_count()).sum::<u64>()
         };
+        let all = || state.segments.iter().chain(&state.windows);
+        let cold = || all().filter(|s| s.cold.is_some());
         ShardStats {
             series: state.directory.len(),
             samples: rows(false) + heads().map(Head::samples).sum::<u64>(),
@@ -918,6 +1010,9 @@ impl Shard {
             head_bytes: head_bytes(&state),
             segments: state.segments.len() + state.windows.len(),
             segment_bytes: state.segments.iter().chain(&state.windows).map(|s| s.file.bytes).sum(),
+            cold_segments: cold().count(),
+            cold_bytes: cold().map(|s| s.file.bytes).sum(),
+            cold: self.objects.counts,
         }
     }
 
@@ -1017,7 +1112,10 @@ impl Shard {
             newest: sides.newest.clone(),
             aux: sides.aux.clone(),
         };
+        self.objects.tries(&manifest);
         let hash = manifest.publish(self.disk.as_ref(), &self.dir)?;
+        self.objects.published(&manifest, keep_previous);
+        self.unswept = false;
         // Leftovers are found again when the shard opens; they are no reason to call the flush a failure.
         let _ = self.sweep_files(&manifest, keep_previous);
         self.durable = Durable {
@@ -1043,7 +1141,7 @@ impl Shard {
             kept.extend(previous.names());
         }
         for name in disk.list(&self.dir)? {
-            if manifest::is_ours(&name) && !kept.contains(&name) {
+            if manifest::is_ours(&name) && !kept.contains(&name) && !self.objects.spares(&name) {
                 disk.remove(&format!("{}/{name}", self.dir))?;
             }
         }
@@ -1356,7 +1454,12 @@ fn newest_manifest(disk: &dyn Disk, dir: &str) -> Result<Option<Found>, StorageE
             Err(e) => return Err(e),
         }
     }
-    let has_rows = names.iter().any(|n| manifest::number_in(n, "segment-").is_some());
+    let is_of_rows = |n: &String| {
+        ["segment-", "table-"]
+            .iter()
+            .any(|p| manifest::number_in(n, p).is_some())
+    };
+    let has_rows = names.iter().any(is_of_rows);
     match damage {
         Some(d) => Err(d.into()),
         None if has_rows => Err(Damage {
@@ -1389,7 +1492,7 @@ fn check_chain(disk: &dyn Disk, dir: &str, manifest: &Manifest) -> Result<(), St
     }
 }
 
-fn load_state(disk: &dyn Disk, dir: &str, manifest: &Manifest) -> Result<State, StorageError> {
+fn load_state(disk: &dyn Disk, dir: &str, manifest: &Manifest, cold: Option<&ColdTier>) -> Result<State, StorageError> {
     let mut directory = Directory::default();
     for file in &manifest.series {
         let bytes = manifest::read_side(disk, dir, Side::Series, file)?;
@@ -1404,7 +1507,7 @@ fn load_state(disk: &dyn Disk, dir: &str, manifest: &Manifest) -> Result<State, 
     }
     let mut segments = vec![];
     for file in &manifest.segments {
-        segments.push(Arc::new(Segment::open(disk, dir, file)?));
+        segments.push(Arc::new(Segment::open(disk, dir, file, cold)?));
     }
     let (windows, segments) = segments
         .into_iter()
