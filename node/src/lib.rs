@@ -1,11 +1,13 @@
 //! One node: routing, write path, shard machine, peer transport, write servers.
 //!
 //! Pure: what an entry means (`entry`, `shard_machine`, `dedup`), where data goes (`route`), the cluster's rows
-//! (`cluster_part`), whose clock counts (`cluster_time`), whether the disk has room (`disk_guard`). Everything that waits lives in `io`.
+//! (`cluster_part`), whose clock counts (`cluster_time`), whether the disk has room (`disk_guard`), when old files are moved (`cold_moves`).
+//! Everything that waits lives in `io`.
 
 pub mod cluster_part;
 pub mod cluster_time;
 pub mod codec;
+pub mod cold_moves;
 pub mod dedup;
 pub mod disk_guard;
 pub mod entry;

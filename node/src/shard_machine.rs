@@ -8,6 +8,7 @@
 //! - A part whose ids do not hold here is stored by no replica and remembered by none: it comes again with definitions.
 //! - The auxiliary state is flushed with the segments, in one manifest: both stand at the same index.
 
+use crate::cold_moves::{Jobs, Moves};
 use crate::dedup::{Dedup, Verdict};
 use crate::entry::{self, Command, Control, PartView};
 use crate::sources::Sources;
@@ -116,6 +117,8 @@ pub struct ShardMachine {
     clock: Arc<dyn Clock>,
     handle: ShardHandle,
     compact_after: SpanNs,
+    /// `None`: nothing goes to a cold store.
+    moves: Option<Moves>,
 }
 
 impl ShardMachine {
@@ -143,7 +146,14 @@ impl ShardMachine {
             clock,
             handle,
             compact_after,
+            moves: None,
         })
+    }
+
+    /// Work with the shard's cold store runs there.
+    pub fn with_cold_jobs(mut self, jobs: Arc<dyn Jobs>) -> Self {
+        self.moves = Some(Moves::new(jobs));
+        self
     }
 
     pub fn handle(&self) -> ShardHandle {
@@ -391,9 +401,13 @@ impl Machine for ShardMachine {
             Ok(())
         };
         let compacted = self.compact(now);
+        let moved = match &mut self.moves {
+            Some(moves) => moves.step(&mut self.shard, now, self.clock.now()),
+            None => Ok(()),
+        };
         *self.handle.stats.lock() = self.shard.stats();
         self.handle.dropped.lock().clone_from(self.shard.dropped());
-        flushed.and(compacted)
+        flushed.and(compacted).and(moved.map_err(machine_error))
     }
 
     fn export(&mut self, dir: &str) -> Result<(), MachineError> {
