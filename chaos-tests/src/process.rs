@@ -105,6 +105,13 @@ impl Cluster {
         Ok(())
     }
 
+    /// The node's next start has `to` in the place of the argument `from`.
+    pub fn replace_argument(&mut self, i: usize, from: &str, to: &str) {
+        for argument in self.nodes[i].args.iter_mut().filter(|a| *a == from) {
+            to.clone_into(argument);
+        }
+    }
+
     /// kill -9: no handler runs, nothing is flushed.
     pub fn kill(&mut self, i: usize) {
         if let Some(mut child) = self.nodes[i].child.take() {

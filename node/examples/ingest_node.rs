@@ -25,6 +25,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         retention: vec![],
         test_only: TestOnly::default(),
         disk_reserve: None,
+        cold: None,
     };
     let node = Node::start(config, None, vec![]).await?;
     let floor = node.clone();

@@ -2,12 +2,13 @@
 //!
 //! Pure: what an entry means (`entry`, `shard_machine`, `dedup`), where data goes (`route`), the cluster's rows
 //! (`cluster_part`), whose clock counts (`cluster_time`), whether the disk has room (`disk_guard`), what goes on beside the
-//! applies (`beside`). Everything that waits lives in `io`.
+//! applies (`beside`), when old files are moved (`cold_moves`). Everything that waits lives in `io`.
 
 mod beside;
 pub mod cluster_part;
 pub mod cluster_time;
 pub mod codec;
+pub mod cold_moves;
 pub mod dedup;
 pub mod disk_guard;
 pub mod entry;

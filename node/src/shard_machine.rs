@@ -9,6 +9,7 @@
 //! - The auxiliary state is flushed with the segments, in one manifest: both stand at the same index.
 
 use crate::beside::Beside;
+use crate::cold_moves::{Jobs, Moves};
 use crate::dedup::{Dedup, Verdict};
 use crate::entry::{self, Command, Control, PartView};
 use crate::sources::Sources;
@@ -126,6 +127,8 @@ pub struct ShardMachine {
     merge: Beside<MergeDone>,
     /// The wish that the merge under way grants when it finds nothing to do.
     merge_grants: Option<u64>,
+    /// `None`: nothing goes to a cold store.
+    moves: Option<Moves>,
 }
 
 impl ShardMachine {
@@ -157,7 +160,14 @@ impl ShardMachine {
             flush_grants: 0,
             merge: Beside::default(),
             merge_grants: None,
+            moves: None,
         })
+    }
+
+    /// Work with the shard's cold store runs there.
+    pub fn with_cold_jobs(mut self, jobs: Arc<dyn Jobs>) -> Self {
+        self.moves = Some(Moves::new(jobs));
+        self
     }
 
     pub fn handle(&self) -> ShardHandle {
@@ -443,9 +453,13 @@ impl Machine for ShardMachine {
         // A flush that finds the disk full does not keep merges from giving room back.
         let flushed = self.tend_flush(now, begin);
         let merged = self.tend_merge(now, begin);
+        let moved = match &mut self.moves {
+            Some(moves) => moves.step(&mut self.shard, now, self.clock.now()),
+            None => Ok(()),
+        };
         *self.handle.stats.lock() = self.shard.stats();
         self.handle.dropped.lock().clone_from(self.shard.dropped());
-        flushed.and(merged)
+        flushed.and(merged).and(moved.map_err(machine_error))
     }
 
     fn export(&mut self, dir: &str) -> Result<(), MachineError> {

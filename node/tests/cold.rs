@@ -9,8 +9,10 @@ use axum::response::Response;
 use bytes::Bytes;
 use hindcast_env::cold::{ColdEntry, ColdError, ColdRef, ColdStore};
 use hindcast_env::disk::{DiskResult, write_new_file};
-use hindcast_env::{ColdCache, Disk, ReadAt, SimDisk};
+use hindcast_env::{ColdCache, ColdTier, Disk, ReadAt, SimDisk};
+use hindcast_model::{Labels, LogLine, Owner, Sample, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
 use hindcast_node::io::cold::{CA_FILE_VARIABLE, ObjectCold, PART_BYTES};
+use hindcast_storage::{Cold, ColdRule, Floor, Shard, ShardConfig};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -40,7 +42,7 @@ impl ReadAt for Memory {
 
 /// What every store must do, whatever it is made of.
 fn behaves(cold: &ObjectCold) {
-    assert_eq!(cold.list().unwrap(), []);
+    assert_eq!(cold.list("").unwrap(), []);
     let small = Memory(b"0123456789".to_vec());
     let large = Memory(noise(PART_BYTES as usize * 2 + 12_345));
     let empty = Memory(vec![]);
@@ -60,7 +62,9 @@ fn behaves(cold: &ObjectCold) {
             bytes: p.bytes,
         })
         .collect();
-    assert_eq!(cold.list().unwrap(), listed);
+    assert_eq!(cold.list("").unwrap(), listed);
+    assert_eq!(cold.list("c/node-1").unwrap(), listed[..2]);
+    assert_eq!(cold.list("c/node").unwrap(), [], "a folder, not a beginning");
 
     let reader = cold.open(&put[1]).unwrap();
     assert_eq!(reader.len(), large.len());
@@ -92,8 +96,104 @@ fn behaves(cold: &ObjectCold) {
         cold.delete(name).unwrap();
         cold.delete(name).unwrap();
     }
-    assert_eq!(cold.list().unwrap(), []);
+    assert_eq!(cold.list("").unwrap(), []);
     assert!(matches!(cold.open(&put[0]), Err(ColdError::Missing { .. })));
+}
+
+fn work(shard: &mut Shard) {
+    while let Some(job) = shard.begin_cold(TimestampNs::from_secs(100_000)) {
+        let report = shard.finish_cold(job.run()).unwrap();
+        assert_eq!(report.failed, None);
+    }
+}
+
+/// A shard whose old files go to this store answers as before, opens without it, and deletes what it lets go.
+fn serves_a_shard(cold: &ObjectCold) {
+    let (disk, tenant) = (SimDisk::new(), TenantId::default());
+    let rule = ColdRule {
+        tenant: None,
+        domain: None,
+        after: Some(SpanNs::from_secs(3600)),
+    };
+    let config = |cache_bytes| ShardConfig {
+        cold: Some(Cold::new(
+            ColdTier::new(Arc::new(cold.clone()), cache_bytes),
+            "cluster/node-1/shard-1".to_owned(),
+            vec![rule.clone()],
+        )),
+        ..ShardConfig::default()
+    };
+    let (mut shard, _) = Shard::open(Arc::new(disk.clone()), "s", config(1 << 20)).unwrap();
+    let noise = noise(160_000);
+    for index in 1..=4u64 {
+        let series = (0..20).map(|s: usize| SeriesBlock {
+            labels: Labels::from_pairs([("__name__", "noise"), ("instance", &format!("h{s}"))]),
+            owner: Owner::None,
+            samples: (0..200)
+                .map(|i: usize| Sample {
+                    at: TimestampNs::from_secs(index as i64 * 1000 + i as i64),
+                    value: f64::from_bits(u64::from_le_bytes(noise[(s * 200 + i) * 8..][..8].try_into().unwrap())),
+                })
+                .collect(),
+        });
+        let lines = (0..500).map(|i: i64| LogLine {
+            at: TimestampNs::from_secs(index as i64 * 1000 + i),
+            line: format!("worker-{} took {} ms, {:x?}", i % 7, i * i, &noise[i as usize..][..4]).into(),
+            metadata: vec![],
+        });
+        let stream = StreamBlock {
+            labels: Labels::from_pairs([("job", "shop")]),
+            owner: Owner::None,
+            lines: lines.collect(),
+        };
+        shard.write(index, &tenant, &series.collect::<Vec<_>>(), &[stream]);
+        shard.advance(index);
+        shard.flush(b"").unwrap();
+    }
+    while shard.compact_fully().unwrap().is_some() {}
+    let before = shard.reader().digest().unwrap();
+    work(&mut shard);
+    shard.compact().unwrap();
+    let stats = shard.stats();
+    assert_eq!((stats.cold_segments, stats.cold_bytes), (2, stats.segment_bytes));
+    assert_eq!(cold.list("cluster/node-1/shard-1").unwrap().len(), 2);
+    assert!(!disk.list("s").unwrap().iter().any(|n| n.starts_with("segment-")));
+    assert_eq!(shard.reader().digest().unwrap(), before);
+    drop(shard);
+    // With a cache that holds next to nothing.
+    let (mut shard, _) = Shard::open(Arc::new(disk.clone()), "s", config(1)).unwrap();
+    assert_eq!(shard.reader().digest().unwrap(), before);
+    shard.retain(vec![Floor::at(None, None, TimestampNs::from_secs(50_000))]);
+    shard.advance(5);
+    shard.compact().unwrap();
+    work(&mut shard);
+    assert_eq!(cold.list("").unwrap(), []);
+}
+
+#[test]
+fn a_shards_old_files_live_in_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("file://{}/old files/", dir.path().display());
+    serves_a_shard(&ObjectCold::open(&url, []).unwrap());
+}
+
+#[test]
+fn a_shards_old_files_live_in_an_s3_store() {
+    let (_shared, variables) = serve();
+    serves_a_shard(&ObjectCold::open("s3://bucket/some/prefix", variables).unwrap());
+}
+
+/// A mount that is not there: the node starts, and what needs the folder says so.
+#[test]
+fn a_folder_that_cannot_be_made_is_a_store_that_is_away() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), "not a folder").unwrap();
+    let url = format!("file://{}/file/cold", dir.path().display());
+    let cold = ObjectCold::open(&url, []).unwrap();
+    let said = cold.put("a", &Memory(vec![7; 10])).unwrap_err().to_string();
+    assert!(said.contains(&url), "{said}");
+    std::fs::remove_file(dir.path().join("file")).unwrap();
+    cold.put("a", &Memory(vec![7; 10])).unwrap();
 }
 
 #[test]
@@ -129,6 +229,7 @@ fn an_address_that_is_none_says_what_one_looks_like() {
         "",
         "/somewhere",
         "file://relative",
+        "file:///",
         "gs://bucket",
         "s3://",
         "s3://bucket/bad prefix",
@@ -288,7 +389,7 @@ fn an_s3_server_is_a_cold_store() {
     // Nobody else's objects are seen.
     shared.lock().objects.insert("some/prefixed".into(), Bytes::new());
     let cold = ObjectCold::open("s3://bucket/some/prefix", variables).unwrap();
-    assert_eq!(cold.list().unwrap(), []);
+    assert_eq!(cold.list("").unwrap(), []);
     cold.put("a", &Memory(vec![1])).unwrap();
     assert!(shared.lock().objects.contains_key("some/prefix/a"));
 }
@@ -322,14 +423,14 @@ fn what_the_store_does_not_give_back_as_it_was_does_not_count_as_put() {
     shared.lock().corrupts = true;
     let said = cold.put("a", &Memory(noise(1000))).unwrap_err();
     assert!(matches!(said, ColdError::Damaged { .. }), "{said}");
-    assert_eq!(cold.list().unwrap(), [], "and it is not left there");
+    assert_eq!(cold.list("").unwrap(), [], "and it is not left there");
 }
 
 #[test]
 fn an_endpoint_where_nobody_listens_is_named() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let cold = ObjectCold::open("s3://bucket/p", variables(free)).unwrap();
-    let said = cold.list().unwrap_err().to_string();
+    let said = cold.list("").unwrap_err().to_string();
     assert!(
         said.contains("s3://bucket/p") && said.contains("check network"),
         "{said}"
@@ -389,7 +490,9 @@ fn a_real_s3_compatible_server_is_a_cold_store() {
     let address = free_address();
     let _server = moto(address, &[]);
     make_bucket(&format!("http://{address}"));
-    behaves(&ObjectCold::open("s3://bucket/some/prefix", variables(address)).unwrap());
+    let cold = ObjectCold::open("s3://bucket/some/prefix", variables(address)).unwrap();
+    behaves(&cold);
+    serves_a_shard(&cold);
     println!("moto: put, verify, list, read, cache, delete: as promised, one file in parts");
 }
 
@@ -434,7 +537,7 @@ fn a_private_server_is_trusted_by_its_certificate_and_by_nothing_less() {
     variables.retain(|(name, _)| name != "AWS_ENDPOINT" && name != "AWS_ALLOW_HTTP");
     variables.push(("AWS_ENDPOINT".to_owned(), format!("https://{address}")));
     let stranger = ObjectCold::open("s3://bucket/p", variables.clone()).unwrap();
-    let said = stranger.list().unwrap_err().to_string();
+    let said = stranger.list("").unwrap_err().to_string();
     assert!(said.contains("certificate") || said.contains("UnknownIssuer"), "{said}");
     variables.push((CA_FILE_VARIABLE.to_owned(), certificate.to_owned()));
     behaves(&ObjectCold::open("s3://bucket/p", variables).unwrap());

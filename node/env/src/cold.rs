@@ -50,9 +50,7 @@ pub enum ColdError {
     Damaged { store: String, name: String, why: String },
     #[error("{store} refuses us: {why}; check the credentials and what they may do (get, put, list, delete)")]
     Refused { store: String, why: String },
-    #[error(
-        "{store} cannot be reached or cannot serve: {why}; it is tried again, check network and endpoint if it lasts"
-    )]
+    #[error("{store} cannot be reached or cannot serve: {why}; check network and endpoint if it lasts, and ask again")]
     Unavailable { store: String, why: String },
     #[error("{store} holds more than {} files; give this cluster a prefix of its own", LIST_MAX)]
     TooMany { store: String },
@@ -90,16 +88,28 @@ impl ColdError {
 
 pub type ColdResult<T> = Result<T, ColdError>;
 
+/// Whether a read failed because of the store, and not because of a disk of ours.
+pub fn is_cold(e: &DiskError) -> bool {
+    cause_in(e).is_some()
+}
+
+/// What the store could not do, if that is why a read failed.
+pub fn cause_in(e: &DiskError) -> Option<&ColdError> {
+    e.source.get_ref().and_then(|inner| inner.downcast_ref())
+}
+
 /// A store of immutable files. The module says what it promises.
 pub trait ColdStore: Send + Sync + 'static {
+    /// As messages name it, without secrets.
+    fn url(&self) -> &str;
     /// Puts a whole file; it may go from the disk once this answered and a manifest names the reference.
     fn put(&self, name: &str, file: &dyn ReadAt) -> ColdResult<ColdRef>;
     /// Reads of the file as it is in the store, each of exactly the bytes asked for. Not cached: see `ColdCache`.
     fn open(&self, file: &ColdRef) -> ColdResult<Arc<dyn ReadAt>>;
     /// No error when it is not there.
     fn delete(&self, name: &str) -> ColdResult<()>;
-    /// Everything that is there, sorted by name.
-    fn list(&self) -> ColdResult<Vec<ColdEntry>>;
+    /// Everything below a folder (`""`: everything), sorted by name. A folder ends where names go on behind a `/`.
+    fn list(&self, folder: &str) -> ColdResult<Vec<ColdEntry>>;
 }
 
 /// Whether a name can be used in every store alike.
@@ -119,6 +129,13 @@ pub fn check_name(name: &str) -> ColdResult<()> {
     Ok(())
 }
 
+/// Whether a name lies in a folder or in one of its folders; `""` is the folder of everything.
+pub fn is_below(folder: &str, name: &str) -> bool {
+    folder.is_empty() || name.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
+}
+
+const SIM_URL: &str = "memory://cold";
+
 /// A store in memory whose failures are arranged. Clones share it.
 #[derive(Clone, Default)]
 pub struct SimCold(Arc<Mutex<SimState>>);
@@ -126,15 +143,45 @@ pub struct SimCold(Arc<Mutex<SimState>>);
 #[derive(Default)]
 struct SimState {
     files: BTreeMap<String, Bytes>,
-    /// Calls that fail before the next one works.
-    failures: u32,
+    /// Calls that work before the others fail, and how many those are.
+    failures: (u64, u64),
+    /// A put that fails has put its file all the same.
+    answers_get_lost: bool,
+    calls: u64,
     reads: u64,
 }
 
 impl SimCold {
     /// The next `n` calls find the store unavailable.
-    pub fn fail_next(&self, n: u32) {
-        self.0.lock().failures = n;
+    pub fn fail_next(&self, n: u64) {
+        let mut s = self.0.lock();
+        (s.failures, s.answers_get_lost) = ((0, n), false);
+    }
+
+    /// The `n`-th call from now (0: the next) and all later ones fail, until `heal`. If `answers_get_lost`, a put that
+    /// fails has put its file all the same, and a delete has deleted it.
+    pub fn fail_after(&self, n: u64, answers_get_lost: bool) {
+        let mut s = self.0.lock();
+        (s.failures, s.answers_get_lost) = ((n, u64::MAX), answers_get_lost);
+    }
+
+    pub fn heal(&self) {
+        self.0.lock().failures = (0, 0);
+    }
+
+    /// Names of all files.
+    pub fn names(&self) -> Vec<String> {
+        self.0.lock().files.keys().cloned().collect()
+    }
+
+    /// The bytes of one file.
+    pub fn file(&self, name: &str) -> Option<Bytes> {
+        self.0.lock().files.get(name).cloned()
+    }
+
+    /// How many calls there were, reads included.
+    pub fn calls(&self) -> u64 {
+        self.0.lock().calls
     }
 
     /// Flips a bit of a file in the store; false when it has no such byte.
@@ -156,14 +203,26 @@ impl SimCold {
 
     fn works(&self) -> ColdResult<()> {
         let mut s = self.0.lock();
-        if s.failures > 0 {
-            s.failures -= 1;
-            return Err(ColdError::Unavailable {
-                store: "memory".to_owned(),
-                why: "it was told to fail".to_owned(),
-            });
+        s.calls += 1;
+        match &mut s.failures {
+            (0, 0) => return Ok(()),
+            (0, fail) => *fail -= 1,
+            (work, _) => {
+                *work -= 1;
+                return Ok(());
+            }
         }
-        Ok(())
+        Err(ColdError::Unavailable {
+            store: SIM_URL.to_owned(),
+            why: "it was told to fail".to_owned(),
+        })
+    }
+
+    fn missing(name: &str) -> ColdError {
+        ColdError::Missing {
+            store: SIM_URL.to_owned(),
+            name: name.to_owned(),
+        }
     }
 }
 
@@ -178,7 +237,7 @@ impl ReadAt for SimColdFile {
         self.cold.works().map_err(|e| e.into_disk_error("read", &self.name))?;
         let mut s = self.cold.0.lock();
         s.reads += 1;
-        let missing = || DiskError::new("read", &self.name, io::ErrorKind::NotFound.into());
+        let missing = || SimCold::missing(&self.name).into_disk_error("read", &self.name);
         let file = s.files.get(&self.name).ok_or_else(missing)?;
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         match start.checked_add(len) {
@@ -192,10 +251,18 @@ impl ReadAt for SimColdFile {
 }
 
 impl ColdStore for SimCold {
+    fn url(&self) -> &str {
+        SIM_URL
+    }
+
     fn put(&self, name: &str, file: &dyn ReadAt) -> ColdResult<ColdRef> {
         check_name(name)?;
-        self.works()?;
         let bytes = file.read_at(0, usize::try_from(file.len()).unwrap_or(usize::MAX))?;
+        let works = self.works();
+        if works.is_err() && self.0.lock().answers_get_lost {
+            self.0.lock().files.insert(name.to_owned(), bytes.clone());
+        }
+        works?;
         let blake3 = *blake3::hash(&bytes).as_bytes();
         let put = ColdRef {
             name: name.to_owned(),
@@ -208,15 +275,11 @@ impl ColdStore for SimCold {
 
     fn open(&self, file: &ColdRef) -> ColdResult<Arc<dyn ReadAt>> {
         self.works()?;
-        let store = || "memory".to_owned();
         let found = self.0.lock().files.get(&file.name).map(|f| f.len() as u64);
         match found {
-            None => Err(ColdError::Missing {
-                store: store(),
-                name: file.name.clone(),
-            }),
+            None => Err(Self::missing(&file.name)),
             Some(bytes) if bytes != file.bytes => Err(ColdError::Damaged {
-                store: store(),
+                store: SIM_URL.to_owned(),
                 name: file.name.clone(),
                 why: format!("it has {bytes} bytes instead of {}", file.bytes),
             }),
@@ -229,18 +292,25 @@ impl ColdStore for SimCold {
     }
 
     fn delete(&self, name: &str) -> ColdResult<()> {
-        self.works()?;
-        self.0.lock().files.remove(name);
-        Ok(())
+        let works = self.works();
+        if works.is_ok() || self.0.lock().answers_get_lost {
+            self.0.lock().files.remove(name);
+        }
+        works
     }
 
-    fn list(&self) -> ColdResult<Vec<ColdEntry>> {
+    fn list(&self, folder: &str) -> ColdResult<Vec<ColdEntry>> {
         self.works()?;
         let entry = |(name, file): (&String, &Bytes)| ColdEntry {
             name: name.clone(),
             bytes: file.len() as u64,
         };
-        Ok(self.0.lock().files.iter().map(entry).collect())
+        let files = &self.0.lock().files;
+        Ok(files
+            .iter()
+            .filter(|(name, _)| is_below(folder, name))
+            .map(entry)
+            .collect())
     }
 }
 
@@ -280,7 +350,7 @@ mod tests {
             cold.put("a/f", file.as_ref()),
             Err(ColdError::Unavailable { .. })
         ));
-        assert_eq!(cold.list().unwrap(), []);
+        assert_eq!(cold.list("").unwrap(), []);
         let put = cold.put("a/f", file.as_ref()).unwrap();
         assert_eq!(put.blake3, *blake3::hash(b"0123456789").as_bytes());
         let reader = cold.open(&put).unwrap();

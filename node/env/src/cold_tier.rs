@@ -11,6 +11,7 @@ use crate::disk::{DiskResult, ReadAt};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 
 /// The cold store of a node with its cache. Clones share both.
@@ -18,6 +19,12 @@ use std::sync::Arc;
 pub struct ColdTier {
     store: Arc<dyn ColdStore>,
     cache: ColdCache,
+}
+
+impl fmt::Debug for ColdTier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ColdTier({})", self.store.url())
+    }
 }
 
 impl ColdTier {
@@ -34,14 +41,25 @@ impl ColdTier {
         self.store.put(name, file)
     }
 
-    /// A handle that asks the store when it is read.
+    /// A handle that asks the store when it is read and the cache does not hold it.
     pub fn open(&self, file: &ColdRef) -> Arc<dyn ReadAt> {
-        let lazy = Lazy {
+        self.cache
+            .open(self.open_whole(file), file.bytes, &self.path_of(&file.name))
+    }
+
+    /// As `open`, past the cache: for who reads all of it once.
+    pub fn open_whole(&self, file: &ColdRef) -> Arc<dyn ReadAt> {
+        Arc::new(Lazy {
             store: self.store.clone(),
+            path: self.path_of(&file.name),
             file: file.clone(),
             open: Mutex::new(None),
-        };
-        self.cache.open(Arc::new(lazy), file.bytes, &file.name)
+        })
+    }
+
+    /// As messages name a file: the store's URL and the name.
+    pub fn path_of(&self, name: &str) -> String {
+        format!("{}/{name}", self.store.url().trim_end_matches('/'))
     }
 
     /// No error when it is not there. To be called once no manifest in force, nor the one before it, names the file.
@@ -49,12 +67,10 @@ impl ColdTier {
         self.store.delete(name)
     }
 
-    /// Files below `folder` that nobody names: of puts whose manifest never came. `folder` ends where names go on
-    /// behind a `/`.
+    /// Files below `folder` that nobody names: of puts whose manifest never came.
     pub fn orphans(&self, folder: &str, named: &BTreeSet<String>) -> ColdResult<Vec<ColdEntry>> {
-        let mut entries = self.store.list()?;
-        let is_below = |name: &str| name.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'));
-        entries.retain(|e| is_below(&e.name) && !named.contains(&e.name));
+        let mut entries = self.store.list(folder)?;
+        entries.retain(|e| !named.contains(&e.name));
         Ok(entries)
     }
 
@@ -66,6 +82,7 @@ impl ColdTier {
 /// Opens its file at the first read that works.
 struct Lazy {
     store: Arc<dyn ColdStore>,
+    path: String,
     file: ColdRef,
     open: Mutex<Option<Arc<dyn ReadAt>>>,
 }
@@ -83,7 +100,7 @@ impl Lazy {
 
 impl ReadAt for Lazy {
     fn read_at(&self, offset: u64, len: usize) -> DiskResult<Bytes> {
-        let reader = self.reader().map_err(|e| e.into_disk_error("read", &self.file.name))?;
+        let reader = self.reader().map_err(|e| e.into_disk_error("read", &self.path))?;
         reader.read_at(offset, len)
     }
 

@@ -1,5 +1,6 @@
 //! Starting one node: identity, Raft groups, write path, meta client.
 
+use super::cold::jobs::ColdThread;
 use super::cuts::Cuts;
 use super::disk_watch::DiskWatch;
 use super::identity::{self, Founding, Hello, Identity, IdentityError};
@@ -7,16 +8,17 @@ use super::meta_client::MetaClient;
 use super::peers::{CALL_FOUND, CALL_HELLO, Peers, call_address, peer_service};
 use super::writer::Writer;
 use crate::cluster_part::ClusterPart;
+use crate::cold_moves::Jobs;
 use crate::entry::Control;
 use crate::shard_machine::{ShardHandle, ShardMachine};
 use bytes::Bytes;
 use hindcast_env::io::{FolderLock, PowerCutDisk, RealDisk, SystemClock, os_rng};
-use hindcast_env::{Clock, Disk, DiskError, Rng, SeededRng};
+use hindcast_env::{Clock, ColdTier, Disk, DiskError, Rng, SeededRng};
 use hindcast_model::slot::BadShardCount;
 use hindcast_model::{GroupId, NodeId, RetentionRule, ShardMap, SpanNs, TenantId, TimestampNs, retention};
 use hindcast_raft::io::{GroupSpec, RaftConfig, RaftHost, SledConfig, SledStores};
 use hindcast_raft::{LogConfig, MachineError, MetaMachine, MetaMachineConfig, Part, RaftError};
-use hindcast_storage::{Floor, Floors, Selector, ShardConfig, StorageError};
+use hindcast_storage::{Cold, ColdRule, Floor, Floors, Selector, ShardConfig, StorageError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,6 +44,21 @@ pub struct NodeConfig {
     pub test_only: TestOnly,
     /// Bytes of the disk that writes leave free; `None`: by its size.
     pub disk_reserve: Option<u64>,
+    pub cold: Option<NodeCold>,
+}
+
+/// Where old files go. Below the store's root, each replica keeps its own: how rows lie in files is its own business.
+#[derive(Clone, Debug)]
+pub struct NodeCold {
+    pub tier: ColdTier,
+    pub rules: Vec<ColdRule>,
+}
+
+impl NodeCold {
+    fn of(&self, identity: &Identity, group: GroupId) -> Cold {
+        let folder = format!("{}/node-{}/shard-{group}", identity.cluster, identity.node);
+        Cold::new(self.tier.clone(), folder, self.rules.clone())
+    }
 }
 
 /// What only tests ask for: a node that does not treat its data well, so that every path is gone in seconds.
@@ -68,6 +85,14 @@ impl TestOnly {
             compact_segments_min: 2,
             compact_segments_max: 4,
             ..usual
+        }
+    }
+
+    fn retention_pause(self) -> Duration {
+        if self.small_files {
+            Duration::from_millis(500)
+        } else {
+            RETENTION_PAUSE
         }
     }
 
@@ -133,6 +158,8 @@ pub enum StartError {
     Peer(String, String),
     #[error("no randomness from the operating system: {0}")]
     Entropy(std::io::Error),
+    #[error("no thread for the work with the cold store can be started: {0}")]
+    Cold(std::io::Error),
 }
 
 /// A running node. Clones share it.
@@ -147,6 +174,7 @@ pub struct Node {
     pub shards: Arc<BTreeMap<GroupId, ShardHandle>>,
     pub clock: Arc<dyn Clock>,
     pub disk: DiskWatch,
+    pub cold: Option<ColdTier>,
     retention: Arc<Vec<RetentionRule>>,
     /// The data directory belongs to this process as long as any part of the node lives.
     _lock: Arc<FolderLock>,
@@ -207,7 +235,19 @@ impl Node {
         tokio::spawn(watch.clone().run());
         let mut groups = vec![];
         let mut shards = BTreeMap::new();
-        for machine in open_shards(&map, config.test_only, watch.reserve(), &disk, &clock)? {
+        let shard_config = |group| ShardConfig {
+            reserve_bytes: watch.reserve(),
+            cold: config.cold.as_ref().map(|c| c.of(&identity, group)),
+            ..config.test_only.shard(group)
+        };
+        let jobs: Option<Arc<dyn Jobs>> = match &config.cold {
+            Some(_) => Some(Arc::new(ColdThread::start().map_err(StartError::Cold)?)),
+            None => None,
+        };
+        for mut machine in open_shards(&map, &shard_config, &disk, &clock)? {
+            if let Some(jobs) = &jobs {
+                machine = machine.with_cold_jobs(jobs.clone());
+            }
             let handle = machine.handle();
             groups.push(GroupSpec {
                 group: handle.group,
@@ -274,10 +314,11 @@ impl Node {
             shards: Arc::new(shards),
             clock,
             disk: watch,
+            cold: config.cold.map(|c| c.tier),
             retention: Arc::new(config.retention),
             _lock: Arc::new(lock),
         };
-        tokio::spawn(node.clone().retain());
+        tokio::spawn(node.clone().retain(config.test_only.retention_pause()));
         Ok(node)
     }
 
@@ -300,9 +341,9 @@ impl Node {
     }
 
     /// Proposes, for shards led here, what may go.
-    async fn retain(self) {
+    async fn retain(self, pause: Duration) {
         loop {
-            tokio::time::sleep(RETENTION_PAUSE).await;
+            tokio::time::sleep(pause).await;
             let now = self.meta.cluster_now();
             let floors = floors_at(&self.retention, now);
             if floors.iter().all(|f| f.floors == Floors::NONE) {
@@ -324,17 +365,12 @@ impl Node {
 /// Opens all shards, each on a thread of its own: label indexes are rebuilt meanwhile, which is all work.
 fn open_shards(
     map: &ShardMap,
-    test_only: TestOnly,
-    reserve_bytes: u64,
+    config: &(dyn Fn(GroupId) -> ShardConfig + Sync),
     disk: &Arc<dyn Disk>,
     clock: &Arc<dyn Clock>,
 ) -> Result<Vec<ShardMachine>, StartError> {
     let open = |group: GroupId| {
-        let config = ShardConfig {
-            reserve_bytes,
-            ..test_only.shard(group)
-        };
-        let opened = ShardMachine::open(disk.clone(), &format!("shard-{group}"), config, clock.clone());
+        let opened = ShardMachine::open(disk.clone(), &format!("shard-{group}"), config(group), clock.clone());
         opened.map_err(|source| StartError::Shard { group, source })
     };
     std::thread::scope(|threads| {

@@ -455,6 +455,7 @@ mod tests {
             retention: vec![],
             test_only: TestOnly::default(),
             disk_reserve: None,
+            cold: None,
         };
         Node::start(config, None, vec![]).await.unwrap()
     }

@@ -60,10 +60,10 @@ pub fn choose(
                 is_windows || a.head.commits.1 < b.head.commits.0,
                 "segments of one kind lie in the order of commits"
             );
-            let is_apart = a.is_set_aside() || b.is_set_aside();
+            let is_apart = stays(a) || stays(b);
             !is_apart && (is_windows || !retention.is_cut_between(a.head.commits.1, b.head.commits.0))
         };
-        for run in segments.chunk_by(is_joined).filter(|run| !run[0].is_set_aside()) {
+        for run in segments.chunk_by(is_joined).filter(|run| !stays(run[0])) {
             let window = match effort {
                 Effort::Background => window_of(run, config),
                 Effort::Full => full_window_of(run, config),
@@ -74,6 +74,11 @@ pub fn choose(
         }
     }
     None
+}
+
+/// A file that is merged with no other: a damaged one, and one that went to the cold store and would come back.
+fn stays(s: &Segment) -> bool {
+    s.is_set_aside() || s.cold.is_some()
 }
 
 /// What a merge weighs at least, so that many tiny files are neighbours in size.
@@ -119,17 +124,29 @@ fn full_window_of<'a, 'b>(run: &'a [&'b Arc<Segment>], config: &ShardConfig) -> 
     None
 }
 
-/// A segment by itself of which most rows can be read no more.
-pub fn choose_lone(segments: &[Arc<Segment>], sources: &Sources<'_>) -> Option<Arc<Segment>> {
-    let is_worth = |s: &&Arc<Segment>| !s.is_set_aside() && sources.share(s).is_some_and(|share| share.wants_rewrite());
+/// A segment by itself of which most rows can be read no more. `without_cold`: one that is here.
+pub fn choose_lone(segments: &[Arc<Segment>], sources: &Sources<'_>, without_cold: bool) -> Option<Arc<Segment>> {
+    let is_away = |s: &Segment| without_cold && s.cold.is_some();
+    let is_worth = |s: &&Arc<Segment>| {
+        !s.is_set_aside() && !is_away(s) && sources.share(s).is_some_and(|share| share.wants_rewrite())
+    };
     segments.iter().find(is_worth).cloned()
 }
 
 /// The files whose rows keep most of a file from going, and the length of the windows to make of them.
-pub fn choose_rollup(segments: &[Arc<Segment>], sources: &Sources<'_>) -> Option<(Arc<Segment>, Resolution)> {
+/// `without_cold`: only where no file of the kind is in the cold store, since all of them may have to be read.
+pub fn choose_rollup(
+    segments: &[Arc<Segment>],
+    sources: &Sources<'_>,
+    without_cold: bool,
+) -> Option<(Arc<Segment>, Resolution)> {
+    let kin = |s: &Segment| (s.head.tenant.clone(), s.head.kind, s.resolution(), s.head.policy);
+    let cold = segments.iter().filter(|s| without_cold && s.cold.is_some());
+    let cold: BTreeSet<_> = cold.map(|s| kin(s)).collect();
     let candidates = segments
         .iter()
-        .filter(|s| !s.is_set_aside() && !s.is_of_lines() && s.resolution() != Some(Resolution::Hour));
+        .filter(|s| !s.is_set_aside() && !s.is_of_lines() && s.resolution() != Some(Resolution::Hour))
+        .filter(|s| !cold.contains(&kin(s)));
     let mut wanting = candidates.filter(|s| sources.share(s).is_some_and(|share| share.wants_rollup()));
     wanting.next().map(|s| {
         let made = match s.resolution() {

@@ -12,7 +12,7 @@ use crate::error::{Damage, ReadError, StorageError};
 use crate::retention::Policy;
 use bytes::Bytes;
 use hindcast_env::fuzz::sum_fits;
-use hindcast_env::{Disk, DiskError, DiskFile, ReadAt};
+use hindcast_env::{ColdRef, ColdTier, Disk, DiskError, DiskFile, ReadAt};
 use hindcast_model::{GroupId, TenantId, TimestampNs};
 use std::ops::Range;
 use std::sync::Arc;
@@ -96,6 +96,11 @@ pub enum Packing {
 
 pub fn path_of(dir: &str, number: u64) -> String {
     format!("{dir}/segment-{number:016x}")
+}
+
+/// What stays here of a file that went to the cold store: its header, table and footer.
+pub fn table_path_of(dir: &str, number: u64) -> String {
+    format!("{dir}/table-{number:016x}")
 }
 
 // ---- writing ----
@@ -253,6 +258,7 @@ impl FileWriter {
             rows,
             reader: disk.open_read(&self.path)?,
             path: self.path,
+            far: None,
         })
     }
 }
@@ -293,10 +299,20 @@ pub struct Container {
     pub head: Head,
     pub file: FileRef,
     pub rows: u64,
+    /// Of a cold file: the store's URL and the name there.
     path: String,
     reader: Arc<dyn ReadAt>,
     /// Where blocks may lie: behind the header, before the table.
     data: Range<u64>,
+    far: Option<Far>,
+}
+
+/// A file whose bytes are in the cold store, but for its table.
+struct Far {
+    /// Past the cache.
+    whole: Arc<dyn ReadAt>,
+    table: Arc<dyn ReadAt>,
+    table_path: String,
 }
 
 /// Unpacks blocks one after the other; keeps its working memory.
@@ -338,11 +354,8 @@ impl Container {
             let why = format!("the file has {} bytes, the manifest says {}", reader.len(), file.bytes);
             return Err(damage(&path, 0..file.bytes, why).into());
         }
-        let head = read_head(reader.as_ref(), &path)?;
-        if head.kind != kind {
-            let why = format!("holds {:?} rows where {kind:?} rows are expected", head.kind);
-            return Err(damage(&path, 0..file.bytes, why).into());
-        }
+        let end = reader.len().min(HEADER_BYTES_MAX as u64);
+        let head = parse_head(&read_range(reader.as_ref(), &path, 0..end)?, &path, kind)?;
         let (table, rows) = read_footer(reader.as_ref(), &path, file)?;
         let container = Self {
             data: head_len(&head)..table.offset,
@@ -351,9 +364,62 @@ impl Container {
             rows,
             path,
             reader,
+            far: None,
         };
         let raw = container.read_block(table)?;
         Ok((container, raw))
+    }
+
+    /// As `open`, of a file that is in the cold store: reads what is kept of it here, and never the store.
+    pub fn open_cold(
+        disk: &dyn Disk,
+        dir: &str,
+        kind: FileKind,
+        file: &FileRef,
+        (tier, cold): (&ColdTier, &ColdRef),
+    ) -> Result<(Self, Bytes), StorageError> {
+        let table_path = table_path_of(dir, file.number);
+        let kept = open_named(disk, &table_path, file)?;
+        let bad = |why: Bad| StorageError::from(damage(&table_path, 0..kept.len(), why));
+        if kept.len() > file.bytes || cold.bytes != file.bytes {
+            return Err(bad("it is of another file than the manifest names"));
+        }
+        let bytes = read_range(kept.as_ref(), &table_path, 0..kept.len())?;
+        let head = parse_head(&bytes, &table_path, kind)?;
+        let data_start = head_len(&head);
+        let footer_at = bytes.len().checked_sub(FOOTER_BYTES);
+        let footer_at = footer_at.ok_or_else(|| bad("the file is cut short"))?;
+        let (table, rows) = parse_footer(&bytes[footer_at..], &table_path, footer_at as u64..kept.len(), file)?;
+        if data_start + (file.bytes - table.offset) != kept.len() {
+            return Err(bad("it has another length than its header and its table"));
+        }
+        let stored = bytes.slice(data_start as usize..footer_at);
+        let container = Self {
+            data: data_start..table.offset,
+            head,
+            file: file.clone(),
+            rows,
+            path: tier.path_of(&cold.name),
+            reader: tier.open(cold),
+            far: Some(Far {
+                whole: tier.open_whole(cold),
+                table: kept.clone(),
+                table_path: table_path.clone(),
+            }),
+        };
+        let raw = unpack(&stored, &stored, table).map_err(bad)?;
+        Ok((container, raw))
+    }
+
+    /// What stays here when the file goes to the cold store.
+    pub fn table_bytes(&self) -> Result<Vec<u8>, ReadError> {
+        let (head, table) = (0..self.data.start, self.data.end..self.file.bytes);
+        Ok([self.read_range(head)?, self.read_range(table)?].concat())
+    }
+
+    /// The file for who reads all of it: never through a cache.
+    pub fn whole(&self) -> &Arc<dyn ReadAt> {
+        self.far.as_ref().map_or(&self.reader, |far| &far.whole)
     }
 
     /// Where blocks may lie: behind the header, before the table.
@@ -361,7 +427,7 @@ impl Container {
         self.data.clone()
     }
 
-    #[cfg(test)]
+    /// What messages call the file.
     pub fn path(&self) -> &str {
         &self.path
     }
@@ -402,15 +468,7 @@ impl Container {
         let stored = start
             .and_then(|start| bytes.get(start..start.checked_add(block.stored as usize)?))
             .ok_or_else(|| bad("lies outside of the file"))?;
-        match block_body(stored, block).map_err(bad)? {
-            (PLAIN, body) => Ok(bytes.slice_ref(body)),
-            (_, frame) => {
-                let mut raw = vec![];
-                let unpacked = Unpacker::new().unpack(frame, block.raw as usize, &mut raw);
-                unpacked.map_err(bad)?;
-                Ok(raw.into())
-            }
-        }
+        unpack(bytes, stored, block).map_err(bad)
     }
 
     /// What to tell of bytes of this file that are not what was written.
@@ -421,24 +479,42 @@ impl Container {
     /// The file as a scrub reads it, at its own pace. `blocks` in any order; the table need not be among them.
     pub fn immutable_file(&self, mut blocks: Vec<Range<u64>>) -> crate::verify::ImmutableFile {
         blocks.sort_by_key(|b| b.start);
+        let table = self.far.as_ref().map(|far| crate::verify::KeptTable {
+            path: far.table_path.clone(),
+            reader: far.table.clone(),
+            data: self.data.clone(),
+        });
         crate::verify::ImmutableFile {
             path: self.path.clone(),
-            reader: self.reader.clone(),
+            reader: self.whole().clone(),
             bytes: self.file.bytes,
             blake3: self.file.blake3,
             blocks,
+            table,
         }
     }
 
     /// Reads the whole file and compares its BLAKE3.
     pub fn scrub(&self) -> Result<(), ReadError> {
-        scrub(self.reader.as_ref(), &self.path, &self.file)
+        scrub(self.whole().as_ref(), &self.path, &self.file)
     }
 }
 
 /// As `Container::scrub`, for a file that is not open.
 pub fn scrub_path(disk: &dyn Disk, path: &str, file: &FileRef) -> Result<(), ReadError> {
     scrub(open_named(disk, path, file)?.as_ref(), path, file)
+}
+
+/// Verifies and unpacks one block, `stored` being a part of `bytes`.
+fn unpack(bytes: &Bytes, stored: &[u8], block: Block) -> Result<Bytes, Bad> {
+    match block_body(stored, block)? {
+        (PLAIN, body) => Ok(bytes.slice_ref(body)),
+        (_, frame) => {
+            let mut raw = vec![];
+            Unpacker::new().unpack(frame, block.raw as usize, &mut raw)?;
+            Ok(raw.into())
+        }
+    }
 }
 
 /// Verifies CRC, packing and length; packing and body.
@@ -490,11 +566,11 @@ fn read_range(reader: &dyn ReadAt, path: &str, range: Range<u64>) -> Result<Byte
     })
 }
 
-fn read_head(reader: &dyn ReadAt, path: &str) -> Result<Head, StorageError> {
-    let end = reader.len().min(HEADER_BYTES_MAX as u64);
-    let bytes = read_range(reader, path, 0..end)?;
+/// The header that `bytes` begin with.
+fn parse_head(bytes: &[u8], path: &str, kind: FileKind) -> Result<Head, StorageError> {
+    let end = bytes.len() as u64;
     let bad = |why: Bad| damage(path, 0..end, format!("the header: {why}"));
-    let c = &mut Cursor(&bytes);
+    let c = &mut Cursor(bytes);
     if c.take(8).map_err(bad)? != MAGIC {
         return Err(bad("not a segment").into());
     }
@@ -503,13 +579,17 @@ fn read_head(reader: &dyn ReadAt, path: &str) -> Result<Head, StorageError> {
         return Err(bad("of a version before the first release").into());
     }
     // The header's layout is the same in all versions since, so that damage is not taken for a newer release.
-    let head = get_head(c, &bytes).map_err(bad)?;
+    let head = get_head(c, bytes).map_err(bad)?;
     if version > VERSION {
         return Err(StorageError::FromTheFuture {
             file: path.to_owned(),
             found: version,
             known: VERSION,
         });
+    }
+    if head.kind != kind {
+        let why = format!("holds {:?} rows where {kind:?} rows are expected", head.kind);
+        return Err(damage(path, 0..end, why).into());
     }
     Ok(head)
 }
@@ -546,7 +626,13 @@ fn read_footer(reader: &dyn ReadAt, path: &str, file: &FileRef) -> Result<(Block
         return Err(damage(path, 0..file.bytes, "the file is cut short").into());
     };
     let footer = read_range(reader, path, start..file.bytes)?;
-    let bad = |why: Bad| damage(path, start..file.bytes, format!("the footer: {why}"));
+    parse_footer(&footer, path, start..file.bytes, file)
+}
+
+/// As `read_footer`; `lies_at` is where the footer was read from.
+fn parse_footer(footer: &[u8], path: &str, lies_at: Range<u64>, file: &FileRef) -> Result<(Block, u64), StorageError> {
+    let bad = |why: Bad| damage(path, lies_at.clone(), format!("the footer: {why}"));
+    let start = file.bytes.saturating_sub(FOOTER_BYTES as u64);
     let (sums, end) = footer.split_at(32 + CRC_BYTES);
     if &end[32..] != END_MAGIC {
         return Err(bad("the end is missing").into());

@@ -32,6 +32,8 @@ pub enum StorageError {
     SnapshotTooNew { dir: String, applied: u64, index: u64 },
     #[error("{dir} holds no snapshot; send one")]
     NoSnapshot { dir: String },
+    #[error("{dir} has files in a cold store ({name} is one), and none is configured; name it with --cold-store")]
+    NoColdStore { dir: String, name: String },
 }
 
 impl Classify for StorageError {
@@ -41,6 +43,7 @@ impl Classify for StorageError {
             Self::Disk(_) | Self::Damaged(_) | Self::SnapshotTooNew { .. } | Self::NoSnapshot { .. } => {
                 Class::Unavailable
             }
+            Self::NoColdStore { .. } => Class::FixRequest,
             Self::WrongGroup { .. } | Self::FromTheFuture { .. } => Class::Internal,
         }
     }

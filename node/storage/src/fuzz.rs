@@ -1,17 +1,18 @@
 //! This crate's decoders as fuzz targets, with seeds by its own encoders. See `hindcast_env::fuzz`.
 
-use crate::container::{FileKind, FileRef, Head};
+use crate::container::{Container, FileKind, FileRef, Head};
 use crate::index::Directory;
 use crate::logs::{self, Block, BlockEncoder, Filter};
 use crate::manifest::{Manifest, Side, read_side};
 use crate::metric::{self, Encoder, PAGE_ROWS_MAX, Page, Scratch};
 use crate::retention::{Policy, Retention};
-use crate::segment::{SegmentRef, Tier};
+use crate::segment::{Segment, SegmentRef, Tier};
 use crate::{RawLine, newest, put_metadata};
 use hindcast_env::disk::write_new_file;
 use hindcast_env::fuzz::{Target, without_checksums};
-use hindcast_env::{Disk, SimDisk};
+use hindcast_env::{ColdRef, ColdTier, Disk, SimCold, SimDisk};
 use hindcast_model::{GroupId, Labels, Owner, TenantId};
+use std::sync::Arc;
 
 /// Every decoder of bytes that lie on a disk or come from a peer's disk.
 pub const TARGETS: &[Target] = &[
@@ -54,6 +55,11 @@ pub const TARGETS: &[Target] = &[
         name: "storage-manifest",
         run: manifest,
         seeds: manifest_seeds,
+    },
+    Target {
+        name: "storage-cold-table",
+        run: cold_table,
+        seeds: cold_table_seeds,
     },
     Target {
         name: "storage-side-file",
@@ -352,7 +358,7 @@ fn manifest(bytes: &[u8]) {
         let disk = SimDisk::new();
         write_new_file(&disk, "d/manifest-0000000000000007", bytes).expect("memory is no disk that fails");
         if let Ok((manifest, _)) = Manifest::load(&disk, "d", 7) {
-            let _ = manifest.names().count();
+            let _ = manifest.names().count() + manifest.cold_names().count();
         }
     });
 }
@@ -363,7 +369,7 @@ fn manifest_seeds() -> Vec<Vec<u8>> {
         bytes: 1000,
         blake3: [7; 32],
     };
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         sequence: 7,
         previous: (6, [1; 32]),
         group: GroupId(1),
@@ -375,13 +381,64 @@ fn manifest_seeds() -> Vec<Vec<u8>> {
                 kind,
                 tier: Tier::Flush,
                 file: file(number),
+                cold: None,
             })
             .into(),
         series: vec![file(3)],
         newest: Some(file(4)),
         aux: Some(file(5)),
     };
-    vec![manifest.encode()]
+    let without_cold = manifest.encode();
+    manifest.segments[0].cold = Some(cold_ref(1000));
+    vec![without_cold, manifest.encode()]
+}
+
+fn cold_ref(bytes: u64) -> ColdRef {
+    ColdRef {
+        name: "c/node-1/shard-1/segment-0000000000000001-07".to_owned(),
+        bytes,
+        blake3: [8; 32],
+    }
+}
+
+/// The first two bytes say how long the blocks are that are not here.
+fn cold_table(bytes: &[u8]) {
+    let Some((blocks, bytes)) = bytes.split_first_chunk::<2>() else {
+        return;
+    };
+    without_checksums(|| {
+        let (disk, mut file) = as_segment(bytes);
+        file.bytes += u64::from(u16::from_le_bytes(*blocks));
+        let path = crate::container::table_path_of("d", file.number);
+        write_new_file(&disk, &path, bytes).expect("memory is no disk that fails");
+        let tier = ColdTier::new(Arc::new(SimCold::default()), 1 << 20);
+        for kind in [FileKind::Metric, FileKind::Log] {
+            let named = SegmentRef {
+                kind,
+                tier: Tier::Compacted,
+                file: file.clone(),
+                cold: Some(cold_ref(file.bytes)),
+            };
+            if let Ok(segment) = Segment::open(&disk, "d", &named, Some(&tier)) {
+                let ids = segment.ids();
+                let _ = ids.iter().map(|id| segment.stretches(*id).len()).sum::<usize>();
+                let _ = segment.immutable_file().check().next_bytes();
+            }
+        }
+    });
+}
+
+fn cold_table_seeds() -> Vec<Vec<u8>> {
+    let of = |bytes: &Vec<u8>, kind| {
+        let (disk, file) = as_segment(bytes);
+        let (container, _) = Container::open(&disk, "d", kind, &file).expect("it was just written");
+        let table = container.table_bytes().expect("memory is no disk that fails");
+        let blocks = (bytes.len() - table.len()) as u16;
+        [&blocks.to_le_bytes()[..], &table].concat()
+    };
+    let metrics = metric_segment_seeds().into_iter().map(|b| of(&b, FileKind::Metric));
+    let logs = log_segment_seeds().into_iter().map(|b| of(&b, FileKind::Log));
+    metrics.chain(logs).collect()
 }
 
 fn side_file(bytes: &[u8]) {
@@ -447,5 +504,14 @@ mod tests {
         directory.load(&directory_seeds()[0]).unwrap();
         assert_eq!(directory.len(), 40);
         assert_eq!(newest::decode(&newest_seeds()[0], 50).unwrap().len(), 50);
+        for seed in cold_table_seeds() {
+            let (disk, mut file) = as_segment(&seed[2..]);
+            file.bytes += u64::from(u16::from_le_bytes([seed[0], seed[1]]));
+            write_new_file(&disk, &crate::container::table_path_of("d", 1), &seed[2..]).unwrap();
+            let tier = ColdTier::new(Arc::new(SimCold::default()), 1 << 20);
+            let cold = cold_ref(file.bytes);
+            let open = |kind| Container::open_cold(&disk, "d", kind, &file, (&tier, &cold)).is_ok();
+            assert!(open(FileKind::Metric) != open(FileKind::Log));
+        }
     }
 }

@@ -9,6 +9,7 @@
 
 pub mod aggregate;
 mod codec;
+mod cold;
 mod compaction;
 mod container;
 mod cursor;
@@ -34,6 +35,7 @@ mod view;
 mod work;
 
 pub use codec::{RawLine, put_metadata};
+pub use cold::{Cold, ColdCounts, ColdDone, ColdJob, ColdReport, ColdRule};
 pub use compaction::Effort;
 pub use error::{Damage, ReadError, StorageError};
 pub use retention::{Floor, Floors, Pin, Policy, Selector, TOPOLOGY_LABEL};

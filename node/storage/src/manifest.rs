@@ -16,7 +16,10 @@ use hindcast_model::{GroupId, codec};
 use serde::{Deserialize, Serialize};
 
 const MAGIC: &[u8; 8] = b"HCMANIF\n";
-pub const VERSION: u16 = 2;
+/// The newest that is read, and of a manifest that names cold files.
+pub const VERSION: u16 = 3;
+/// Of one that names none, and of side files: the release before reads them too.
+const VERSION_WITHOUT_COLD: u16 = 2;
 const HASH_BYTES: usize = 32;
 const PREFIX_BYTES: usize = 10;
 
@@ -82,7 +85,7 @@ pub fn number_in(name: &str, prefix: &str) -> Option<u64> {
 
 /// Whether a file of the folder is of this crate's making.
 pub fn is_ours(name: &str) -> bool {
-    ["manifest-", "segment-", "aux-", "series-", "newest-"]
+    ["manifest-", "segment-", "table-", "aux-", "series-", "newest-"]
         .iter()
         .any(|p| name.starts_with(p))
 }
@@ -104,8 +107,8 @@ fn damage(path: &str, len: usize, why: &str) -> StorageError {
     .into()
 }
 
-fn seal(magic: &[u8; 8], body: &[u8]) -> Vec<u8> {
-    let mut out = [magic, &VERSION.to_le_bytes()[..], body].concat();
+fn seal(magic: &[u8; 8], version: u16, body: &[u8]) -> Vec<u8> {
+    let mut out = [magic, &version.to_le_bytes()[..], body].concat();
     let hash = *blake3::hash(&out).as_bytes();
     out.extend_from_slice(&hash);
     out
@@ -138,7 +141,15 @@ fn unseal<'a>(path: &str, magic: &[u8; 8], bytes: &'a [u8]) -> Result<(&'a [u8],
 
 impl Manifest {
     pub fn encode(&self) -> Vec<u8> {
-        seal(MAGIC, &codec::to_bytes(self))
+        let has_cold = self.cold_names().next().is_some();
+        let version = if has_cold { VERSION } else { VERSION_WITHOUT_COLD };
+        seal(MAGIC, version, &codec::to_bytes(self))
+    }
+
+    /// Names in the cold store of the files that it needs there.
+    pub fn cold_names(&self) -> impl Iterator<Item = &str> {
+        let cold = self.segments.iter().filter_map(|s| s.cold.as_ref());
+        cold.map(|c| &c.name[..])
     }
 
     /// Writes the manifest in force from now on; its hash.
@@ -165,9 +176,12 @@ impl Manifest {
         series.chain(newest).chain(self.aux.iter_mut().map(|f| (Side::Aux, f)))
     }
 
-    /// Names of all files that it needs, itself included.
+    /// Names of all files that it needs here, itself included.
     pub fn names(&self) -> impl Iterator<Item = String> {
-        let segments = self.segments.iter().map(|s| format!("segment-{:016x}", s.file.number));
+        let segments = self.segments.iter().map(|s| match s.cold {
+            None => format!("segment-{:016x}", s.file.number),
+            Some(_) => format!("table-{:016x}", s.file.number),
+        });
         let aux = self.aux.iter().map(|f| Side::Aux.name(f.number));
         let newest = self.newest.iter().map(|f| Side::Newest.name(f.number));
         let series = self.series.iter().map(|f| Side::Series.name(f.number));
@@ -194,7 +208,7 @@ pub fn write_side(
     if body.is_empty() {
         return Ok(None);
     }
-    let bytes = seal(side.magic(), body);
+    let bytes = seal(side.magic(), VERSION_WITHOUT_COLD, body);
     write_new_file(disk, &format!("{dir}/{}", side.name(number)), &bytes)?;
     Ok(Some(FileRef {
         number,

@@ -222,7 +222,7 @@ impl Policy {
         }
     }
 
-    const fn domain(self) -> Option<Domain> {
+    pub const fn domain(self) -> Option<Domain> {
         match self {
             Self::Unowned | Self::Kept => None,
             Self::Sms => Some(Domain::Sms),

@@ -4,11 +4,11 @@
 //! means rows as they came.
 
 use crate::aggregate::Resolution;
-use crate::container::{FileKind, FileRef, Head};
+use crate::container::{Container, FileKind, FileRef, Head};
 use crate::cursor::Bad;
 use crate::error::{Damage, ReadError, StorageError};
 use crate::{logs, metric};
-use hindcast_env::Disk;
+use hindcast_env::{ColdRef, ColdTier, Disk};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -25,6 +25,9 @@ pub struct SegmentRef {
     pub kind: FileKind,
     pub tier: Tier,
     pub file: FileRef,
+    /// Where the file is, if it is in the cold store and only its table is here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cold: Option<ColdRef>,
 }
 
 /// What a header's extra area says of rows of this resolution.
@@ -62,17 +65,32 @@ pub struct Segment {
     pub tier: Tier,
     pub file: FileRef,
     pub rows: Rows,
+    /// Where it is, if not here.
+    pub cold: Option<ColdRef>,
     resolution: Option<Resolution>,
     /// A merge met damage here: it is left alone, and readers of what is damaged are told.
     set_aside: AtomicBool,
 }
 
 impl Segment {
-    pub fn open(disk: &dyn Disk, dir: &str, named: &SegmentRef) -> Result<Self, StorageError> {
-        let segment = match named.kind {
-            FileKind::Metric => Self::of_metrics(metric::Segment::open(disk, dir, &named.file)?, named.tier),
-            FileKind::Log => Self::of_lines(logs::Segment::open(disk, dir, &named.file)?, named.tier),
+    /// Never asks the cold store; a file that is there cannot be opened without one.
+    pub fn open(disk: &dyn Disk, dir: &str, named: &SegmentRef, cold: Option<&ColdTier>) -> Result<Self, StorageError> {
+        let (kind, file) = (named.kind, &named.file);
+        let (container, table) = match (&named.cold, cold) {
+            (None, _) => Container::open(disk, dir, kind, file)?,
+            (Some(name), Some(tier)) => Container::open_cold(disk, dir, kind, file, (tier, name))?,
+            (Some(name), None) => {
+                return Err(StorageError::NoColdStore {
+                    dir: dir.to_owned(),
+                    name: name.name.clone(),
+                });
+            }
         };
+        let mut segment = match kind {
+            FileKind::Metric => Self::of_metrics(metric::Segment::new(container, &table)?, named.tier),
+            FileKind::Log => Self::of_lines(logs::Segment::new(container, &table)?, named.tier),
+        };
+        segment.cold.clone_from(&named.cold);
         let known = resolution_in(segment.head.kind, &segment.head.extra);
         known.map_err(|why| segment.damage(format!("the header: {why}")))?;
         Ok(segment)
@@ -85,6 +103,7 @@ impl Segment {
             file: rows.file().clone(),
             resolution: resolution_in(rows.head().kind, &rows.head().extra).unwrap_or_default(),
             rows: Rows::Metric(Box::new(rows)),
+            cold: None,
             set_aside: AtomicBool::new(false),
         }
     }
@@ -96,6 +115,7 @@ impl Segment {
             file: rows.file().clone(),
             resolution: resolution_in(rows.head().kind, &rows.head().extra).unwrap_or_default(),
             rows: Rows::Log(rows),
+            cold: None,
             set_aside: AtomicBool::new(false),
         }
     }
@@ -105,7 +125,20 @@ impl Segment {
             kind: self.head.kind,
             tier: self.tier,
             file: self.file.clone(),
+            cold: self.cold.clone(),
         }
+    }
+
+    pub fn container(&self) -> &Container {
+        match &self.rows {
+            Rows::Metric(s) => s.container(),
+            Rows::Log(s) => s.container(),
+        }
+    }
+
+    /// What damage found in it is told of.
+    pub fn path(&self) -> &str {
+        self.container().path()
     }
 
     /// Rows are columns of windows of this length. `None`: samples or lines as they came.

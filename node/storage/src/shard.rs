@@ -10,6 +10,7 @@
 
 use crate::aggregate::{COLUMNS, COUNT, STALE_AT, series_of};
 use crate::codec::{RawLine, put_metadata};
+use crate::cold::{self, Cold, ColdCounts, ColdDone, ColdJob, ColdReport, Ledger};
 use crate::compaction::{self, Effort, LetGo};
 use crate::container;
 use crate::error::{Damage, StorageError};
@@ -24,11 +25,11 @@ use crate::rows::{Rows, Run};
 use crate::segment::{Segment, SegmentRef, Tier};
 use crate::view::{ShardReader, State};
 use crate::work::{
-    FlushDone, FlushWork, Made, MergeDone, MergeWork, Merged, Numbers, Seen, SideBytes, Sides, write_heads,
+    FlushDone, FlushWork, Made, MergeDone, MergeWork, Merged, Numbers, Seen, SideBytes, Sides, check_room, write_heads,
 };
 use crate::{logs, metric};
-use hindcast_env::Disk;
 use hindcast_env::disk::make_dir;
+use hindcast_env::{ColdTier, Disk};
 use hindcast_model::{Domain, GroupId, Labels, Owner, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,6 +54,14 @@ pub struct ShardConfig {
     pub compact_bytes_max: u64,
     /// Merges leave so much of the disk free.
     pub reserve_bytes: u64,
+    /// Where old files go.
+    pub cold: Option<Cold>,
+}
+
+impl ShardConfig {
+    fn tier(&self) -> Option<&ColdTier> {
+        self.cold.as_ref().map(|c| &c.tier)
+    }
 }
 
 impl Default for ShardConfig {
@@ -65,6 +74,7 @@ impl Default for ShardConfig {
             compact_segments_max: 16,
             compact_bytes_max: 256 << 20,
             reserve_bytes: 0,
+            cold: None,
         }
     }
 }
@@ -141,8 +151,13 @@ pub struct ShardStats {
     pub window_segments: usize,
     pub window_values: u64,
     pub head_bytes: usize,
+    /// All files, cold ones included.
     pub segments: usize,
     pub segment_bytes: u64,
+    /// Of these, what is in the cold store.
+    pub cold_segments: usize,
+    pub cold_bytes: u64,
+    pub cold: ColdCounts,
 }
 
 /// What the manifest in force says, apart from its segments.
@@ -192,6 +207,9 @@ pub struct Shard {
     dropped: DroppedByRule,
     /// Met by merges, not told yet.
     found_damage: Vec<Damage>,
+    objects: Ledger,
+    /// The manifest before the one in force names files that nobody else needs.
+    unswept: bool,
 }
 
 impl Shard {
@@ -217,10 +235,14 @@ impl Shard {
                 expected: config.group,
             });
         }
-        let state = load_state(disk.as_ref(), dir, &manifest)?;
+        let state = load_state(disk.as_ref(), dir, &manifest, config.tier())?;
         let aux = read_aux(disk.as_ref(), dir, &manifest)?;
         let applied = manifest.applied;
+        let previous = Manifest::load(disk.as_ref(), dir, manifest.previous.0).ok();
+        let all: Vec<Arc<Segment>> = state.segments.iter().chain(&state.windows).cloned().collect();
         let mut shard = Self {
+            objects: Ledger::opened(&manifest, previous.as_ref().map(|(m, _)| m), &all),
+            unswept: previous.as_ref().is_some_and(|(p, _)| cold::has_moved(&manifest, p)),
             next_number: Arc::new(AtomicU64::new(manifest.next_number)),
             life: 0,
             flushing: None,
@@ -257,6 +279,8 @@ impl Shard {
     /// A new folder starts with a manifest, so that a missing one can be told from a new shard.
     fn found(disk: Arc<dyn Disk>, dir: &str, config: ShardConfig) -> Result<Self, StorageError> {
         let mut shard = Self {
+            objects: Ledger::new(),
+            unswept: false,
             state: Arc::new(RwLock::new(State {
                 directory: Directory::default(),
                 retention: Retention::default(),
@@ -656,6 +680,7 @@ impl Shard {
             segments: state.segments.clone(),
             windows: state.windows.clone(),
             first_in_heads: state.first_in_heads(self.frozen_below),
+            without_cold: self.objects.is_away,
         })
     }
 
@@ -671,7 +696,18 @@ impl Shard {
         for d in damage {
             self.set_aside(d)?;
         }
-        let report = match made? {
+        let made = match made {
+            // What is here is merged meanwhile.
+            Err(e) if cold::is_of_store(&e) => {
+                return Ok(match std::mem::replace(&mut self.objects.is_away, true) {
+                    true => Merged::Nothing,
+                    false => Merged::InVain,
+                });
+            }
+            Err(e) => return Err(e),
+            Ok(made) => made,
+        };
+        let report = match made {
             Made::Nothing if met_damage => return Ok(Merged::InVain),
             Made::Nothing => return Ok(Merged::Nothing),
             Made::Windows(windows) => {
@@ -716,9 +752,7 @@ impl Shard {
     /// A file in which a merge met damage is merged no more: what is whole around it goes on.
     fn set_aside(&mut self, damage: Damage) -> Result<(), StorageError> {
         let all = self.all_segments();
-        let found = all
-            .iter()
-            .find(|s| container::path_of(&self.dir, s.file.number) == damage.file);
+        let found = all.iter().find(|s| s.path() == damage.file);
         let Some(segment) = found else {
             return Err(damage.into());
         };
@@ -738,13 +772,61 @@ impl Shard {
     /// the files that it names.
     fn release(&mut self) -> Result<(), StorageError> {
         let files = self.all_segments();
-        if files.len() >= self.durable.segments {
-            return Ok(());
-        }
-        for _ in 0..2 {
+        let manifests = match files.len() < self.durable.segments {
+            true => 2,
+            false => usize::from(self.unswept),
+        };
+        for _ in 0..manifests {
             self.publish_segments(&files)?;
         }
         Ok(())
+    }
+
+    /// The next piece of work with the cold store; one at a time. `now` is the wall clock's.
+    pub fn begin_cold(&mut self, now: TimestampNs) -> Option<ColdJob> {
+        let cold = self.config.cold.as_ref()?;
+        let state = self.state.read();
+        let segments: Vec<Arc<Segment>> = state.segments.iter().chain(&state.windows).cloned().collect();
+        let sources = state.rollup_sources();
+        self.objects
+            .begin(cold, &self.disk, &self.dir, &segments, &sources, now)
+    }
+
+    /// Takes what came of a job. On an error everything is as it was, and the file is moved again later.
+    pub fn finish_cold(&mut self, done: ColdDone) -> Result<ColdReport, StorageError> {
+        let mut report = ColdReport::default();
+        let moved = match self.objects.end(done, &mut report) {
+            Ok(moved) => moved,
+            Err(damage) => {
+                self.set_aside(damage)?;
+                return Ok(report);
+            }
+        };
+        let Some(moved) = moved.map(Arc::new) else {
+            return Ok(report);
+        };
+        self.objects.has_open(&moved);
+        let mut files = self.all_segments();
+        match files.iter_mut().find(|s| s.file == moved.file && s.cold.is_none()) {
+            Some(here) => *here = moved.clone(),
+            // Merged or let go meanwhile.
+            None => {
+                self.objects.forsake_moved(&moved);
+                return Ok(report);
+            }
+        }
+        self.publish_segments(&files)?;
+        self.take_segments(files);
+        self.unswept = true;
+        self.objects.counts.puts += 1;
+        self.objects.counts.put_bytes += moved.file.bytes;
+        report.moved_bytes = moved.file.bytes;
+        Ok(report)
+    }
+
+    /// A job will never be finished: its thread died.
+    pub fn abandon_cold(&mut self) {
+        self.objects.abandon();
     }
 
     /// Segments of rows and of windows.
@@ -786,13 +868,25 @@ impl Shard {
         let disk = self.disk.clone();
         disk.create_dir_all(into_dir)?;
         let mut files = vec![];
+        let cold = segments.iter().filter(|s| s.cold.is_some());
+        let down_bytes: u64 = cold.map(|s| s.file.bytes).sum();
+        if down_bytes > 0 {
+            check_room(disk.as_ref(), into_dir, down_bytes, self.config.reserve_bytes)?;
+        }
         for s in &segments {
             let (from, to) = (
                 container::path_of(&self.dir, s.file.number),
                 container::path_of(into_dir, s.file.number),
             );
-            bring(disk.as_ref(), &from, &to)?;
-            files.push(s.named());
+            match &s.cold {
+                None => bring(disk.as_ref(), &from, &to)?,
+                // The peer has a folder of its own in the store.
+                Some(_) => cold::bring_down(disk.as_ref(), s.container(), &to)?,
+            }
+            files.push(SegmentRef {
+                cold: None,
+                ..s.named()
+            });
         }
         files.extend(write_heads(&mut seen, &sealed)?.iter().map(Segment::named));
         let sides = side_bytes(&self.state.read().directory, &Sides::default(), &newest, aux);
@@ -847,6 +941,7 @@ impl Shard {
                 index,
             });
         }
+        cold::check_snapshot(from_dir, &manifest)?;
         let aux = read_aux(disk.as_ref(), from_dir, &manifest)?;
         for SegmentRef { file, .. } in &mut manifest.segments {
             let from = container::path_of(from_dir, file.number);
@@ -863,7 +958,7 @@ impl Shard {
         }
         disk.sync_dir(&self.dir)?;
         manifest.applied = index;
-        let state = load_state(disk.as_ref(), &self.dir, &manifest)?;
+        let state = load_state(disk.as_ref(), &self.dir, &manifest, None)?;
         let sides = Sides::of(&manifest, &state.directory);
         self.publish(index, manifest.retention, manifest.segments, sides, false)?;
         self.frozen_below = state.retention.frozen_below();
@@ -890,6 +985,8 @@ impl Shard {
             let of_kind = state.segments.iter().filter(move |s| s.is_of_lines() == streams);
             of_kind.map(|s| s.row_count()).sum::<u64>()
         };
+        let all = || state.segments.iter().chain(&state.windows);
+        let cold = || all().filter(|s| s.cold.is_some());
         ShardStats {
             series: state.directory.len(),
             samples: rows(false) + heads().map(Head::samples).sum::<u64>(),
@@ -899,6 +996,9 @@ impl Shard {
             head_bytes: head_bytes(&state),
             segments: state.segments.len() + state.windows.len(),
             segment_bytes: state.segments.iter().chain(&state.windows).map(|s| s.file.bytes).sum(),
+            cold_segments: cold().count(),
+            cold_bytes: cold().map(|s| s.file.bytes).sum(),
+            cold: self.objects.counts,
         }
     }
 
@@ -954,7 +1054,10 @@ impl Shard {
             newest: sides.newest.clone(),
             aux: sides.aux.clone(),
         };
+        self.objects.tries(&manifest);
         let hash = manifest.publish(self.disk.as_ref(), &self.dir)?;
+        self.objects.published(&manifest, keep_previous);
+        self.unswept = false;
         // Leftovers are found again when the shard opens; they are no reason to call the flush a failure.
         let _ = self.sweep_files(&manifest, keep_previous);
         self.durable = Durable {
@@ -983,7 +1086,8 @@ impl Shard {
         let in_work = self.flushing.iter().map(|f| f.first).chain(self.merging).min();
         let is_in_work = |name: &str| in_work.is_some_and(|first| manifest::data_number(name) >= Some(first));
         for name in disk.list(&self.dir)? {
-            if manifest::is_ours(&name) && !kept.contains(&name) && !is_in_work(&name) {
+            let is_spared = is_in_work(&name) || self.objects.spares(&name);
+            if manifest::is_ours(&name) && !kept.contains(&name) && !is_spared {
                 disk.remove(&format!("{}/{name}", self.dir))?;
             }
         }
@@ -1353,7 +1457,12 @@ fn newest_manifest(disk: &dyn Disk, dir: &str) -> Result<Option<Found>, StorageE
             Err(e) => return Err(e),
         }
     }
-    let has_rows = names.iter().any(|n| manifest::number_in(n, "segment-").is_some());
+    let is_of_rows = |n: &String| {
+        ["segment-", "table-"]
+            .iter()
+            .any(|p| manifest::number_in(n, p).is_some())
+    };
+    let has_rows = names.iter().any(is_of_rows);
     match damage {
         Some(d) => Err(d.into()),
         None if has_rows => Err(Damage {
@@ -1386,7 +1495,7 @@ fn check_chain(disk: &dyn Disk, dir: &str, manifest: &Manifest) -> Result<(), St
     }
 }
 
-fn load_state(disk: &dyn Disk, dir: &str, manifest: &Manifest) -> Result<State, StorageError> {
+fn load_state(disk: &dyn Disk, dir: &str, manifest: &Manifest, cold: Option<&ColdTier>) -> Result<State, StorageError> {
     let mut directory = Directory::default();
     for file in &manifest.series {
         let bytes = manifest::read_side(disk, dir, Side::Series, file)?;
@@ -1401,7 +1510,7 @@ fn load_state(disk: &dyn Disk, dir: &str, manifest: &Manifest) -> Result<State, 
     }
     let mut segments = vec![];
     for file in &manifest.segments {
-        segments.push(Arc::new(Segment::open(disk, dir, file)?));
+        segments.push(Arc::new(Segment::open(disk, dir, file, cold)?));
     }
     let (windows, segments) = segments
         .into_iter()

@@ -6,10 +6,12 @@
 //! Invariants
 //! - A file with one wrong bit has at least one damage, and one that is as it was written has none.
 //! - Damages of a file ascend and number at most `DAMAGES_MAX`; a piece that cannot be read is a damage, not the end.
+//! - A file in a cold store that cannot be asked is not damaged and not checked: `unchecked` says so.
 
 use crate::container::END_MAGIC;
 use crate::error::Damage;
 use hindcast_env::ReadAt;
+use hindcast_env::cold::{ColdError, cause_in};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -33,6 +35,28 @@ pub struct ImmutableFile {
     pub(crate) blake3: [u8; HASH_BYTES as usize],
     /// Where blocks lie, ascending, each ending with the CRC32C of what is before it.
     pub(crate) blocks: Vec<Range<u64>>,
+    /// Of a cold file, what is kept here.
+    pub(crate) table: Option<KeptTable>,
+}
+
+/// All of a cold file but its blocks.
+#[derive(Clone)]
+pub(crate) struct KeptTable {
+    pub path: String,
+    pub reader: Arc<dyn ReadAt>,
+    /// Where the blocks lie in the cold file: these bytes are not here.
+    pub data: Range<u64>,
+}
+
+impl KeptTable {
+    /// The part of it that lies in a range of the file: where there, and where here.
+    fn parts(&self, range: &Range<u64>) -> impl Iterator<Item = (Range<u64>, u64)> {
+        let head = range.start..range.end.min(self.data.start);
+        let table = range.start.max(self.data.end)..range.end;
+        let table_at = table.start.saturating_sub(self.data.end) + self.data.start;
+        let parts = [(head.clone(), head.start), (table, table_at)];
+        parts.into_iter().filter(|(there, _)| there.start < there.end)
+    }
 }
 
 impl ImmutableFile {
@@ -42,6 +66,11 @@ impl ImmutableFile {
 
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Whether it is in the cold store.
+    pub fn is_cold(&self) -> bool {
+        self.table.is_some()
     }
 
     pub fn check(self) -> FileCheck {
@@ -65,6 +94,7 @@ pub struct FileCheck {
     unread_to: u64,
     has_gaps: bool,
     damages: Vec<Damage>,
+    unchecked: Option<String>,
 }
 
 impl FileCheck {
@@ -79,6 +109,7 @@ impl FileCheck {
             unread_to: 0,
             has_gaps: false,
             damages: vec![],
+            unchecked: None,
             file,
         };
         let (found, named) = (check.file.reader.len(), check.file.bytes);
@@ -91,7 +122,19 @@ impl FileCheck {
 
     /// Bytes that the next step reads; 0 when nothing is left.
     pub fn next_bytes(&self) -> u64 {
+        if self.unchecked.is_some() {
+            return 0;
+        }
         self.piece_bytes.min(self.file.bytes - self.at)
+    }
+
+    /// Why the check ended before the file did, if so: its store could not be asked.
+    pub fn unchecked(&self) -> Option<&str> {
+        self.unchecked.as_deref()
+    }
+
+    pub fn file(&self) -> &ImmutableFile {
+        &self.file
     }
 
     /// Reads the next piece.
@@ -110,6 +153,14 @@ impl FileCheck {
             Ok(bytes) => {
                 self.hash(&bytes, range.start);
                 self.check_blocks(&bytes, range.clone());
+                self.check_table(&bytes, &range);
+            }
+            Err(e)
+                if cause_in(&e)
+                    .is_some_and(|c| matches!(c, ColdError::Unavailable { .. } | ColdError::Refused { .. })) =>
+            {
+                self.unchecked = Some(e.to_string());
+                return;
             }
             Err(e) => {
                 self.has_gaps = true;
@@ -123,7 +174,7 @@ impl FileCheck {
 
     /// What is wrong with the file; empty: nothing. To be called when nothing is left.
     pub fn finish(mut self) -> Vec<Damage> {
-        if !self.has_gaps && self.damages.is_empty() {
+        if !self.has_gaps && self.damages.is_empty() && self.unchecked.is_none() {
             let fits = self.end.len() as u64 == END_BYTES
                 && *self.hasher.finalize().as_bytes() == self.file.blake3
                 && self.end[..HASH_BYTES as usize] == self.file.blake3
@@ -133,6 +184,27 @@ impl FileCheck {
             }
         }
         self.damages
+    }
+
+    /// Compares what is kept here of a cold file with what is there.
+    fn check_table(&mut self, bytes: &[u8], range: &Range<u64>) {
+        let Some(table) = self.file.table.clone() else { return };
+        for (there, here) in table.parts(range) {
+            let len = (there.end - there.start) as usize;
+            let kept = table.reader.read_at(here, len);
+            let why = match kept {
+                Ok(kept) if kept[..] == *overlap(bytes, range, there) => continue,
+                Ok(_) => "it is not the table of its file in the cold store".to_owned(),
+                Err(e) => format!("it cannot be read: {}", e.source),
+            };
+            self.damages.push(Damage {
+                file: table.path.clone(),
+                from: here,
+                to: here + len as u64,
+                why,
+            });
+            self.damages.truncate(DAMAGES_MAX);
+        }
     }
 
     fn hash(&mut self, bytes: &[u8], from: u64) {
@@ -182,7 +254,9 @@ impl FileCheck {
     fn damaged(&mut self, range: Range<u64>, why: String) {
         let is_full = self.damages.len() == DAMAGES_MAX;
         match self.damages.last_mut() {
-            Some(last) if (last.to == range.start && last.why == why) || is_full => last.to = last.to.max(range.end),
+            Some(last) if (last.to == range.start && last.why == why && last.file == self.file.path) || is_full => {
+                last.to = last.to.max(range.end);
+            }
             _ => self.damages.push(Damage {
                 file: self.file.path.clone(),
                 from: range.start,
@@ -257,6 +331,7 @@ mod tests {
             bytes: of.len() as u64,
             blake3,
             blocks: blocks.to_vec(),
+            table: None,
         };
         let mut check = FileCheck::new(file, piece);
         while check.next_bytes() > 0 {

@@ -207,6 +207,20 @@ pub fn write_heads(seen: &mut Seen, heads: &[Arc<Head>]) -> Result<Vec<Segment>,
     Ok(written)
 }
 
+/// Nothing is begun whose output would not fit beside what is kept free.
+pub fn check_room(disk: &dyn Disk, dir: &str, bytes: u64, reserve: u64) -> Result<(), StorageError> {
+    if reserve == 0 {
+        return Ok(());
+    }
+    let free = disk.free_bytes()?;
+    if free.saturating_sub(bytes) >= reserve {
+        return Ok(());
+    }
+    let why = format!("it may take {bytes} bytes, {free} are free and {reserve} are to stay free");
+    let full = std::io::Error::new(std::io::ErrorKind::StorageFull, why);
+    Err(DiskError::new("write files in", dir, full).into())
+}
+
 /// Neighbours in a file pack together: series of one metric, whatever target they are of.
 pub fn in_file_order(catalog: &Catalog, mut ids: Vec<u32>) -> Vec<(u32, Series<'_>)> {
     ids.sort_unstable();
@@ -226,6 +240,8 @@ pub struct MergeWork {
     pub(crate) windows: Vec<Arc<Segment>>,
     /// Of series with frozen rows that are in no segment yet: a time before which there is none.
     pub(crate) first_in_heads: BTreeMap<u32, i64>,
+    /// The cold store does not answer: only what is here is merged.
+    pub(crate) without_cold: bool,
 }
 
 pub(crate) enum Made {
@@ -300,18 +316,8 @@ impl MergeWork {
         }
     }
 
-    /// A merge is not begun when what it writes would not fit beside what is kept free.
     fn check_room(&self, bytes: u64, reserve: u64) -> Result<(), StorageError> {
-        if reserve == 0 {
-            return Ok(());
-        }
-        let free = self.seen.disk.free_bytes()?;
-        if free.saturating_sub(bytes) >= reserve {
-            return Ok(());
-        }
-        let why = format!("it may take {bytes} bytes, {free} are free and {reserve} are to stay free");
-        let full = std::io::Error::new(std::io::ErrorKind::StorageFull, why);
-        Err(DiskError::new("merge segments in", &self.seen.dir, full).into())
+        check_room(self.seen.disk.as_ref(), &self.seen.dir, bytes, reserve)
     }
 
     fn merge(&mut self) -> Result<Made, StorageError> {
@@ -322,7 +328,7 @@ impl MergeWork {
                 self.check_room(run.iter().map(|s| s.file.bytes).sum(), reserve)?;
                 (run, 0)
             }
-            None => match compaction::choose_lone(&segments, &self.sources()) {
+            None => match compaction::choose_lone(&segments, &self.sources(), self.without_cold) {
                 // What is left is less than half, and its room comes back: it may go below what is kept free.
                 Some(s) => {
                     self.check_room(s.file.bytes / 2, reserve / 2)?;
@@ -353,7 +359,7 @@ impl MergeWork {
     /// Makes windows of rows that keep files from going. Changes no answer.
     fn roll_up(&mut self) -> Result<Option<Segment>, StorageError> {
         let segments = self.all();
-        let Some((from, resolution)) = compaction::choose_rollup(&segments, &self.sources()) else {
+        let Some((from, resolution)) = compaction::choose_rollup(&segments, &self.sources(), self.without_cold) else {
             return Ok(None);
         };
         let is_input = |s: &&Arc<Segment>| !s.is_of_lines() && s.resolution() == from.resolution();

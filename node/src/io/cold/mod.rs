@@ -8,6 +8,7 @@
 //! Calls block the calling thread; the work runs on a thread of the store's own.
 
 mod http;
+pub mod jobs;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -69,29 +70,36 @@ impl ObjectCold {
             url: url.to_owned(),
             why,
         };
-        let (store, prefix): (Arc<dyn ObjectStore>, &str) = match url.split_once("://") {
+        let (store, prefix): (Arc<dyn ObjectStore>, Path) = match url.split_once("://") {
             Some(("file", folder)) => {
                 if !folder.starts_with('/') {
                     return Err(bad("the folder must be absolute".to_owned()));
                 }
-                let folder = std::path::Path::new(folder);
+                let folder = folder.trim_end_matches('/');
+                if folder.is_empty() {
+                    return Err(bad("a folder of its own is needed, not the root".to_owned()));
+                }
+                let prefix = Path::from_absolute_path(folder).map_err(|e| bad(e.to_string()))?;
                 #[allow(clippy::disallowed_methods, reason = "this is the door to the cold folder")]
-                std::fs::create_dir_all(folder).map_err(|e| bad(e.to_string()))?;
-                let store = LocalFileSystem::new_with_prefix(folder).map_err(|e| bad(e.to_string()))?;
-                (Arc::new(store.with_fsync(true)), "")
+                if let Err(error) = std::fs::create_dir_all(folder) {
+                    // As with any store that is away: a node starts, and what needs the store says so.
+                    tracing::warn!(url, %error, "the folder of cold files cannot be made; it is tried again with each file");
+                }
+                (Arc::new(LocalFileSystem::new().with_fsync(true)), prefix)
             }
             Some(("s3", rest)) => {
                 let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
                 if bucket.is_empty() {
                     return Err(bad("it names no bucket".to_owned()));
                 }
-                (s3(bucket, variables, &bad)?, prefix.trim_matches('/'))
+                let prefix = prefix.trim_matches('/');
+                if !prefix.is_empty() {
+                    check_name(prefix)?;
+                }
+                (s3(bucket, variables, &bad)?, Path::from(prefix))
             }
             _ => return Err(bad("its scheme is neither file nor s3".to_owned())),
         };
-        if !prefix.is_empty() {
-            check_name(prefix)?;
-        }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("cold")
@@ -100,7 +108,7 @@ impl ObjectCold {
             .map_err(|e| bad(format!("no thread can be started: {e}")))?;
         Ok(Self(Arc::new(Shared {
             url: url.trim_end_matches('/').to_owned(),
-            prefix: Path::from(prefix),
+            prefix,
             store,
             runtime: Some(runtime),
         })))
@@ -356,6 +364,10 @@ impl ReadAt for ObjectFile {
 }
 
 impl ColdStore for ObjectCold {
+    fn url(&self) -> &str {
+        &self.0.url
+    }
+
     fn put(&self, name: &str, file: &dyn ReadAt) -> ColdResult<ColdRef> {
         let path = self.path(name)?;
         let put = ColdRef {
@@ -395,11 +407,15 @@ impl ColdStore for ObjectCold {
         }
     }
 
-    fn list(&self) -> ColdResult<Vec<ColdEntry>> {
+    fn list(&self, folder: &str) -> ColdResult<Vec<ColdEntry>> {
         let (store, prefix) = (self.0.store.clone(), self.0.prefix.clone());
+        let below = match folder {
+            "" => prefix.clone(),
+            folder => self.path(folder)?,
+        };
         let found = self.run("the list of files", async move {
             let mut entries = vec![];
-            let mut listed = store.list((!prefix.as_ref().is_empty()).then_some(&prefix));
+            let mut listed = store.list((!below.as_ref().is_empty()).then_some(&below));
             while let Some(meta) = listed.try_next().await? {
                 let below: Option<Vec<String>> = meta
                     .location

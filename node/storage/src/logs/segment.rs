@@ -200,7 +200,7 @@ impl Segment {
         Self::new(container, &table)
     }
 
-    fn new(container: Container, table: &[u8]) -> Result<Self, StorageError> {
+    pub fn new(container: Container, table: &[u8]) -> Result<Self, StorageError> {
         match Inner::parse(&container, table) {
             Ok((streams, entries, filters_at)) => Ok(Self(Arc::new(Inner {
                 container,
@@ -292,6 +292,10 @@ impl Inner {
 
     pub fn file(&self) -> &FileRef {
         &self.container.file
+    }
+
+    pub fn container(&self) -> &Container {
+        &self.container
     }
 
     pub fn rows(&self) -> u64 {

@@ -405,8 +405,12 @@ pub struct Segment {
 impl Segment {
     pub fn open(disk: &dyn Disk, dir: &str, file: &FileRef) -> Result<Self, StorageError> {
         let (container, table) = Container::open(disk, dir, FileKind::Metric, file)?;
-        let bad = |why: Bad| container.damage(0..file.bytes, format!("the table: {why}"));
-        let (tables, dictionary, entries) = get_table(&table, container.data()).map_err(bad)?;
+        Self::new(container, &table)
+    }
+
+    pub fn new(container: Container, table: &[u8]) -> Result<Self, StorageError> {
+        let bad = |why: Bad| container.damage(0..container.file.bytes, format!("the table: {why}"));
+        let (tables, dictionary, entries) = get_table(table, container.data()).map_err(bad)?;
         let mut by_id: Vec<u32> = (0..tables.series.len() as u32).collect();
         let series = tables.series;
         by_id.sort_unstable_by_key(|&i| series[i as usize].id);
@@ -435,6 +439,10 @@ impl Segment {
 
     pub fn file(&self) -> &FileRef {
         &self.container.file
+    }
+
+    pub fn container(&self) -> &Container {
+        &self.container
     }
 
     pub fn rows(&self) -> u64 {

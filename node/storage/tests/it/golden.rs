@@ -4,16 +4,17 @@
 
 #![allow(clippy::disallowed_methods, reason = "golden files lie beside the tests")]
 
+use crate::cold::{cold_config, move_all};
 use crate::naive::{all_lines, all_series, instant, owners};
 use expect_test::expect;
-use hindcast_env::{Disk, SimDisk};
+use hindcast_env::{ColdStore, Disk, SimCold, SimDisk};
 use hindcast_model::{GroupId, Labels, LogLine, STALE_NAN_BITS, Sample, SeriesBlock, StreamBlock, TenantId};
 use hindcast_storage::{Floor, Pin, Shard, ShardConfig, TOPOLOGY_LABEL};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v2/shard")
+fn folder(of: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(of)
 }
 
 fn config() -> ShardConfig {
@@ -48,6 +49,24 @@ fn stream(labels: [(&str, &str); 1], lines: &[&str]) -> StreamBlock {
             })
             .collect(),
     }
+}
+
+fn cold_golden(cold: &SimCold) -> ShardConfig {
+    ShardConfig {
+        cold: cold_config(cold, "s").cold,
+        ..config()
+    }
+}
+
+/// The same, merged and moved to a cold store, but for what is exempt.
+fn moved_today() -> (SimDisk, SimCold) {
+    let (disk, cold) = (written_today(), SimCold::default());
+    let (mut shard, _) = Shard::open(Arc::new(disk.clone()), "s", cold_golden(&cold)).unwrap();
+    while shard.compact_fully().unwrap().is_some() {}
+    assert_eq!(move_all(&mut shard, instant(100)).unwrap(), None);
+    shard.compact().unwrap();
+    assert_eq!((shard.stats().segments, shard.stats().cold_segments), (3, 2));
+    (disk, cold)
 }
 
 /// One value page of each kind, lines with metadata, an exempt stream, a pin, a cut, floors and aux bytes.
@@ -92,30 +111,64 @@ fn update_if_asked() {
         if std::env::var_os("UPDATE_EXPECT").is_none() {
             return;
         }
-        let disk = written_today();
-        std::fs::create_dir_all(folder()).unwrap();
-        for name in disk.list("s").unwrap() {
-            std::fs::write(folder().join(&name), disk.read(&format!("s/{name}")).unwrap()).unwrap();
+        write_folder(&written_today(), "v2/shard");
+        let (disk, cold) = moved_today();
+        write_folder(&disk, "v3/shard");
+        for name in cold.names() {
+            let path = folder("v3/store").join(&name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, cold.file(&name).unwrap()).unwrap();
         }
     });
 }
 
+fn write_folder(disk: &SimDisk, of: &str) {
+    std::fs::create_dir_all(folder(of)).unwrap();
+    for name in disk.list("s").unwrap() {
+        std::fs::write(folder(of).join(&name), disk.read(&format!("s/{name}")).unwrap()).unwrap();
+    }
+}
+
+/// Names and bytes of a golden folder.
+fn golden(of: &str) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<(String, Vec<u8>)> = std::fs::read_dir(folder(of))
+        .unwrap()
+        .map(|e| e.unwrap())
+        .map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+/// A shard's folder on a disk, as the golden files have it.
+fn golden_disk(of: &str) -> SimDisk {
+    let disk = SimDisk::new();
+    for (name, bytes) in golden(of) {
+        hindcast_env::disk::write_new_file(&disk, &format!("s/{name}"), &bytes).unwrap();
+    }
+    disk
+}
+
 #[test]
 fn todays_writer_gives_the_golden_bytes() {
-    let disk = written_today();
-    let names = disk.list("s").unwrap();
     update_if_asked();
-    let mut golden: Vec<String> = std::fs::read_dir(folder())
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
-    golden.sort();
-    assert_eq!(names, golden);
-    for name in names {
-        let same = disk.read(&format!("s/{name}")).unwrap() == std::fs::read(folder().join(&name)).unwrap();
+    let (moved, cold) = moved_today();
+    for (disk, of) in [(&written_today(), "v2/shard"), (&moved, "v3/shard")] {
+        let names = disk.list("s").unwrap();
+        let golden = golden(of);
+        assert_eq!(names, golden.iter().map(|(n, _)| n.clone()).collect::<Vec<_>>());
+        for (name, bytes) in golden {
+            let same = disk.read(&format!("s/{name}")).unwrap() == bytes;
+            assert!(
+                same,
+                "{name} of {of} is written differently today: raise its version and keep the old reader"
+            );
+        }
+    }
+    for (name, bytes) in golden("v3/store/c/s") {
         assert!(
-            same,
-            "{name} is written differently today: raise its version and keep the old reader"
+            cold.file(&format!("c/s/{name}")).is_some_and(|f| f == bytes),
+            "{name} is put differently today"
         );
     }
 }
@@ -123,13 +176,34 @@ fn todays_writer_gives_the_golden_bytes() {
 #[test]
 fn the_golden_files_are_still_read() {
     update_if_asked();
-    let disk = SimDisk::new();
-    for entry in std::fs::read_dir(folder()).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap();
-        hindcast_env::disk::write_new_file(&disk, &format!("s/{name}"), &std::fs::read(&path).unwrap()).unwrap();
+    let read = golden_is_read(golden_disk("v2/shard"), config());
+    let cold = SimCold::default();
+    for (name, bytes) in golden("v3/store/c/s") {
+        let disk = SimDisk::new();
+        hindcast_env::disk::write_new_file(&disk, "f", &bytes).unwrap();
+        let file = disk.open_read("f").unwrap();
+        cold.put(&format!("c/s/{name}"), file.as_ref()).unwrap();
     }
-    let (shard, opened) = Shard::open(Arc::new(disk), "s", config()).unwrap();
+    let from_the_store = golden_is_read(golden_disk("v3/shard"), cold_golden(&cold));
+    assert_eq!(from_the_store, read, "here and there");
+}
+
+/// A release that knows nothing of cold files must refuse a manifest that names some, and take one that names none.
+#[test]
+fn a_manifest_is_of_the_version_that_its_readers_need() {
+    update_if_asked();
+    for (of, version) in [("v2/shard", 2), ("v3/shard", 3)] {
+        let files = golden(of);
+        for (name, bytes) in files {
+            let found = u16::from_le_bytes([bytes[8], bytes[9]]);
+            let is_manifest = name.starts_with("manifest-");
+            assert_eq!(found, if is_manifest { version } else { 2 }, "{of}/{name}");
+        }
+    }
+}
+
+fn golden_is_read(disk: SimDisk, config: ShardConfig) -> String {
+    let (shard, opened) = Shard::open(Arc::new(disk), "s", config).unwrap();
     let tenant = TenantId::new("golden").unwrap();
     let mut out = format!(
         "applied {}, aux {:?}\n",
@@ -169,4 +243,5 @@ fn the_golden_files_are_still_read() {
     "#]]
     .assert_eq(&out);
     shard.scrub().unwrap();
+    out
 }

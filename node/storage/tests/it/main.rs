@@ -1,5 +1,6 @@
 //! A shard from outside: against a naive model, through crashes, with damaged files, with files of earlier releases.
 
+mod cold;
 mod crash;
 mod damage;
 mod golden;

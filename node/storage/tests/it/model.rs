@@ -1,9 +1,12 @@
 //! Whatever is written, pinned, cut, let go, flushed, merged, crashed or moved: the shard answers as the model does.
 
-use crate::naive::{Entry, INSTANTS, Naive, compare, config, give, instant, label_sets, owners, tenants};
-use hindcast_env::{Disk, SeededRng, SimDisk};
+use crate::cold::{AFTER, cold_config};
+use crate::naive::{Entry, INSTANTS, Naive, compare, give, instant, label_sets, owners, tenants};
+use hindcast_env::{Disk, SeededRng, SimCold, SimDisk};
 use hindcast_model::{Domain, LogLine, Sample, SeriesBlock, StreamBlock, TimestampNs};
-use hindcast_storage::{Effort, Floor, FlushDone, FlushWork, MergeDone, MergeWork, Merged, Pin, ReadError, Shard};
+use hindcast_storage::{
+    ColdDone, Effort, Floor, FlushDone, FlushWork, MergeDone, MergeWork, Merged, Pin, ReadError, Shard,
+};
 use proptest::prelude::*;
 use std::sync::Arc;
 
@@ -23,6 +26,10 @@ enum Step {
     Crash(u64),
     /// To a peer, which goes on in our place.
     Move,
+    /// Old files to the cold store, in so many jobs; the last one's answer comes later.
+    Cold(i64, usize),
+    /// As many calls of the cold store work, and the rest fail; perhaps only their answers.
+    ColdFails(u64, bool),
     Compare(i64, i64),
 }
 
@@ -113,6 +120,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Reopen),
         2 => any::<u64>().prop_map(Step::Crash),
         1 => Just(Step::Move),
+        5 => (0..INSTANTS + AFTER, 1usize..8).prop_map(|(now, jobs)| Step::Cold(now, jobs)),
+        1 => (0u64..8, any::<bool>()).prop_map(|(calls, lost)| Step::ColdFails(calls, lost)),
         2 => (0..INSTANTS, 0..INSTANTS).prop_map(|(a, b)| Step::Compare(a, b)),
     ]
 }
@@ -125,6 +134,9 @@ enum Beside<W, D> {
 
 struct Run {
     disk: SimDisk,
+    cold: SimCold,
+    /// Of a job that is under way.
+    cold_done: Option<ColdDone>,
     dir: String,
     moves: u64,
     shard: Option<Shard>,
@@ -137,10 +149,12 @@ struct Run {
 
 impl Run {
     fn new() -> Self {
-        let disk = SimDisk::new();
-        let (shard, _) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
+        let (disk, cold) = (SimDisk::new(), SimCold::default());
+        let (shard, _) = Shard::open(Arc::new(disk.clone()), "s", cold_config(&cold, "s")).unwrap();
         let mut run = Self {
             disk,
+            cold,
+            cold_done: None,
             dir: "s".to_owned(),
             moves: 0,
             shard: Some(shard),
@@ -220,9 +234,10 @@ impl Run {
 
     /// Opens again and takes the rest from the log, as a restarted node does.
     fn reopen(&mut self, durable_at_least: u64) {
-        self.shard = None;
+        (self.shard, self.cold_done) = (None, None);
         (self.flush, self.merge) = (Beside::Idle, Beside::Idle);
-        let (mut shard, opened) = Shard::open(Arc::new(self.disk.clone()), &self.dir, config()).unwrap();
+        let config = cold_config(&self.cold, &self.dir);
+        let (mut shard, opened) = Shard::open(Arc::new(self.disk.clone()), &self.dir, config).unwrap();
         assert_eq!(opened.fell_back, None);
         assert!(opened.applied >= durable_at_least, "what was flushed is there");
         let aux = if opened.applied == 0 {
@@ -244,7 +259,8 @@ impl Run {
         let (aux, index) = (self.aux(), self.log.len() as u64);
         self.shard().export(&snapshot, &aux).unwrap();
         let before = self.shard().reader().digest().unwrap();
-        let (mut peer, _) = Shard::open(Arc::new(self.disk.clone()), &home, config()).unwrap();
+        let config = cold_config(&self.cold, &home);
+        let (mut peer, _) = Shard::open(Arc::new(self.disk.clone()), &home, config).unwrap();
         for (entry, i) in self.log.iter().zip(1..).take(3) {
             give(&mut peer, i, entry);
         }
@@ -260,8 +276,26 @@ impl Run {
         assert_eq!((peer.applied(), peer.durable()), (index, index));
         assert_eq!(peer.reader().digest().unwrap(), before);
         self.disk.remove_dir_all(&snapshot).unwrap();
-        (self.dir, self.shard) = (home, Some(peer));
+        (self.dir, self.shard, self.cold_done) = (home, Some(peer), None);
         (self.flush, self.merge) = (Beside::Idle, Beside::Idle);
+    }
+
+    fn cold(&mut self, now: i64, jobs: usize) {
+        for _ in 0..jobs {
+            if let Some(done) = self.cold_done.take() {
+                self.shard().finish_cold(done).unwrap();
+            }
+            let Some(job) = self.shard().begin_cold(instant(now)) else {
+                return;
+            };
+            self.cold_done = Some(job.run());
+        }
+    }
+
+    /// Until nothing is to be done.
+    fn cold_to_the_end(&mut self, now: i64) {
+        self.cold.heal();
+        self.cold(now, usize::MAX);
     }
 
     fn step(&mut self, step: Step) {
@@ -293,9 +327,10 @@ impl Run {
                 self.disk.heal();
             }
             Step::Compact => {
-                let before = self.shard().reader().digest().unwrap();
+                let before = self.digest();
                 let merged = self.shard().compact().unwrap();
                 if merged.is_some() {
+                    self.cold.heal();
                     assert_eq!(
                         self.shard().reader().digest().unwrap(),
                         before,
@@ -312,12 +347,26 @@ impl Run {
                 self.disk.crash(&mut SeededRng::new(seed));
                 self.reopen(durable);
             }
-            Step::Move => self.move_to_peer(),
+            Step::Move => {
+                self.cold.heal();
+                self.move_to_peer();
+            }
+            Step::Cold(now, jobs) => self.cold(now, jobs),
+            Step::ColdFails(calls, answers_get_lost) => self.cold.fail_after(calls, answers_get_lost),
             Step::Compare(a, b) => self.compare((a, b)),
         }
     }
 
+    fn digest(&mut self) -> [u8; 32] {
+        let (shard, cold) = (self.shard.as_ref().expect("the shard is open"), &self.cold);
+        shard.reader().digest().unwrap_or_else(|_| {
+            cold.heal();
+            shard.reader().digest().unwrap()
+        })
+    }
+
     fn compare(&mut self, window: (i64, i64)) {
+        self.cold.heal();
         let reader = self.shard().reader();
         compare(&reader, &self.naive, window);
         // An index that is no cut is refused, not answered by guess.
@@ -344,6 +393,17 @@ proptest! {
         run.compare((10, 20));
         run.step(Step::Crash(7));
         run.compare((0, 30));
+        run.cold_to_the_end(INSTANTS + AFTER);
+        run.compare((0, 30));
         run.shard().scrub().unwrap();
+        // The last manifest but one needs its files too.
+        for _ in 0..2 {
+            run.step(Step::Flush);
+            run.cold_to_the_end(0);
+        }
+        let folder = format!("c/{}/", run.dir);
+        let objects = run.cold.names().iter().filter(|n| n.starts_with(&folder)).count();
+        prop_assert_eq!(objects, run.shard().stats().cold_segments, "what nobody names is gone");
+        run.compare((0, 30));
     }
 }

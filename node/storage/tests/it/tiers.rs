@@ -1,7 +1,8 @@
 //! Rows that grow old become windows: whenever that is done, and whatever files look like, the answers are the same.
 
+use crate::cold::{cold_config, move_all};
 use crate::naive::{all_series, config, tenants};
-use hindcast_env::{Disk, SeededRng, SimDisk};
+use hindcast_env::{Disk, SeededRng, SimCold, SimDisk};
 use hindcast_model::{
     Domain, Kind, Labels, LogLine, Matcher, Owner, ResourceId, STALE_NAN_BITS, Sample, SeriesBlock, StreamBlock,
     TenantId, TimestampNs, is_stale,
@@ -106,29 +107,33 @@ enum Work {
     /// So many steps of compaction: roll-ups, merges, rewrites.
     Compact(usize),
     FlushAndCompact,
+    /// All that is compacted goes to the cold store.
+    Cold,
     Crash(u64),
 }
 
 /// One replica.
 struct Replica {
     disk: SimDisk,
+    cold: SimCold,
     shard: Option<Shard>,
     log: Vec<Entry>,
 }
 
-fn eager() -> ShardConfig {
+fn eager(cold: &SimCold) -> ShardConfig {
     ShardConfig {
         compact_segments_min: 3,
-        ..config()
+        ..cold_config(cold, "s")
     }
 }
 
 impl Replica {
     fn new() -> Self {
-        let disk = SimDisk::new();
-        let (shard, _) = Shard::open(Arc::new(disk.clone()), "s", eager()).unwrap();
+        let (disk, cold) = (SimDisk::new(), SimCold::default());
+        let (shard, _) = Shard::open(Arc::new(disk.clone()), "s", eager(&cold)).unwrap();
         let mut replica = Self {
             disk,
+            cold,
             shard: Some(shard),
             log: vec![],
         };
@@ -156,10 +161,11 @@ impl Replica {
                 self.shard().flush(b"").unwrap();
                 self.compact(20);
             }
+            Work::Cold => assert_eq!(move_all(self.shard(), at(1_000_000)).unwrap(), None),
             Work::Crash(seed) => {
                 self.shard = None;
                 self.disk.crash(&mut SeededRng::new(seed));
-                let (shard, opened) = Shard::open(Arc::new(self.disk.clone()), "s", eager()).unwrap();
+                let (shard, opened) = Shard::open(Arc::new(self.disk.clone()), "s", eager(&self.cold)).unwrap();
                 self.shard = Some(shard);
                 for (i, entry) in self.log.clone().iter().enumerate().skip(opened.applied as usize) {
                     give(self.shard(), i as u64 + 1, entry);
@@ -369,6 +375,7 @@ fn work() -> impl Strategy<Value = Work> {
         2 => Just(Work::Flush),
         2 => (1usize..4).prop_map(Work::Compact),
         2 => Just(Work::FlushAndCompact),
+        2 => Just(Work::Cold),
         1 => any::<u64>().prop_map(Work::Crash),
     ]
 }

@@ -1,7 +1,7 @@
 //! `hindcast storage flush|compact|scrub`: work on the files of a live node, with its progress.
 //!
 //! For people: one bar for the whole, on standard error, and a table of what came of it. For programs: one JSON object
-//! per line, as it happens, the last one a summary. Exit code 1: a scrub found damage.
+//! per line, as it happens, the last one a summary. Exit code 1: a scrub found damage, or could not check all.
 
 use super::{Client, Done, Failure, Output};
 use hindcast_proto::v1;
@@ -153,7 +153,10 @@ impl View {
                 self.bar.tick();
             }
             Event::Finding(f) if self.output == Output::Table => self.bar.suspend(|| println!("{}", finding_line(f))),
-            Event::Finding(_) => {}
+            Event::Unchecked(u) if self.output == Output::Table => {
+                self.bar.suspend(|| println!("{}", unchecked_line(u)));
+            }
+            Event::Finding(_) | Event::Unchecked(_) => {}
             Event::Summary(s) => self.summary = Some(*s),
         }
     }
@@ -168,9 +171,12 @@ impl View {
         if self.output == Output::Table {
             print!("{}", table(self.work, self.shards.values(), &summary));
         }
-        match summary.findings {
-            0 => Ok(ExitCode::SUCCESS),
-            n => Err(Failure::no(format!(
+        match (summary.findings, summary.files_unchecked) {
+            (0, 0) => Ok(ExitCode::SUCCESS),
+            (0, n) => Err(Failure::no(format!(
+                "{n} files in the cold store were not checked, since it could not be asked; scrub again when it can"
+            ))),
+            (n, _) => Err(Failure::no(format!(
                 "{n} damaged places were found; ops/runbooks/scrub-findings.md says what to do"
             ))),
         }
@@ -204,16 +210,22 @@ fn finding_line(f: &v1::Finding) -> String {
     )
 }
 
+fn unchecked_line(u: &v1::Unchecked) -> String {
+    format!("NOT CHECKED shard {}: {}: {}", u.group, u.file, u.why)
+}
+
 fn json(event: &Event) -> serde_json::Value {
     match event {
         Event::Shard(s) => {
             let mut line = json!({
                 "event": "shard", "shard": s.group, "state": state_name(s.state()),
                 "segments": s.segments, "segment_bytes": s.segment_bytes,
+                "cold_segments": s.cold_segments, "cold_bytes": s.cold_bytes,
             });
             if s.files > 0 || s.state() == State::Checking {
                 line["files_checked"] = s.files_checked.into();
                 line["files"] = s.files.into();
+                line["files_unchecked"] = s.files_unchecked.into();
                 line["bytes_checked"] = s.bytes_checked.into();
                 line["bytes"] = s.bytes.into();
             }
@@ -222,9 +234,12 @@ fn json(event: &Event) -> serde_json::Value {
         Event::Finding(f) => json!({
             "event": "finding", "shard": f.group, "file": f.file, "from": f.from, "to": f.to, "why": f.why, "next": f.next,
         }),
+        Event::Unchecked(u) => json!({ "event": "unchecked", "shard": u.group, "file": u.file, "why": u.why }),
         Event::Summary(s) => json!({
             "event": "summary", "shards": s.shards, "segments": s.segments, "segment_bytes": s.segment_bytes,
+            "cold_segments": s.cold_segments, "cold_bytes": s.cold_bytes,
             "files_checked": s.files_checked, "bytes_checked": s.bytes_checked, "findings": s.findings,
+            "files_unchecked": s.files_unchecked,
         }),
     }
 }
@@ -251,6 +266,20 @@ fn table<'a>(work: Work, shards: impl Iterator<Item = &'a v1::ShardProgress>, su
         ),
         _ => writeln!(out, "{} segments, {} bytes", summary.segments, summary.segment_bytes),
     };
+    if summary.cold_segments > 0 {
+        let _ = writeln!(
+            out,
+            "of these in the cold store: {} segments, {} bytes",
+            summary.cold_segments, summary.cold_bytes
+        );
+    }
+    if summary.files_unchecked > 0 {
+        let _ = writeln!(
+            out,
+            "{} files in the cold store were not checked",
+            summary.files_unchecked
+        );
+    }
     out
 }
 
@@ -285,6 +314,9 @@ mod tests {
             files: 3,
             bytes_checked: 4096,
             bytes: 4096,
+            cold_segments: 1,
+            cold_bytes: 1024,
+            files_unchecked: 0,
         };
         let finding = v1::Finding {
             group: 2,
@@ -294,6 +326,11 @@ mod tests {
             why: "the checksum does not fit".into(),
             next: "scrub again".into(),
         };
+        let unchecked = v1::Unchecked {
+            group: 2,
+            file: "s3://b/c/segment-2".into(),
+            why: "it is away".into(),
+        };
         let summary = v1::MaintainSummary {
             shards: 1,
             segments: 3,
@@ -301,6 +338,9 @@ mod tests {
             files_checked: 3,
             bytes_checked: 4096,
             findings: 1,
+            cold_segments: 1,
+            cold_bytes: 1024,
+            files_unchecked: 1,
         };
         expect![[r#"
             DAMAGE shard 2: shard-2/segment-0000000000000001, bytes 10..90: the checksum does not fit
@@ -310,14 +350,18 @@ mod tests {
             3 files and 4096 bytes checked, 1 damaged places
         "#]]
         .assert_eq(&format!(
-            "{}\n{}",
+            "{}\n{}\n{}",
             finding_line(&finding),
+            unchecked_line(&unchecked),
             table(Work::Scrub, [shard].iter(), &summary)
         ));
-        let lines: Vec<String> = [Event::Shard(shard), Event::Finding(finding), Event::Summary(summary)]
-            .iter()
-            .map(|e| json(e).to_string())
-            .collect();
+        let events = [
+            Event::Shard(shard),
+            Event::Finding(finding),
+            Event::Unchecked(unchecked),
+            Event::Summary(summary),
+        ];
+        let lines: Vec<String> = events.iter().map(|e| json(e).to_string()).collect();
         expect![[r#"
             {"bytes":4096,"bytes_checked":4096,"event":"shard","files":3,"files_checked":3,"segment_bytes":4096,"segments":3,"shard":2,"state":"done"}
             {"event":"finding","file":"shard-2/segment-0000000000000001","from":10,"next":"scrub again","shard":2,"to":90,"why":"the checksum does not fit"}

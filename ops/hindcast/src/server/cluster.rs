@@ -248,6 +248,63 @@ impl View {
             "gauge",
             by_shard(&|s| s.segment_bytes as f64),
         );
+        gauge(
+            "hindcast_storage_cold_segments",
+            "Segment files that are in the cold store.",
+            "gauge",
+            by_shard(&|s| s.cold_segments as f64),
+        );
+        gauge(
+            "hindcast_storage_cold_bytes",
+            "Bytes of segment files that are in the cold store, of hindcast_storage_segment_bytes.",
+            "gauge",
+            by_shard(&|s| s.cold_bytes as f64),
+        );
+        gauge(
+            "hindcast_cold_uploads_total",
+            "Files that went to the cold store since this node started.",
+            "counter",
+            by_shard(&|s| s.cold.puts as f64),
+        );
+        gauge(
+            "hindcast_cold_upload_bytes_total",
+            "Bytes of files that went to the cold store since this node started.",
+            "counter",
+            by_shard(&|s| s.cold.put_bytes as f64),
+        );
+        gauge(
+            "hindcast_cold_deletes_total",
+            "Files that were deleted in the cold store since this node started.",
+            "counter",
+            by_shard(&|s| s.cold.deletes as f64),
+        );
+        gauge(
+            "hindcast_cold_failures_total",
+            "Work with the cold store that failed and was to be tried again, since this node started.",
+            "counter",
+            by_shard(&|s| s.cold.failures as f64),
+        );
+        if let Some(cold) = &self.node.cold {
+            let cache = cold.stats();
+            gauge(
+                "hindcast_cold_cache_hits_total",
+                "Blocks of cold files that were in memory when they were asked for.",
+                "counter",
+                plain(cache.hits as f64),
+            );
+            gauge(
+                "hindcast_cold_cache_misses_total",
+                "Blocks of cold files that were fetched from the store.",
+                "counter",
+                plain(cache.misses as f64),
+            );
+            gauge(
+                "hindcast_cold_cache_bytes",
+                "Bytes of cold files that are held in memory.",
+                "gauge",
+                plain(cache.bytes as f64),
+            );
+        }
         let shards = self.node.shards.iter();
         let dropped = shards.flat_map(|(g, s)| s.dropped().into_iter().map(move |(policy, d)| (*g, policy, d)));
         let rows = dropped.flat_map(|(group, policy, d)| {

@@ -1,7 +1,9 @@
 //! What a server must be told: one TOML file, each key also a flag and an environment variable. Flags win.
 
+use hindcast_env::cold_cache::CACHE_BYTES_DEFAULT;
 use hindcast_model::{Domain, Keeps, RetentionRule, SpanNs, TenantId};
 use hindcast_node::io::node::TestOnly;
+use hindcast_storage::ColdRule;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -21,7 +23,10 @@ const KEEP_DEFAULT: &str = "30d";
   hindcast server --data-dir d --retention none
       keeps and accepts data of every age, back to 1970
   hindcast server --data-dir d --retention 30d,DBMS=90d,team-a=1y,team-a/SMS=7d
-      by domain, by tenant, by both")]
+      by domain, by tenant, by both
+  hindcast server --data-dir d --retention 1y --cold-store s3://bucket/prefix --cold-after 30d
+      files whose newest row is older than 30 days go to a bucket; AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION
+      and AWS_ENDPOINT say how to reach it")]
 pub struct ServerArgs {
     /// A TOML file with these keys (underscores for dashes).
     #[arg(long, env = "HINDCAST_CONFIG")]
@@ -64,6 +69,15 @@ pub struct ServerArgs {
     /// [default: a tenth of the disk, at least 128 MiB and at most 1 GiB].
     #[arg(long, env = "HINDCAST_DISK_RESERVE")]
     pub disk_reserve: Option<String>,
+    /// Where files of old rows go: file:///an/absolute/folder or s3://bucket/prefix. Every node has its own part of it.
+    #[arg(long, env = "HINDCAST_COLD_STORE", value_name = "URL")]
+    pub cold_store: Option<String>,
+    /// From which age on, like 30d; `none` or nothing: what is in the store is read, and no more goes there.
+    #[arg(long, env = "HINDCAST_COLD_AFTER", value_name = "SPAN")]
+    pub cold_after: Option<String>,
+    /// What is held in memory of files in the store [default: 256MiB].
+    #[arg(long, env = "HINDCAST_COLD_CACHE_BYTES", value_name = "BYTES")]
+    pub cold_cache_bytes: Option<String>,
     /// For tests of this program only: the node forgets what it did not sync when the power is cut.
     #[arg(long, env = "HINDCAST_TEST_ONLY_POWER_CUT", hide = true)]
     #[serde(skip)]
@@ -93,6 +107,8 @@ pub struct PolicyArgs {
     pub keep_1h: Option<String>,
     /// Log lines.
     pub keep_logs: Option<String>,
+    /// From which age on files go to the cold store; `none`: never. Only without a selector: a file holds many series.
+    pub cold_after: Option<String>,
 }
 
 /// A configuration that cannot be used: exit code 2.
@@ -112,6 +128,8 @@ pub enum ConfigError {
     Policy { name: String, why: String },
     #[error("disk reserve {given:?} is not understood: write bytes, or a number with KiB, MiB, GiB, KB, MB or GB")]
     DiskReserve { given: String },
+    #[error("cold store: {0}")]
+    Cold(String),
     #[error("--id must be at least 1; 0 means nobody")]
     NodeZero,
 }
@@ -132,6 +150,15 @@ pub struct ServerConfig {
     pub test_only: TestOnly,
     /// `None`: by the disk's size.
     pub disk_reserve: Option<u64>,
+    pub cold: Option<ColdConfig>,
+}
+
+/// Where old files go, and when.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ColdConfig {
+    pub url: String,
+    pub cache_bytes_max: usize,
+    pub rules: Vec<ColdRule>,
 }
 
 impl ServerArgs {
@@ -162,11 +189,19 @@ impl ServerArgs {
             test_only_small_files: self.test_only_small_files,
             policy: file.policy,
             disk_reserve: self.disk_reserve.or(file.disk_reserve),
+            cold_store: self.cold_store.or(file.cold_store),
+            cold_after: self.cold_after.or(file.cold_after),
+            cold_cache_bytes: self.cold_cache_bytes.or(file.cold_cache_bytes),
         })
     }
 
     /// Checks everything that can be checked without the outside.
     pub fn resolve(self) -> Result<ServerConfig, ConfigError> {
+        let retention = all_rules(self.retention.as_deref(), &self.policy)?;
+        let cold = self.cold()?;
+        if let Some(cold) = &cold {
+            check_cold_is_reached(&cold.rules, &retention)?;
+        }
         let address = |given: Option<SocketAddr>, port: u16| given.unwrap_or(SocketAddr::from(([127, 0, 0, 1], port)));
         let config = ServerConfig {
             id: self.id.unwrap_or(1),
@@ -178,8 +213,17 @@ impl ServerArgs {
             replicas: self.replicas,
             rules: self.rules,
             routes: self.routes,
-            retention: all_rules(self.retention.as_deref(), &self.policy)?,
-            disk_reserve: self.disk_reserve.as_deref().map(parse_bytes).transpose()?,
+            retention,
+            disk_reserve: self
+                .disk_reserve
+                .as_deref()
+                .map(|given| {
+                    parse_bytes(given).ok_or_else(|| ConfigError::DiskReserve {
+                        given: given.to_owned(),
+                    })
+                })
+                .transpose()?,
+            cold,
             test_only: TestOnly {
                 power_cut: self.test_only_power_cut,
                 small_files: self.test_only_small_files,
@@ -197,6 +241,57 @@ impl ServerArgs {
             Some(address) => Err(ConfigError::OffLoopback { address }),
             None => Ok(config),
         }
+    }
+
+    fn cold(&self) -> Result<Option<ColdConfig>, ConfigError> {
+        let bad = |why: String| ConfigError::Cold(why);
+        let after = |given: &str| match given {
+            "none" => Ok(None),
+            text => SpanNs::parse(text)
+                .filter(|k| *k > SpanNs::ZERO)
+                .map(Some)
+                .ok_or_else(|| bad(format!("{text:?} is no age: write 30d, 12h, or none for never"))),
+        };
+        let mut rules = vec![ColdRule {
+            tenant: None,
+            domain: None,
+            after: self.cold_after.as_deref().map(after).transpose()?.flatten(),
+        }];
+        for p in &self.policy {
+            let Some(given) = &p.cold_after else { continue };
+            if p.selector.is_some() {
+                let why = "a file holds many series and goes whole; take the selector out, or cold_after";
+                return Err(bad(format!("policy {:?}: {why}", p.name)));
+            }
+            let RetentionRule { tenant, domain, .. } = parse_policy(p)?;
+            rules.push(ColdRule {
+                tenant,
+                domain,
+                after: after(given)?,
+            });
+        }
+        let moves = rules.iter().any(|r| r.after.is_some());
+        let Some(url) = self.cold_store.clone() else {
+            return match moves {
+                true => Err(bad(
+                    "--cold-after says when files go, and --cold-store not where to".to_owned()
+                )),
+                false => Ok(None),
+            };
+        };
+        let cache = self.cold_cache_bytes.as_deref().map(|given| {
+            let bytes = parse_bytes(given).and_then(|b| usize::try_from(b).ok());
+            bytes.ok_or_else(|| {
+                bad(format!(
+                    "--cold-cache-bytes {given:?}: write bytes, or a number with KiB, MiB or GiB"
+                ))
+            })
+        });
+        Ok(Some(ColdConfig {
+            url,
+            cache_bytes_max: cache.transpose()?.unwrap_or(CACHE_BYTES_DEFAULT),
+            rules,
+        }))
     }
 }
 
@@ -260,6 +355,20 @@ fn all_rules(short: Option<&str>, policies: &[PolicyArgs]) -> Result<Vec<Retenti
         .collect())
 }
 
+/// Nothing would ever go to a store if all of it was let go before.
+fn check_cold_is_reached(cold: &[ColdRule], retention: &[RetentionRule]) -> Result<(), ConfigError> {
+    let longest = |k: &Keeps| Some(k.raw?.max(k.five_minutes?).max(k.hour?).max(k.logs?));
+    let keeps: Option<Vec<SpanNs>> = retention.iter().map(|r| longest(&r.keeps)).collect();
+    let kept_for = keeps.and_then(|k| k.into_iter().max());
+    let first = cold.iter().filter_map(|r| r.after).min();
+    match (kept_for, first) {
+        (Some(kept), Some(first)) if kept <= first => Err(ConfigError::Cold(format!(
+            "nothing is kept longer than {kept}, so that nothing would go there after {first}; raise --retention or lower --cold-after"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 fn parse_policy(p: &PolicyArgs) -> Result<RetentionRule, ConfigError> {
     let bad = |why: String| ConfigError::Policy {
         name: p.name.clone(),
@@ -304,7 +413,7 @@ fn parse_policy(p: &PolicyArgs) -> Result<RetentionRule, ConfigError> {
 }
 
 /// A number of bytes, with or without a unit.
-fn parse_bytes(given: &str) -> Result<u64, ConfigError> {
+fn parse_bytes(given: &str) -> Option<u64> {
     const UNITS: [(&str, u64); 7] = [
         ("KiB", 1 << 10),
         ("MiB", 1 << 20),
@@ -318,12 +427,7 @@ fn parse_bytes(given: &str) -> Result<u64, ConfigError> {
         let number: u64 = given.trim().strip_suffix(unit)?.trim_end().parse().ok()?;
         number.checked_mul(size)
     };
-    UNITS
-        .into_iter()
-        .find_map(scaled)
-        .ok_or_else(|| ConfigError::DiskReserve {
-            given: given.to_owned(),
-        })
+    UNITS.into_iter().find_map(scaled)
 }
 
 #[cfg(test)]
@@ -432,7 +536,57 @@ mod tests {
         let read = ["2GiB", "500 MB", "4096", " 1KiB"].map(|t| parse_bytes(t).unwrap());
         assert_eq!(read, [2 << 30, 500_000_000, 4096, 1024]);
         for bad in ["", "GiB", "-1", "1.5GiB", "99999999999GiB", "10%"] {
-            assert!(parse_bytes(bad).is_err(), "{bad}");
+            assert!(parse_bytes(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_cold_store_has_an_age_and_policies_may_have_their_own() {
+        let read = |text: &str| toml::from_str::<ServerArgs>(text).unwrap().resolve().map(|c| c.cold);
+        assert_eq!(read(""), Ok(None));
+        let cold = read(
+            r#"
+            retention = "90d"
+            cold_store = "s3://bucket/prefix"
+            cold_after = "30d"
+            cold_cache_bytes = "64MiB"
+            [[policy]]
+            name = "databases"
+            domain = "DBMS"
+            keep = "1y"
+            cold_after = "7d"
+            [[policy]]
+            name = "audit"
+            tenant = "team-a"
+            keep = "none"
+            cold_after = "none"
+            "#,
+        );
+        let cold = cold.unwrap().unwrap();
+        let shown = cold.rules.iter().map(|r| {
+            let after = r.after.map_or("never".to_owned(), |a| a.to_string());
+            format!("{:?} {:?}: {after}", r.tenant.as_ref().map(TenantId::as_str), r.domain)
+        });
+        expect_test::expect![[r#"
+            None None: 30d
+            None Some(Dbms): 7d
+            Some("team-a") None: never"#]]
+        .assert_eq(&shown.collect::<Vec<_>>().join("\n"));
+        assert_eq!((&cold.url[..], cold.cache_bytes_max), ("s3://bucket/prefix", 64 << 20));
+        let only_read = read("cold_store = 'file:///cold'").unwrap().unwrap();
+        assert!(only_read.rules.iter().all(|r| r.after.is_none()));
+        for (bad, says) in [
+            ("cold_after = '30d'", "--cold-store"),
+            ("cold_store = 'file:///cold'\ncold_after = 'soon'", "soon"),
+            ("cold_store = 'file:///cold'\ncold_after = '30d'", "raise --retention"),
+            ("cold_store = 'file:///cold'\ncold_cache_bytes = 'much'", "much"),
+            (
+                "[[policy]]\nname = 'x'\nkeep = '7d'\nselector = '{a=\"b\"}'\ncold_after = '1d'",
+                "selector",
+            ),
+        ] {
+            let said = read(bad).unwrap_err().to_string();
+            assert!(said.contains(says), "{bad}: {said}");
         }
     }
 

@@ -142,6 +142,8 @@ fn shard_progress(shard: &ShardHandle, state: State) -> v1::ShardProgress {
         state: state.into(),
         segments: stats.segments as u64,
         segment_bytes: stats.segment_bytes,
+        cold_segments: stats.cold_segments as u64,
+        cold_bytes: stats.cold_bytes,
         ..v1::ShardProgress::default()
     }
 }
@@ -155,6 +157,8 @@ fn held(shards: &[ShardHandle]) -> v1::MaintainSummary {
         let stats = s.stats();
         summary.segments += stats.segments as u64;
         summary.segment_bytes += stats.segment_bytes;
+        summary.cold_segments += stats.cold_segments as u64;
+        summary.cold_bytes += stats.cold_bytes;
     }
     summary
 }
@@ -268,7 +272,9 @@ impl Scrub {
                     return false;
                 };
                 check = next;
-                progress.bytes_checked += bytes;
+                if check.unchecked().is_none() {
+                    progress.bytes_checked += bytes;
+                }
                 let now = self.node.clock.monotonic();
                 if now.0.saturating_sub(said.0) >= TOLD_EVERY.as_nanos() as u64 {
                     said = now;
@@ -277,11 +283,26 @@ impl Scrub {
                     }
                 }
             }
-            progress.files_checked += 1;
+            match check.unchecked() {
+                None => progress.files_checked += 1,
+                Some(why) => {
+                    progress.files_unchecked += 1;
+                    tracing::warn!(shard = %shard.group, why, "a scrub could not check a file in the cold store");
+                    let unchecked = v1::Unchecked {
+                        group: shard.group.0,
+                        file: check.file().path().to_owned(),
+                        why: why.to_owned(),
+                    };
+                    if !told(&self.tell, Event::Unchecked(unchecked)).await {
+                        return false;
+                    }
+                }
+            }
+            let is_cold = check.file().is_cold();
             for damage in check.finish() {
                 self.summary.findings += 1;
                 tracing::error!(shard = %shard.group, %damage, "a scrub found damage");
-                let finding = finding(&self.node, shard.group, damage);
+                let finding = finding(&self.node, shard.group, damage, is_cold);
                 if !told(&self.tell, Event::Finding(finding)).await {
                     return false;
                 }
@@ -289,11 +310,14 @@ impl Scrub {
         }
         self.summary.files_checked += progress.files_checked;
         self.summary.bytes_checked += progress.bytes_checked;
+        self.summary.files_unchecked += progress.files_unchecked;
         let stats = shard_progress(shard, State::Done);
         let done = v1::ShardProgress {
             state: stats.state,
             segments: stats.segments,
             segment_bytes: stats.segment_bytes,
+            cold_segments: stats.cold_segments,
+            cold_bytes: stats.cold_bytes,
             ..progress
         };
         told(&self.tell, Event::Shard(done)).await
@@ -318,24 +342,29 @@ impl Scrub {
     }
 }
 
-fn finding(node: &Node, group: GroupId, damage: Damage) -> v1::Finding {
+fn finding(node: &Node, group: GroupId, damage: Damage, is_cold: bool) -> v1::Finding {
     v1::Finding {
         group: group.0,
         file: damage.file,
         from: damage.from,
         to: damage.to,
         why: damage.why,
-        next: next_step(node.identity.nodes.len()),
+        next: next_step(node.identity.nodes.len(), is_cold),
     }
 }
 
 /// What somebody who reads a finding should do; `ops/runbooks/scrub-findings.md` has the rest.
-fn next_step(nodes: usize) -> String {
+fn next_step(nodes: usize, is_cold: bool) -> String {
     let others = if nodes > 1 {
         "scrub the other nodes, ask them for this data, and save it from one that is clean with `hindcast export`"
     } else {
         "save what can be read with `hindcast export`"
     };
+    if is_cold {
+        return format!(
+            "restore the object from an older version of the cold store if there is one; {others}; see ops/runbooks/scrub-findings.md"
+        );
+    }
     format!(
         "scrub again to tell a failing cable from a failing disk; {others}; do not compact; see ops/runbooks/scrub-findings.md"
     )
@@ -347,8 +376,11 @@ mod tests {
 
     #[test]
     fn a_node_without_others_is_not_sent_to_them() {
-        assert!(!next_step(0).contains("other nodes"));
-        assert!(next_step(3).contains("other nodes"));
+        for is_cold in [false, true] {
+            assert!(!next_step(0, is_cold).contains("other nodes"));
+            assert!(next_step(3, is_cold).contains("other nodes"));
+            assert_eq!(next_step(3, is_cold).contains("restore the object"), is_cold);
+        }
     }
 
     #[test]

@@ -15,9 +15,11 @@ use catalog::Catalog;
 use config::ServerArgs;
 pub use config::ServerConfig;
 use hindcast_alerting::gateway::GatewayPart;
+use hindcast_env::ColdTier;
 use hindcast_itsm::DeskPart;
 use hindcast_model::NodeId;
-use hindcast_node::io::node::{Node, NodeConfig};
+use hindcast_node::io::cold::ObjectCold;
+use hindcast_node::io::node::{Node, NodeCold, NodeConfig};
 use hindcast_node::io::servers::{IngestState, ingest_router, ingest_service, otlp_logs_service, otlp_metrics_service};
 use hindcast_query::shards::Shards;
 use hindcast_query::{Engine, Limits, replay::Player};
@@ -86,6 +88,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         retention: config.retention.clone(),
         test_only: config.test_only,
         disk_reserve: config.disk_reserve,
+        cold: open_cold(&config)?,
     };
     let starting = Node::start(node_config, peer_listener, parts);
     let node = tokio::select! {
@@ -167,6 +170,17 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     }
 }
 
+/// Nobody is asked yet: a node starts while its store is away.
+fn open_cold(config: &ServerConfig) -> Result<Option<NodeCold>, Failure> {
+    let Some(cold) = &config.cold else { return Ok(None) };
+    let variables = std::env::vars_os().filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?)));
+    let store = ObjectCold::open(&cold.url, variables).map_err(|e| Failure::usage(e.to_string()))?;
+    Ok(Some(NodeCold {
+        tier: ColdTier::new(Arc::new(store), cold.cache_bytes_max),
+        rules: cold.rules.clone(),
+    }))
+}
+
 fn announce(config: &ServerConfig, address: std::net::SocketAddr) {
     println!(
         "hindcast node {} listens on http://{address} (gRPC, HTTP and web UI)",
@@ -178,6 +192,9 @@ fn announce(config: &ServerConfig, address: std::net::SocketAddr) {
         println!("peers on {}: {}", config.peer_listen, config.join.join(", "));
     }
     println!("data in {}", config.data_dir.display());
+    if let Some(cold) = &config.cold {
+        println!("files of old rows in {}", cold.url);
+    }
 }
 
 async fn reload(config: ServerConfig, meta: Arc<dyn Meta>) -> (axum::http::StatusCode, String) {
