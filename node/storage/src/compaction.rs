@@ -120,7 +120,11 @@ fn full_window_of<'a, 'b>(run: &'a [&'b Arc<Segment>], config: &ShardConfig) -> 
 
 /// A segment by itself of which most rows can be read no more.
 pub fn choose_lone(segments: &[Arc<Segment>], sources: &Sources<'_>) -> Option<Arc<Segment>> {
-    let is_worth = |s: &&Arc<Segment>| !s.is_set_aside() && sources.share(s).is_some_and(|share| share.wants_rewrite());
+    let wants = |s: &Segment| {
+        let share = sources.share(s);
+        share.is_some_and(|share| share.wants_rewrite(s.kept_when_rewritten()))
+    };
+    let is_worth = |s: &&Arc<Segment>| !s.is_set_aside() && wants(s);
     segments.iter().find(is_worth).cloned()
 }
 

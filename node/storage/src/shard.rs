@@ -709,6 +709,9 @@ impl Shard {
         }
         .run(&run, &mut let_go)?;
         self.disk.sync_dir(&self.dir)?;
+        if let Some(left) = merged.as_ref().filter(|_| rewrites > 0) {
+            left.rewritten(sources.share(left).map_or(u64::MAX, |share| share.kept));
+        }
         let report = CompactReport {
             rewrites,
             ..compaction::report(&run, merged.as_ref())
