@@ -61,7 +61,7 @@ fn batch(load: Load, writer: u64, seq: u64, base_ms: i64) -> v1::WriteRequest {
             .filter(|i| i % HOSTS == h)
             .map(|i| v1::Point {
                 at_ms: base_ms + i as i64,
-                value: i as f64,
+                value: Some(i as f64),
             })
             .collect(),
     });
@@ -170,11 +170,11 @@ async fn read_samples(address: SocketAddr, writer: u64, base_ms: i64, items: Ran
     points
         .map(|p| {
             ensure!(
-                p.at_ms == base_ms + p.value as i64,
+                p.at_ms == base_ms + p.value() as i64,
                 "sample {} stands at another time",
-                p.value
+                p.value()
             );
-            Ok(p.value as u64)
+            Ok(p.value() as u64)
         })
         .collect()
 }

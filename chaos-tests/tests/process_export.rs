@@ -18,7 +18,10 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_hindcast-under-test");
 const DAY_MS: i64 = 86_400_000;
 /// Signalling and quiet NaNs with payloads (the staleness marker among them), an infinity, a subnormal, a number.
 /// -0.0 is left to the tests of each step: this client's protobuf encoder drops its sign before it is sent.
-const BITS: [u64; 6] = [
+const BITS: [u64; 8] = [
+    0,
+    // -0: protobuf must not leave it out as a zero.
+    0x8000_0000_0000_0000,
     0x7ff0_0000_0000_0002,
     0x7ff8_0000_0000_0001,
     0xfff8_dead_beef_0000,
@@ -69,7 +72,7 @@ async fn write(address: SocketAddr) -> Result<(Samples, Lines)> {
             let bits = BITS[i as usize % BITS.len()];
             points.push(v1::Point {
                 at_ms,
-                value: f64::from_bits(bits),
+                value: Some(f64::from_bits(bits)),
             });
             samples.push(("export_bits".to_owned(), own.clone(), at_ms * 1_000_000, bits));
             let at_ns = at_ms * 1_000_000 + 123_456 + i;

@@ -41,7 +41,7 @@ async fn write(address: SocketAddr, round: i64) -> Result<()> {
         points: (0..SAMPLES / HOSTS as i64)
             .map(|i| v1::Point {
                 at_ms: now_ms() - 3_600_000 + round * 10_000 + i,
-                value: noise(h * 1_000_003 + (round * SAMPLES + i) as u64),
+                value: Some(noise(h * 1_000_003 + (round * SAMPLES + i) as u64)),
             })
             .collect(),
     });

@@ -58,6 +58,7 @@ impl Shards for One {
                 labels: s.labels,
                 owner: s.owner,
                 slot: s.slot,
+                old: Default::default(),
             }
         };
         Ok((series.into_iter().map(column).collect(), whole))

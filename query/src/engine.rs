@@ -24,7 +24,7 @@ pub const OWNER_LABEL: &str = "__owner__";
 /// Bounds of one query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Samples read and points computed. Lines that are only counted are neither.
+    /// Samples read, points computed, and counts kept of lines that are only counted, which themselves are neither.
     pub samples_max: usize,
     /// Points of one series in a range query.
     pub steps_max: usize,
@@ -342,13 +342,16 @@ impl Engine {
         };
         let sources = planned.sources.iter().map(|s| fetch.source(s));
         let (mut data, mut completeness) = (vec![], Completeness::default());
-        for (loaded, seen) in futures::future::try_join_all(sources).await? {
-            completeness.merge(seen);
-            data.push(loaded);
+        let mut notes = vec![];
+        for fetched in futures::future::try_join_all(sources).await? {
+            completeness.merge(fetched.completeness);
+            data.push(fetched.loaded);
+            notes.extend(fetched.notes);
         }
         completeness.missing.sort();
         completeness.missing.dedup();
         let mut evaluator = Evaluator::new(data, budget.samples(), self.limits, is_range);
+        notes.into_iter().for_each(|n| evaluator.note(n));
         let out = evaluator.eval(&planned.plan, steps).await?;
         let answer = Answer {
             value: gives_order(&planned.plan),

@@ -5,14 +5,16 @@
 
 use crate::column::{Column, Steps};
 use crate::engine::{Limits, Options, QueryError};
-use crate::eval::{Evaluator, Loaded, window};
+use crate::eval::{Evaluator, Loaded, rolled, window};
 use crate::load;
 use crate::plan::{Made, Read, Source, SourceKind, When};
 use crate::reduce::{How, Reducer, Reduction};
-use crate::shards::{Budget, ColumnsRequest, Completeness, CountsRequest, LinesRequest, SeriesRequest, Shards};
+use crate::shards::{
+    Budget, ColumnsRequest, Completeness, CountsRequest, LinesRequest, OldForms, SeriesRequest, Shards,
+};
 use hindcast_logql::LineFilter;
 use hindcast_model::{Labels, Matcher, TenantId, TimestampNs};
-use hindcast_storage::read::Direction;
+use hindcast_storage::read::{Direction, SeriesData};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -33,16 +35,31 @@ impl Drop for Cancels {
     }
 }
 
+/// What a source gave.
+pub struct Fetched {
+    pub loaded: Loaded,
+    pub completeness: Completeness,
+    /// What the reader of the answer should know.
+    pub notes: Vec<String>,
+}
+
+/// What was read, and in which form it was there.
+type Found = (Loaded, Completeness, OldForms);
+
 impl Fetch<'_> {
-    pub async fn source(&self, source: &Source) -> Result<(Loaded, Completeness), QueryError> {
+    pub async fn source(&self, source: &Source) -> Result<Fetched, QueryError> {
         if source.to_ms < source.from_ms {
             let nothing = match source.read {
                 Read::Samples => Loaded::Samples(vec![]),
                 Read::Columns { .. } => Loaded::Columns(vec![]),
             };
-            return Ok((nothing, Completeness::default()));
+            return Ok(Fetched {
+                loaded: nothing,
+                completeness: Completeness::default(),
+                notes: vec![],
+            });
         }
-        let loaded = match (&source.kind, &source.read) {
+        let (loaded, completeness, old) = match (&source.kind, &source.read) {
             (SourceKind::Series(matchers), Read::Samples) => self.samples(source, matchers).await?,
             (SourceKind::Series(matchers), Read::Columns { made, steps, when }) => {
                 let reduction = self.reduction(made, *steps, *when).await?;
@@ -62,7 +79,11 @@ impl Fetch<'_> {
             ) => self.lines(source, matchers, filters, *bytes).await?,
         };
         self.check_budget()?;
-        Ok(loaded)
+        Ok(Fetched {
+            loaded,
+            completeness,
+            notes: notes(&source.read, old),
+        })
     }
 
     fn check_budget(&self) -> Result<(), QueryError> {
@@ -88,10 +109,11 @@ impl Fetch<'_> {
         }
     }
 
-    async fn samples(&self, source: &Source, matchers: &[Matcher]) -> Result<(Loaded, Completeness), QueryError> {
+    async fn samples(&self, source: &Source, matchers: &[Matcher]) -> Result<Found, QueryError> {
         let (series, completeness) = self.shards.series(self.series_request(source, matchers)).await?;
+        let old = old_forms(&series);
         let raws = load::series(series, self.options, self.limits.series_max)?;
-        Ok((Loaded::Samples(raws), completeness))
+        Ok((Loaded::Samples(raws), completeness, old))
     }
 
     async fn reduction(&self, made: &Made, steps: Steps, when: When) -> Result<Reduction, QueryError> {
@@ -114,6 +136,7 @@ impl Fetch<'_> {
                 }
                 How::Window {
                     kernel: *kernel,
+                    of_windows: rolled::kernel(name),
                     counter: window::is_counter(name),
                     range_ms: *range_ms,
                     params: scalars,
@@ -124,12 +147,7 @@ impl Fetch<'_> {
         Ok(Reduction { how, steps, when })
     }
 
-    async fn columns(
-        &self,
-        source: &Source,
-        matchers: &[Matcher],
-        reduction: Reduction,
-    ) -> Result<(Loaded, Completeness), QueryError> {
+    async fn columns(&self, source: &Source, matchers: &[Matcher], reduction: Reduction) -> Result<Found, QueryError> {
         let reduction = Arc::new(reduction);
         let series = self.series_request(source, matchers);
         let request = ColumnsRequest {
@@ -140,24 +158,27 @@ impl Fetch<'_> {
         let load::Columns {
             whole: mut columns,
             split,
+            mut old,
         } = load::columns(found, self.options, self.limits.series_max)?;
         self.check_budget()?;
         if !split.is_empty() {
-            let (more, seen) = self.put_together(series, &split, &reduction).await?;
+            let (more, seen, forms) = self.put_together(series, &split, &reduction).await?;
             completeness.merge(seen);
+            old.merge(forms);
             columns.extend(more);
             columns.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
         }
-        Ok((Loaded::Columns(columns), completeness))
+        Ok((Loaded::Columns(columns), completeness, old))
     }
 
-    /// Columns of series whose samples lie in several places.
+    /// Columns of series whose samples lie in several places: rows between each other's, so that of windows no more is
+    /// of use than their last samples.
     async fn put_together(
         &self,
         series: SeriesRequest,
         split: &BTreeMap<Labels, Vec<Labels>>,
         reduction: &Reduction,
-    ) -> Result<(Vec<Column>, Completeness), QueryError> {
+    ) -> Result<(Vec<Column>, Completeness, OldForms), QueryError> {
         let stored: BTreeSet<Labels> = split.values().flatten().cloned().collect();
         let request = SeriesRequest {
             only: Some(Arc::new(stored)),
@@ -165,13 +186,14 @@ impl Fetch<'_> {
             ..series
         };
         let (series, completeness) = self.shards.series(request).await?;
+        let old = old_forms(&series);
         let raws = load::series(series, self.options, self.limits.series_max)?;
         let mut reducer = Reducer::default();
         let columns = raws
             .into_iter()
             .filter(|raw| split.contains_key(&raw.labels))
             .filter_map(|raw| raw.reduced(&mut reducer, reduction));
-        Ok((columns.collect(), completeness))
+        Ok((columns.collect(), completeness, old))
     }
 
     async fn counts(
@@ -179,7 +201,7 @@ impl Fetch<'_> {
         matchers: &[Matcher],
         filters: &[LineFilter],
         windows: load::CountWindows,
-    ) -> Result<(Loaded, Completeness), QueryError> {
+    ) -> Result<Found, QueryError> {
         let request = CountsRequest {
             tenant: self.tenant.clone(),
             matchers: matchers.to_vec(),
@@ -188,10 +210,12 @@ impl Fetch<'_> {
             as_of: self.options.as_of.clone(),
             owners: self.options.owners.clone(),
             filter: load::filter(filters)?,
+            budget: self.budget.clone(),
         };
         let (counts, completeness) = self.shards.line_counts(request).await?;
+        self.check_budget()?;
         let columns = load::counts(counts, &windows, self.options, self.limits.series_max)?;
-        Ok((Loaded::Columns(columns), completeness))
+        Ok((Loaded::Columns(columns), completeness, OldForms::default()))
     }
 
     async fn lines(
@@ -200,7 +224,7 @@ impl Fetch<'_> {
         matchers: &[Matcher],
         filters: &[LineFilter],
         bytes: bool,
-    ) -> Result<(Loaded, Completeness), QueryError> {
+    ) -> Result<Found, QueryError> {
         let request = LinesRequest {
             tenant: self.tenant.clone(),
             matchers: matchers.to_vec(),
@@ -217,6 +241,44 @@ impl Fetch<'_> {
         let raws = load::lines(streams, bytes, self.options, self.limits.series_max)?;
         // Too many are found out right after this.
         let _ = self.budget.read(raws.iter().map(|r| r.times.len()).sum());
-        Ok((Loaded::Samples(raws), completeness))
+        Ok((Loaded::Samples(raws), completeness, OldForms::default()))
     }
+}
+
+fn old_forms(series: &[SeriesData]) -> OldForms {
+    OldForms {
+        lasts: series.iter().any(|s| s.has_lasts),
+        ..OldForms::default()
+    }
+}
+
+/// What an answer says of samples that were rolled up.
+fn notes(read: &Read, old: OldForms) -> Vec<String> {
+    let mut notes = vec![];
+    let function = match read {
+        Read::Columns {
+            made: Made::Window { name, .. },
+            ..
+        } => Some(*name),
+        _ => None,
+    };
+    let name = function.unwrap_or("the selector");
+    if old.windows {
+        notes.push(format!(
+            "PromQL info: {name} counts whole windows where samples were rolled up; there the ends of its range go back \
+             to the bounds of windows"
+        ));
+    }
+    if old.lasts {
+        let kind = if function.is_some() { "warning" } else { "info" };
+        notes.push(format!(
+            "PromQL {kind}: {name} sees no more than the last sample of each window where samples were rolled up"
+        ));
+    }
+    if old.least {
+        notes.push(format!(
+            "PromQL warning: {name} is the least that it can be where samples were rolled up; their windows do not tell"
+        ));
+    }
+    notes
 }

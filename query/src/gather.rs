@@ -90,6 +90,15 @@ pub struct Mean {
     scaled: Sum,
 }
 
+impl Mean {
+    /// Of so many values at once; theirs must be finite, where the mean of all shall be.
+    pub fn add_sum(&mut self, sum: f64, count: u64) {
+        self.count += count;
+        self.sum.add(sum);
+        self.scaled.add(sum * SCALE);
+    }
+}
+
 impl Cell for Mean {
     fn add(&mut self, v: f64) {
         self.count += 1;

@@ -4,7 +4,7 @@ use crate::column::{ABSENT, Column, Place, Raw, Steps};
 use crate::engine::{OWNER_LABEL, Options, QueryError};
 use crate::gather::canonical;
 use crate::plan::{Made, When};
-use crate::shards::SeriesColumn;
+use crate::shards::{OldForms, SeriesColumn};
 use hindcast_logql::{FilterOp, LineFilter};
 use hindcast_model::{Labels, Owner, Slot, TimestampNs};
 use hindcast_storage::logs::{BadFilter, Filter};
@@ -49,6 +49,8 @@ pub struct Columns {
     pub whole: Vec<Column>,
     /// Series whose samples lie in several places: their labels, with those that they are stored with.
     pub split: BTreeMap<Labels, Vec<Labels>>,
+    /// Of those that are whole.
+    pub old: OldForms,
 }
 
 /// Columns as shards gave them.
@@ -65,16 +67,18 @@ pub fn columns(given: Vec<SeriesColumn>, options: &Options, series_max: usize) -
     let repeated = named.chunk_by(is_same).filter(|same| same.len() > 1).flatten();
     let mut split: BTreeMap<Labels, Vec<Labels>> = BTreeMap::new();
     repeated.for_each(|(l, c)| split.entry(l.clone()).or_default().push(c.labels.clone()));
+    let mut old = OldForms::default();
     let whole = named
         .into_iter()
         .filter(|(labels, c)| !c.values.is_empty() && !split.contains_key(labels))
+        .inspect(|(_, c)| old.merge(c.old))
         .map(|(labels, c)| Column {
             labels,
             place: place(c.slot, &c.labels),
             values: c.values,
         })
         .collect();
-    Ok(Columns { whole, split })
+    Ok(Columns { whole, split, old })
 }
 
 /// Where the counts of lines must be known for the windows of all steps, and how they become values.

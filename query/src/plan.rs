@@ -1,7 +1,8 @@
 //! A parsed expression as the steps of its evaluation: which data each selector needs, with `@`, offsets and
 //! subqueries resolved to milliseconds. Pure.
 //!
-//! Promise: evaluating the plan at its steps reads no sample outside the time range of its source.
+//! Promise: evaluating the plan at its steps reads no sample outside the time range of its source. Where windows stand
+//! for samples, it reads those that end inside of it.
 
 use crate::column::Steps;
 use crate::eval::window::{self, Kernel};

@@ -3,13 +3,22 @@
 //!
 //! Promise: the values depend on the series' samples and the reduction only, to the bit; not on who computes them, on
 //! what was computed before in the same buffers, or on how the samples were stored.
+//!
+//! **Windows.** Where samples were rolled up, functions that can do with windows take those instead of rows. A range
+//! `(a, b]` then goes from the last bound of a window up to `a` to the last one up to `b`, and the function has the
+//! value that PromQL gives it at the one over what lies between them. So a window counts whole, in the range in which it
+//! ends; ranges that adjoin count every sample once; and a range whose ends are bounds of windows is the range that was
+//! asked for. Ends that lie where rows are kept stay where they are.
 
 use crate::column::{ABSENT, Steps, is_absent};
+use crate::eval::rolled::{self, Parts};
 use crate::eval::window::{Kernel, Window};
 use crate::plan::When;
-use crate::shards::{ColumnsRequest, SeriesColumn};
-use hindcast_model::{Labels, Owner, Slot};
+use crate::shards::{ColumnsRequest, OldForms, SeriesColumn};
+use hindcast_model::Labels;
+use hindcast_storage::VisitedSeries;
 use hindcast_storage::points::Points;
+use hindcast_storage::read::{Rolled, Values};
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
@@ -28,6 +37,8 @@ pub enum How {
     /// A function of the samples in `(t - range, t]`, staleness markers aside.
     Window {
         kernel: Kernel,
+        /// The same function where windows stand for samples. `None`: it needs the samples.
+        of_windows: Option<rolled::Kernel>,
         /// The kernel asks whether values fall: see [`Window::rises`].
         counter: bool,
         range_ms: i64,
@@ -35,6 +46,22 @@ pub enum How {
         params: [Vec<f64>; 2],
     },
 }
+
+impl Reduction {
+    /// The longest windows that may stand for samples, in nanoseconds: none is longer than the range.
+    pub fn longest_window_ns(&self) -> i64 {
+        match self.how {
+            How::Window {
+                of_windows: Some(_),
+                range_ms,
+                ..
+            } => range_ms.saturating_mul(MS_NS),
+            _ => 0,
+        }
+    }
+}
+
+const MS_NS: i64 = 1_000_000;
 
 /// Computes reductions, one series after the other. Keeps its buffers in between.
 #[derive(Default)]
@@ -46,22 +73,42 @@ pub struct Reducer {
     live_values: Vec<f64>,
     /// Where a value is lower than the one before.
     falls: Vec<usize>,
+    /// With their ends in milliseconds.
+    windows: Vec<(i64, Values)>,
+    forms: OldForms,
     out: Vec<f64>,
 }
 
 impl Reducer {
     /// Of samples as shards have them. Empty: there is no value at any step.
     pub fn points(&mut self, r: &Reduction, points: &Points) -> Vec<f64> {
+        self.rolled(r, points, &Rolled::NOTHING).0
+    }
+
+    /// As `points`, with windows in place of some of the samples.
+    pub fn rolled(&mut self, r: &Reduction, points: &Points, rolled: &Rolled) -> (Vec<f64>, OldForms) {
         let mut times = std::mem::take(&mut self.times);
         times.clear();
-        times.extend(points.times.iter().map(|t| t.div_euclid(1_000_000)));
-        let column = self.samples(r, &times, &points.values);
+        times.extend(points.times.iter().map(|t| t.div_euclid(MS_NS)));
+        self.windows.clear();
+        self.windows
+            .extend(rolled.windows.iter().filter_map(|w| Some((w.end.as_ms(), w.values?))));
+        self.forms = OldForms {
+            lasts: rolled.has_lasts,
+            ..OldForms::default()
+        };
+        let column = self.of(r, &times, &points.values, rolled);
         self.times = times;
-        column
+        (column, self.forms)
     }
 
     /// Of times in milliseconds, ascending, and their values. Empty: there is no value at any step.
     pub fn samples(&mut self, r: &Reduction, times: &[i64], values: &[f64]) -> Vec<f64> {
+        self.windows.clear();
+        self.of(r, times, values, &Rolled::NOTHING)
+    }
+
+    fn of(&mut self, r: &Reduction, times: &[i64], values: &[f64], rolled: &Rolled) -> Vec<f64> {
         self.out.clear();
         match &r.how {
             How::Newest {
@@ -79,10 +126,10 @@ impl Reducer {
                     live_times.push(*t);
                     live_values.push(*v);
                 }
-                self.windows(r, &live_times, &live_values);
+                self.windows(r, &live_times, &live_values, rolled);
                 (self.live_times, self.live_values) = (live_times, live_values);
             }
-            How::Window { .. } => self.windows(r, times, values),
+            How::Window { .. } => self.windows(r, times, values, rolled),
         }
         if self.out.iter().all(|v| is_absent(*v)) {
             return vec![];
@@ -108,9 +155,10 @@ impl Reducer {
         }
     }
 
-    fn windows(&mut self, r: &Reduction, times: &[i64], values: &[f64]) {
+    fn windows(&mut self, r: &Reduction, times: &[i64], values: &[f64], rolled: &Rolled) {
         let How::Window {
             kernel,
+            of_windows,
             counter,
             range_ms,
             params,
@@ -124,23 +172,49 @@ impl Reducer {
             self.falls
                 .extend(pairs.filter(|(_, p)| p[1] < p[0]).map(|(i, _)| i + 1));
         }
+        let bound = |at: i64| match rolled.grain.is_empty() {
+            true => at,
+            false => rolled.grain.floor(at.saturating_mul(MS_NS)).div_euclid(MS_NS),
+        };
         let (mut low, mut high, mut fall) = (0, 0, 0);
+        let (mut old_low, mut old_high) = (0, 0);
         for (i, now) in r.steps.iter().enumerate() {
             let at = r.when.at(now);
+            let from = at.saturating_sub(*range_ms);
             high = after(times, high, at);
-            low = after(times, low, at.saturating_sub(*range_ms));
+            low = after(times, low, from);
             while self.falls.get(fall).is_some_and(|f| *f <= low) {
                 fall += 1;
             }
-            self.out.push(kernel(&Window {
+            let ended = |upto: i64, from: usize| {
+                let rest = &self.windows[from..];
+                from + rest.iter().take_while(|(end, _)| *end <= upto).count()
+            };
+            (old_low, old_high) = (ended(from, old_low), ended(at, old_high));
+            let (from, at) = (bound(from), bound(at));
+            let window = Window {
                 times: &times[low..high],
                 values: &values[low..high],
                 at,
                 now,
-                range_ms: *range_ms,
+                range_ms: if rolled.grain.is_empty() {
+                    *range_ms
+                } else {
+                    at.saturating_sub(from)
+                },
                 params: [0, 1].map(|p| params[p].get(i).copied().unwrap_or(0.0)),
                 rises: *counter && self.falls.get(fall).is_none_or(|f| *f >= high),
-            }));
+            };
+            self.out.push(match of_windows {
+                Some(of_windows) if old_low < old_high => {
+                    let windows = &self.windows[old_low..old_high];
+                    let answer = of_windows(&Parts { windows, rows: window });
+                    self.forms.windows = true;
+                    self.forms.least |= answer.is_least;
+                    answer.value
+                }
+                _ => kernel(&window),
+            });
         }
     }
 }
@@ -177,19 +251,26 @@ impl<'a> Collector<'a> {
     }
 
     /// Breaks when nobody waits for more.
-    pub fn take(&mut self, labels: &Labels, owner: Owner, slot: Slot, points: &Points) -> ControlFlow<()> {
+    pub fn take(&mut self, series: VisitedSeries<'_>, points: &Points) -> ControlFlow<()> {
+        let VisitedSeries {
+            labels,
+            owner,
+            slot,
+            rolled,
+        } = series;
         let budget = &self.request.series.budget;
         if self.request.series.skips(labels) {
             return ControlFlow::Continue(());
         }
-        budget.read(points.len())?;
-        let values = self.reducer.points(&self.request.reduction, points);
+        budget.read(points.len() + rolled.windows.len())?;
+        let (values, old) = self.reducer.rolled(&self.request.reduction, points, rolled);
         budget.computed(values.len())?;
         self.found.push(SeriesColumn {
             labels: labels.clone(),
             owner,
             slot,
             values,
+            old,
         });
         if self.found.len() > budget.series_max {
             let found = &self.found;
@@ -318,6 +399,7 @@ mod tests {
             let when = When { fixed, offset_ms };
             let window = |name: &str| How::Window {
                 kernel: window::kernel(name).unwrap(),
+                of_windows: rolled::kernel(name),
                 counter: window::is_counter(name),
                 range_ms,
                 params: [vec![param; 25], vec![]],

@@ -32,6 +32,7 @@ pub fn series(reader: &ShardReader, r: &SeriesRequest, as_of: Option<u64>) -> Re
             owner: s.owner,
             slot: s.slot,
             samples: points.to_samples(),
+            has_lasts: s.rolled.has_lasts,
         });
         ControlFlow::Continue(())
     })?;
@@ -40,9 +41,8 @@ pub fn series(reader: &ShardReader, r: &SeriesRequest, as_of: Option<u64>) -> Re
 
 pub fn columns(reader: &ShardReader, r: &ColumnsRequest, as_of: Option<u64>) -> Result<Vec<SeriesColumn>, ReadError> {
     let mut collector = Collector::new(r);
-    reader.visit(&select(&r.series, as_of), &mut |s, points| {
-        collector.take(s.labels, s.owner, s.slot, points)
-    })?;
+    let (select, longest_ns) = (select(&r.series, as_of), r.reduction.longest_window_ns());
+    reader.visit_rolled(&select, longest_ns, &mut |s, points| collector.take(s, points))?;
     Ok(collector.finish())
 }
 
@@ -65,7 +65,7 @@ pub fn line_counts(
     r: &CountsRequest,
     as_of: Option<u64>,
 ) -> Result<Vec<StreamCounts>, ReadError> {
-    reader.count_lines(&CountLines {
+    let select = CountLines {
         tenant: r.tenant.clone(),
         matchers: r.matchers.clone(),
         from: r.from,
@@ -73,5 +73,6 @@ pub fn line_counts(
         as_of,
         owners: r.owners.clone(),
         filter: r.filter.clone(),
-    })
+    };
+    reader.count_lines(&select, &mut |counts| r.budget.computed(counts))
 }

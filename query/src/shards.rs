@@ -114,6 +114,25 @@ pub struct ColumnsRequest {
     pub reduction: Arc<Reduction>,
 }
 
+/// In which other form than rows samples stood that a value was made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OldForms {
+    /// Windows, as wholes.
+    pub windows: bool,
+    /// The last samples of windows.
+    pub lasts: bool,
+    /// Windows that do not tell exactly: the value is the least that it can be.
+    pub least: bool,
+}
+
+impl OldForms {
+    pub fn merge(&mut self, other: Self) {
+        self.windows |= other.windows;
+        self.lasts |= other.lasts;
+        self.least |= other.least;
+    }
+}
+
 /// What was made of the samples that one shard has of one series in one slot.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SeriesColumn {
@@ -122,6 +141,7 @@ pub struct SeriesColumn {
     pub slot: Slot,
     /// One per step; empty: there are samples, but no value at any step.
     pub values: Vec<f64>,
+    pub old: OldForms,
 }
 
 /// How many lines there are, without the lines.
@@ -135,6 +155,8 @@ pub struct CountsRequest {
     pub as_of: Option<Positions>,
     pub owners: Option<BTreeSet<ResourceId>>,
     pub filter: Filter,
+    /// Counts are computed values: one for each bound, of each stream that has a line.
+    pub budget: Arc<Budget>,
 }
 
 #[derive(Clone, Debug)]

@@ -9,8 +9,9 @@ use crate::shards::{
 };
 use hindcast_model::matcher::matches_all;
 use hindcast_model::{GroupId, Labels, LogLine, Matcher, Owner, ResourceId, Sample, ShardId, TenantId, TimestampNs};
+use hindcast_storage::VisitedSeries;
 use hindcast_storage::points::Points;
-use hindcast_storage::read::{Direction, SeriesData, StreamCounts, StreamData};
+use hindcast_storage::read::{Direction, Rolled, SeriesData, StreamCounts, StreamData};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -125,6 +126,7 @@ impl Data {
             owner: s.owner,
             slot: s.owner.slot(&p.3),
             samples: s.samples.range(r.from..=r.to).map(sample).collect(),
+            has_lasts: false,
         };
         found.map(data).filter(|s| !s.samples.is_empty())
     }
@@ -165,7 +167,13 @@ impl Shards for OneShard {
         for series in data.series(&r.series) {
             let mut points = Points::default();
             series.samples.iter().for_each(|s| points.push(s.at.0, s.value));
-            let taken = collector.take(&series.labels, series.owner, series.slot, &points);
+            let visited = VisitedSeries {
+                labels: &series.labels,
+                owner: series.owner,
+                slot: series.slot,
+                rolled: &Rolled::NOTHING,
+            };
+            let taken = collector.take(visited, &points);
             if taken.is_break() {
                 break;
             }

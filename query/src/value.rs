@@ -61,7 +61,7 @@ pub enum LogsValue {
 pub struct Answer<T> {
     pub value: T,
     pub completeness: Completeness,
-    /// Each starts with `PromQL warning:` or `PromQL info:`, and ends with the place in the expression.
+    /// Each starts with `PromQL warning:` or `PromQL info:`.
     pub warnings: Vec<String>,
 }
 

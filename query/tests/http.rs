@@ -183,7 +183,7 @@ fn loki_clients_get_lokis_shapes() {
             GET /loki/api/v1/query?query=%7Bapp=%22db%22%7D&time=30
                 400 log queries are not supported as an instant query type, use query_range
             GET /loki/api/v1/query?query=%7Bapp=%22db%22&time=30
-                400 1:10: parse error: unexpected end of input, expected ","
+                400 1:10: parse error: unexpected end of input, expected "}"
             GET /loki/api/v1/labels?start=0&end=100
                 200 {"status":"success","data":["app"],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
             GET /loki/api/v1/label/app/values?start=0&end=100

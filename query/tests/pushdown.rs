@@ -1,92 +1,31 @@
 //! What the shards compute is what would be computed here: columns of series and counts of lines over two real shards,
 //! compared with the samples and lines themselves. And reads that end early.
 
+mod real;
+
 use futures::FutureExt;
 use futures::executor::block_on;
-use hindcast_env::SimDisk;
 use hindcast_model::resource::Kind;
 use hindcast_model::{
-    GroupId, Labels, LogLine, Matcher, Owner, ResourceId, STALE_NAN_BITS, Sample, SeriesBlock, SpanNs, StreamBlock,
-    TenantId, TimestampNs,
+    Labels, LogLine, Matcher, Owner, ResourceId, STALE_NAN_BITS, Sample, SeriesBlock, SpanNs, StreamBlock, TenantId,
+    TimestampNs,
 };
 use hindcast_query::column::Steps;
 use hindcast_query::plan::When;
 use hindcast_query::reduce::{Collector, How, Reducer, Reduction};
 use hindcast_query::replica;
 use hindcast_query::shards::{
-    Budget, ColumnsRequest, Completeness, CountsRequest, LabelsRequest, LinesRequest, SeriesColumn, SeriesRequest,
-    Shards, ShardsError,
+    Budget, ColumnsRequest, CountsRequest, LabelsRequest, LinesRequest, SeriesColumn, SeriesRequest, Shards,
+    ShardsError,
 };
 use hindcast_query::{Engine, Limits, LogsQuery, LogsValue, OWNER_LABEL, Options, QueryError, RangeQuery, Value};
+use hindcast_storage::VisitedSeries;
 use hindcast_storage::points::Points;
-use hindcast_storage::read::{Direction, SeriesData, StreamCounts, StreamData};
-use hindcast_storage::{Shard, ShardConfig};
+use hindcast_storage::read::{Direction, Rolled, SeriesData, StreamCounts, StreamData};
 use proptest::prelude::*;
+use real::{Answer, Real};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-
-/// Shards in memory, read as a node reads its own.
-struct Real(Vec<Shard>);
-
-impl Real {
-    fn new(shards: u64) -> Self {
-        let open = |group: u64| {
-            let config = ShardConfig {
-                group: GroupId(group),
-                ..ShardConfig::default()
-            };
-            Shard::open(Arc::new(SimDisk::new()), "s", config).unwrap().0
-        };
-        Self((1..=shards).map(open).collect())
-    }
-
-    fn write(&mut self, shard: usize, series: &[SeriesBlock], streams: &[StreamBlock]) {
-        let index = self.0[shard].applied() + 1;
-        self.0[shard].write(index, &TenantId::default(), series, streams);
-        self.0[shard].advance(index);
-    }
-
-    fn each<T>(&self, read: impl Fn(&Shard) -> Vec<T>) -> (Vec<T>, Completeness) {
-        (self.0.iter().flat_map(read).collect(), Completeness::default())
-    }
-}
-
-type Answer<T> = Result<(Vec<T>, Completeness), ShardsError>;
-
-#[async_trait::async_trait]
-impl Shards for Real {
-    async fn series(&self, r: SeriesRequest) -> Answer<SeriesData> {
-        let (all, whole) = self.each(|s| replica::series(&s.reader(), &r, None).unwrap());
-        let mut merged: BTreeMap<_, SeriesData> = BTreeMap::new();
-        for s in all {
-            let key = (s.slot, s.labels.fingerprint(), s.labels.clone());
-            match merged.get_mut(&key) {
-                Some(first) => {
-                    first.samples.extend(s.samples);
-                    first.samples.sort_by_key(|s| s.at);
-                    first.samples.dedup_by_key(|s| s.at);
-                }
-                None => drop(merged.insert(key, s)),
-            }
-        }
-        Ok((merged.into_values().collect(), whole))
-    }
-    async fn columns(&self, r: ColumnsRequest) -> Answer<SeriesColumn> {
-        Ok(self.each(|s| replica::columns(&s.reader(), &r, None).unwrap()))
-    }
-    async fn line_counts(&self, r: CountsRequest) -> Answer<StreamCounts> {
-        Ok(self.each(|s| replica::line_counts(&s.reader(), &r, None).unwrap()))
-    }
-    async fn lines(&self, r: LinesRequest) -> Answer<StreamData> {
-        Ok(self.each(|s| replica::lines(&s.reader(), &r, None).unwrap()))
-    }
-    async fn label_sets(&self, _: LabelsRequest) -> Answer<Labels> {
-        unreachable!("no test asks")
-    }
-    async fn complete_to(&self, _: &TenantId) -> Result<TimestampNs, ShardsError> {
-        unreachable!("no test asks")
-    }
-}
 
 /// Over the same shards: loads all samples, puts equal labels together, and only then reduces.
 struct Loading {
@@ -121,6 +60,7 @@ impl Shards for Loading {
                 owner: s.owner,
                 slot: s.slot,
                 values: Reducer::default().points(&r.reduction, &points),
+                old: Default::default(),
             }
         };
         Ok((by_labels.into_values().map(column).collect(), whole))
@@ -450,6 +390,52 @@ fn series_of_equal_labels_are_counted_once() {
     );
 }
 
+/// A day of rates by the second over every stream took memory for each stream that matched, also for those without a
+/// line in the day.
+#[test]
+fn counts_cost_nothing_for_streams_without_a_line_in_the_window() {
+    let mut real = Real::new(2);
+    let stream = |i: i64| StreamBlock {
+        labels: Labels::from_pairs([("app", &i.to_string())]),
+        owner: Owner::None,
+        lines: vec![LogLine {
+            at: TimestampNs::from_secs(if i < 3 { 100 } else { 1 }),
+            line: "ok".into(),
+            metadata: vec![],
+        }],
+    };
+    let streams: Vec<StreamBlock> = (0..400).map(stream).collect();
+    real.write(0, &[], &streams[..200]);
+    real.write(1, &[], &streams[200..]);
+    real.0[0].flush(&[]).unwrap();
+    let limits = Limits {
+        samples_max: 200,
+        ..Limits::default()
+    };
+    let e = Engine::new(Arc::new(real), limits);
+    let ask = |start: i64| {
+        let q = LogsQuery {
+            tenant: TenantId::default(),
+            expr: "count_over_time({app=~`.+`}[10s])".to_owned(),
+            start: TimestampNs::from_secs(start),
+            end: TimestampNs::from_secs(start + 10),
+            step: Some(SpanNs::from_secs(1)),
+            limit: 0,
+            direction: Direction::Forward,
+            options: Options::default(),
+        };
+        block_on(e.logs(&q)).map(|a| match a.value {
+            LogsValue::Metric(value) => shown(value).len(),
+            LogsValue::Streams(_) => panic!("a metric query"),
+        })
+    };
+    assert_eq!(ask(100).unwrap(), 3);
+    assert!(
+        matches!(ask(1), Err(QueryError::TooLarge { max: 200, .. })),
+        "too many streams to count are refused, not kept"
+    );
+}
+
 #[test]
 fn a_cancelled_query_gets_no_further_series() {
     let r = newest(Budget::new(1000, 1000));
@@ -457,10 +443,15 @@ fn a_cancelled_query_gets_no_further_series() {
     let mut points = Points::default();
     points.push(0, 1.0);
     let labels = Labels::from_pairs([("a", "b")]);
-    let slot = Owner::None.slot(&labels);
-    assert!(collector.take(&labels, Owner::None, slot, &points).is_continue());
+    let series = VisitedSeries {
+        labels: &labels,
+        owner: Owner::None,
+        slot: Owner::None.slot(&labels),
+        rolled: &Rolled::NOTHING,
+    };
+    assert!(collector.take(series, &points).is_continue());
     r.series.budget.cancel();
-    assert!(collector.take(&labels, Owner::None, slot, &points).is_break());
+    assert!(collector.take(series, &points).is_break());
 }
 
 /// Never answers; keeps the budget that it was given.

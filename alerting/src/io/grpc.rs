@@ -125,7 +125,7 @@ fn alert_to_wire(a: &AlertRow) -> v1::Alert {
         severity: a.clock.severity.map_or(String::new(), |s| s.to_string()),
         generation: a.generation,
         since_ms: a.clock.since.as_ms(),
-        value: a.value,
+        value: Some(a.value),
         incident: a.incident.map_or(String::new(), |i| i.to_string()),
     }
 }

@@ -128,7 +128,10 @@ fn own_seeds() -> Vec<Vec<u8>> {
         let name = own_label("__name__", &format!("node_load{i}"));
         vec![name, own_label("instance", "a:1"), own_label("job", "node")]
     };
-    let point = |at: i64, value| v1::Point { at_ms: at, value };
+    let point = |at: i64, value| v1::Point {
+        at_ms: at,
+        value: Some(value),
+    };
     let series = (0..4).map(|i| v1::Series {
         labels: labels(i),
         points: (0..3).map(|n| point(NOW_MS + n * 1000, f64::from(i))).collect(),

@@ -497,7 +497,7 @@ mod tests {
         let ms = -9_000_000_000_000i64..9_000_000_000_000;
         let point = (ms, any::<u64>()).prop_map(|(at_ms, bits)| v1::Point {
             at_ms,
-            value: f64::from_bits(bits),
+            value: Some(f64::from_bits(bits)),
         });
         let series = (labels_of(), proptest::collection::vec(point, 1..4));
         let series = series.prop_map(|(labels, points)| v1::Series { labels, points });
@@ -539,7 +539,7 @@ mod tests {
         for s in &request.series {
             let sample = |p: &v1::Point| Sample {
                 at: TimestampNs::from_ms(p.at_ms),
-                value: p.value,
+                value: p.value(),
             };
             let labels = named(s.labels.clone());
             let owner = crate::owners::Named::new(&batch.tenant, labels.clone(), &[]).owner;
@@ -618,7 +618,7 @@ mod tests {
                 let values: Vec<f64> = (0..numbers.len() * at_ms.len()).map(|_| { value += 1.0; value }).collect();
                 let mut by_labels = v1::WriteRequest::default();
                 for (i, n) in numbers.iter().enumerate() {
-                    let point = |(row, at_ms): (usize, &i64)| v1::Point { at_ms: *at_ms, value: values[row * numbers.len() + i] };
+                    let point = |(row, at_ms): (usize, &i64)| v1::Point { at_ms: *at_ms, value: Some(values[row * numbers.len() + i]) };
                     by_labels.series.push(v1::Series { labels: labels(*n), points: at_ms.iter().enumerate().map(point).collect() });
                 }
                 let runs = runs.iter().flat_map(|&(first, len)| [first, len]).collect();
@@ -632,6 +632,36 @@ mod tests {
                 request.definitions.clear();
             }
         }
+    }
+
+    /// Protobuf leaves a zero out, and -0 passed for one.
+    #[test]
+    fn a_negative_zero_keeps_its_sign_on_the_way_in() {
+        let desk = Desk::new(1);
+        let odd = [
+            -0.0,
+            0.0,
+            f64::INFINITY,
+            f64::from_bits(0x7ff0_0000_0000_0001),
+            f64::from_bits(hindcast_model::STALE_NAN_BITS),
+        ];
+        let point = |(i, value): (usize, &f64)| v1::Point {
+            at_ms: i as i64,
+            value: Some(*value),
+        };
+        let mut request = v1::WriteRequest {
+            series: vec![v1::Series {
+                labels: vec![label_of("__name__", "m")],
+                points: odd.iter().enumerate().map(point).collect(),
+            }],
+            ..Default::default()
+        };
+        // A writer of before, whose zeros are left out.
+        request.series[0].points[1].value = None;
+        let laid = adapted(&desk, &request, &mut SeriesRefs::default(), Naming::Known).laid;
+        let batch = desk.replica.apply(&laid.intake);
+        let bits = batch.series[0].samples.iter().map(|s| s.value.to_bits());
+        assert!(bits.eq(odd.map(f64::to_bits)));
     }
 
     #[test]

@@ -101,15 +101,20 @@ fn greatest(a: f64, b: f64) -> f64 {
 
 impl Values {
     fn of(s: &Sample) -> Self {
+        Self::of_row(s.at, s.value)
+    }
+
+    /// Of one sample, which is no staleness marker.
+    pub fn of_row(at: TimestampNs, value: f64) -> Self {
         Self {
             count: 1,
-            first_at: s.at,
-            last_at: s.at,
-            first: s.value,
-            last: s.value,
-            min: s.value,
-            max: s.value,
-            sum: canonical(s.value),
+            first_at: at,
+            last_at: at,
+            first: value,
+            last: value,
+            min: value,
+            max: value,
+            sum: canonical(value),
             resets: 0.0,
         }
     }

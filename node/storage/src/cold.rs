@@ -343,7 +343,7 @@ impl Ledger {
         // What a merge is about to write anew stays for that.
         let stays = |s: &Segment| {
             let share = sources.share(s);
-            share.is_some_and(|share| share.wants_rewrite() || share.wants_rollup())
+            share.is_some_and(|share| share.wants_rewrite(s.kept_when_rewritten()) || share.wants_rollup())
         };
         let wanting = segments.iter().filter(|s| cold.wants(s, now) && !stays(s));
         let oldest = wanting.min_by_key(|s| (s.head.times, s.file.number))?;

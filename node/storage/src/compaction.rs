@@ -127,9 +127,11 @@ fn full_window_of<'a, 'b>(run: &'a [&'b Arc<Segment>], config: &ShardConfig) -> 
 /// A segment by itself of which most rows can be read no more. `without_cold`: one that is here.
 pub fn choose_lone(segments: &[Arc<Segment>], sources: &Sources<'_>, without_cold: bool) -> Option<Arc<Segment>> {
     let is_away = |s: &Segment| without_cold && s.cold.is_some();
-    let is_worth = |s: &&Arc<Segment>| {
-        !s.is_set_aside() && !is_away(s) && sources.share(s).is_some_and(|share| share.wants_rewrite())
+    let wants = |s: &Segment| {
+        let share = sources.share(s);
+        share.is_some_and(|share| share.wants_rewrite(s.kept_when_rewritten()))
     };
+    let is_worth = |s: &&Arc<Segment>| !s.is_set_aside() && !is_away(s) && wants(s);
     segments.iter().find(is_worth).cloned()
 }
 

@@ -16,6 +16,7 @@ mod cursor;
 mod error;
 #[doc(hidden)]
 pub mod fuzz;
+mod grain;
 mod head;
 pub mod index;
 pub mod kernel;

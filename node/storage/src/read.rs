@@ -1,6 +1,7 @@
 //! What a read asks a shard for, and what it gets: plain values that also cross the peer protocol.
 
 pub use crate::aggregate::{Resolution, Values, Window};
+pub use crate::grain::{Grain, Rolled};
 use crate::logs::Filter;
 use hindcast_model::{Labels, LogLine, Matcher, Owner, ResourceId, Sample, Slot, TenantId, TimestampNs};
 use std::collections::BTreeSet;
@@ -27,6 +28,8 @@ pub struct SeriesData {
     pub owner: Owner,
     pub slot: Slot,
     pub samples: Vec<Sample>,
+    /// Whether some of them are the last samples of windows, the others of which are gone.
+    pub has_lasts: bool,
 }
 
 /// Windows of every series that matches, of those that end in `from..=to`. There are windows below the raw floor only:

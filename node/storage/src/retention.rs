@@ -346,6 +346,19 @@ impl Reach {
             })
     }
 
+    /// Where windows can be read: whole ones, as [`Reach::shows`] says of each.
+    pub fn shown(&self, resolution: Resolution) -> Spans {
+        let frozen_to = self.frozen_to();
+        let since = |floors: &Floors| resolution.end_of(floors.of(resolution).0.saturating_sub(1));
+        let own = (self.floors.hour < self.floors.raw).then(|| (since(&self.floors).saturating_add(1), frozen_to));
+        let held = self.held.iter().map(|(from, to, floors)| {
+            let first = resolution.end_of(*from).saturating_sub(resolution.span_ns());
+            let last = resolution.end_of(*to).min(hour_before(floors.raw)).min(frozen_to);
+            (first.max(since(floors)).saturating_add(1), last)
+        });
+        joined(own.into_iter().chain(held))
+    }
+
     /// The rows of which windows can be read, or will: those not covered by windows must be kept.
     pub fn windowed(&self) -> Spans {
         let own =
@@ -633,6 +646,33 @@ fn holds(area: &Area, owner: &Owner) -> bool {
 
 pub fn is_within(spans: &Spans, at: i64) -> bool {
     spans.iter().any(|&(a, b)| a <= at && at <= b)
+}
+
+#[cfg(test)]
+pub mod testing {
+    use super::*;
+
+    /// Of floors and pins told in minutes: the last one that is out; what is held from and to, and its floors.
+    pub fn reach(own: [i64; 3], pins: &[(i64, i64, [i64; 3])]) -> Reach {
+        let minute = |m: i64| m * 60_000_000_000;
+        let floors = |[raw, five, hour]: [i64; 3]| {
+            let [raw, five_minutes, hour] = [raw, five, hour].map(|m| TimestampNs(minute(m) + 1));
+            Floors {
+                raw,
+                five_minutes,
+                hour,
+                lines: raw,
+            }
+            .settled()
+        };
+        Reach {
+            floors: floors(own),
+            held: pins
+                .iter()
+                .map(|(from, to, f)| (minute(*from) + 1, minute(*to), floors(*f)))
+                .collect(),
+        }
+    }
 }
 
 #[cfg(test)]

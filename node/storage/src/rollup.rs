@@ -134,8 +134,9 @@ impl Share {
     /// Files of which less than this part is needed are written anew.
     const REWRITE_BELOW: u64 = 2;
 
-    pub fn wants_rewrite(&self) -> bool {
-        self.kept * Self::REWRITE_BELOW < self.rows
+    /// `before`: as [`Segment::kept_when_rewritten`].
+    pub fn wants_rewrite(&self, before: u64) -> bool {
+        self.kept * Self::REWRITE_BELOW < self.rows.min(before)
     }
 
     pub fn wants_rollup(&self) -> bool {

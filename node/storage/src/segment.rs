@@ -10,7 +10,7 @@ use crate::error::{Damage, ReadError, StorageError};
 use crate::{logs, metric};
 use hindcast_env::{ColdRef, ColdTier, Disk};
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// How much work went into a file: what a flush writes fast, compaction makes small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -70,6 +70,9 @@ pub struct Segment {
     resolution: Option<Resolution>,
     /// A merge met damage here: it is left alone, and readers of what is damaged are told.
     set_aside: AtomicBool,
+    /// How much of it seemed to be needed when a rewrite had just left it. The page table tells that about: by the time
+    /// that a page spans, of which a pin may hold a little with most of the rows.
+    kept_when_rewritten: AtomicU64,
 }
 
 impl Segment {
@@ -105,6 +108,7 @@ impl Segment {
             rows: Rows::Metric(Box::new(rows)),
             cold: None,
             set_aside: AtomicBool::new(false),
+            kept_when_rewritten: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -117,6 +121,7 @@ impl Segment {
             rows: Rows::Log(rows),
             cold: None,
             set_aside: AtomicBool::new(false),
+            kept_when_rewritten: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -152,6 +157,16 @@ impl Segment {
 
     pub fn is_set_aside(&self) -> bool {
         self.set_aside.load(Ordering::Relaxed)
+    }
+
+    /// A rewrite left it, and `kept` rows of it seem to be needed.
+    pub fn rewritten(&self, kept: u64) {
+        self.kept_when_rewritten.store(kept, Ordering::Relaxed);
+    }
+
+    /// Rows of which no more than half may seem to be needed before it is rewritten again; so that this ends.
+    pub fn kept_when_rewritten(&self) -> u64 {
+        self.kept_when_rewritten.load(Ordering::Relaxed)
     }
 
     pub fn is_of_lines(&self) -> bool {

@@ -9,6 +9,7 @@ use crate::aggregate::{HOUR_NS, Resolution, Window, hours_of, windows_of};
 use crate::codec::RawLine;
 use crate::container::FileKind;
 use crate::error::ReadError;
+use crate::grain::{Parts, Rolled, push_lasts};
 use crate::head::{Copied, Head, Unpacker};
 use crate::index::Directory;
 use crate::logs::{self, Filter};
@@ -57,6 +58,8 @@ pub struct VisitedSeries<'a> {
     pub labels: &'a Labels,
     pub owner: Owner,
     pub slot: Slot,
+    /// What came in another form than rows.
+    pub rolled: &'a Rolled,
 }
 
 /// A series that a read wants, and the times in which it may have it.
@@ -237,11 +240,6 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Of the `i`th wanted series.
-    fn samples(&mut self, i: usize, wanted: &Wanted, out: &mut Points) -> Result<(), ReadError> {
-        self.rows(i, wanted.id, &wanted.spans, out)
-    }
-
     fn rows(&mut self, i: usize, id: u32, spans: &Spans, out: &mut Points) -> Result<(), ReadError> {
         let (from, to) = outer(spans);
         for reader in &mut self.segments {
@@ -294,22 +292,39 @@ impl<'a> Scan<'a> {
         Ok(windows)
     }
 
-    /// Appends the samples that stand for windows, where `from..=to` is asked for.
-    fn old_samples(
+    /// All of the `i`th wanted series: rows, and in their place windows of at most `longest_ns`, or the last samples of
+    /// windows that are longer.
+    fn parts(
         &mut self,
         i: usize,
         wanted: &Wanted,
         (from, to): (i64, i64),
-        out: &mut Points,
+        longest_ns: i64,
+        (points, rolled): (&mut Points, &mut Rolled),
     ) -> Result<(), ReadError> {
-        for resolution in Resolution::ALL {
-            let ends = (from, resolution.end_of(to));
-            let windows = self.windows_of(i, wanted, resolution, ends)?;
-            let samples = windows.iter().flat_map(Window::samples);
-            for s in samples.filter(|s| (from..=to).contains(&s.at.0)) {
-                out.push(s.at.0, s.value);
+        rolled.clear();
+        let Some(old) = &wanted.old else {
+            return self.rows(i, wanted.id, &wanted.spans, points);
+        };
+        let parts = Parts::of(&old.reach, longest_ns, (from, to));
+        self.rows(i, wanted.id, &parts.rows, points)?;
+        for (resolution, lasts) in Resolution::ALL.into_iter().zip(&parts.lasts) {
+            let grain = parts.grain.spans(resolution);
+            if grain.iter().any(|(a, b)| *a <= to && from <= *b) {
+                let windows = self.windows_of(i, wanted, resolution, (from, to))?;
+                let ours = windows.into_iter().filter(|w| is_within(grain, w.end.0));
+                rolled.windows.extend(ours);
+            }
+            if !lasts.is_empty() {
+                let mut windows = self.windows_of(i, wanted, resolution, (from, resolution.end_of(to)))?;
+                windows.retain(|w| is_within(lasts, w.end.0));
+                let before = points.len();
+                push_lasts(&windows, (from, to), points);
+                rolled.has_lasts |= points.len() > before;
             }
         }
+        rolled.windows.sort_by_key(|w| w.end);
+        rolled.grain = parts.grain;
         Ok(())
     }
 
@@ -409,6 +424,7 @@ impl ShardReader {
                 owner: series.owner,
                 slot: series.slot,
                 samples: points.to_samples(),
+                has_lasts: series.rolled.has_lasts,
             });
             ControlFlow::Continue(())
         })?;
@@ -420,6 +436,16 @@ impl ShardReader {
     pub fn visit(
         &self,
         q: &SelectSeries,
+        each: &mut dyn FnMut(VisitedSeries<'_>, &Points) -> ControlFlow<()>,
+    ) -> Result<(), ReadError> {
+        self.visit_rolled(q, 0, each)
+    }
+
+    /// As `visit`, but windows of at most `longest_ns` come as such, in place of the rows that they stand for.
+    pub fn visit_rolled(
+        &self,
+        q: &SelectSeries,
+        longest_ns: i64,
         each: &mut dyn FnMut(VisitedSeries<'_>, &Points) -> ControlFlow<()>,
     ) -> Result<(), ReadError> {
         let (sources, wanted, active) = {
@@ -444,31 +470,41 @@ impl ShardReader {
             (sources, wanted, active)
         };
         let mut scan = Scan::new(&sources, active);
-        let mut points = Points::default();
-        let mut i = 0;
-        // Two owners in one slot whose series bear the same labels: one series to whoever asks by labels.
+        let range = (q.from.0, q.to.0);
+        let (mut points, mut rolled) = (Points::default(), Rolled::default());
+        let (mut alone, mut of_it) = (Points::default(), Rolled::default());
+        let mut first = 0;
+        // Two owners in one slot whose series bear the same labels: one series to whoever asks by labels. Their rows
+        // fall between each other, and windows cannot be put together so: then each gives its last sample.
         for same in wanted.chunk_by(|a, b| a.slot == b.slot && a.labels == b.labels) {
-            points.clear();
+            let is_one = same.len() == 1;
             let mut owner = None;
-            let mut alone = Points::default();
-            for w in same {
+            points.clear();
+            rolled.clear();
+            for (i, w) in (first..).zip(same) {
                 alone.clear();
-                let into = if same.len() == 1 { &mut points } else { &mut alone };
-                scan.samples(i, w, into)?;
-                scan.old_samples(i, w, (q.from.0, q.to.0), into)?;
+                let into = if is_one { &mut points } else { &mut alone };
+                let longest_ns = if is_one { longest_ns } else { 0 };
+                scan.parts(i, w, range, longest_ns, (&mut *into, &mut of_it))?;
                 into.settle();
-                i += 1;
-                if !into.is_empty() {
+                if !into.is_empty() || !of_it.windows.is_empty() {
                     owner = owner.or(Some(w.owner));
                 }
-                points.extend(&alone);
+                if is_one {
+                    std::mem::swap(&mut rolled, &mut of_it);
+                } else {
+                    points.extend(&alone);
+                    rolled.has_lasts |= of_it.has_lasts;
+                }
             }
+            first += same.len();
             points.settle();
             let Some(owner) = owner else { continue };
             let series = VisitedSeries {
                 labels: &same[0].labels,
                 owner,
                 slot: same[0].slot,
+                rolled: &rolled,
             };
             if each(series, &points).is_break() {
                 break;
@@ -538,10 +574,15 @@ impl ShardReader {
     }
 
     /// Sorted by (slot, fingerprint, labels, owner); streams without a line are left out. Reads times, and of blocks
-    /// that the filter does not decide as a whole what it must.
-    pub fn count_lines(&self, q: &CountLines) -> Result<Vec<StreamCounts>, ReadError> {
+    /// that the filter does not decide as a whole what it must. A stream's counts are made with its first line: then
+    /// `keep` is told how many there will be. Ends when it breaks, with what was found so far.
+    pub fn count_lines(
+        &self,
+        q: &CountLines,
+        keep: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Vec<StreamCounts>, ReadError> {
         let to = q.bounds.last().copied().unwrap_or(TimestampNs::MIN);
-        let mut tally = Tally::new(q);
+        let mut tally = Tally::new(q, keep);
         let (sources, wanted, closed) = {
             let state = self.state.read();
             let sources = state.sources(&q.tenant, true, q.as_of)?;
@@ -567,6 +608,9 @@ impl ShardReader {
             let (from, to) = w.outer();
             for segment in sources.segments.iter().filter_map(|s| s.lines()) {
                 for number in segment.blocks_in(w.id, from, to) {
+                    if tally.is_over {
+                        return Ok(tally.finish(&wanted));
+                    }
                     tally.block(rank, &w.spans, &segment.block(number))?;
                 }
             }
@@ -599,9 +643,9 @@ impl ShardReader {
                 continue;
             }
             let mut has_row = in_active || scan.has_any(q.streams, w)?;
-            if !has_row {
+            if !has_row && w.old.is_some() {
                 old.clear();
-                scan.old_samples(i, w, (q.from.0, q.to.0), &mut old)?;
+                scan.parts(i, w, (q.from.0, q.to.0), 0, (&mut old, &mut Rolled::default()))?;
                 has_row = !old.is_empty();
             }
             if has_row {
@@ -832,16 +876,21 @@ struct Tally<'q> {
     q: &'q CountLines,
     bounds: Vec<i64>,
     counts: Vec<Vec<u64>>,
+    keep: &'q mut dyn FnMut(usize) -> ControlFlow<()>,
+    /// No more is wanted.
+    is_over: bool,
     rows: Vec<u32>,
     times: Vec<i64>,
 }
 
 impl<'q> Tally<'q> {
-    fn new(q: &'q CountLines) -> Self {
+    fn new(q: &'q CountLines, keep: &'q mut dyn FnMut(usize) -> ControlFlow<()>) -> Self {
         Self {
             q,
             bounds: q.bounds.iter().map(|b| b.0).collect(),
             counts: vec![],
+            keep,
+            is_over: false,
             rows: vec![],
             times: vec![],
         }
@@ -861,13 +910,21 @@ impl<'q> Tally<'q> {
 
     /// A stream's counts, made with its first line: most streams that match have none in the window.
     fn of(&mut self, rank: usize) -> &mut [u64] {
-        let counts = &mut self.counts[rank];
-        counts.resize(self.bounds.len(), 0);
+        let (counts, bounds) = (&mut self.counts[rank], self.bounds.len());
+        if counts.is_empty() && !self.is_over {
+            self.is_over = (self.keep)(bounds).is_break();
+        }
+        if !self.is_over {
+            counts.resize(bounds, 0);
+        }
         counts
     }
 
     fn lines<'a>(&mut self, rank: usize, spans: &Spans, lines: impl Iterator<Item = RawLine<'a>>) {
         for l in lines {
+            if self.is_over {
+                return;
+            }
             if is_within(spans, l.at) && self.q.filter.is_match(l.line) {
                 self.count(rank, l.at);
             }
@@ -885,6 +942,9 @@ impl<'q> Tally<'q> {
                 let mut done = rows.start;
                 let first = self.bounds.partition_point(|&b| b < from.max(times.get(0)));
                 self.of(rank);
+                if self.is_over {
+                    return Ok(());
+                }
                 for (count, &bound) in self.counts[rank][first..].iter_mut().zip(&self.bounds[first..]) {
                     let upto = times.before(bound.saturating_add(1)).clamp(done, rows.end);
                     *count += (upto - done) as u64;

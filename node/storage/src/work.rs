@@ -348,6 +348,9 @@ impl MergeWork {
         }
         .run(&run, &mut let_go)?;
         self.seen.sync_dir()?;
+        if let Some(left) = merged.as_ref().filter(|_| rewrites > 0) {
+            left.rewritten(self.sources().share(left).map_or(u64::MAX, |share| share.kept));
+        }
         Ok(Made::Merged {
             run,
             merged,

@@ -239,7 +239,7 @@ fn label((name, value): &(String, String)) -> v1::Label {
 fn own(labels: &LabelPairs) -> Vec<u8> {
     let points = vec![v1::Point {
         at_ms: AT_MS_MIN,
-        value: 1.0,
+        value: Some(1.0),
     }];
     v1::Series {
         labels: labels.iter().map(label).collect(),
@@ -297,7 +297,7 @@ mod tests {
                         .iter()
                         .map(|l| (l.name.to_string(), l.value.to_string()))
                         .collect();
-                    (labels, s.points[0].at_ms, s.points[0].value.to_bits())
+                    (labels, s.points[0].at_ms, s.points[0].value().to_bits())
                 };
                 request.series.into_iter().map(series).collect()
             }

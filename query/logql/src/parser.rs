@@ -86,6 +86,12 @@ impl<'a> Parser<'a> {
         self.fail(format!("unexpected {}, expected {sign:?}", self.peek().shown()))
     }
 
+    /// The comma of a list that was not closed. Where the text ends instead, it was most likely not closed.
+    fn comma(&mut self, close: &str) -> Result<(), ParseError> {
+        let is_over = matches!(self.peek(), Token::End);
+        self.expect(if is_over { close } else { "," })
+    }
+
     fn end(&mut self) -> Result<(), ParseError> {
         match self.peek() {
             Token::End => Ok(()),
@@ -113,7 +119,7 @@ impl<'a> Parser<'a> {
             if self.take("}") {
                 break;
             }
-            self.expect(",")?;
+            self.comma("}")?;
         }
         if matchers.iter().all(Matcher::matches_empty) {
             return self.fail("a selector needs at least one matcher that an absent label does not fulfil".to_owned());
@@ -281,7 +287,7 @@ impl<'a> Parser<'a> {
                 other => return self.fail(format!("unexpected {}, expected a label name", other.shown())),
             }
             if !self.is(")") {
-                self.expect(",")?;
+                self.comma(")")?;
             }
         }
         Ok(labels)
@@ -459,7 +465,7 @@ mod tests {
             ),
             (
                 "{app=\"a\"",
-                "1:9: parse error: unexpected end of input, expected \",\"",
+                "1:9: parse error: unexpected end of input, expected \"}\"",
             ),
             (
                 "{app=\"a\",}",

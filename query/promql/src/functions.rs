@@ -20,6 +20,22 @@ pub enum Optional {
     Repeated,
 }
 
+impl Function {
+    pub const fn least_args(&self) -> usize {
+        match self.optional {
+            Optional::None => self.args.len(),
+            Optional::Last | Optional::Repeated => self.args.len() - 1,
+        }
+    }
+
+    pub const fn most_args(&self) -> usize {
+        match self.optional {
+            Optional::None | Optional::Last => self.args.len(),
+            Optional::Repeated => usize::MAX,
+        }
+    }
+}
+
 const fn function(name: &'static str, args: &'static [ValueType], returns: ValueType) -> Function {
     Function {
         name,

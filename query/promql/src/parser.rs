@@ -3,7 +3,7 @@
 use crate::ast::{
     AggregateOp, At, BinaryOp, Cardinality, Expr, Grouping, Kind, Literal, Matching, Selector, Span, ValueType,
 };
-use crate::functions::{self, Function, Optional};
+use crate::functions::{self, Function};
 use crate::lexer::{self, Token};
 use hindcast_model::{METRIC_NAME, MatchOp, Matcher};
 
@@ -65,6 +65,14 @@ pub fn parse_selector(text: &str) -> Result<Vec<Matcher>, ParseError> {
 
 type Parsed = Result<Expr, ParseError>;
 
+/// Whether a list that has come so far goes on.
+#[derive(Clone, Copy)]
+enum Rest {
+    Must,
+    May,
+    Cannot,
+}
+
 struct Parser<'a> {
     text: &'a str,
     tokens: Vec<(Token, Span)>,
@@ -121,6 +129,17 @@ impl<'a> Parser<'a> {
         }
         let message = format!("unexpected {} in {context}, expected {sign:?}", self.peek().shown());
         Err(self.fail(&message))
+    }
+
+    /// The comma of a list that was not closed. When it is not there, what would have fitted best is missed: the text
+    /// that ends was most likely not closed, unless the list is not whole without more.
+    fn comma(&mut self, close: &str, rest: Rest, context: &str) -> Result<(), ParseError> {
+        let is_over = match rest {
+            Rest::Must => false,
+            Rest::May => matches!(self.peek(), Token::End),
+            Rest::Cannot => !self.is(","),
+        };
+        self.expect(if is_over { close } else { "," }, context)
     }
 
     fn fail(&self, message: &str) -> ParseError {
@@ -549,7 +568,12 @@ impl<'a> Parser<'a> {
                 if self.take(")") {
                     break;
                 }
-                self.expect(",", "function call")?;
+                let rest = match args.len() {
+                    n if n < function.least_args() => Rest::Must,
+                    n if n < function.most_args() => Rest::May,
+                    _ => Rest::Cannot,
+                };
+                self.comma(")", rest, "function call")?;
             }
         }
         self.check_args(start, function, &args)?;
@@ -557,17 +581,7 @@ impl<'a> Parser<'a> {
     }
 
     fn check_args(&self, start: Span, function: &Function, args: &[Expr]) -> Result<(), ParseError> {
-        let full = function.args.len();
-        let least = if function.optional == Optional::None {
-            full
-        } else {
-            full - 1
-        };
-        let most = if function.optional == Optional::Repeated {
-            usize::MAX
-        } else {
-            full
-        };
+        let (full, least, most) = (function.args.len(), function.least_args(), function.most_args());
         let bound = match args.len() {
             n if n < least => Some((least, if least == full { "" } else { "at least " })),
             n if n > most => Some((most, if least == full { "" } else { "at most " })),
@@ -609,7 +623,11 @@ impl<'a> Parser<'a> {
             if self.take(")") {
                 break;
             }
-            self.expect(",", "aggregation")?;
+            let rest = match op.has_param() && args.len() == 1 {
+                true => Rest::Must,
+                false => Rest::Cannot,
+            };
+            self.comma(")", rest, "aggregation")?;
         }
         if grouping.is_none() {
             grouping = self.grouping()?;
@@ -674,7 +692,7 @@ impl<'a> Parser<'a> {
                 }
             }
             if !self.is(")") {
-                self.expect(",", context)?;
+                self.comma(")", Rest::May, context)?;
             }
         }
     }
@@ -689,7 +707,7 @@ impl<'a> Parser<'a> {
                 }
                 self.matcher(&mut name, &mut matchers)?;
                 if !self.is("}") {
-                    self.expect(",", "label matching")?;
+                    self.comma("}", Rest::May, "label matching")?;
                 }
             }
         }
@@ -821,6 +839,50 @@ mod tests {
         expected.assert_eq(&shown);
     }
 
+    /// `rate(x` said that a comma was missing.
+    #[test]
+    fn a_call_that_is_not_closed_misses_its_bracket() {
+        check(
+            r#"
+            rate(x
+            rate(x[5m] y)
+            round(x
+            round(x y)
+            label_replace(x
+            label_join(x, "a", ",", "b"
+            sum(x
+            sum(x y)
+            topk(3
+            sum by (a
+            foo{a="1"
+            "#,
+            expect![[r#"
+                rate(x
+                    1:7: parse error: unexpected end of input in function call, expected ")"
+                rate(x[5m] y)
+                    1:12: parse error: unexpected "y" in function call, expected ")"
+                round(x
+                    1:8: parse error: unexpected end of input in function call, expected ")"
+                round(x y)
+                    1:9: parse error: unexpected "y" in function call, expected ","
+                label_replace(x
+                    1:16: parse error: unexpected end of input in function call, expected ","
+                label_join(x, "a", ",", "b"
+                    1:28: parse error: unexpected end of input in function call, expected ")"
+                sum(x
+                    1:6: parse error: unexpected end of input in aggregation, expected ")"
+                sum(x y)
+                    1:7: parse error: unexpected "y" in aggregation, expected ")"
+                topk(3
+                    1:7: parse error: unexpected end of input in aggregation, expected ","
+                sum by (a
+                    1:10: parse error: unexpected end of input in grouping opts, expected ")"
+                foo{a="1"
+                    1:10: parse error: unexpected end of input in label matching, expected "}"
+            "#]],
+        );
+    }
+
     #[test]
     fn operators_bind_as_prometheus_binds_them() {
         let tree = |text| parse(text).unwrap();
@@ -927,7 +989,7 @@ mod tests {
                 1 +
                     1:4: parse error: unexpected end of input
                 foo{bar="baz"
-                    1:14: parse error: unexpected end of input in label matching, expected ","
+                    1:14: parse error: unexpected end of input in label matching, expected "}"
                 rate(foo)
                     1:6: parse error: expected type range vector in call to function "rate", got instant vector
                 rate(foo[5m], 1)

@@ -6,6 +6,7 @@
 mod aggregate;
 mod binary;
 mod functions;
+pub mod rolled;
 pub mod window;
 
 use crate::column::{ABSENT, Column, Raw, Steps, is_absent};
@@ -85,7 +86,8 @@ impl Evaluator {
         self.notes.into_iter().collect()
     }
 
-    fn note(&mut self, text: String) {
+    /// Something that the reader should know about the answer.
+    pub fn note(&mut self, text: String) {
         self.notes.insert(text);
     }
 
@@ -243,6 +245,7 @@ impl Evaluator {
         functions::check_window_params(name, &scalars)?;
         let how = How::Window {
             kernel: *kernel,
+            of_windows: None,
             counter: window::is_counter(name),
             range_ms: over.range_ms,
             params: scalars,
@@ -278,6 +281,7 @@ impl Evaluator {
     ) -> Result<Vec<Column>, QueryError> {
         let how = How::Window {
             kernel: window::kernel("present_over_time").expect("a kernel of the table"),
+            of_windows: None,
             counter: false,
             range_ms: over.range_ms,
             params: Default::default(),

@@ -28,17 +28,13 @@ pub type Kernel = fn(&Window) -> f64;
 /// The kernel of a function, by its name. `None`: not a plain function of one window.
 pub fn kernel(name: &str) -> Option<Kernel> {
     Some(match name {
-        "rate" => |w| extrapolated(w, true, true),
-        "increase" => |w| extrapolated(w, true, false),
-        "delta" => |w| extrapolated(w, false, false),
+        "rate" => |w| stretched(w, true, true),
+        "increase" => |w| stretched(w, true, false),
+        "delta" => |w| stretched(w, false, false),
         "irate" => |w| instant(w, true),
         "idelta" => |w| instant(w, false),
-        "resets" => |w| some(w, |w| pairs(w).filter(|(a, b)| b < a).count() as f64),
-        "changes" => |w| {
-            some(w, |w| {
-                pairs(w).filter(|(a, b)| a != b && !(a.is_nan() && b.is_nan())).count() as f64
-            })
-        },
+        "resets" => |w| some(w, |w| pairs(w).filter(|(a, b)| is_reset(*a, *b)).count() as f64),
+        "changes" => |w| some(w, |w| pairs(w).filter(|(a, b)| is_change(*a, *b)).count() as f64),
         "deriv" => |w| regression(w, *w.times.first().unwrap_or(&0)).map_or(ABSENT, |(slope, _)| slope),
         "predict_linear" => {
             |w| regression(w, w.now).map_or(ABSENT, |(slope, intercept)| slope * w.params[0] + intercept)
@@ -96,8 +92,20 @@ fn pairs<'a>(w: &Window<'a>) -> impl Iterator<Item = (f64, f64)> + use<'a> {
     w.values.windows(2).map(|p| (p[0], p[1]))
 }
 
-/// A compensated sum in lanes.
+pub fn is_reset(before: f64, now: f64) -> bool {
+    now < before
+}
+
+pub fn is_change(before: f64, now: f64) -> bool {
+    before != now && !(before.is_nan() && now.is_nan())
+}
+
 fn sum(values: impl Iterator<Item = f64>) -> f64 {
+    sum_in_lanes(values).value()
+}
+
+/// A compensated sum in lanes.
+pub fn sum_in_lanes(values: impl Iterator<Item = f64>) -> Sum {
     let mut lanes = [Sum::default(); LANES];
     let mut used = 0;
     for (i, v) in values.enumerate() {
@@ -106,10 +114,14 @@ fn sum(values: impl Iterator<Item = f64>) -> f64 {
     }
     let mut total = lanes[0];
     lanes[1..used.max(1)].iter().for_each(|l| total.merge(l));
-    total.value()
+    total
 }
 
 fn mean(values: &[f64]) -> f64 {
+    mean_in_lanes(values).value().unwrap_or(f64::NAN)
+}
+
+pub fn mean_in_lanes(values: &[f64]) -> Mean {
     let mut lanes = [Mean::default(); LANES];
     for (i, v) in values.iter().enumerate() {
         lanes[i % LANES].add(*v);
@@ -118,7 +130,7 @@ fn mean(values: &[f64]) -> f64 {
     lanes[1..values.len().clamp(1, LANES)]
         .iter()
         .for_each(|l| total.merge(l));
-    total.value().unwrap_or(f64::NAN)
+    total
 }
 
 fn variance(values: &[f64]) -> f64 {
@@ -138,36 +150,70 @@ fn lost_to_resets(values: &[f64]) -> f64 {
     lanes.iter().sum()
 }
 
+/// What `rate`, `increase` and `delta` go by.
+pub struct Extent {
+    pub count: usize,
+    pub first: f64,
+    pub last: f64,
+    pub first_ms: i64,
+    pub last_ms: i64,
+    /// What resets took away, for a counter.
+    pub lost: f64,
+    /// The right end of the window, and its length.
+    pub at: i64,
+    pub range_ms: i64,
+}
+
+fn stretched(w: &Window, counter: bool, per_second: bool) -> f64 {
+    let (Some(&first), Some(&last)) = (w.values.first(), w.values.last()) else {
+        return ABSENT;
+    };
+    let lost = if !counter || w.rises {
+        0.0
+    } else {
+        lost_to_resets(w.values)
+    };
+    let extent = Extent {
+        count: w.values.len(),
+        first,
+        last,
+        first_ms: w.times[0],
+        last_ms: w.times[w.times.len() - 1],
+        lost,
+        at: w.at,
+        range_ms: w.range_ms,
+    };
+    extrapolated(&extent, counter, per_second)
+}
+
 /// `rate`, `increase`, `delta`: the difference of the samples, stretched to the ends of the window where the series
 /// seems to go on up to them; a counter is not stretched below zero.
-fn extrapolated(w: &Window, counter: bool, per_second: bool) -> f64 {
-    let n = w.values.len();
-    if n < 2 {
+pub fn extrapolated(e: &Extent, counter: bool, per_second: bool) -> f64 {
+    if e.count < 2 {
         return ABSENT;
     }
-    let (first, last) = (w.values[0], w.values[n - 1]);
-    let mut result = last - first;
+    let mut result = e.last - e.first;
     if counter {
-        result += if w.rises { 0.0 } else { lost_to_resets(w.values) };
+        result += e.lost;
     }
     let seconds = |ms: i64| ms as f64 / 1000.0;
-    let mut to_start = seconds(w.times[0] - (w.at - w.range_ms));
-    let mut to_end = seconds(w.at - w.times[n - 1]);
-    let sampled = seconds(w.times[n - 1] - w.times[0]);
-    let spacing = sampled / (n - 1) as f64;
+    let mut to_start = seconds(e.first_ms - (e.at - e.range_ms));
+    let mut to_end = seconds(e.at - e.last_ms);
+    let sampled = seconds(e.last_ms - e.first_ms);
+    let spacing = sampled / (e.count - 1) as f64;
     let threshold = spacing * 1.1;
     if to_start >= threshold {
         to_start = spacing / 2.0;
     }
-    if counter && result > 0.0 && first >= 0.0 {
-        to_start = to_start.min(sampled * (first / result));
+    if counter && result > 0.0 && e.first >= 0.0 {
+        to_start = to_start.min(sampled * (e.first / result));
     }
     if to_end >= threshold {
         to_end = spacing / 2.0;
     }
     let mut factor = (sampled + to_start + to_end) / sampled;
     if per_second {
-        factor /= seconds(w.range_ms);
+        factor /= seconds(e.range_ms);
     }
     canonical(result * factor)
 }

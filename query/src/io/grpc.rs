@@ -39,7 +39,7 @@ pub(super) fn completeness(c: &Completeness) -> v1::Completeness {
 fn series(labels: &Labels, points: impl IntoIterator<Item = (TimestampNs, f64)>) -> v1::SeriesResult {
     let point = |(at, value): (TimestampNs, f64)| v1::ResultPoint {
         at_ms: at.as_ms(),
-        value,
+        value: Some(value),
     };
     v1::SeriesResult {
         labels: edge::labels_to_wire(labels),
@@ -72,6 +72,7 @@ fn response(answer: &Answer<Value>, at: TimestampNs) -> Response<v1::QueryRespon
         series,
         text,
         completeness: Some(completeness(&answer.completeness)),
+        notes: answer.warnings.clone(),
     })
 }
 
@@ -217,5 +218,31 @@ impl Query for Service {
             end: TimestampNs(r.end_ns),
         };
         Ok(Response::new(super::rows::stream(self.engine.clone(), q)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hindcast_model::STALE_NAN_BITS;
+    use prost::Message;
+
+    /// `-1 * 0` was answered as 0: protobuf leaves a zero out, and -0 passed for one.
+    #[test]
+    fn a_negative_zero_keeps_its_sign_on_the_way_out() {
+        let odd = [
+            -0.0,
+            0.0,
+            f64::NEG_INFINITY,
+            f64::from_bits(0x7ff0_0000_0000_0001),
+            f64::from_bits(STALE_NAN_BITS),
+        ];
+        let points = odd
+            .iter()
+            .enumerate()
+            .map(|(i, v)| (TimestampNs::from_ms(i as i64), *v));
+        let sent = series(&Labels::empty(), points).encode_to_vec();
+        let got = v1::SeriesResult::decode(&sent[..]).unwrap();
+        assert!(got.points.iter().map(|p| p.value().to_bits()).eq(odd.map(f64::to_bits)));
     }
 }

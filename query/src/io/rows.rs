@@ -192,6 +192,7 @@ mod tests {
             owner: Owner::None,
             slot: Slot(1),
             samples,
+            has_lasts: false,
         });
         let lines = (0..3000).map(|i| LogLine {
             at: TimestampNs(i),

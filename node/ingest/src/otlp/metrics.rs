@@ -465,6 +465,29 @@ mod tests {
         floor: None,
     };
 
+    #[test]
+    fn a_negative_zero_in_json_keeps_its_sign() {
+        for (text, bits) in [
+            ("-0.0", (-0.0f64).to_bits()),
+            ("-0", (-0.0f64).to_bits()),
+            ("0", 0),
+            ("5e-324", 1),
+        ] {
+            let body = format!(
+                r#"{{"resourceMetrics":[{{"scopeMetrics":[{{"metrics":[{{"name":"m","gauge":{{"dataPoints":
+                    [{{"timeUnixNano":"1000000000","asDouble":{text}}}]}}}}]}}]}}]}}"#
+            );
+            let request = crate::otlp::from_json(crate::Protocol::OtlpMetrics, body.as_bytes()).unwrap();
+            let adapted = adapt(&TenantId::default(), request, &LIMITS, &mut DeltaState::new(10));
+            let series = adapted
+                .batch
+                .series
+                .iter()
+                .find(|s| s.labels.metric_name() == Some("m"));
+            assert_eq!(series.unwrap().samples[0].value.to_bits(), bits, "{text}");
+        }
+    }
+
     fn point(scale: i32, offset: i32, counts: Vec<u64>) -> ExponentialHistogramDataPoint {
         ExponentialHistogramDataPoint {
             scale,

@@ -216,7 +216,7 @@ fn label(name: &str, value: &str) -> v1::Label {
 fn series(name: &str, at_secs: &[i64]) -> v1::Series {
     let point = |s: &i64| v1::Point {
         at_ms: s * 1000,
-        value: 1.5,
+        value: Some(1.5),
     };
     v1::Series {
         labels: vec![label("__name__", name), label("job", "j")],

@@ -64,7 +64,10 @@ impl Batcher {
 
     /// Takes a sample; gives the request that it filled.
     pub fn sample(&mut self, labels: &Labels, at_ms: i64, value: f64) -> Option<v1::WriteRequest> {
-        let point = v1::Point { at_ms, value };
+        let point = v1::Point {
+            at_ms,
+            value: Some(value),
+        };
         match self.series.get_mut(labels) {
             Some(points) => points.push(point),
             None => {

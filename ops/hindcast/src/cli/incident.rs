@@ -159,7 +159,7 @@ pub async fn run_alerts(args: AlertsArgs) -> Done {
                 serde_json::json!({
                     "id": a.id, "rule": a.rule, "labels": sorted(&a.labels), "annotations": sorted(&a.annotations),
                     "state": a.state, "severity": a.severity, "generation": a.generation, "since_ms": a.since_ms,
-                    "value": a.value, "incident": a.incident,
+                    "value": a.value(), "incident": a.incident,
                 })
             };
             println!(

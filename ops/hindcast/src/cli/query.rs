@@ -145,6 +145,9 @@ pub async fn run_query(args: QueryArgs) -> Done {
     };
     let answer = response.into_inner();
     tell(answer.completeness.as_ref());
+    for note in &answer.notes {
+        eprintln!("hindcast: {note}");
+    }
     print!(
         "{}",
         shown_values(
@@ -249,7 +252,10 @@ fn shown_values(
             let series: Vec<_> = series
                 .iter()
                 .map(|(labels, points)| {
-                    let points: Vec<_> = points.iter().map(|p| json!([p.at_ms, number_json(p.value)])).collect();
+                    let points: Vec<_> = points
+                        .iter()
+                        .map(|p| json!([p.at_ms, number_json(p.value())]))
+                        .collect();
                     json!({"labels": labels_json(labels), "points": points})
                 })
                 .collect();
@@ -263,7 +269,7 @@ fn shown_values(
             for (labels, points) in &series {
                 for p in points {
                     let at = rfc3339(TimestampNs::from_ms(p.at_ms));
-                    let _ = writeln!(out, "{},{at},{}", csv_field(&labels.to_string()), value(p.value));
+                    let _ = writeln!(out, "{},{at},{}", csv_field(&labels.to_string()), value(p.value()));
                 }
             }
         }
@@ -275,7 +281,12 @@ fn shown_values(
                 for (labels, points) in &series {
                     let _ = writeln!(out, "{labels}");
                     for p in points {
-                        let _ = writeln!(out, "  {}  {}", rfc3339(TimestampNs::from_ms(p.at_ms)), value(p.value));
+                        let _ = writeln!(
+                            out,
+                            "  {}  {}",
+                            rfc3339(TimestampNs::from_ms(p.at_ms)),
+                            value(p.value())
+                        );
                     }
                 }
             }
@@ -284,7 +295,7 @@ fn shown_values(
                 let width = names.iter().map(|n| n.chars().count()).max().unwrap_or(0);
                 for (name, (_, points)) in names.iter().zip(&series) {
                     for p in points {
-                        let _ = writeln!(out, "{name:<width$}  {}", value(p.value));
+                        let _ = writeln!(out, "{name:<width$}  {}", value(p.value()));
                     }
                 }
             }
@@ -353,7 +364,10 @@ mod tests {
         };
         let series = |job: &str, value: f64| v1::SeriesResult {
             labels: vec![label("__name__", "up"), label("job", job)],
-            points: vec![v1::ResultPoint { at_ms: 1500, value }],
+            points: vec![v1::ResultPoint {
+                at_ms: 1500,
+                value: Some(value),
+            }],
         };
         vec![series("a", 1.0), series("a, \"b\"", f64::NAN)]
     }

@@ -286,7 +286,7 @@ impl Cluster {
             series
                 .first()
                 .and_then(|s| s.points.last())
-                .map_or(0, |p| p.value as u64)
+                .map_or(0, |p| p.value() as u64)
         };
         let mut query = QueryClient::new(self.channel_of(id)?);
         #[allow(clippy::disallowed_methods, reason = "the demo asks for what is there by now")]

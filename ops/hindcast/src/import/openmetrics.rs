@@ -227,7 +227,7 @@ mod tests {
             match parse(&line) {
                 Ok(Item::Sample { labels, at_ms, value: got }) => {
                     prop_assert_eq!(labels, metric("m", &expected));
-                    prop_assert!(got == value || got.is_nan() && value.is_nan());
+                    prop_assert!(got.to_bits() == value.to_bits() || got.is_nan() && value.is_nan());
                     prop_assert_eq!(at_ms, at);
                 }
                 other => prop_assert!(false, "{:?}", other),
