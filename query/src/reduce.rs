@@ -257,6 +257,7 @@ impl<'a> Collector<'a> {
             owner,
             slot,
             rolled,
+            ..
         } = series;
         let budget = &self.request.series.budget;
         if self.request.series.skips(labels) {

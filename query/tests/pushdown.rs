@@ -448,6 +448,7 @@ fn a_cancelled_query_gets_no_further_series() {
         owner: Owner::None,
         slot: Owner::None.slot(&labels),
         rolled: &Rolled::NOTHING,
+        rank: 0,
     };
     assert!(collector.take(series, &points).is_continue());
     r.series.budget.cancel();

@@ -121,3 +121,18 @@ pub struct SearchLabels {
     pub from: TimestampNs,
     pub to: TimestampNs,
 }
+
+impl SearchLabels {
+    pub(crate) fn any_of(&self) -> &[Vec<Matcher>] {
+        const ALL: &[Vec<Matcher>] = &[vec![]];
+        if self.any_of.is_empty() { ALL } else { &self.any_of }
+    }
+}
+
+/// Which texts of label sets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LabelTexts {
+    Names,
+    /// Of the label of this name.
+    Values(String),
+}

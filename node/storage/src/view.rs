@@ -11,13 +11,13 @@ use crate::container::FileKind;
 use crate::error::ReadError;
 use crate::grain::{Parts, Rolled, push_lasts};
 use crate::head::{Copied, Head, Unpacker};
-use crate::index::Directory;
+use crate::index::{Directory, Series};
 use crate::logs::{self, Filter};
-use crate::metric::PageReader;
+use crate::metric::{self, PageReader};
 use crate::points::Points;
 use crate::read::{
-    AggregateData, CountLines, Direction, SearchLabels, SelectAggregates, SelectLines, SelectSeries, SeriesData,
-    StreamCounts, StreamData,
+    AggregateData, CountLines, Direction, LabelTexts, SearchLabels, SelectAggregates, SelectLines, SelectSeries,
+    SeriesData, StreamCounts, StreamData,
 };
 use crate::retention::{Reach, Retention, Spans, is_within, joined};
 use crate::rollup::{Covered, WindowFiles, covered, shown};
@@ -25,7 +25,7 @@ use crate::segment::Segment;
 use hindcast_model::{Labels, LogLine, Matcher, Owner, ResourceId, Slot, TenantId, TimestampNs, codec};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 /// What owner and readers share. The owner writes it under a lock that is held for moments only.
@@ -60,6 +60,20 @@ pub struct VisitedSeries<'a> {
     pub slot: Slot,
     /// What came in another form than rows.
     pub rolled: &'a Rolled,
+    /// Ranks ascend by (slot, fingerprint, labels).
+    pub rank: usize,
+}
+
+impl VisitedSeries<'_> {
+    pub fn with_samples(&self, points: &Points) -> SeriesData {
+        SeriesData {
+            labels: self.labels.clone(),
+            owner: self.owner,
+            slot: self.slot,
+            samples: points.to_samples(),
+            has_lasts: self.rolled.has_lasts,
+        }
+    }
 }
 
 /// A series that a read wants, and the times in which it may have it.
@@ -161,27 +175,35 @@ impl State {
             if owners.is_some_and(|o| series.owner.id().is_none_or(|id| !o.contains(&id))) {
                 continue;
             }
-            let reach = self.retention.reach(&series);
-            let spans = if from <= to {
-                reach.rows(streams, from.0, to.0)
-            } else {
-                vec![]
-            };
-            let old = (with_windows && !streams)
-                .then(|| self.old(id, reach, (from.0, to.0)))
-                .flatten();
-            if !spans.is_empty() || old.is_some() {
-                wanted.push(Wanted {
-                    id,
-                    labels: series.labels.clone(),
-                    owner: series.owner,
-                    slot: series.slot,
-                    spans,
-                    old,
-                });
-            }
+            wanted.extend(self.wanted_of(&series, (from, to), with_windows));
         }
         wanted
+    }
+
+    /// `None`: nothing of it can be read in that time.
+    fn wanted_of(
+        &self,
+        series: &Series<'_>,
+        (from, to): (TimestampNs, TimestampNs),
+        with_windows: bool,
+    ) -> Option<Wanted> {
+        let reach = self.retention.reach(series);
+        let spans = if from <= to {
+            reach.rows(series.streams, from.0, to.0)
+        } else {
+            vec![]
+        };
+        let old = (with_windows && !series.streams)
+            .then(|| self.old(series.id, reach, (from.0, to.0)))
+            .flatten();
+        (!spans.is_empty() || old.is_some()).then(|| Wanted {
+            id: series.id,
+            labels: series.labels.clone(),
+            owner: series.owner,
+            slot: series.slot,
+            spans,
+            old,
+        })
     }
 
     /// `None`: the read wants no time in which there may be windows.
@@ -214,6 +236,31 @@ impl Wanted {
 fn outer(spans: &Spans) -> (i64, i64) {
     let first = spans.first().map_or(i64::MAX, |s| s.0);
     (first, spans.last().map_or(i64::MIN, |s| s.1))
+}
+
+impl Sources {
+    /// Whether tables alone tell of a row in the time asked for, in what is not the active head.
+    fn surely_has_rows(&self, wanted: &Wanted) -> bool {
+        let (from, to) = wanted.outer();
+        let within = |(first, last): (i64, i64)| is_within(&wanted.spans, first) || is_within(&wanted.spans, last);
+        let in_segment = |s: &Arc<Segment>| {
+            let page = |m: &metric::Segment| m.pages_in(wanted.id, from, to).any(|p| within(m.page_times(p)));
+            let block = |l: &logs::Segment| {
+                let mut infos = l.blocks_in(wanted.id, from, to).map(|n| l.info(n));
+                infos.any(|i| within((i.first, i.last)))
+            };
+            s.metrics().is_some_and(page) || s.lines().is_some_and(block)
+        };
+        let in_head = |h: &Arc<Head>| h.times_of(wanted.id).is_some_and(within);
+        self.segments.iter().any(in_segment) || self.sealed.iter().any(in_head)
+    }
+
+    /// Where a series lies in the largest file that has it: all files have their series in one order.
+    fn place_in_files(&self, id: u32) -> u32 {
+        let metrics = || self.segments.iter().filter_map(|s| s.metrics());
+        let pages = metrics().max_by_key(|s| s.rows()).map(|s| s.pages_of(id));
+        pages.filter(|p| !p.is_empty()).map_or(u32::MAX, |p| p.start)
+    }
 }
 
 /// Samples of a series in all sources, appended in the order of commits.
@@ -328,6 +375,20 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
+    /// Whether a row of the `i`th series or stream, or a sample that stands for a window, lies in the time asked for.
+    fn has_row(&mut self, i: usize, q: &SearchLabels, unsure: &Unsure) -> Result<bool, ReadError> {
+        let wanted = &unsure.wanted;
+        if unsure.in_active || self.has_any(q.streams, wanted)? {
+            return Ok(true);
+        }
+        if wanted.old.is_none() {
+            return Ok(false);
+        }
+        let mut old = Points::default();
+        self.parts(i, wanted, (q.from.0, q.to.0), 0, (&mut old, &mut Rolled::default()))?;
+        Ok(!old.is_empty())
+    }
+
     /// Whether a row of this series or stream lies in the time asked for, in what is not the active head.
     fn has_any(&mut self, streams: bool, wanted: &Wanted) -> Result<bool, ReadError> {
         if self.sources.sealed.iter().any(|h| has_rows(h, streams, wanted)) {
@@ -360,6 +421,32 @@ impl<'a> Scan<'a> {
             }
         }
         Ok(false)
+    }
+}
+
+/// A series or stream that may have a row in the time asked for.
+struct Unsure {
+    /// The caller's.
+    place: usize,
+    wanted: Wanted,
+    in_active: bool,
+}
+
+impl Unsure {
+    /// What must be known of the active head to go on without the lock.
+    fn copy(state: &State, streams: bool, wanted: Vec<(usize, Wanted)>) -> (Vec<Self>, Copied) {
+        let copied = if wanted.iter().any(|(_, w)| w.old.is_some()) {
+            let spans: Vec<(u32, Spans)> = wanted.iter().map(|(_, w)| (w.id, w.all_rows())).collect();
+            state.active.copy(spans.iter().map(|(id, spans)| (*id, spans)))
+        } else {
+            Copied::nothing(wanted.len())
+        };
+        let unsure = wanted.into_iter().map(|(place, wanted)| Self {
+            in_active: has_rows(&state.active, streams, &wanted),
+            place,
+            wanted,
+        });
+        (unsure.collect(), copied)
     }
 }
 
@@ -419,20 +506,18 @@ impl ShardReader {
     pub fn series(&self, q: &SelectSeries) -> Result<Vec<SeriesData>, ReadError> {
         let mut answer = vec![];
         self.visit(q, &mut |series, points| {
-            answer.push(SeriesData {
-                labels: series.labels.clone(),
-                owner: series.owner,
-                slot: series.slot,
-                samples: points.to_samples(),
-                has_lasts: series.rolled.has_lasts,
-            });
+            answer.push((series.rank, series.with_samples(points)));
             ControlFlow::Continue(())
         })?;
-        Ok(answer)
+        answer.sort_unstable_by_key(|(rank, _)| *rank);
+        Ok(answer.into_iter().map(|(_, series)| series).collect())
     }
 
     /// Hands on what `series` would answer, one series after the other, without holding more than one: their columns
     /// live until `each` returns. Ends early when it breaks.
+    ///
+    /// They come in the order in which they lie in files, so that each group of pages is unpacked once;
+    /// `VisitedSeries::rank` says where they stand among all.
     pub fn visit(
         &self,
         q: &SelectSeries,
@@ -473,15 +558,22 @@ impl ShardReader {
         let range = (q.from.0, q.to.0);
         let (mut points, mut rolled) = (Points::default(), Rolled::default());
         let (mut alone, mut of_it) = (Points::default(), Rolled::default());
-        let mut first = 0;
         // Two owners in one slot whose series bear the same labels: one series to whoever asks by labels. Their rows
         // fall between each other, and windows cannot be put together so: then each gives its last sample.
-        for same in wanted.chunk_by(|a, b| a.slot == b.slot && a.labels == b.labels) {
+        let is_same = |a: &Wanted, b: &Wanted| a.slot == b.slot && a.labels == b.labels;
+        let mut places = vec![];
+        for same in wanted.chunk_by(is_same) {
+            let start = places.last().map_or(0, |(_, p): &(u32, Range<usize>)| p.end);
+            places.push((sources.place_in_files(same[0].id), start..start + same.len()));
+        }
+        places.sort_by_key(|(place, _)| *place);
+        for (_, at) in places {
+            let same = &wanted[at.clone()];
             let is_one = same.len() == 1;
             let mut owner = None;
             points.clear();
             rolled.clear();
-            for (i, w) in (first..).zip(same) {
+            for (w, i) in same.iter().zip(at.clone()) {
                 alone.clear();
                 let into = if is_one { &mut points } else { &mut alone };
                 let longest_ns = if is_one { longest_ns } else { 0 };
@@ -497,7 +589,6 @@ impl ShardReader {
                     rolled.has_lasts |= of_it.has_lasts;
                 }
             }
-            first += same.len();
             points.settle();
             let Some(owner) = owner else { continue };
             let series = VisitedSeries {
@@ -505,6 +596,7 @@ impl ShardReader {
                 owner,
                 slot: same[0].slot,
                 rolled: &rolled,
+                rank: at.start,
             };
             if each(series, &points).is_break() {
                 break;
@@ -620,39 +712,67 @@ impl ShardReader {
 
     /// Sorted, each once; exactly those with a row in the time asked for.
     pub fn label_sets(&self, q: &SearchLabels) -> Result<Vec<Labels>, ReadError> {
-        let all = [vec![]];
-        let any_of = if q.any_of.is_empty() { &all[..] } else { &q.any_of[..] };
-        let (sources, wanted, active) = {
+        let (sources, wanted, copied) = {
             let state = self.state.read();
             let sources = state.sources(&q.tenant, q.streams, None)?;
-            let wanted = state.wanted(&q.tenant, q.streams, any_of, None, (q.from, q.to), true);
-            let copied = if wanted.iter().any(|w| w.old.is_some()) {
-                state.copy(&wanted)
-            } else {
-                Copied::nothing(wanted.len())
-            };
-            let active: Vec<bool> = wanted.iter().map(|w| has_rows(&state.active, q.streams, w)).collect();
-            (sources, wanted, (active, copied))
+            let wanted = state.wanted(&q.tenant, q.streams, q.any_of(), None, (q.from, q.to), true);
+            let wanted: Vec<(usize, Wanted)> = wanted.into_iter().enumerate().collect();
+            let (unsure, copied) = Unsure::copy(&state, q.streams, wanted);
+            (sources, unsure, copied)
         };
-        let (active, copied) = active;
-        let mut scan = Scan::new(&sources, copied);
         let mut found = BTreeSet::new();
-        let mut old = Points::default();
-        for (i, (w, in_active)) in wanted.iter().zip(active).enumerate() {
-            if found.contains(&w.labels) {
-                continue;
-            }
-            let mut has_row = in_active || scan.has_any(q.streams, w)?;
-            if !has_row && w.old.is_some() {
-                old.clear();
-                scan.parts(i, w, (q.from.0, q.to.0), 0, (&mut old, &mut Rolled::default()))?;
-                has_row = !old.is_empty();
-            }
-            if has_row {
-                found.insert(w.labels.clone());
+        let mut scan = Scan::new(&sources, copied);
+        for (i, unsure) in wanted.iter().enumerate() {
+            let labels = &unsure.wanted.labels;
+            if !found.contains(labels) && scan.has_row(i, q, unsure)? {
+                found.insert(labels.clone());
             }
         }
         Ok(found.into_iter().collect())
+    }
+
+    /// Names of labels, or values of one, that label sets with a row in the time asked for have; sorted, each once.
+    /// Of each text one series with a row is enough, and most tell without a page being read.
+    pub fn label_texts(&self, q: &SearchLabels, of: &LabelTexts) -> Result<Vec<String>, ReadError> {
+        let mut texts: Vec<(String, bool)> = vec![];
+        let (sources, unsure, copied) = {
+            let state = self.state.read();
+            let sources = state.sources(&q.tenant, q.streams, None)?;
+            let with_ids = match of {
+                LabelTexts::Names => state.directory.label_names(&q.tenant, q.streams, q.any_of()),
+                LabelTexts::Values(name) => state.directory.label_values(&q.tenant, q.streams, name, q.any_of()),
+            };
+            let mut undecided = vec![];
+            for (text, ids) in with_ids {
+                let (place, before) = (texts.len(), undecided.len());
+                let mut has_row = false;
+                for series in ids.into_iter().filter_map(|id| state.directory.get(id)) {
+                    let Some(wanted) = state.wanted_of(&series, (q.from, q.to), true) else {
+                        continue;
+                    };
+                    has_row = has_rows(&state.active, q.streams, &wanted) || sources.surely_has_rows(&wanted);
+                    if has_row {
+                        undecided.truncate(before);
+                        break;
+                    }
+                    undecided.push((place, wanted));
+                }
+                texts.push((text.to_owned(), has_row));
+            }
+            let (unsure, copied) = Unsure::copy(&state, q.streams, undecided);
+            (sources, unsure, copied)
+        };
+        let mut scan = Scan::new(&sources, copied);
+        for (i, unsure) in unsure.iter().enumerate() {
+            if !texts[unsure.place].1 {
+                texts[unsure.place].1 = scan.has_row(i, q, unsure)?;
+            }
+        }
+        Ok(texts
+            .into_iter()
+            .filter(|(_, has_row)| *has_row)
+            .map(|(text, _)| text)
+            .collect())
     }
 
     /// A digest of all that can be read and of what decides that: equal on replicas at the same position,

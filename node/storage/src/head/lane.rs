@@ -19,8 +19,14 @@ use std::sync::Arc;
 pub const LANE_SERIES_MAX: usize = 1024;
 /// Rows of one chunk. A bitmap over them must fit into a `u128`.
 pub const CHUNK_ROWS: usize = 120;
-/// Rows by which a lane's matrix grows, so that it never has twice the room it needs.
-const GROW_ROWS: usize = 24;
+/// Rows by which a lane's matrix grows at least; else by half of what it has, so that it never has twice the room that
+/// it needs.
+const GROW_ROWS: usize = 12;
+/// Fewest rows of a lane's first chunk. Lanes that began together and come at one pace close it at different rows, so
+/// that their matrices are not all full at once, nor all packed at once.
+const FIRST_ROWS_MIN: usize = 60;
+/// Has no factor in common with the span of first chunks: neighbours are spread over all of it.
+const FIRST_ROWS_STEP: usize = 37;
 /// Values that are turned at once: one cache line of a row.
 const TURN_COLUMNS: usize = 8;
 
@@ -51,12 +57,15 @@ pub struct Lane {
     /// Open rows up to here are of entries that the shard has advanced over.
     shown: usize,
     pub chunks: Vec<Arc<Chunk>>,
+    /// Rows of the next chunk, at most.
+    chunk_rows: usize,
     /// The push that touched it last, and its first row.
     last_push: (u64, usize),
 }
 
 impl Lane {
-    pub fn new(ids: Vec<u32>, owners: Vec<(TenantId, Owner)>) -> Self {
+    /// `number`: of the lanes that began before, to tell it from them.
+    pub fn new(number: u32, ids: Vec<u32>, owners: Vec<(TenantId, Owner)>) -> Self {
         let mut runs: Vec<Run> = vec![];
         for &id in &ids {
             match runs.last_mut() {
@@ -73,6 +82,7 @@ impl Lane {
             bits: vec![],
             shown: 0,
             chunks: vec![],
+            chunk_rows: FIRST_ROWS_MIN + number as usize * FIRST_ROWS_STEP % (CHUNK_ROWS - FIRST_ROWS_MIN + 1),
             last_push: (0, 0),
         }
     }
@@ -129,7 +139,8 @@ impl Lane {
     fn make_room(&mut self, rows: usize) {
         let wanted = (self.times.len() + rows) * self.width();
         if wanted > self.values.capacity() {
-            self.values.reserve_exact(rows.max(GROW_ROWS) * self.width());
+            let more = rows.max(GROW_ROWS).max(self.times.len() / 2);
+            self.values.reserve_exact(more * self.width());
         }
     }
 
@@ -138,8 +149,9 @@ impl Lane {
         self.shown = self.times.len();
         let mut packed = (0, 0);
         let mut done = 0;
-        while self.times.len() - done >= rows_min.max(1) {
-            let end = self.times.len().min(done + CHUNK_ROWS);
+        while self.times.len() - done >= rows_min.min(self.chunk_rows).max(1) {
+            let end = self.times.len().min(done + self.chunk_rows);
+            self.chunk_rows = CHUNK_ROWS;
             let chunk = self.pack(done..end, packer);
             packed.0 += chunk.bytes();
             self.chunks.push(Arc::new(chunk));
@@ -150,7 +162,8 @@ impl Lane {
         }
         packed.1 = done * self.row_bytes();
         self.times.drain(..done);
-        self.values.drain(..done * self.ids.len());
+        // What is left is a row or two: the room of the others goes back until it is needed.
+        self.values = self.values.split_off(done * self.ids.len());
         self.bits.drain(..done);
         self.shown -= done;
         self.last_push = (0, 0);

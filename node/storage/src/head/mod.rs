@@ -273,7 +273,7 @@ impl Head {
                 owners.push((s.tenant.clone(), s.owner));
             }
         }
-        self.lanes.push(Lane::new(ids.to_vec(), owners));
+        self.lanes.push(Lane::new(lane, ids.to_vec(), owners));
         self.bytes += ids.len() * SERIES_BYTES;
         self.full(lane, from, rows, stride);
     }

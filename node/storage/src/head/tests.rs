@@ -135,13 +135,15 @@ fn scrape(head: &mut Head, d: &Directory, index: u64, runs: &[Run]) -> bool {
 #[test]
 fn scrapes_of_one_shape_fill_one_lane_and_pack_into_little() {
     let (d, mut head) = (directory(), Head::new());
-    for index in 1..=500 {
+    // The first lane's first chunk is closed after 60 rows.
+    for index in 1..=60 + 3 * 120 + 20 {
         assert!(scrape(&mut head, &d, index, &[Run { first: 0, len: SERIES }]));
         head.show();
     }
     assert_eq!(head.lanes.len(), 1);
     assert_eq!(head.lanes[0].chunks.len(), 4);
-    assert!(head.bytes() < 8000, "{} bytes for 6,000 samples", head.bytes());
+    assert_eq!(head.lanes[0].open_rows(), 20);
+    assert!(head.bytes() < 8000, "{} bytes for 5,280 samples", head.bytes());
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //!   meets another series under it.
 //! - A label set is in memory once; answers share it.
 
-use super::postings::{bitmap_bytes, push};
+use super::postings::{Posting, bitmap_bytes, push, push_run};
 use super::values::{Term, Values};
 use crate::cursor::Bad;
 use crate::retention::Policy;
@@ -15,6 +15,7 @@ use hindcast_model::{Labels, Matcher, Owner, Slot, TenantId};
 use roaring::RoaringBitmap;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Ids per piece of the table of series; a piece of which all are forgotten gives its memory back.
@@ -113,6 +114,11 @@ impl Space {
         for (label, value) in pairs {
             self.labels[*label as usize].values.add(*value, id);
         }
+    }
+
+    /// Ids of series whose labels are posted run by run.
+    pub(super) fn post_run(&mut self, ids: Range<u32>) {
+        push_run(&mut self.all, ids);
     }
 
     fn remove(&mut self, id: u32, labels: &Labels) {
@@ -307,12 +313,14 @@ impl Directory {
             let label = index.label(name);
             pairs.push((label, index.values_mut(label).value(value)));
         }
-        let id = self.push(space, labels.clone(), fingerprint, *owner, &pairs);
+        let id = self.push(space, labels.clone(), fingerprint, *owner);
+        self.spaces[space as usize].post(id, &pairs);
         self.scratch = pairs;
         id
     }
 
-    /// As `find_or_add`, of labels and values that are in the index; `None` if the series is there already.
+    /// As `find_or_add`, of labels and values that are in the index; `None` if the series is there already. The caller
+    /// posts its id.
     pub(super) fn add_pairs(&mut self, space: u32, pairs: &[(u32, u32)], owner: Owner) -> Option<u32> {
         let index = &self.spaces[space as usize];
         let labels = Labels::from_sorted(pairs.iter().map(|p| index.pair(*p)));
@@ -320,15 +328,13 @@ impl Directory {
         if self.find_row(space, fingerprint, &labels, &owner).is_some() {
             return None;
         }
-        Some(self.push(space, labels, fingerprint, owner, pairs))
+        Some(self.push(space, labels, fingerprint, owner))
     }
 
-    fn push(&mut self, space: u32, labels: Labels, fingerprint: u64, owner: Owner, pairs: &[(u32, u32)]) -> u32 {
+    fn push(&mut self, space: u32, labels: Labels, fingerprint: u64, owner: Owner) -> u32 {
         let id = self.next_id;
         self.next_id = id.checked_add(1).expect("a shard defines fewer than 2^32 series");
-        let index = &mut self.spaces[space as usize];
-        index.post(id, pairs);
-        let policy = Policy::of(&labels, &owner, index.streams);
+        let policy = Policy::of(&labels, &owner, self.spaces[space as usize].streams);
         self.label_bytes += labels.shared_bytes();
         self.live += 1;
         let row = Row {
@@ -468,20 +474,29 @@ impl Directory {
         keys.into_iter().map(|(_, _, id)| id).collect()
     }
 
-    /// Names of labels that series matching any of the sets have; sorted.
-    pub fn label_names(&self, tenant: &TenantId, streams: bool, any_of: &[Vec<Matcher>]) -> Vec<&str> {
+    /// Names of labels that series matching any of the sets have, each with these series; sorted, each once.
+    pub fn label_names(&self, tenant: &TenantId, streams: bool, any_of: &[Vec<Matcher>]) -> Vec<(&str, Vec<u32>)> {
         let Some(space) = self.space_of(tenant, streams) else {
             return vec![];
         };
         let space = &self.spaces[space as usize];
         let found = self.matching(space, any_of);
         let labels = space.by_name.values().map(|at| &space.labels[*at as usize]);
-        let has_any = labels.filter(|l| !l.values.present().is_disjoint(&found));
-        has_any.map(|l| &*l.name).collect()
+        let with_ids = labels.map(|l| {
+            let ids: Vec<u32> = (l.values.present() & &*found).iter().collect();
+            (&*l.name, ids)
+        });
+        with_ids.filter(|(_, ids)| !ids.is_empty()).collect()
     }
 
-    /// Values of a label that series matching any of the sets have; sorted, each once.
-    pub fn label_values(&self, tenant: &TenantId, streams: bool, name: &str, any_of: &[Vec<Matcher>]) -> Vec<&str> {
+    /// Values of a label that series matching any of the sets have, each with these series; sorted, each once.
+    pub fn label_values(
+        &self,
+        tenant: &TenantId,
+        streams: bool,
+        name: &str,
+        any_of: &[Vec<Matcher>],
+    ) -> Vec<(&str, Vec<u32>)> {
         let Some(space) = self.space_of(tenant, streams) else {
             return vec![];
         };
@@ -491,13 +506,19 @@ impl Directory {
         };
         let found = self.matching(space, any_of);
         if values.prefers_sets(found.len()) {
-            let of_sets = found.iter().filter_map(|id| self.live_row(id).labels.get(name));
-            return of_sets.collect::<BTreeSet<_>>().into_iter().collect();
+            let mut by_text: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+            for id in found.iter() {
+                if let Some(text) = self.live_row(id).labels.get(name) {
+                    by_text.entry(text).or_default().push(id);
+                }
+            }
+            return by_text.into_iter().collect();
         }
         let all = *found == space.all;
-        let live = values.live().filter(|(_, posting)| all || posting.meets(&found));
-        let mut texts: Vec<&str> = live.map(|(text, _)| text).collect();
-        texts.sort_unstable();
+        let within = |posting: &Posting| posting.ids(if all { None } else { Some(&found) });
+        let with_ids = values.live().map(|(text, posting)| (text, within(posting)));
+        let mut texts: Vec<(&str, Vec<u32>)> = with_ids.filter(|(_, ids)| !ids.is_empty()).collect();
+        texts.sort_unstable_by_key(|(text, _)| *text);
         texts
     }
 

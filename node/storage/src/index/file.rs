@@ -8,12 +8,13 @@
 //! unpacked body, `TEXT_BYTES_MAX` for values, `SETS_BYTES_MAX` for label sets, and 24 bytes per 1,024 skipped ids.
 
 use super::directory::Directory;
-use super::values::Texts;
+use super::values::{Texts, Values};
 use crate::cursor::{Bad, Cursor, put_bytes, put_signed, put_varint};
 use hindcast_env::fuzz::sum_fits;
 use hindcast_model::{Kind, Owner, ResourceId, TenantId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
+use std::ops::Range;
 
 const MAGIC: &[u8; 8] = b"HCSERIE\n";
 const VERSION: u16 = 1;
@@ -293,11 +294,51 @@ struct ReadLabel<'a> {
     label: u32,
     values: Vec<u32>,
     column: Numbered<'a>,
+    /// Ids that are not posted yet: those that follow each other and have this value, and those that have any.
+    value: u32,
+    of_value: Range<u32>,
+    of_any: Range<u32>,
+}
+
+impl ReadLabel<'_> {
+    /// The series of a scrape follow each other and share most values: a posting takes them as one run, which costs as
+    /// much as a single one.
+    fn post(&mut self, id: u32, value: u32, values: &mut Values) {
+        if self.of_value.end != id || self.value != value {
+            self.post_value(values);
+            (self.value, self.of_value) = (value, id..id);
+        }
+        if self.of_any.end != id {
+            self.post_any(values);
+            self.of_any = id..id;
+        }
+        self.of_value.end = id + 1;
+        self.of_any.end = id + 1;
+    }
+
+    fn post_value(&self, values: &mut Values) {
+        if !self.of_value.is_empty() {
+            values.add_run(self.value, self.of_value.clone());
+        }
+    }
+
+    fn post_any(&self, values: &mut Values) {
+        if !self.of_any.is_empty() {
+            values.add_present(self.of_any.clone());
+        }
+    }
+}
+
+struct ReadSpace<'a> {
+    /// The directory's.
+    number: u32,
+    labels: Vec<ReadLabel<'a>>,
+    /// Ids that are not posted yet.
+    ids: Range<u32>,
 }
 
 struct Reader<'a> {
-    /// The directory's number, and the labels.
-    spaces: Vec<(u32, Vec<ReadLabel<'a>>)>,
+    spaces: Vec<ReadSpace<'a>>,
     /// Place in `spaces`, and places in its labels.
     shapes: Vec<(usize, Vec<usize>)>,
     owners: Vec<Owner>,
@@ -312,6 +353,11 @@ impl<'a> Reader<'a> {
         let spaces = (0..c.count()?)
             .map(|_| read_space(c, directory, &mut text_bytes))
             .collect::<Result<Vec<_>, Bad>>()?;
+        let numbers: BTreeSet<u32> = spaces.iter().map(|s| s.number).collect();
+        if numbers.len() < spaces.len() {
+            // Runs of ids wait in each: of one label they would come out of order.
+            return Err("a tenant occurs twice");
+        }
         let shapes = (0..c.count()?)
             .map(|_| read_shape(c, directory, &spaces))
             .collect::<Result<Vec<_>, Bad>>()?;
@@ -325,7 +371,7 @@ impl<'a> Reader<'a> {
             shape_column: Cursor(c.bytes()?),
             owner_column: Numbered::read(c)?,
         };
-        for label in r.spaces.iter_mut().flat_map(|s| &mut s.1) {
+        for label in r.spaces.iter_mut().flat_map(|s| &mut s.labels) {
             label.column = Numbered::read(c)?;
         }
         c.end()?;
@@ -344,58 +390,85 @@ impl<'a> Reader<'a> {
         }
         let shape = usize::try_from(code - GAP - 1).ok().and_then(|at| self.shapes.get(at));
         let (at, shape) = shape.ok_or("an unknown shape")?;
-        let (space, labels) = &mut self.spaces[*at];
+        let space = &mut self.spaces[*at];
+        let id = directory.next_id();
         pairs.clear();
         for at in shape {
-            let label = &mut labels[*at];
+            let label = &mut space.labels[*at];
             let n = label.column.next()?;
             let value = *label.values.get(n as usize).ok_or("an unknown value")?;
             pairs.push((label.label, value));
+            label.post(
+                id,
+                value,
+                directory.spaces[space.number as usize].values_mut(label.label),
+            );
         }
         let owner = match self.owner_column.next()? {
             0 => Owner::None,
             n => *self.owners.get(n as usize - 1).ok_or("an unknown owner")?,
         };
-        let added = directory.add_pairs(*space, pairs, owner);
+        if space.ids.end != id {
+            directory.spaces[space.number as usize].post_run(space.ids.clone());
+            space.ids = id..id;
+        }
+        space.ids.end = id + 1;
+        let added = directory.add_pairs(space.number, pairs, owner);
         added.map(|_| ()).ok_or("a series is defined twice")
+    }
+
+    /// Posts what waits.
+    fn post_rest(&self, directory: &mut Directory) {
+        for space in &self.spaces {
+            let index = &mut directory.spaces[space.number as usize];
+            index.post_run(space.ids.clone());
+            for label in &space.labels {
+                let values = index.values_mut(label.label);
+                label.post_value(values);
+                label.post_any(values);
+            }
+        }
     }
 
     fn end(&self) -> Result<(), Bad> {
         self.shape_column.end()?;
         self.owner_column.rest.end()?;
-        let mut columns = self.spaces.iter().flat_map(|s| &s.1);
+        let mut columns = self.spaces.iter().flat_map(|s| &s.labels);
         columns.try_for_each(|l| l.column.rest.end())
     }
 }
 
-fn read_space<'a>(
-    c: &mut Cursor<'a>,
-    directory: &mut Directory,
-    text_bytes: &mut usize,
-) -> Result<(u32, Vec<ReadLabel<'a>>), Bad> {
+fn read_space<'a>(c: &mut Cursor<'a>, directory: &mut Directory, text_bytes: &mut usize) -> Result<ReadSpace<'a>, Bad> {
     let tenant = TenantId::new(text(c)?).map_err(|_| "a tenant has an impossible name")?;
     let streams = match c.byte()? {
         0 => false,
         1 => true,
         _ => return Err("an unknown kind of rows"),
     };
-    let space = directory.space(&tenant, streams);
+    let number = directory.space(&tenant, streams);
     let (mut labels, mut seen) = (vec![], BTreeSet::new());
     for _ in 0..c.count()? {
-        let label = directory.spaces[space as usize].label(text(c)?);
+        let label = directory.spaces[number as usize].label(text(c)?);
         if !seen.insert(label) {
             return Err("a label occurs twice");
         }
         labels.push(ReadLabel {
             label,
-            values: read_values(c, directory, (space, label), text_bytes)?,
+            values: read_values(c, directory, (number, label), text_bytes)?,
             column: Numbered {
                 rest: Cursor(&[]),
                 last: 0,
             },
+            value: 0,
+            of_value: 0..0,
+            of_any: 0..0,
         });
     }
-    Ok((space, labels))
+    Ok(ReadSpace {
+        number,
+        labels,
+        ids: 0..0,
+    })
 }
 
 fn read_values(
@@ -422,14 +495,10 @@ fn read_values(
     Ok(numbers)
 }
 
-fn read_shape(
-    c: &mut Cursor<'_>,
-    directory: &Directory,
-    spaces: &[(u32, Vec<ReadLabel<'_>>)],
-) -> Result<(usize, Vec<usize>), Bad> {
+fn read_shape(c: &mut Cursor<'_>, directory: &Directory, spaces: &[ReadSpace<'_>]) -> Result<(usize, Vec<usize>), Bad> {
     let at: usize = c.number()?;
-    let (space, labels) = spaces.get(at).ok_or("an unknown tenant")?;
-    let name = |place: &usize| directory.spaces[*space as usize].name(labels[*place].label);
+    let ReadSpace { number, labels, .. } = spaces.get(at).ok_or("an unknown tenant")?;
+    let name = |place: &usize| directory.spaces[*number as usize].name(labels[*place].label);
     let shape = (0..c.count()?)
         .map(|_| {
             c.number().and_then(|l| {
@@ -503,6 +572,7 @@ impl Directory {
             }
         }
         reader.end()?;
+        reader.post_rest(self);
         self.shrink();
         Ok(())
     }

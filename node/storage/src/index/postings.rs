@@ -8,6 +8,7 @@
 
 use roaring::{MultiOps, RoaringBitmap};
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// Ids of a list; one more makes it a bitmap.
 const FEW_MAX: usize = 64;
@@ -32,7 +33,29 @@ pub fn push(ids: &mut RoaringBitmap, id: u32) {
     debug_assert!(new && ids.max() == Some(id), "ids are added in ascending order");
 }
 
+/// As `push`, of ids that follow each other.
+pub fn push_run(ids: &mut RoaringBitmap, run: Range<u32>) {
+    if run.len() == 1 {
+        push(ids, run.start);
+    } else {
+        ids.insert_range(run);
+    }
+}
+
 impl Posting {
+    /// As `push`, of ids that follow each other.
+    pub fn push_run(&mut self, mut run: Range<u32>) {
+        loop {
+            match self {
+                Self::Many(ids) => return push_run(ids, run),
+                _ => match run.next() {
+                    Some(id) => self.push(id),
+                    None => return,
+                },
+            }
+        }
+    }
+
     pub fn push(&mut self, id: u32) {
         match self {
             Self::One(first) => *self = Self::Few(vec![*first, id]),
@@ -73,11 +96,14 @@ impl Posting {
         }
     }
 
-    pub fn meets(&self, other: &RoaringBitmap) -> bool {
-        match self {
-            Self::One(id) => other.contains(*id),
-            Self::Few(ids) => ids.iter().any(|id| other.contains(*id)),
-            Self::Many(ids) => !ids.is_disjoint(other),
+    /// Ascending; only those that are in `within`, if there is one.
+    pub fn ids(&self, within: Option<&RoaringBitmap>) -> Vec<u32> {
+        let is_within = |id: &u32| within.is_none_or(|w| w.contains(*id));
+        match (self, within) {
+            (Self::One(id), _) => Some(*id).filter(is_within).into_iter().collect(),
+            (Self::Few(ids), _) => ids.iter().copied().filter(is_within).collect(),
+            (Self::Many(ids), None) => ids.iter().collect(),
+            (Self::Many(ids), Some(within)) => (&**ids & within).iter().collect(),
         }
     }
 
@@ -143,12 +169,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_posting_is_a_set_of_ids(steps in prop::collection::vec((1u32..3000, any::<bool>()), 0..300)) {
+        fn a_posting_is_a_set_of_ids(steps in prop::collection::vec((1u32..3000, any::<bool>(), 1u32..100), 0..300)) {
             let (mut posting, mut set, mut next) = (Posting::default(), BTreeSet::new(), 0u32);
-            for (step, compact) in steps {
+            for (step, compact, run) in steps {
                 next += step;
                 posting.push(next);
                 set.insert(next);
+                if step % 3 == 0 {
+                    posting.push_run(next + 1..next + run);
+                    set.extend(next + 1..next + run);
+                    next += run;
+                }
                 if step % 5 == 0 && let Some(first) = set.pop_first() {
                     posting.remove(first);
                 }
@@ -160,7 +191,9 @@ mod tests {
             prop_assert_eq!(posting.as_bitmap().iter().collect::<Vec<_>>(), set.iter().copied().collect::<Vec<_>>());
             prop_assert_eq!(posting.is_empty(), set.is_empty());
             let odd: RoaringBitmap = (0..next).filter(|i| i % 977 == 1).collect();
-            prop_assert_eq!(posting.meets(&odd), set.iter().any(|i| i % 977 == 1 && *i < next));
+            let within: Vec<u32> = set.iter().copied().filter(|i| odd.contains(*i)).collect();
+            prop_assert_eq!(posting.ids(Some(&odd)), within);
+            prop_assert_eq!(posting.ids(None), set.iter().copied().collect::<Vec<_>>());
             while let Some(last) = set.pop_last() {
                 posting.remove(last);
             }

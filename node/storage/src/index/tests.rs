@@ -5,7 +5,7 @@ use expect_test::{Expect, expect};
 use hindcast_model::matcher::matches_all;
 use hindcast_model::{Kind, Labels, MatchOp, Matcher, Owner, ResourceId, TenantId};
 use proptest::prelude::*;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 fn owner(n: u8) -> Owner {
     match n {
@@ -109,13 +109,13 @@ fn a_forgotten_series_is_gone_and_its_id_is_not_given_again() {
     check(&d, &[], expect!["load"]);
     let t = TenantId::default();
     assert!(d.get(0).is_none() && d.label_values(&t, false, "job", &[vec![]]).is_empty());
-    assert_eq!(d.label_names(&t, false, &[vec![]]), ["__name__"]);
+    assert_eq!(d.label_names(&t, false, &[vec![]]), [("__name__", vec![3])]);
     let labels = Labels::from_pairs([("__name__", "up"), ("job", "a")]);
     assert_eq!(d.find(&t, false, &labels, &Owner::None), None);
     assert_eq!(d.find_or_add(&t, false, &labels, &Owner::None), 4);
     assert_eq!(
         d.label_values(&t, false, "job", &[set(&[("__name__", MatchOp::Equal, "up")])]),
-        ["a"]
+        [("a", vec![4])]
     );
 }
 
@@ -148,17 +148,22 @@ impl Naive {
     fn agrees(&self, d: &Directory, tenant: &TenantId, streams: bool, any_of: &[Vec<Matcher>]) {
         let found = self.select(tenant, streams, any_of);
         assert_eq!(d.select(tenant, streams, any_of), found, "{any_of:?}");
-        let sets = found.iter().map(|id| &self.0[*id as usize].as_ref().unwrap().2);
-        let pairs: BTreeSet<(&str, &str)> = sets.flat_map(Labels::iter).collect();
-        let names: BTreeSet<&str> = pairs.iter().map(|p| p.0).collect();
-        assert_eq!(
-            d.label_names(tenant, streams, any_of),
-            names.iter().copied().collect::<Vec<_>>()
-        );
-        for name in names.into_iter().chain(["gone"]) {
-            let values: Vec<&str> = pairs.iter().filter(|p| p.0 == name).map(|p| p.1).collect();
+        let (mut names, mut values) = (BTreeMap::<&str, Vec<u32>>::new(), BTreeMap::<_, Vec<u32>>::new());
+        for id in found.into_iter().collect::<BTreeSet<u32>>() {
+            for (name, value) in self.0[id as usize].as_ref().unwrap().2.iter() {
+                names.entry(name).or_default().push(id);
+                values.entry((name, value)).or_default().push(id);
+            }
+        }
+        for name in names.keys().copied().chain(["gone"]) {
+            let values = values.iter().filter(|(p, _)| p.0 == name);
+            let values: Vec<(&str, Vec<u32>)> = values.map(|(p, ids)| (p.1, ids.clone())).collect();
             assert_eq!(d.label_values(tenant, streams, name, any_of), values);
         }
+        assert_eq!(
+            d.label_names(tenant, streams, any_of),
+            names.into_iter().collect::<Vec<_>>()
+        );
     }
 }
 
@@ -470,7 +475,7 @@ fn todays_writer_gives_the_golden_bytes_and_they_are_read() {
         41 other streams=true {app="결재"} b9e89b155f838ba79378a7345421b719
         42 golden streams=true {} none
         43 nothing
-        ["결재", "결제"]
+        [("결재", [41]), ("결제", [40])]
     "#]]
     .assert_eq(&out);
 }

@@ -4,11 +4,12 @@
 //! asked for; values that come later lie behind it and are looked at one by one until there are enough to sort anew.
 
 use super::pattern::Plan;
-use super::postings::{Posting, bitmap_bytes, push, union};
+use super::postings::{Posting, bitmap_bytes, push, push_run, union};
 use hashbrown::HashTable;
 use hindcast_model::{MatchOp, Matcher};
 use roaring::RoaringBitmap;
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::OnceLock;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -118,6 +119,18 @@ impl Values {
         self.empty -= usize::from(posting.is_empty());
         posting.push(id);
         push(&mut self.present, id);
+    }
+
+    /// As `add`, of ids that follow each other; `present` is the caller's to tell, by `add_present`.
+    pub fn add_run(&mut self, value: u32, ids: Range<u32>) {
+        let posting = &mut self.postings[value as usize];
+        self.empty -= usize::from(posting.is_empty() && !ids.is_empty());
+        posting.push_run(ids);
+    }
+
+    /// Ids of series that have the label, whatever its value.
+    pub fn add_present(&mut self, ids: Range<u32>) {
+        push_run(&mut self.present, ids);
     }
 
     pub fn remove(&mut self, text: &str, id: u32) {

@@ -7,7 +7,7 @@ use hindcast_model::{
 };
 use hindcast_storage::logs::Filter;
 use hindcast_storage::read::{
-    CountLines, Direction, SearchLabels, SelectLines, SelectSeries, SeriesData, StreamCounts, StreamData,
+    CountLines, Direction, LabelTexts, SearchLabels, SelectLines, SelectSeries, SeriesData, StreamCounts, StreamData,
 };
 use hindcast_storage::{Floor, Pin, Shard, ShardConfig, ShardReader, TOPOLOGY_LABEL};
 use std::collections::{BTreeMap, BTreeSet};
@@ -357,6 +357,22 @@ fn compare_labels(reader: &ShardReader, naive: &Naive, tenant: &TenantId, (from,
         } else {
             naive.series(&of_series).into_iter().map(|s| s.labels).collect()
         };
+        let names = expected.iter().flat_map(|l| l.iter().map(|(n, _)| n));
+        let names: BTreeSet<&str> = names.collect();
+        assert_eq!(
+            reader.label_texts(&q, &LabelTexts::Names).unwrap(),
+            Vec::from_iter(names),
+            "{q:?}"
+        );
+        for name in ["__name__", "job", "none"] {
+            let values: BTreeSet<&str> = expected.iter().filter_map(|l| l.get(name)).collect();
+            let of = LabelTexts::Values(name.to_owned());
+            assert_eq!(
+                reader.label_texts(&q, &of).unwrap(),
+                Vec::from_iter(values),
+                "{q:?} {of:?}"
+            );
+        }
         assert_eq!(reader.label_sets(&q).unwrap(), Vec::from_iter(expected), "{q:?}");
     }
 }
