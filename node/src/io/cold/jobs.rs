@@ -66,11 +66,15 @@ mod tests {
     fn what_does_not_fit_is_dropped_and_its_owner_sees_it() {
         let jobs = ColdThread::start().unwrap();
         let (go, gone) = channel::<()>();
-        jobs.run(Box::new(move || drop(gone.recv())));
+        jobs.run(Box::new(move || {
+            let _ = gone.recv();
+        }));
         let mut told = vec![];
         for n in 0..QUEUE_MAX + 5 {
             let (tell, answer) = channel();
-            jobs.run(Box::new(move || drop(tell.send(n))));
+            jobs.run(Box::new(move || {
+                let _ = tell.send(n);
+            }));
             told.push(answer);
         }
         drop(go);
