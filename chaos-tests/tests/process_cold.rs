@@ -198,6 +198,12 @@ async fn run() -> Result<()> {
         Ok(stats["cold_segments"].as_u64() >= Some(2) && found(&data, "table-").len() as u64 == stats["cold_segments"])
     })
     .await?;
+    // A merge in the background may have made files of which some went before the others were ready.
+    let mut seen = 0;
+    while seen != found(&store, "segment-").len() {
+        seen = found(&store, "segment-").len();
+        tokio::time::sleep(Duration::from_secs(8)).await;
+    }
     let objects = found(&store, "segment-");
     let bytes = |files: &[PathBuf]| -> Result<u64> {
         let sizes: std::io::Result<Vec<u64>> = files.iter().map(|f| Ok(f.metadata()?.len())).collect();

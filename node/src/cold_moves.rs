@@ -169,7 +169,7 @@ mod tests {
             let stats = shard.stats();
             let _ = writeln!(
                 told,
-                "{line:>4}: {} waiting, {} of {} cold, {} failures, nothing before {}",
+                "{line:<4} {} waiting, {} of {} cold, {} failures, nothing before {}",
                 jobs.0.lock().len(),
                 stats.cold_segments,
                 stats.segments,
@@ -182,20 +182,75 @@ mod tests {
 
     #[test]
     fn one_piece_of_work_at_a_time_and_never_here() {
-        check("0 0 run 1 1 run 1 run 2 run 2 2 6 8", expect![[r#""#]]);
+        check(
+            "0 0 run 1 1 run 1 run 2 run 2 2 6 8",
+            expect![[r#"
+                0    1 waiting, 0 of 2 cold, 0 failures, nothing before 0s
+                0    1 waiting, 0 of 2 cold, 0 failures, nothing before 0s
+                run  0 waiting, 0 of 2 cold, 0 failures, nothing before 0s
+                1    1 waiting, 0 of 2 cold, 0 failures, nothing before 0s
+                1    1 waiting, 0 of 2 cold, 0 failures, nothing before 0s
+                run  0 waiting, 0 of 2 cold, 0 failures, nothing before 0s
+                1    1 waiting, 1 of 2 cold, 0 failures, nothing before 0s
+                run  0 waiting, 1 of 2 cold, 0 failures, nothing before 0s
+                2    0 waiting, 2 of 2 cold, 0 failures, nothing before 7s
+                run  0 waiting, 2 of 2 cold, 0 failures, nothing before 7s
+                2    0 waiting, 2 of 2 cold, 0 failures, nothing before 7s
+                2    0 waiting, 2 of 2 cold, 0 failures, nothing before 7s
+                6    0 waiting, 2 of 2 cold, 0 failures, nothing before 7s
+                8    0 waiting, 2 of 2 cold, 0 failures, nothing before 13s
+            "#]],
+        );
     }
 
     #[test]
     fn failures_are_waited_out_longer_and_longer() {
         check(
             "away 0 run 1 4 6 run 7 16 17 run 18 back 38 run 39 run 40 run 41",
-            expect![[r#""#]],
+            expect![[r#"
+                away 0 waiting, 0 of 2 cold, 0 failures, nothing before 0s
+                0    1 waiting, 0 of 2 cold, 0 failures, nothing before 0s
+                run  0 waiting, 0 of 2 cold, 0 failures, nothing before 0s
+                1    0 waiting, 0 of 2 cold, 1 failures, nothing before 6s
+                4    0 waiting, 0 of 2 cold, 1 failures, nothing before 6s
+                6    1 waiting, 0 of 2 cold, 1 failures, nothing before 6s
+                run  0 waiting, 0 of 2 cold, 1 failures, nothing before 6s
+                7    0 waiting, 0 of 2 cold, 2 failures, nothing before 17s
+                16   0 waiting, 0 of 2 cold, 2 failures, nothing before 17s
+                17   1 waiting, 0 of 2 cold, 2 failures, nothing before 17s
+                run  0 waiting, 0 of 2 cold, 2 failures, nothing before 17s
+                18   0 waiting, 0 of 2 cold, 3 failures, nothing before 38s
+                back 0 waiting, 0 of 2 cold, 3 failures, nothing before 38s
+                38   1 waiting, 0 of 2 cold, 3 failures, nothing before 38s
+                run  0 waiting, 0 of 2 cold, 3 failures, nothing before 38s
+                39   1 waiting, 0 of 2 cold, 3 failures, nothing before 0s
+                run  0 waiting, 0 of 2 cold, 3 failures, nothing before 0s
+                40   1 waiting, 1 of 2 cold, 3 failures, nothing before 0s
+                run  0 waiting, 1 of 2 cold, 3 failures, nothing before 0s
+                41   0 waiting, 2 of 2 cold, 3 failures, nothing before 46s
+            "#]],
         );
     }
 
     #[test]
     fn work_that_ends_without_an_answer_is_begun_again() {
-        check("0 run 1 die 2 7 run 8 run 9 run 10", expect![[r#""#]]);
+        check(
+            "0 run 1 die 2 7 run 8 run 9 run 10",
+            expect![[r#"
+                0    1 waiting, 0 of 2 cold, 0 failures, nothing before 0s
+                run  0 waiting, 0 of 2 cold, 0 failures, nothing before 0s
+                1    1 waiting, 0 of 2 cold, 0 failures, nothing before 0s
+                die  0 waiting, 0 of 2 cold, 0 failures, nothing before 0s
+                2    0 waiting, 0 of 2 cold, 1 failures, nothing before 7s
+                7    1 waiting, 0 of 2 cold, 1 failures, nothing before 7s
+                run  0 waiting, 0 of 2 cold, 1 failures, nothing before 7s
+                8    1 waiting, 0 of 2 cold, 1 failures, nothing before 0s
+                run  0 waiting, 0 of 2 cold, 1 failures, nothing before 0s
+                9    1 waiting, 1 of 2 cold, 1 failures, nothing before 0s
+                run  0 waiting, 1 of 2 cold, 1 failures, nothing before 0s
+                10   0 waiting, 2 of 2 cold, 1 failures, nothing before 15s
+            "#]],
+        );
     }
 
     #[test]

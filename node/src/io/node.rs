@@ -54,6 +54,17 @@ pub struct NodeCold {
     pub rules: Vec<ColdRule>,
 }
 
+impl NodeConfig {
+    fn retention_pause(&self) -> Duration {
+        if self.test_only.small_files && self.cold.is_some() {
+            // A test that waits until objects are let go does not wait for minutes.
+            Duration::from_millis(500)
+        } else {
+            RETENTION_PAUSE
+        }
+    }
+}
+
 impl NodeCold {
     fn of(&self, identity: &Identity, group: GroupId) -> Cold {
         let folder = format!("{}/node-{}/shard-{group}", identity.cluster, identity.node);
@@ -85,14 +96,6 @@ impl TestOnly {
             compact_segments_min: 2,
             compact_segments_max: 4,
             ..usual
-        }
-    }
-
-    fn retention_pause(self) -> Duration {
-        if self.small_files {
-            Duration::from_millis(500)
-        } else {
-            RETENTION_PAUSE
         }
     }
 
@@ -188,6 +191,7 @@ impl Node {
         peer_listener: Option<TcpListener>,
         parts: Vec<Box<dyn Part>>,
     ) -> Result<Self, StartError> {
+        let retention_pause = config.retention_pause();
         let folder = RealDisk::new(&config.data_dir)?;
         let Some(lock) = folder.lock()? else {
             return Err(StartError::InUse(config.data_dir));
@@ -318,7 +322,7 @@ impl Node {
             retention: Arc::new(config.retention),
             _lock: Arc::new(lock),
         };
-        tokio::spawn(node.clone().retain(config.test_only.retention_pause()));
+        tokio::spawn(node.clone().retain(retention_pause));
         Ok(node)
     }
 

@@ -798,7 +798,8 @@ impl Shard {
         let moved = match self.objects.end(done, &mut report) {
             Ok(moved) => moved,
             Err(damage) => {
-                self.set_aside(damage)?;
+                // Merged or let go meanwhile, it is nobody's damage any more.
+                let _ = self.set_aside(damage);
                 return Ok(report);
             }
         };

@@ -620,6 +620,27 @@ fn a_file_that_is_damaged_here_does_not_go() {
     assert_eq!(shard.take_damage().len(), shard.stats().segments);
 }
 
+#[test]
+fn a_damaged_file_that_is_let_go_while_it_is_looked_at_stops_nobody() {
+    let (disk, cold) = (SimDisk::new(), SimCold::default());
+    let mut shard = open(&disk, &cold);
+    filled(&mut shard, 9);
+    for name in files(&disk, "s") {
+        disk.flip_bit(&format!("s/{name}"), 120, 3).unwrap();
+    }
+    let job = shard.begin_cold(instant(AFTER + 10)).unwrap();
+    shard.finish_cold(job.run()).unwrap();
+    let done = shard.begin_cold(instant(AFTER + 10)).unwrap().run();
+    shard.retain(vec![Floor::at(None, None, instant(30))]);
+    shard.advance(10);
+    shard.compact().unwrap();
+    let report = shard.finish_cold(done).unwrap();
+    assert_eq!(
+        (report.failed, shard.take_damage(), shard.stats().segments),
+        (None, vec![], 0)
+    );
+}
+
 /// A merge that needs a cold file waits for the store; what is here is merged, and nothing stops.
 #[test]
 fn a_rewrite_of_a_cold_file_waits_for_the_store() {
