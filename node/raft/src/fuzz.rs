@@ -150,7 +150,9 @@ fn record_seeds() -> Vec<Vec<u8>> {
             index,
             term: 2,
         };
-        record::encode(&mut bytes, 1, 64, body, &record::entry_payload(&entry));
+        let mut payload = vec![];
+        record::entry_payload(&entry, &mut payload);
+        record::encode(&mut bytes, 1, 64, body, &payload);
     }
     vec![bytes]
 }

@@ -134,6 +134,9 @@ pub struct LogStore {
     head: Head,
     /// Records of this round for the head segment, not yet handed to the disk.
     buffer: Vec<u8>,
+    /// An entry's payload, and what a segment grows by: kept, so that no round clears memory anew.
+    payload: Vec<u8>,
+    zeros: Vec<u8>,
     /// Bytes of live entries per segment in use, the head included.
     live: BTreeMap<u64, u64>,
     free: Vec<String>,
@@ -218,6 +221,8 @@ impl LogStore {
             readers,
             head,
             buffer: Vec::new(),
+            payload: Vec::new(),
+            zeros: Vec::new(),
             live,
             free,
             groups,
@@ -268,12 +273,14 @@ impl LogStore {
     pub fn write(&mut self, group: GroupId, write: LogWrite) -> Result<(), LogError> {
         match write {
             LogWrite::Entries { version, entries } => {
+                let mut payload = std::mem::take(&mut self.payload);
                 for entry in &entries {
-                    let payload = record::entry_payload(entry);
+                    record::entry_payload(entry, &mut payload);
                     let loc = self.push(Kind::Entry, group, entry.index, entry.term, &payload)?;
                     self.place(group, entry.index, entry.term, loc);
                     self.located.push((group, entry.index, version, loc));
                 }
+                self.payload = payload;
             }
             LogWrite::HardState(hard) => {
                 self.groups.entry(group).or_default().hard = Some(hard);
@@ -378,7 +385,8 @@ impl LogStore {
             let pinned: Vec<_> = pinned.map(|(n, s)| (first + n as u64, *s)).collect();
             for (index, slot) in pinned {
                 let entry = self.readers.read(group, index, slot.term, slot.loc)?;
-                let payload = record::entry_payload(&entry);
+                let mut payload = vec![];
+                record::entry_payload(&entry, &mut payload);
                 let loc = self.push(Kind::Copy, group, index, slot.term, &payload)?;
                 let g = self.groups.get_mut(&group).expect("listed above");
                 let at = (index - g.truncated.index - 1) as usize;
@@ -478,8 +486,11 @@ impl LogStore {
         while self.head.prewritten < self.head.offset {
             let end = (self.head.prewritten + self.config.prewrite_bytes).min(self.config.segment_bytes_max);
             let end = end.max(self.head.offset);
-            let zeros = vec![0; (end - self.head.prewritten) as usize];
-            self.head.file.write_at(self.head.prewritten, &zeros)?;
+            let len = (end - self.head.prewritten) as usize;
+            if self.zeros.len() < len {
+                self.zeros.resize(len, 0);
+            }
+            self.head.file.write_at(self.head.prewritten, &self.zeros[..len])?;
             self.head.prewritten = end;
         }
         self.head.file.write_at(start, &self.buffer)?;

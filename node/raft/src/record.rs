@@ -155,15 +155,15 @@ pub fn beyond(bytes: &Bytes, offset: usize, segment: u64) -> Beyond {
     found
 }
 
-/// Kind of entry, length of its context, context, data.
-pub fn entry_payload(entry: &Entry) -> Vec<u8> {
+/// Kind of entry, length of its context, context, data: written into `payload`, which is cleared before.
+pub fn entry_payload(entry: &Entry, payload: &mut Vec<u8>) {
     let context_len = u8::try_from(entry.context.len()).expect("a context is a proposal's id");
-    let mut payload = Vec::with_capacity(2 + entry.context.len() + entry.data.len());
+    payload.clear();
+    payload.reserve(2 + entry.context.len() + entry.data.len());
     payload.push(entry.get_entry_type() as u8);
     payload.push(context_len);
     payload.extend_from_slice(&entry.context);
     payload.extend_from_slice(&entry.data);
-    payload
 }
 
 pub fn read_entry(body: Body, payload: &Bytes) -> Option<Entry> {

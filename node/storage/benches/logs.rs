@@ -3,7 +3,7 @@
 //! One block of 2 MiB of three kinds of lines, made here; throughput is bytes of their text.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use hindcast_storage::logs::{Block, BlockEncoder, BlockInfo, Filter, RawLine};
+use hindcast_storage::logs::{Block, BlockEncoder, BlockInfo, Filter, RawLine, Settled};
 use std::hint::black_box;
 
 const TEXT_BYTES: usize = 2 << 20;
@@ -109,6 +109,20 @@ fn search(c: &mut Criterion) {
             });
         });
     }
+    let mut marked = lines.clone();
+    let place = marked.len() / 2;
+    marked[place].extend_from_slice(b" NEEDLE-7f3a9c");
+    let (marked_info, marked_sections) = encoded(&marked, 1);
+    let needle = Filter::contains(b"NEEDLE-7f3a9c");
+    group.bench_function("one line found and built", |b| {
+        b.iter(|| {
+            let block = Block::in_memory(marked_info.clone(), marked_sections.clone());
+            let mut rows = vec![];
+            let found = block.matches(&needle, &mut Settled::default(), i64::MIN, i64::MAX, &mut rows);
+            found.expect("it reads");
+            block.rows_of(&rows).expect("it reads").len()
+        });
+    });
     group.bench_function("count per minute", |b| {
         b.iter(|| {
             let block = Block::in_memory(info.clone(), sections.clone());

@@ -2,7 +2,7 @@
 
 use crate::container::{Container, FileKind, FileRef, Head};
 use crate::index::Directory;
-use crate::logs::{self, Block, BlockEncoder, Filter};
+use crate::logs::{self, Block, BlockEncoder, Filter, Settled};
 use crate::manifest::{Manifest, Side, read_side};
 use crate::metric::{self, Encoder, PAGE_ROWS_MAX, Page, Scratch};
 use crate::retention::{Policy, Retention};
@@ -236,7 +236,7 @@ fn read_block(block: &Block, rows: usize) {
     for filter in [Filter::contains(b"worker-7"), Filter::contains(b"x")] {
         let _ = block.may_match(&filter);
         let _ = block.count(&filter, 0, i64::MAX);
-        let _ = block.matches(&filter, i64::MIN, i64::MAX, &mut vec![]);
+        let _ = block.matches(&filter, &mut Settled::default(), i64::MIN, i64::MAX, &mut vec![]);
     }
 }
 

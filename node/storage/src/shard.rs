@@ -14,7 +14,7 @@ use crate::cold::{self, Cold, ColdCounts, ColdDone, ColdJob, ColdReport, Ledger}
 use crate::compaction::{self, Effort, LetGo};
 use crate::container;
 use crate::error::{Damage, StorageError};
-use crate::head::{Head, Unpacker};
+use crate::head::{self, Head, Unpacker};
 use crate::index::{Directory, Series};
 use crate::manifest::{self, Manifest, Side};
 use crate::newest;
@@ -210,6 +210,7 @@ pub struct Shard {
     objects: Ledger,
     /// The manifest before the one in force names files that nobody else needs.
     unswept: bool,
+    line_packer: logs::BlockEncoder,
 }
 
 impl Shard {
@@ -251,6 +252,7 @@ impl Shard {
             sealed_to: applied,
             dirty_since: AtomicU64::new(0),
             found_damage: vec![],
+            line_packer: logs::BlockEncoder::default(),
             frozen_below: manifest.retention.frozen_below(),
             dropped: BTreeMap::new(),
             durable: Durable {
@@ -302,6 +304,7 @@ impl Shard {
             sealed_to: 0,
             dirty_since: AtomicU64::new(0),
             found_damage: vec![],
+            line_packer: logs::BlockEncoder::default(),
             durable: Durable {
                 applied: 0,
                 retention: Retention::default(),
@@ -435,8 +438,19 @@ impl Shard {
             self.written,
             state.applied
         );
-        state.active.show();
+        let full = state.active.show();
         state.applied = index;
+        drop(state);
+        self.pack_lines(&full);
+    }
+
+    /// Packs lines of these streams of the active head. Readers find them as they were meanwhile.
+    fn pack_lines(&mut self, streams: &[u32]) {
+        for &stream in streams {
+            let lines = self.state.write().active.to_pack(stream);
+            let packed = head::pack(&lines, &mut self.line_packer);
+            self.state.write().active.put_packed(stream, packed);
+        }
     }
 
     /// Records a cut: reads `as_of` this index are exact from here on, as long as the cut is kept.
@@ -447,6 +461,7 @@ impl Shard {
             self.written.max(self.applied())
         );
         self.written = index;
+        // What is full is packed by the flush, if no line comes any more.
         self.state.write().active.show();
         self.seal();
         self.sealed_to = index;
@@ -1407,10 +1422,8 @@ pub fn write_lines(
     let mut ids: Vec<u32> = series.iter().map(|(id, _)| *id).collect();
     ids.sort_unstable();
     for id in ids {
-        let mut lines: Vec<RawLine<'_>> = head.stream(id).into_iter().flat_map(|c| c.lines()).collect();
-        lines.sort_by_key(|l| l.at);
-        if !lines.is_empty() {
-            writer.stream(id, lines.into_iter())?;
+        if let Some(column) = head.stream(id) {
+            column.write(&mut writer)?;
         }
     }
     Ok(Segment::of_lines(writer.finish(disk)?, Tier::Flush))

@@ -12,7 +12,7 @@ use crate::error::ReadError;
 use crate::grain::{Parts, Rolled, push_lasts};
 use crate::head::{Copied, Head, Unpacker};
 use crate::index::{Directory, Series};
-use crate::logs::{self, Filter};
+use crate::logs::{self, Filter, PackedBlock, Settled};
 use crate::metric::{self, PageReader};
 use crate::points::Points;
 use crate::read::{
@@ -391,8 +391,10 @@ impl<'a> Scan<'a> {
 
     /// Whether a row of this series or stream lies in the time asked for, in what is not the active head.
     fn has_any(&mut self, streams: bool, wanted: &Wanted) -> Result<bool, ReadError> {
-        if self.sources.sealed.iter().any(|h| has_rows(h, streams, wanted)) {
-            return Ok(true);
+        for head in &self.sources.sealed {
+            if has_rows(head, streams, wanted)? {
+                return Ok(true);
+            }
         }
         let (from, to) = wanted.outer();
         let within = |at| is_within(&wanted.spans, at);
@@ -434,40 +436,41 @@ struct Unsure {
 
 impl Unsure {
     /// What must be known of the active head to go on without the lock.
-    fn copy(state: &State, streams: bool, wanted: Vec<(usize, Wanted)>) -> (Vec<Self>, Copied) {
+    fn copy(state: &State, streams: bool, wanted: Vec<(usize, Wanted)>) -> Result<(Vec<Self>, Copied), ReadError> {
         let copied = if wanted.iter().any(|(_, w)| w.old.is_some()) {
             let spans: Vec<(u32, Spans)> = wanted.iter().map(|(_, w)| (w.id, w.all_rows())).collect();
             state.active.copy(spans.iter().map(|(id, spans)| (*id, spans)))
         } else {
             Copied::nothing(wanted.len())
         };
-        let unsure = wanted.into_iter().map(|(place, wanted)| Self {
-            in_active: has_rows(&state.active, streams, &wanted),
-            place,
-            wanted,
+        let unsure = wanted.into_iter().map(|(place, wanted)| {
+            Ok(Self {
+                in_active: has_rows(&state.active, streams, &wanted)?,
+                place,
+                wanted,
+            })
         });
-        (unsure.collect(), copied)
+        Ok((unsure.collect::<Result<_, ReadError>>()?, copied))
     }
 }
 
-fn has_rows(head: &Head, streams: bool, wanted: &Wanted) -> bool {
+fn has_rows(head: &Head, streams: bool, wanted: &Wanted) -> Result<bool, ReadError> {
     let Some((first, last)) = head.times_of(wanted.id) else {
-        return false;
+        return Ok(false);
     };
     let (from, to) = wanted.outer();
     if last < from || to < first {
-        return false;
+        return Ok(false);
     }
     if is_within(&wanted.spans, first) || is_within(&wanted.spans, last) {
-        return true;
+        return Ok(true);
     }
     if streams {
-        let mut lines = head.stream(wanted.id).into_iter().flat_map(|c| c.lines());
-        return lines.any(|l| is_within(&wanted.spans, l.at));
+        return head.stream(wanted.id).map_or(Ok(false), |c| c.has_any(&wanted.spans));
     }
     let mut samples = Points::default();
     head.append_samples(wanted.id, &wanted.spans, &mut Unpacker::default(), &mut samples);
-    !samples.is_empty()
+    Ok(!samples.is_empty())
 }
 
 impl ShardReader {
@@ -639,12 +642,12 @@ impl ShardReader {
             let sources = state.sources(&q.tenant, true, q.as_of)?;
             let any_of = std::slice::from_ref(&q.matchers);
             let wanted = state.wanted(&q.tenant, true, any_of, q.owners.as_ref(), (q.from, q.to), false);
-            // Chunks are shared; open lines are few enough to be read under the lock. They stand after the chunks.
+            // Closed lines are shared; open ones are few enough to be read under the lock. They stand after the closed.
             let mut closed = vec![];
             for (rank, w) in wanted.iter().enumerate().filter(|_| sources.active) {
                 if let Some(c) = state.active.stream(w.id) {
-                    gather.column(rank, OPEN, &w.spans, c.open_lines());
-                    closed.push((rank, c.chunks.clone()));
+                    gather.column(rank, OPEN, &w.spans, (0..).zip(c.open_lines()));
+                    closed.push((rank, c.closed().clone()));
                 }
             }
             (sources, wanted, closed)
@@ -653,13 +656,15 @@ impl ShardReader {
         for (source, head) in sources.sealed.iter().enumerate() {
             for (rank, w) in wanted.iter().enumerate() {
                 if let Some(c) = head.stream(w.id) {
-                    gather.column(rank, heads + source, &w.spans, c.lines());
+                    gather.column(rank, heads + source, &w.spans, c.loose_lines());
+                    gather.packed(rank, heads + source, &w.spans, &c.closed().packed)?;
                 }
             }
         }
-        for (rank, chunks) in &closed {
-            let lines = chunks.iter().flat_map(|c| c.iter());
-            gather.column(*rank, heads + sources.sealed.len(), &wanted[*rank].spans, lines);
+        for (rank, closed) in &closed {
+            let (source, spans) = (heads + sources.sealed.len(), &wanted[*rank].spans);
+            gather.column(*rank, source, spans, closed.loose());
+            gather.packed(*rank, source, spans, &closed.packed)?;
         }
         gather.segments(&sources.segments, &wanted)?;
         Ok(gather.finish(&wanted))
@@ -685,17 +690,20 @@ impl ShardReader {
             for (rank, w) in wanted.iter().enumerate().filter(|_| sources.active) {
                 if let Some(c) = state.active.stream(w.id) {
                     tally.lines(rank, &w.spans, c.open_lines());
-                    closed.push((rank, c.chunks.clone()));
+                    closed.push((rank, c.closed().clone()));
                 }
             }
             (sources, wanted, closed)
         };
-        for (rank, chunks) in &closed {
-            tally.lines(*rank, &wanted[*rank].spans, chunks.iter().flat_map(|c| c.iter()));
+        for (rank, closed) in &closed {
+            let spans = &wanted[*rank].spans;
+            tally.lines(*rank, spans, closed.loose().map(|(_, l)| l));
+            tally.packed(*rank, spans, &closed.packed)?;
         }
         for (rank, w) in wanted.iter().enumerate() {
             for column in sources.sealed.iter().filter_map(|h| h.stream(w.id)) {
-                tally.lines(rank, &w.spans, column.lines());
+                tally.lines(rank, &w.spans, column.loose_lines().map(|(_, l)| l));
+                tally.packed(rank, &w.spans, &column.closed().packed)?;
             }
             let (from, to) = w.outer();
             for segment in sources.segments.iter().filter_map(|s| s.lines()) {
@@ -717,7 +725,7 @@ impl ShardReader {
             let sources = state.sources(&q.tenant, q.streams, None)?;
             let wanted = state.wanted(&q.tenant, q.streams, q.any_of(), None, (q.from, q.to), true);
             let wanted: Vec<(usize, Wanted)> = wanted.into_iter().enumerate().collect();
-            let (unsure, copied) = Unsure::copy(&state, q.streams, wanted);
+            let (unsure, copied) = Unsure::copy(&state, q.streams, wanted)?;
             (sources, unsure, copied)
         };
         let mut found = BTreeSet::new();
@@ -750,7 +758,7 @@ impl ShardReader {
                     let Some(wanted) = state.wanted_of(&series, (q.from, q.to), true) else {
                         continue;
                     };
-                    has_row = has_rows(&state.active, q.streams, &wanted) || sources.surely_has_rows(&wanted);
+                    has_row = has_rows(&state.active, q.streams, &wanted)? || sources.surely_has_rows(&wanted);
                     if has_row {
                         undecided.truncate(before);
                         break;
@@ -759,7 +767,7 @@ impl ShardReader {
                 }
                 texts.push((text.to_owned(), has_row));
             }
-            let (unsure, copied) = Unsure::copy(&state, q.streams, undecided);
+            let (unsure, copied) = Unsure::copy(&state, q.streams, undecided)?;
             (sources, unsure, copied)
         };
         let mut scan = Scan::new(&sources, copied);
@@ -860,6 +868,7 @@ type Key = (i64, usize, usize, usize);
 struct Gather<'q> {
     q: &'q SelectLines,
     kept: BTreeMap<Key, LogLine>,
+    settled: Settled,
 }
 
 impl<'q> Gather<'q> {
@@ -867,6 +876,7 @@ impl<'q> Gather<'q> {
         Self {
             q,
             kept: BTreeMap::new(),
+            settled: Settled::default(),
         }
     }
 
@@ -899,10 +909,40 @@ impl<'q> Gather<'q> {
         }
     }
 
-    fn column<'a>(&mut self, rank: usize, source: usize, spans: &Spans, lines: impl Iterator<Item = RawLine<'a>>) {
+    /// Blocks of a head, in the order of commits.
+    fn packed(
+        &mut self,
+        rank: usize,
+        source: usize,
+        spans: &Spans,
+        packed: &[Arc<PackedBlock>],
+    ) -> Result<(), ReadError> {
+        let (from, to) = outer(spans);
+        let wanted = (0..).zip(packed);
+        let mut wanted: Vec<(u32, &Arc<PackedBlock>)> = wanted
+            .filter(|(_, p)| p.info().first <= to && from <= p.info().last)
+            .collect();
+        if self.q.direction == Direction::Backward {
+            wanted.reverse();
+        }
+        for (number, packed) in wanted {
+            if self.admits(packed.info().first, packed.info().last) {
+                self.block(&packed.block(), source, number, rank, spans)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn column<'a>(
+        &mut self,
+        rank: usize,
+        source: usize,
+        spans: &Spans,
+        lines: impl Iterator<Item = (usize, RawLine<'a>)>,
+    ) {
         let q = self.q;
         let passes = |l: &RawLine<'_>| is_within(spans, l.at) && q.filter.is_match(l.line);
-        for (row, l) in lines.enumerate().filter(|(_, l)| passes(l)) {
+        for (row, l) in lines.filter(|(_, l)| passes(l)) {
             self.offer((l.at, rank, source, row), l)
                 .expect("a head holds what it was given");
         }
@@ -955,7 +995,7 @@ impl<'q> Gather<'q> {
     ) -> Result<(), ReadError> {
         let mut rows = vec![];
         for &(from, to) in spans {
-            block.matches(&self.q.filter, from, to, &mut rows)?;
+            block.matches(&self.q.filter, &mut self.settled, from, to, &mut rows)?;
         }
         // Lines ascend by time, so that no more than the limit can be kept of one end.
         if let Some(over) = self.q.limit.map(|limit| rows.len().saturating_sub(limit)) {
@@ -1001,6 +1041,7 @@ struct Tally<'q> {
     is_over: bool,
     rows: Vec<u32>,
     times: Vec<i64>,
+    settled: Settled,
 }
 
 impl<'q> Tally<'q> {
@@ -1013,6 +1054,7 @@ impl<'q> Tally<'q> {
             is_over: false,
             rows: vec![],
             times: vec![],
+            settled: Settled::default(),
         }
     }
 
@@ -1051,6 +1093,17 @@ impl<'q> Tally<'q> {
         }
     }
 
+    /// Blocks of a head.
+    fn packed(&mut self, rank: usize, spans: &Spans, packed: &[Arc<PackedBlock>]) -> Result<(), ReadError> {
+        let (from, to) = outer(spans);
+        for p in packed {
+            if p.info().first <= to && from <= p.info().last {
+                self.block(rank, spans, &p.block())?;
+            }
+        }
+        Ok(())
+    }
+
     fn block(&mut self, rank: usize, spans: &Spans, block: &logs::Block) -> Result<(), ReadError> {
         for &(from, to) in spans {
             if self.q.filter.is_all() {
@@ -1076,7 +1129,7 @@ impl<'q> Tally<'q> {
                 continue;
             }
             self.rows.clear();
-            block.matches(&self.q.filter, from, to, &mut self.rows)?;
+            block.matches(&self.q.filter, &mut self.settled, from, to, &mut self.rows)?;
             if self.rows.is_empty() {
                 continue;
             }

@@ -72,17 +72,8 @@ fn set_up_logging(json: bool) {
     if json { logs.json().init() } else { logs.init() }
 }
 
-/// The allocator asks for pages of 2 MiB, and each of them counts as a whole once one byte is touched: a fifth more
-/// resident memory at the end of a push of 74,200 series, for no processor time that could be measured.
-fn use_small_pages() {
-    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
-        tracing::debug!(%error, "the kernel may back memory with large pages");
-    }
-}
-
 /// Parses the command line and runs it.
 pub fn main() -> ExitCode {
-    use_small_pages();
     let args = Args::parse();
     if !matches!(args.command, Command::Server(_) | Command::Demo(_)) {
         // `hindcast … | head` ends quietly, as other tools do.

@@ -11,12 +11,12 @@ mod page;
 mod tests;
 
 pub use lane::Chunk;
-use lines::Column;
-pub use lines::Lines;
+pub use lines::{Column, Lines, pack};
 pub use page::Unpacker;
 
 use crate::codec::RawLine;
 use crate::index::Directory;
+use crate::logs::PackedBlock;
 use crate::points::Points;
 use crate::retention::{Spans, is_within};
 use crate::rows::{Rows, Run};
@@ -29,6 +29,12 @@ use std::sync::Arc;
 const OPEN_BYTES_MAX: usize = 48 << 20;
 /// Fewest rows of a chunk then: shorter pages would take as much as the open rows.
 const EARLY_ROWS: usize = 24;
+
+/// Lines that are not packed and hold more than this are packed early, those of the streams that have most first.
+const LOOSE_BYTES_MAX: usize = 32 << 20;
+/// Fewest bytes of a stream's lines then: blocks of less would take as much as the lines. What many small streams hold
+/// is bounded by the next flush.
+const EARLY_PACK_BYTES: usize = 32 << 10;
 
 /// Room that a series takes besides its rows, about.
 const SERIES_BYTES: usize = 48;
@@ -77,6 +83,10 @@ pub struct Head {
     taken: usize,
     samples: u64,
     lines: u64,
+    /// What lines hold that are not packed.
+    loose: usize,
+    /// What they may hold until they are packed early.
+    loose_bytes_max: usize,
     packer: page::Packer,
 }
 
@@ -101,6 +111,8 @@ impl Head {
             taken: 0,
             samples: 0,
             lines: 0,
+            loose: 0,
+            loose_bytes_max: LOOSE_BYTES_MAX,
             packer: page::Packer::default(),
         }
     }
@@ -113,6 +125,11 @@ impl Head {
     }
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+    /// What lines hold that are not packed.
+    #[cfg(test)]
+    pub fn loose_bytes(&self) -> usize {
+        self.loose
     }
     /// What a restart would read again from the log for these rows, about.
     pub fn taken(&self) -> usize {
@@ -315,14 +332,17 @@ impl Head {
         }
         let (bytes, lines) = stream.push(lines);
         self.bytes += bytes;
+        self.loose += bytes;
         self.taken += bytes;
         self.lines += lines as u64;
         self.saw(index);
         true
     }
 
-    /// Shows everything pushed so far, and packs what is full.
-    pub fn show(&mut self) {
+    /// Shows everything pushed so far, and packs the rows of samples that are full. The streams whose lines want to be
+    /// packed, largest first when there is too much of them: `to_pack` and `put_packed`, for each.
+    pub fn show(&mut self) -> Vec<u32> {
+        let mut full = vec![];
         for lane in self.touched_lanes.drain(..) {
             let rows_min = if self.bytes > OPEN_BYTES_MAX {
                 EARLY_ROWS
@@ -333,8 +353,47 @@ impl Head {
             self.bytes = self.bytes + packed - freed;
         }
         for column in self.touched_streams.drain(..) {
-            self.streams[column as usize].show();
+            let stream = &mut self.streams[column as usize];
+            stream.show();
+            if stream.is_full() {
+                full.push(column);
+            }
         }
+        if self.loose > self.loose_bytes_max {
+            full = self.largest_streams();
+        }
+        full
+    }
+
+    /// The streams with most lines to pack, until half of what may be there would be left. What cannot be packed is
+    /// looked through again when there is more of it.
+    fn largest_streams(&mut self) -> Vec<u32> {
+        let by_size = (0..).zip(&self.streams).map(|(at, s)| (s.loose_bytes(), at));
+        let mut by_size: Vec<(usize, u32)> = by_size.filter(|(bytes, _)| *bytes >= EARLY_PACK_BYTES).collect();
+        by_size.sort_unstable_by(|a, b| b.cmp(a));
+        let mut left = self.loose;
+        let wanted = by_size.into_iter().take_while(|(bytes, _)| {
+            let is_wanted = left > LOOSE_BYTES_MAX / 2;
+            if is_wanted {
+                left -= bytes;
+            }
+            is_wanted
+        });
+        let wanted = wanted.map(|(_, at)| at).collect();
+        self.loose_bytes_max = LOOSE_BYTES_MAX.max(left + LOOSE_BYTES_MAX / 8);
+        wanted
+    }
+
+    /// Lines of a stream that `show` named; they stay as they are until `put_packed`.
+    pub fn to_pack(&mut self, stream: u32) -> Vec<Arc<Lines>> {
+        let open = self.loose > LOOSE_BYTES_MAX / 2;
+        self.streams[stream as usize].to_pack(open)
+    }
+
+    pub fn put_packed(&mut self, stream: u32, packed: Vec<Arc<PackedBlock>>) {
+        let (packed, loose) = self.streams[stream as usize].put_packed(packed);
+        self.bytes = self.bytes + packed - loose;
+        self.loose -= loose;
     }
 
     /// No more rows come.

@@ -193,3 +193,169 @@ fn ids_that_are_no_series_are_refused_and_nothing_is_taken() {
     assert!(!head.push_lines(1, 0, &d, [line].into_iter()));
     assert!(head.push_lines(1, SERIES, &d, [line].into_iter()));
 }
+
+/// Lines by time, those of one time in the order of commits.
+fn by_time(lines: &[(i64, String)]) -> Vec<(i64, Vec<u8>)> {
+    let mut sorted = lines.to_vec();
+    sorted.sort_by_key(|l| l.0);
+    sorted.into_iter().map(|(at, l)| (at, l.into_bytes())).collect()
+}
+
+/// What readers make of a stream: of one time, lines go by their rows.
+fn read(column: &Column) -> Vec<(i64, Vec<u8>)> {
+    let mut found = BTreeMap::new();
+    for (number, packed) in column.closed().packed.iter().enumerate() {
+        let lines = packed.block().lines(0..packed.info().rows as usize).unwrap();
+        for (row, l) in lines.iter().enumerate() {
+            found.insert((l.at, number * crate::logs::BLOCK_ROWS_MAX + row), l.line.to_vec());
+        }
+    }
+    found.extend(column.loose_lines().map(|(row, l)| ((l.at, row), l.line.to_vec())));
+    found.into_iter().map(|((at, _), line)| (at, line)).collect()
+}
+
+fn write(column: &Column) -> Vec<(i64, Vec<u8>)> {
+    let disk = hindcast_env::SimDisk::new();
+    hindcast_env::Disk::create_dir_all(&disk, "d").unwrap();
+    let head = crate::container::Head {
+        tenant: TenantId::default(),
+        kind: crate::container::FileKind::Log,
+        policy: crate::retention::Policy::Unowned,
+        group: hindcast_model::GroupId(1),
+        commits: (1, 1),
+        times: (0, 100),
+        extra: vec![],
+    };
+    let mut writer = crate::logs::Writer::create(&disk, "d", 1, head, crate::logs::Tier::Flush).unwrap();
+    column.write(&mut writer).unwrap();
+    let segment = writer.finish(&disk).unwrap();
+    let mut found = vec![];
+    for number in segment.blocks_of(column.id) {
+        let block = segment.block(number);
+        let lines = block.lines(0..block.rows()).unwrap();
+        found.extend(lines.iter().map(|l| (l.at, l.line.to_vec())));
+    }
+    found
+}
+
+proptest! {
+    /// Packed early, late or never, in order or not: a stream is what was pushed, here and in its file.
+    #[test]
+    fn a_stream_is_the_same_however_it_is_packed(
+        steps in prop::collection::vec(
+            (prop::collection::vec((0i64..60, "[a-c]{0,3} [0-9]{1,2}"), 0..12), any::<bool>(), any::<bool>(), any::<bool>()),
+            1..12,
+        ),
+        in_order in any::<bool>(),
+        span in (0i64..60, 0i64..5),
+    ) {
+        let (mut column, mut plain) = (Column::new(3), vec![]);
+        let mut encoder = crate::logs::BlockEncoder::default();
+        let mut now = 0;
+        for (lines, show, pack_now, open) in steps {
+            let lines: Vec<(i64, String)> = lines
+                .into_iter()
+                .map(|(at, line)| {
+                    now += at % 3;
+                    (if in_order { now } else { at }, line)
+                })
+                .collect();
+            let raw = |(at, line): &'_ (i64, String)| (*at, line.clone());
+            plain.extend(lines.iter().map(raw));
+            column.push(lines.iter().map(|(at, line)| RawLine { at: *at, line: line.as_bytes(), metadata: b"" }));
+            column.show();
+            if show {
+                prop_assert_eq!(read(&column), by_time(&plain));
+            }
+            if pack_now {
+                let chunks = column.to_pack(open);
+                let held = column.loose_bytes();
+                let (_, freed) = column.put_packed(pack(&chunks, &mut encoder));
+                prop_assert_eq!(column.loose_bytes(), held - freed);
+            }
+        }
+        let want = by_time(&plain);
+        prop_assert_eq!(read(&column), want.clone());
+        prop_assert_eq!(column.times(), want.first().zip(want.last()).map(|(a, b)| (a.0, b.0)));
+        let spans = vec![(span.0, span.0 + span.1)];
+        prop_assert_eq!(column.has_any(&spans).unwrap(), want.iter().any(|l| is_in(&spans, l.0)));
+        prop_assert_eq!(write(&column), want);
+    }
+}
+
+#[test]
+fn a_stream_that_grows_is_packed_and_its_head_stays_small() {
+    let (d, mut head) = (directory(), Head::new());
+    let mut encoder = crate::logs::BlockEncoder::default();
+    let mut taken = 0;
+    for index in 1..=600 {
+        let texts: Vec<String> = (0..100)
+            .map(|i| {
+                format!(
+                    "request {} of host web-{} took {} ms",
+                    index * 100 + i,
+                    i % 7,
+                    i * 31 % 900
+                )
+            })
+            .collect();
+        taken += texts.iter().map(String::len).sum::<usize>();
+        let lines = (0..).zip(&texts).map(|(i, l)| RawLine {
+            at: (index * 100 + i) as i64,
+            line: l.as_bytes(),
+            metadata: b"",
+        });
+        assert!(head.push_lines(index, SERIES, &d, lines));
+        for stream in head.show() {
+            let packed = pack(&head.to_pack(stream), &mut encoder);
+            head.put_packed(stream, packed);
+        }
+        assert!(head.bytes() < 3 << 20, "{} bytes", head.bytes());
+    }
+    assert_eq!(head.lines(), 60_000);
+    let column = head.stream(SERIES).unwrap();
+    assert!(column.closed().packed.len() > 1);
+    assert!(
+        head.bytes() < head.loose_bytes() + taken / 10,
+        "{} of {taken} bytes",
+        head.bytes()
+    );
+}
+
+#[test]
+fn many_streams_of_little_are_packed_early_and_tiny_ones_wait_for_the_flush() {
+    let tenant = TenantId::default();
+    let mut d = Directory::default();
+    let mut streams = vec![];
+    for i in 0..1200 {
+        let labels = Labels::from_pairs([("job", &format!("j{i}"))]);
+        streams.push(d.find_or_add(&tenant, true, &labels, &Owner::None));
+    }
+    let (mut head, mut encoder) = (Head::new(), crate::logs::BlockEncoder::default());
+    let text = "a line of some length that comes again and again ".repeat(20);
+    let mut most = 0;
+    for index in 1..=60u64 {
+        // Most streams get a kilobyte an entry, the last two hundred one in thirty.
+        for (i, &id) in streams
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| *i < 1000 || index.is_multiple_of(30))
+        {
+            let line = RawLine {
+                at: index as i64 * 1000 + i as i64,
+                line: text.as_bytes(),
+                metadata: b"",
+            };
+            assert!(head.push_lines(index, id, &d, [line].into_iter()));
+        }
+        for stream in head.show() {
+            let packed = pack(&head.to_pack(stream), &mut encoder);
+            head.put_packed(stream, packed);
+        }
+        most = most.max(head.loose_bytes());
+    }
+    assert!(most < LOOSE_BYTES_MAX + (4 << 20), "{most} bytes");
+    let packed = |id: &u32| head.stream(*id).is_some_and(|c| !c.closed().packed.is_empty());
+    assert!(streams[..1000].iter().filter(|id| packed(id)).count() > 300);
+    assert!(!streams[1000..].iter().any(packed));
+}

@@ -3,7 +3,7 @@
 //! Lines are split (`template.rs`) and kept column by column, or, when they have no templates to speak of, as plain
 //! text. A block is a few sections, each packed and checked alone, so that a query reads only those it needs.
 
-use super::column::{Scratch, Strings, get_numbers, get_strings, place_bytes, put_numbers, put_strings};
+use super::column::{Scratch, Strings, get_numbers, get_strings, number_at, place_bytes, put_numbers, put_strings};
 use super::metadata::{Metadata, MetadataEncoder};
 use super::template::{Splitter, Token, Var, put_value, template_words, tokens};
 use super::times::{Times, put_times};
@@ -16,13 +16,15 @@ use bytes::Bytes;
 use hashbrown::HashTable;
 use hindcast_env::fuzz::sum_fits;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Rows of one block.
 pub const ROWS_MAX: usize = 1 << 20;
+/// Lines of one block that a head or a file takes, however short.
+pub const BLOCK_ROWS_MAX: usize = 1 << 17;
 /// No section is larger, unpacked.
 pub const SECTION_BYTES_MAX: usize = 1 << 28;
 /// With more templates than a line in so many, lines are kept as plain text.
@@ -33,6 +35,8 @@ const TEMPLATES_EARLY: usize = 2048;
 const PAYS_BELOW: usize = 4;
 /// Variables of a common prefix whose columns all templates share.
 const SHARED_MAX: usize = 16;
+/// Of a block's rows fewer than one in so many are few.
+const FEW: usize = 256;
 const CRC_BYTES: usize = 4;
 const PLAIN: u8 = 0;
 const ZSTD: u8 = 1;
@@ -156,6 +160,8 @@ pub struct BlockEncoder {
     zstd: Option<(i32, zstd::bulk::Compressor<'static>)>,
     raw: Vec<u8>,
     packed: Vec<u8>,
+    /// Of the block that is packed into memory.
+    sections: Vec<u8>,
 }
 
 /// The templates of a block, in the order in which they were seen.
@@ -512,6 +518,12 @@ pub fn unframe(stored: &Bytes, piece: Piece) -> Result<Bytes, Bad> {
 pub trait Source: Send + Sync {
     /// A section as stored.
     fn read(&self, section: Section) -> Result<Bytes, ReadError>;
+    /// The word filter, if it is kept: it was verified then.
+    fn kept_words(&self) -> Option<Bytes> {
+        None
+    }
+    /// May keep the word filter for the next search.
+    fn keep_words(&self, _words: &Bytes) {}
     fn damage(&self, section: Section, why: Bad) -> ReadError;
 }
 
@@ -543,6 +555,62 @@ impl Source for InMemory {
     }
 }
 
+/// A block that lies packed in memory.
+pub struct PackedBlock {
+    info: BlockInfo,
+    sections: Bytes,
+}
+
+impl PackedBlock {
+    /// As `BlockEncoder::encode`.
+    pub fn encode<'a>(encoder: &mut BlockEncoder, lines: impl Iterator<Item = RawLine<'a>>, level: i32) -> Self {
+        let mut sections = std::mem::take(&mut encoder.sections);
+        sections.clear();
+        let info = encoder.encode(lines, level, &mut sections);
+        let packed = Self {
+            info,
+            sections: Bytes::copy_from_slice(&sections),
+        };
+        encoder.sections = sections;
+        packed
+    }
+
+    pub const fn info(&self) -> &BlockInfo {
+        &self.info
+    }
+
+    /// Sections, one behind the other.
+    pub fn sections(&self) -> &[u8] {
+        &self.sections
+    }
+
+    /// Room that it takes, about.
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>() + self.sections.len()
+    }
+
+    pub fn block(&self) -> Block {
+        Block::in_memory(self.info.clone(), self.sections.clone())
+    }
+}
+
+/// The next lines, as many as go into a block of so much text: one line more may exceed it.
+pub fn fitting<'a, 'i>(
+    lines: &'i mut impl Iterator<Item = RawLine<'a>>,
+    block_bytes: usize,
+) -> impl Iterator<Item = RawLine<'a>> + 'i {
+    let (mut room, mut rows) = (block_bytes, 0);
+    std::iter::from_fn(move || {
+        if room == 0 || rows == BLOCK_ROWS_MAX {
+            return None;
+        }
+        let line = lines.next()?;
+        room = room.saturating_sub(line.bytes() + 1);
+        rows += 1;
+        Some(line)
+    })
+}
+
 /// Sections that lie one behind the other.
 pub fn in_memory_source(info: BlockInfo, bytes: Bytes) -> Arc<dyn Source> {
     Arc::new(InMemory { info, bytes })
@@ -550,8 +618,11 @@ pub fn in_memory_source(info: BlockInfo, bytes: Bytes) -> Arc<dyn Source> {
 
 /// One template as a search sees it.
 pub struct Template {
+    /// Where its text lies in the directory's.
+    text: Range<usize>,
     pub tokens: Vec<Token>,
     pub rows: u32,
+    vars: usize,
     /// Its first variables have shared columns.
     aligned: bool,
     first_column: usize,
@@ -609,7 +680,7 @@ impl Directory {
                     return Err("a template does not go on as it starts");
                 }
             }
-            parsed.push((tokens, rows, aligned));
+            parsed.push((start..start + len, tokens, rows, aligned));
             start += len;
         }
         let mut columns = vec![];
@@ -618,12 +689,14 @@ impl Directory {
             columns.push(column_at(c, var, aligned_rows, &mut places)?);
         }
         let mut templates = Vec::with_capacity(n);
-        for (tokens, rows, aligned) in parsed {
+        for (text, tokens, rows, aligned) in parsed {
             let first_column = columns.len();
             for var in vars(&tokens).skip(if aligned { shared.len() } else { 0 }) {
                 columns.push(column_at(c, var, rows as usize, &mut places)?);
             }
             templates.push(Template {
+                vars: vars(&tokens).count(),
+                text,
                 tokens,
                 rows,
                 aligned,
@@ -640,6 +713,13 @@ impl Directory {
             columns,
             shared: shared.len(),
         })
+    }
+
+    /// Appends what tells of all lines of a template without their values: its text, and what its strings may hold.
+    pub fn put_shape(&self, template: &Template, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.text[template.text.clone()]);
+        let held = (0..template.vars).map(|slot| self.columns[self.column(template, slot)].held);
+        out.extend(held);
     }
 
     /// The column of a template's variable.
@@ -677,13 +757,71 @@ fn column_at(c: &mut Cursor<'_>, var: Var, rows: usize, places: &mut (usize, usi
     })
 }
 
-/// Which template each row has, and where its values stand in the columns.
-pub struct Layout {
-    pub ids: Vec<u32>,
+/// The template of each row, as it lies in the section.
+pub struct Ids {
+    planes: Bytes,
+    rows: usize,
+    width: usize,
+}
+
+/// A row, and where its values stand in the columns.
+#[derive(Clone, Copy)]
+pub struct Place {
+    pub row: u32,
+    /// Of its template.
+    pub id: u32,
     /// Place among the rows of the same template.
-    pub ranks: Vec<u32>,
+    pub rank: u32,
     /// Place among the rows that share columns.
-    pub shared: Vec<u32>,
+    pub shared: u32,
+}
+
+impl Ids {
+    fn parse(planes: Bytes, rows: usize, directory: &Directory) -> Result<Self, Bad> {
+        let width = place_bytes(directory.templates.len());
+        if planes.len() != rows * width {
+            return Err("the templates of lines have another length");
+        }
+        Ok(Self { planes, rows, width })
+    }
+
+    fn get(&self, row: usize) -> u32 {
+        let byte = |plane: usize| u32::from(self.planes[plane * self.rows + row]) << (8 * plane);
+        match self.width {
+            0 => 0,
+            1 => byte(0),
+            2 => byte(0) | byte(1),
+            _ => byte(0) | byte(1) | byte(2),
+        }
+    }
+
+    /// Walks over all rows, and sees that each template has as many as the directory says.
+    pub fn walk(&self, directory: &Directory, mut each: impl FnMut(Place)) -> Result<(), Bad> {
+        let mut left: Vec<u32> = directory.templates.iter().map(|t| t.rows).collect();
+        let mut shared = 0;
+        for row in 0..self.rows {
+            let id = self.get(row);
+            let template = directory.templates.get(id as usize).ok_or("an unknown template")?;
+            let left = &mut left[id as usize];
+            let rank = template.rows - *left;
+            *left = left.checked_sub(1).ok_or("a template has another number of rows")?;
+            each(Place {
+                row: row as u32,
+                id,
+                rank,
+                shared,
+            });
+            shared += u32::from(template.aligned);
+        }
+        // No template has too many, and together they have all rows.
+        Ok(())
+    }
+}
+
+/// Where the values of every row stand: for whoever looks at many.
+pub struct Layout {
+    /// By row.
+    pub places: Vec<Place>,
     /// Rows by template, each template's in order.
     pub order: Vec<u32>,
     /// Where each template's rows start in `order`.
@@ -691,46 +829,21 @@ pub struct Layout {
 }
 
 impl Layout {
-    fn parse(bytes: &[u8], rows: usize, directory: &Directory) -> Result<Self, Bad> {
-        let width = place_bytes(directory.templates.len());
-        if bytes.len() != rows * width {
-            return Err("the templates of lines have another length");
-        }
-        let mut ids = vec![0u32; rows];
-        for plane in 0..width {
-            for (id, &b) in ids.iter_mut().zip(&bytes[plane * rows..]) {
-                *id |= u32::from(b) << (8 * plane);
-            }
-        }
-        let mut counts = vec![0u32; directory.templates.len()];
-        let (mut ranks, mut shared) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
-        let mut aligned = 0;
-        for &id in &ids {
-            let template = directory.templates.get(id as usize).ok_or("an unknown template")?;
-            ranks.push(counts[id as usize]);
-            shared.push(aligned);
-            counts[id as usize] += 1;
-            aligned += u32::from(template.aligned);
-        }
-        let expected: Vec<u32> = directory.templates.iter().map(|t| t.rows).collect();
-        if counts != expected {
-            return Err("a template has another number of rows");
-        }
-        let starts = expected
+    fn new(ids: &Ids, directory: &Directory) -> Result<Self, Bad> {
+        let starts: Vec<u32> = directory
+            .templates
             .iter()
-            .scan(0, |at, n| {
-                *at += n;
-                Some(*at - n)
+            .scan(0, |at, t| {
+                *at += t.rows;
+                Some(*at - t.rows)
             })
             .collect();
-        let order = by_template(&ids, &expected);
-        Ok(Self {
-            ids,
-            ranks,
-            shared,
-            order,
-            starts,
-        })
+        let (mut places, mut order) = (Vec::with_capacity(ids.rows), vec![0; ids.rows]);
+        ids.walk(directory, |place| {
+            order[(starts[place.id as usize] + place.rank) as usize] = place.row;
+            places.push(place);
+        })?;
+        Ok(Self { places, order, starts })
     }
 }
 
@@ -817,6 +930,7 @@ pub struct Block {
     source: Arc<dyn Source>,
     times: OnceLock<Times>,
     directory: OnceLock<Directory>,
+    ids: OnceLock<Ids>,
     layout: OnceLock<Layout>,
     numbers: OnceLock<Bytes>,
     strings: OnceLock<Bytes>,
@@ -857,6 +971,7 @@ impl Block {
             source,
             times: OnceLock::new(),
             directory: OnceLock::new(),
+            ids: OnceLock::new(),
             layout: OnceLock::new(),
             numbers: OnceLock::new(),
             strings: OnceLock::new(),
@@ -882,6 +997,16 @@ impl Block {
         }
         let stored = self.source.read(section)?;
         unframe(&stored, piece).map_err(|why| self.source.damage(section, why))
+    }
+
+    /// The word filter; empty if there is none.
+    pub(super) fn words(&self) -> Result<Bytes, ReadError> {
+        if let Some(kept) = self.source.kept_words() {
+            return Ok(kept);
+        }
+        let words = self.section(Section::Words)?;
+        self.source.keep_words(&words);
+        Ok(words)
     }
 
     pub(crate) fn bad_metadata(&self, why: Bad) -> ReadError {
@@ -923,10 +1048,17 @@ impl Block {
         })
     }
 
-    pub(super) fn layout(&self) -> Result<&Layout, ReadError> {
+    pub(super) fn ids(&self) -> Result<&Ids, ReadError> {
         let directory = self.directory()?;
-        self.parsed(&self.layout, Section::Ids, |bytes| {
-            Layout::parse(&bytes, self.rows(), directory)
+        self.parsed(&self.ids, Section::Ids, |bytes| {
+            Ids::parse(bytes, self.rows(), directory)
+        })
+    }
+
+    pub(super) fn layout(&self) -> Result<&Layout, ReadError> {
+        let (directory, ids) = (self.directory()?, self.ids()?);
+        made(&self.layout, || {
+            Layout::new(ids, directory).map_err(|why| self.source.damage(Section::Ids, why))
         })
     }
 
@@ -943,13 +1075,7 @@ impl Block {
             .get_or_init(|| directory.columns.iter().map(|_| OnceLock::new()).collect());
         made(&columns[number], || {
             let at = directory.columns[number];
-            let (section, cell) = if at.string {
-                (Section::Strings, &self.strings)
-            } else {
-                (Section::Numbers, &self.numbers)
-            };
-            let bytes = made(cell, || self.section(section))?;
-            let bytes = &bytes[at.start..at.start + at.len];
+            let (section, bytes) = self.column_bytes(at)?;
             let column = if at.string {
                 get_strings(bytes, at.rows).map(Column::Strings)
             } else {
@@ -957,6 +1083,22 @@ impl Block {
             };
             column.map_err(|why| self.source.damage(section, why))
         })
+    }
+
+    fn column_bytes(&self, at: ColumnAt) -> Result<(Section, &[u8]), ReadError> {
+        let (section, cell) = if at.string {
+            (Section::Strings, &self.strings)
+        } else {
+            (Section::Numbers, &self.numbers)
+        };
+        let bytes = made(cell, || self.section(section))?;
+        Ok((section, &bytes[at.start..at.start + at.len]))
+    }
+
+    /// The value at one row of a column of numbers.
+    fn number(&self, at: ColumnAt, row: usize) -> Result<u64, ReadError> {
+        let (section, bytes) = self.column_bytes(at)?;
+        number_at(bytes, at.rows, row).map_err(|why| self.source.damage(section, why))
     }
 
     fn metadata(&self) -> Result<Option<&Metadata>, ReadError> {
@@ -994,10 +1136,81 @@ impl Block {
 
     /// Lines of these rows, in this order.
     pub fn rows_of(&self, rows: &[u32]) -> Result<LineBuf, ReadError> {
-        let times = self.times()?;
         let mut lines = LineBuf::default();
+        // Most blocks of a search hold nothing: of those not even the times are read.
+        if rows.is_empty() {
+            return Ok(lines);
+        }
+        let times = self.times()?;
         lines.times.extend(rows.iter().map(|&row| times.get(row as usize)));
-        self.fill(rows.iter().map(|&row| row as usize), lines)
+        if self.info.is_plain() || rows.len() > self.rows() / FEW {
+            return self.fill(rows.iter().map(|&row| row as usize), lines);
+        }
+        self.fill_few(rows, lines)
+    }
+
+    /// Lines of so few rows that nothing is unpacked or laid out for the others.
+    fn fill_few(&self, rows: &[u32], mut lines: LineBuf) -> Result<LineBuf, ReadError> {
+        let (directory, metadata) = (self.directory()?, self.metadata()?);
+        let wanted: BTreeSet<u32> = rows.iter().copied().collect();
+        let mut places = BTreeMap::new();
+        let (mut next, mut left) = (wanted.first().copied(), wanted.iter().skip(1));
+        let walked = self.ids()?.walk(directory, |place| {
+            if next == Some(place.row) {
+                places.insert(place.row, place);
+                next = left.next().copied();
+            }
+        });
+        walked.map_err(|why| self.source.damage(Section::Ids, why))?;
+        for &row in rows {
+            let start = lines.text.len();
+            let place = places[&row];
+            let template = &directory.templates[place.id as usize];
+            let mut slot = 0;
+            for token in &template.tokens {
+                let var = match token {
+                    Token::Text(range) => {
+                        lines.text.extend_from_slice(&directory.text[range.clone()]);
+                        continue;
+                    }
+                    Token::Var(var) => *var,
+                };
+                let number = directory.column(template, slot);
+                slot += 1;
+                let at = if number < directory.shared {
+                    place.shared
+                } else {
+                    place.rank
+                } as usize;
+                if !var.is_string() {
+                    let value = self.number(directory.columns[number], at)?;
+                    put_value(&mut lines.text, var, value);
+                } else if let Column::Strings(values) = self.column(number)? {
+                    lines.text.extend_from_slice(values.get(at));
+                }
+            }
+            self.end_line(start, row as usize, metadata, &mut lines)?;
+        }
+        Ok(lines)
+    }
+
+    fn end_line(
+        &self,
+        start: usize,
+        row: usize,
+        metadata: Option<&Metadata>,
+        lines: &mut LineBuf,
+    ) -> Result<(), ReadError> {
+        // A dictionary could tell of more text than there was.
+        if (lines.text.len() - start) as u64 > self.info.raw_bytes || lines.text.len() > SECTION_BYTES_MAX {
+            return Err(self.source.damage(Section::Strings, "a line is longer than the block"));
+        }
+        lines.ends.push(lines.text.len() as u32);
+        if let Some(metadata) = metadata {
+            metadata.put(row, &mut lines.metadata);
+            lines.metadata_ends.push(lines.metadata.len() as u32);
+        }
+        Ok(())
     }
 
     pub fn line(&self, row: usize) -> Result<LineBuf, ReadError> {
@@ -1010,15 +1223,7 @@ impl Block {
         for row in rows {
             let start = lines.text.len();
             builder.put(row, &mut lines.text)?;
-            // A dictionary could tell of more text than there was.
-            if (lines.text.len() - start) as u64 > self.info.raw_bytes || lines.text.len() > SECTION_BYTES_MAX {
-                return Err(self.source.damage(Section::Strings, "a line is longer than the block"));
-            }
-            lines.ends.push(lines.text.len() as u32);
-            if let Some(metadata) = metadata {
-                metadata.put(row, &mut lines.metadata);
-                lines.metadata_ends.push(lines.metadata.len() as u32);
-            }
+            self.end_line(start, row, metadata, &mut lines)?;
         }
         Ok(lines)
     }
@@ -1053,12 +1258,13 @@ impl Builder<'_> {
                 layout,
                 parts,
             } => {
-                let id = layout.ids[row] as usize;
+                let place = layout.places[row];
+                let id = place.id as usize;
                 let found = match &mut parts[id] {
                     Some(found) => found,
                     none => none.insert(template_parts(block, directory, id)?),
                 };
-                let at = |shared: bool| if shared { layout.shared[row] } else { layout.ranks[row] } as usize;
+                let at = |shared: bool| if shared { place.shared } else { place.rank } as usize;
                 for part in found {
                     match part {
                         Part::Text(text) => out.extend_from_slice(text),

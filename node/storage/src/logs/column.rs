@@ -196,6 +196,40 @@ pub fn get_numbers(bytes: &[u8], rows: usize) -> Result<Vec<u64>, Bad> {
     Ok(values)
 }
 
+/// The value of one row, without unpacking those behind it. `row` is below `rows`.
+pub fn number_at(bytes: &[u8], rows: usize, row: usize) -> Result<u64, Bad> {
+    let c = &mut Cursor(bytes);
+    Ok(match c.byte()? {
+        ONE => c.varint()?,
+        STEPS => {
+            let mut value = 0u64;
+            for _ in 0..=row {
+                value = value.wrapping_add(unzigzag(c.varint()?) as u64);
+            }
+            value
+        }
+        PLANES => {
+            let (least, width) = (c.varint()?, c.byte()?);
+            least.wrapping_add(plane_value(c, rows, width as usize, row)?)
+        }
+        DICTIONARY => {
+            let n = c.count()?;
+            let distinct = get_steps(c, n)?;
+            let place = plane_value(c, rows, place_bytes(n), row)?;
+            *distinct.get(place as usize).ok_or("a value is not in the dictionary")?
+        }
+        _ => return Err("an unknown kind of numbers"),
+    })
+}
+
+fn plane_value(c: &mut Cursor<'_>, rows: usize, width: usize, row: usize) -> Result<u64, Bad> {
+    if width > 8 {
+        return Err("a number has too many bytes");
+    }
+    let planes = c.take(rows.checked_mul(width).ok_or("a column is too long")?)?;
+    Ok((0..width).fold(0, |v, plane| v | u64::from(planes[plane * rows + row]) << (8 * plane)))
+}
+
 const LIST: u8 = 0;
 const DISTINCT: u8 = 1;
 const ANY: u8 = 0;
@@ -430,6 +464,8 @@ mod tests {
         ]) {
             let mut out = vec![];
             put_numbers(&mut out, &values, &mut Scratch::default());
+            let one_by_one: Result<Vec<u64>, Bad> = (0..values.len()).map(|row| number_at(&out, values.len(), row)).collect();
+            prop_assert_eq!(one_by_one.unwrap(), &values[..]);
             prop_assert_eq!(get_numbers(&out, values.len()).unwrap(), values);
         }
 
@@ -456,7 +492,12 @@ mod tests {
         #[test]
         fn any_bytes_are_a_column_or_refused(mut bytes in prop::collection::vec(any::<u8>(), 1..60), rows in 1usize..50, tag in 0u8..5) {
             bytes[0] = tag;
-            let _ = get_numbers(&bytes, rows);
+            if let Ok(all) = get_numbers(&bytes, rows) {
+                (0..rows).for_each(|row| assert_eq!(number_at(&bytes, rows, row), Ok(all[row])));
+            }
+            for row in 0..rows {
+                let _ = number_at(&bytes, rows, row);
+            }
             if let Ok(strings) = get_strings(&bytes, rows) {
                 (0..rows).for_each(|i| { strings.get(i); });
             }

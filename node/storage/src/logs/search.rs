@@ -10,6 +10,7 @@ use super::column::{held, holds};
 use super::template::{Digits, Token, Var, put_value};
 use super::words::{Probe, WordFilter};
 use crate::error::ReadError;
+use hashbrown::HashTable;
 use hindcast_model::matcher::REGEX_BYTES_MAX;
 use memchr::memmem;
 use regex_automata::dfa::{Automaton, StartKind, dense};
@@ -19,6 +20,7 @@ use regex_automata::{Anchored, nfa::thompson};
 use regex_syntax::hir::{Hir, HirKind};
 use std::ops::Range;
 use std::sync::Arc;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// A larger automaton is not built; lines are then built and tested.
 const AUTOMATON_BYTES_MAX: usize = 1 << 20;
@@ -28,6 +30,8 @@ const DETERMINIZE_BYTES_MAX: usize = 4 << 20;
 const NEEDLE_AUTOMATON_BYTES_MAX: usize = 256;
 /// A template is not settled without its values once a search could be in more states.
 const STATES_MAX: usize = 48;
+/// Templates that a search remembers, in bytes of their texts.
+const SETTLED_BYTES_MAX: usize = 4 << 20;
 /// Texts a regex needs that the word filter is asked for.
 const PROBES_MAX: usize = 8;
 
@@ -573,6 +577,58 @@ fn settle(automat: &Automat, directory: &Directory, template: &Template) -> Opti
     possible.settled()
 }
 
+/// What holds for all lines of a template, whatever their values, as far as earlier blocks of the same search showed it:
+/// blocks of one stream have mostly the same templates.
+#[derive(Default)]
+pub struct Settled {
+    table: HashTable<Known>,
+    keys: Vec<u8>,
+    key: Vec<u8>,
+}
+
+struct Known {
+    hash: u64,
+    key: Range<usize>,
+    /// Whether all lines pass or none; `None`: their values decide.
+    all: Option<bool>,
+}
+
+impl Settled {
+    /// As `settle`. The test that the automaton is of lives as long as this does.
+    fn settle(
+        &mut self,
+        test: &Test,
+        automat: &Automat,
+        directory: &Directory,
+        template: &Template,
+    ) -> Option<Verdict> {
+        self.key.clear();
+        self.key
+            .extend_from_slice(&std::ptr::from_ref(test).addr().to_le_bytes());
+        directory.put_shape(template, &mut self.key);
+        let hash = xxh3_64(&self.key);
+        let same = |k: &Known| k.hash == hash && self.keys[k.key.clone()] == self.key[..];
+        let all = match self.table.find(hash, same) {
+            Some(known) => known.all,
+            None => {
+                let all = match settle(automat, directory, template) {
+                    Some(Verdict::All) => Some(true),
+                    Some(Verdict::None) => Some(false),
+                    _ => None,
+                };
+                if self.keys.len() < SETTLED_BYTES_MAX {
+                    let start = self.keys.len();
+                    self.keys.extend_from_slice(&self.key);
+                    let key = start..self.keys.len();
+                    self.table.insert_unique(hash, Known { hash, key, all }, |k| k.hash);
+                }
+                all
+            }
+        };
+        all.map(|all| if all { Verdict::All } else { Verdict::None })
+    }
+}
+
 /// Classes of the bytes that a variable's values are made of.
 fn classes(var: Var, column: &ColumnAt) -> u8 {
     match var {
@@ -696,7 +752,7 @@ impl Lines<'_> {
         let layout = if shared { Some(block.layout()?) } else { None };
         let first = layout.map_or(0, |l| l.starts[self.number] as usize);
         let at = |rank: u32| match layout {
-            Some(l) => l.shared[l.order[first + rank as usize] as usize] as usize,
+            Some(l) => l.places[l.order[first + rank as usize] as usize].shared as usize,
             None => rank as usize,
         };
         let mut staying: Option<(StateID, bool)> = None;
@@ -746,7 +802,7 @@ impl Block {
         if !filter.asks_words() {
             return Ok(true);
         }
-        let bytes = self.section(Section::Words)?;
+        let bytes = self.words()?;
         if bytes.is_empty() {
             return Ok(true);
         }
@@ -769,19 +825,20 @@ impl Block {
 
     /// How many lines pass, of those with times in `from..=to`.
     pub fn count(&self, filter: &Filter, from: i64, to: i64) -> Result<u64, ReadError> {
+        let known = &mut Settled::default();
         let rows = self.rows_in(from, to)?;
         if rows.is_empty() || !self.may_match(filter)? {
             return Ok(0);
         }
         if rows.len() < self.rows() || self.info().is_plain() {
             let mut found = vec![];
-            self.collect(filter, rows, &mut found)?;
+            self.collect(filter, known, rows, &mut found)?;
             return Ok(found.len() as u64);
         }
         let directory = self.directory()?;
         let mut count = 0;
         for (number, template) in directory.templates.iter().enumerate() {
-            count += match self.verdict(filter, directory, number)? {
+            count += match self.verdict(filter, known, directory, number)? {
                 Verdict::None => 0,
                 Verdict::All => u64::from(template.rows),
                 Verdict::Some(bits) => bits.count() as u64,
@@ -790,16 +847,29 @@ impl Block {
         Ok(count)
     }
 
-    /// Appends the rows that pass, ascending, of those with times in `from..=to`.
-    pub fn matches(&self, filter: &Filter, from: i64, to: i64, out: &mut Vec<u32>) -> Result<(), ReadError> {
+    /// Appends the rows that pass, ascending, of those with times in `from..=to`. `known` is of this filter's search.
+    pub fn matches(
+        &self,
+        filter: &Filter,
+        known: &mut Settled,
+        from: i64,
+        to: i64,
+        out: &mut Vec<u32>,
+    ) -> Result<(), ReadError> {
         let rows = self.rows_in(from, to)?;
         if rows.is_empty() || !self.may_match(filter)? {
             return Ok(());
         }
-        self.collect(filter, rows, out)
+        self.collect(filter, known, rows, out)
     }
 
-    fn collect(&self, filter: &Filter, rows: Range<usize>, out: &mut Vec<u32>) -> Result<(), ReadError> {
+    fn collect(
+        &self,
+        filter: &Filter,
+        known: &mut Settled,
+        rows: Range<usize>,
+        out: &mut Vec<u32>,
+    ) -> Result<(), ReadError> {
         if self.info().is_plain() {
             let plain = self.plain()?;
             let (text, starts) = (plain.lines(rows.clone()), &plain.starts[rows.start..=rows.end]);
@@ -818,25 +888,34 @@ impl Block {
         let directory = self.directory()?;
         let mut verdicts = Vec::with_capacity(directory.templates.len());
         for number in 0..directory.templates.len() {
-            verdicts.push(self.verdict(filter, directory, number)?);
+            verdicts.push(self.verdict(filter, known, directory, number)?);
         }
         if verdicts.iter().all(|v| matches!(v, Verdict::None)) {
             return Ok(());
         }
-        let layout = self.layout()?;
-        let passes = |row: &u32| {
-            let row = *row as usize;
-            verdicts[layout.ids[row] as usize].holds(layout.ranks[row] as usize)
-        };
-        out.extend((rows.start as u32..rows.end as u32).filter(passes));
-        Ok(())
+        let before = out.len();
+        let walked = self.ids()?.walk(directory, |place| {
+            if verdicts[place.id as usize].holds(place.rank as usize) && rows.contains(&(place.row as usize)) {
+                out.push(place.row);
+            }
+        });
+        walked.map_err(|why| {
+            out.truncate(before);
+            self.damage(Section::Ids, why)
+        })
     }
 
     /// Which lines of a template pass, by their ranks.
-    fn verdict(&self, filter: &Filter, directory: &Directory, number: usize) -> Result<Verdict, ReadError> {
+    fn verdict(
+        &self,
+        filter: &Filter,
+        known: &mut Settled,
+        directory: &Directory,
+        number: usize,
+    ) -> Result<Verdict, ReadError> {
         let template = &directory.templates[number];
         combine(filter, &mut |test| match &test.automaton {
-            Some(automat) => match settle(automat, directory, template) {
+            Some(automat) => match known.settle(test, automat, directory, template) {
                 Some(verdict) => Ok(verdict),
                 None => {
                     let lines = Lines {
@@ -852,7 +931,11 @@ impl Block {
                     lines.run().map(Verdict::of)
                 }
             },
-            None => match test.guard.as_ref().and_then(|guard| settle(guard, directory, template)) {
+            None => match test
+                .guard
+                .as_ref()
+                .and_then(|guard| known.settle(test, guard, directory, template))
+            {
                 Some(Verdict::None) => Ok(Verdict::None),
                 _ => self.built(test, number),
             },

@@ -6,7 +6,7 @@
 //! - Sections are read one by one, each verified by its own CRC32C; the word filters of all blocks lie together behind
 //!   the blocks, and are kept in memory once read, up to a bound.
 
-use super::block::{Block, BlockEncoder, BlockInfo, Piece, Section, Source};
+use super::block::{Block, BlockEncoder, BlockInfo, PackedBlock, Piece, Section, Source, fitting};
 use super::search::Filter;
 use crate::codec::RawLine;
 use crate::container::{Container, FileKind, FileWriter, Head, Packing};
@@ -24,24 +24,20 @@ pub use crate::container::FileRef;
 pub const FILTERS_BYTES_MAX: usize = 32 << 20;
 const TABLE_LEVEL: i32 = 3;
 
+/// Text of a block; one line more may exceed it. Larger blocks are smaller on disk, and what a search unpacks to show
+/// one line is a block.
+pub const BLOCK_BYTES: usize = 1 << 20;
+
 /// How hard a file is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tier {
-    /// Of a head: 2 MiB of text a block, quickly.
+    /// Of a head: quickly.
     Flush,
-    /// Of other files: 4 MiB of text a block, smaller.
+    /// Of other files: smaller.
     Compacted,
 }
 
 impl Tier {
-    /// Text of a block; one line more may exceed it.
-    pub const fn block_bytes(self) -> usize {
-        match self {
-            Self::Flush => 2 << 20,
-            Self::Compacted => 4 << 20,
-        }
-    }
-
     pub const fn level(self) -> i32 {
         match self {
             Self::Flush => 1,
@@ -50,15 +46,11 @@ impl Tier {
     }
 }
 
-/// Lines of one block, however short; far below what the format allows.
-pub const BLOCK_ROWS_MAX: usize = 1 << 17;
-
 /// Writes one file, stream by stream.
 pub struct Writer {
     file: FileWriter,
     tier: Tier,
     encoder: BlockEncoder,
-    sections: Vec<u8>,
     /// Word filters, framed, until they are written behind the blocks.
     filters: Vec<u8>,
     blocks: Vec<(u32, u64, BlockInfo)>,
@@ -72,7 +64,6 @@ impl Writer {
             file: FileWriter::create(disk, dir, number, head)?,
             tier,
             encoder: BlockEncoder::default(),
-            sections: vec![],
             filters: vec![],
             blocks: vec![],
             rows: 0,
@@ -91,35 +82,36 @@ impl Writer {
             "streams ascend, and so do their lines"
         );
         while lines.peek().is_some() {
-            let (mut room, mut rows) = (self.tier.block_bytes(), 0);
-            let fitting = std::iter::from_fn(|| {
-                if room == 0 || rows == BLOCK_ROWS_MAX {
-                    return None;
-                }
-                let line = lines.next()?;
-                room = room.saturating_sub(line.bytes() + 1);
-                rows += 1;
-                Some(line)
-            });
-            self.sections.clear();
-            let info = self.encoder.encode(fitting, self.tier.level(), &mut self.sections);
-            self.put(id, info)?;
+            let packed = PackedBlock::encode(&mut self.encoder, fitting(&mut lines, BLOCK_BYTES), self.tier.level());
+            self.put(id, &packed)?;
         }
         Ok(())
     }
 
-    fn put(&mut self, id: u32, info: BlockInfo) -> Result<(), DiskError> {
+    /// A block of a stream as it is; under the same rules as `stream`.
+    pub fn packed(&mut self, id: u32, packed: &PackedBlock) -> Result<(), DiskError> {
+        let follows =
+            |(last, _, info): &(u32, u64, BlockInfo)| *last < id || (*last == id && info.last <= packed.info().first);
+        assert!(
+            self.blocks.last().is_none_or(follows),
+            "streams ascend, and so do their blocks"
+        );
+        self.put(id, packed)
+    }
+
+    fn put(&mut self, id: u32, packed: &PackedBlock) -> Result<(), DiskError> {
+        let (info, sections) = (packed.info().clone(), packed.sections());
         let offset = self.file.offset();
         let body = info.offset(Section::Words) as usize;
         let mut start = 0;
         for piece in &info.pieces[..Section::Words as usize] {
             let end = start + piece.stored as usize;
             if piece.stored > 0 {
-                self.file.framed(&self.sections[start..end], piece.raw)?;
+                self.file.framed(&sections[start..end], piece.raw)?;
             }
             start = end;
         }
-        self.filters.extend_from_slice(&self.sections[body..]);
+        self.filters.extend_from_slice(&sections[body..]);
         self.rows += u64::from(info.rows);
         self.blocks.push((id, offset, info));
         Ok(())
@@ -169,6 +161,7 @@ struct Entry {
     offset: u64,
     /// Where its word filter lies.
     words: u64,
+    /// The filter, verified.
     kept: OnceLock<Bytes>,
 }
 
@@ -379,24 +372,22 @@ struct InFile {
 impl Source for InFile {
     fn read(&self, section: Section) -> Result<Bytes, ReadError> {
         let inner = &*self.segment;
-        let entry = &inner.entries[self.number as usize];
-        if section == Section::Words
-            && let Some(kept) = entry.kept.get()
-        {
-            return Ok(kept.clone());
-        }
         let (at, piece) = inner.piece_at(self.number, section);
-        let bytes = inner.container.read_range(at..at + u64::from(piece.stored))?;
-        if section == Section::Words {
-            let before = inner.kept.fetch_add(bytes.len(), Ordering::Relaxed);
-            if before + bytes.len() <= FILTERS_BYTES_MAX {
-                // A copy: the bytes may be a piece of something larger.
-                let _ = entry.kept.set(Bytes::copy_from_slice(&bytes));
-            } else {
-                inner.kept.fetch_sub(bytes.len(), Ordering::Relaxed);
-            }
+        inner.container.read_range(at..at + u64::from(piece.stored))
+    }
+
+    fn kept_words(&self) -> Option<Bytes> {
+        self.segment.entries[self.number as usize].kept.get().cloned()
+    }
+
+    fn keep_words(&self, words: &Bytes) {
+        let inner = &*self.segment;
+        let kept = &inner.entries[self.number as usize].kept;
+        let before = inner.kept.fetch_add(words.len(), Ordering::Relaxed);
+        // A copy: the bytes may be a piece of something larger.
+        if before + words.len() > FILTERS_BYTES_MAX || kept.set(Bytes::copy_from_slice(words)).is_err() {
+            inner.kept.fetch_sub(words.len(), Ordering::Relaxed);
         }
-        Ok(bytes)
     }
 
     fn damage(&self, section: Section, why: Bad) -> ReadError {

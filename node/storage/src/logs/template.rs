@@ -4,7 +4,7 @@
 //! words would otherwise make many templates of one: a time of day, an IPv4 address, a UUID. In a template, byte 1 and
 //! a kind stand for a number, byte 2 for a string. A line that holds bytes 0 to 3 is one string.
 
-use super::words::{CONTROL, DELIMITER, DIGIT, HEX, KINDS, Words, each_word, is_delimiter};
+use super::words::{CONTROL_END, DELIMITER, DIGIT, HEX, KINDS, Words, each_word, is_delimiter};
 use crate::cursor::Bad;
 use std::ops::Range;
 
@@ -144,6 +144,36 @@ pub fn is_uuid(text: &[u8]) -> bool {
         })
 }
 
+/// The first digit from `from` on, eight bytes at a time.
+fn next_digit(line: &[u8], from: usize) -> Option<usize> {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let (eights, rest) = line[from..].as_chunks::<8>();
+    for (n, eight) in eights.iter().enumerate() {
+        // A digit is what is at most 9 when '0' is taken off its bits.
+        let off = u64::from_le_bytes(*eight) ^ (ONES * u64::from(b'0'));
+        let above = (off & (ONES * 0x7f)) + ONES * (0x80 - 10);
+        let digits = !(above | off) & (ONES * 0x80);
+        if digits != 0 {
+            return Some(from + n * 8 + digits.trailing_zeros() as usize / 8);
+        }
+    }
+    let at = rest.iter().position(u8::is_ascii_digit)?;
+    Some(from + eights.len() * 8 + at)
+}
+
+/// Where the UUID begins, from `from` on, to which the first word with a digit belongs, if it does.
+fn uuid_with(line: &[u8], from: usize, word: Range<usize>) -> Option<usize> {
+    let back: &[usize] = match word.len() {
+        8 => &[0],
+        4 => &[9, 14, 19],
+        12 => &[24],
+        _ => return None,
+    };
+    let starts = back.iter().filter_map(|back| word.start.checked_sub(*back));
+    let mut starts = starts.filter(|&at| at >= from && (at == from || is_delimiter(line[at - 1])));
+    starts.find(|&at| line.get(at..at + UUID_BYTES).is_some_and(is_uuid) && ends_word(line, at + UUID_BYTES))
+}
+
 /// Takes lines apart. The template is left in `template`, the values are appended to `values`.
 #[derive(Default)]
 pub struct Splitter {
@@ -164,58 +194,45 @@ impl Splitter {
     }
 
     /// `base`: where the line's text lies, for the values of strings.
+    ///
+    /// Goes from digit to digit: words without one are never looked at.
     pub fn split(&mut self, line: &[u8], base: usize, words: &mut Words) {
         self.template.clear();
-        let first_value = self.values.len();
+        // All bytes, so that it takes many at once.
+        if line.iter().fold(false, |any, &b| any | (b < CONTROL_END)) {
+            self.string(base, 0..line.len());
+            words.text(line);
+            return;
+        }
         let (mut i, mut copied) = (0, 0);
         // End of a time of day, where a fraction may follow.
         let mut after_time = usize::MAX;
-        while i < line.len() {
-            if is_delimiter(line[i]) {
-                i += 1;
-                continue;
-            }
-            let start = i;
-            let (mut any, mut all) = (0, u8::MAX);
-            while i < line.len() {
-                let kinds = KINDS[line[i] as usize];
+        while let Some(digit) = next_digit(line, i) {
+            let before = line[i..digit].iter().rev().take_while(|b| !is_delimiter(**b)).count();
+            let start = digit - before;
+            let mut all = u8::MAX;
+            let mut end = digit;
+            while end < line.len() {
+                let kinds = KINDS[line[end] as usize];
                 if kinds & DELIMITER != 0 {
                     break;
                 }
-                any |= kinds;
                 all &= kinds;
-                i += 1;
+                end += 1;
             }
-            if any & CONTROL != 0 {
-                self.template.clear();
-                self.values.truncate(first_value);
-                self.string(base, 0..line.len());
-                words.text(line);
-                return;
-            }
-            let word = &line[start..i];
-            if any & DIGIT == 0 && !(word.len() == 8 && line.get(i) == Some(&b'-')) {
-                continue;
-            }
-            if word.len() == 8
-                && ends_word(line, start + UUID_BYTES)
-                && let Some(uuid) = line.get(start..start + UUID_BYTES).filter(|t| is_uuid(t))
-            {
-                self.template.extend_from_slice(&line[copied..start]);
-                self.string(base, start..start + UUID_BYTES);
-                words.text(uuid);
-                i = start + UUID_BYTES;
+            if let Some(at) = uuid_with(line, i, start..end) {
+                self.template.extend_from_slice(&line[copied..at]);
+                i = at + UUID_BYTES;
+                self.string(base, at..i);
+                words.text(&line[at..i]);
                 copied = i;
                 continue;
             }
-            if any & DIGIT == 0 {
-                continue;
-            }
             self.template.extend_from_slice(&line[copied..start]);
-            i = if all & DIGIT != 0 {
-                self.digits(line, start..i, after_time, base, words, &mut after_time)
+            i = if before == 0 && all & DIGIT != 0 {
+                self.digits(line, start..end, after_time, base, words, &mut after_time)
             } else {
-                self.mixed(line, start..i, after_time, base, words, &mut after_time)
+                self.mixed(line, start..end, after_time, base, words, &mut after_time)
             };
             copied = i;
         }
@@ -396,6 +413,7 @@ mod tests {
             "2026-01-02T03:04:05.006Z started in 0.250 s",
             "req-3f2504e0-4f89-41d3-9a0c-0305e82c3301 ok; 007 of 99999999999999999999",
             "디스크 sda1 사용률 93% 경고",
+            "abcdefab-cdef-4f89-41d3-9a0c0305e82c abcdefab-cdef-4f89-41d3-9a0c0305e82",
             "300.1.2.3 25:00:00 1.2.3.4.5 12:34:56x",
             "a\u{1}b 12",
             "",
@@ -406,6 +424,7 @@ mod tests {
             <Number(0) 2026>-<Number(2) 1>-<Number(2) 2>T<Time 11045>.<Number(3) 6>Z started in <Number(0) 0>.<Number(0) 250> s
             req-<3f2504e0-4f89-41d3-9a0c-0305e82c3301> ok; <Number(3) 7> of <99999999999999999999>
             디스크 <sda1> 사용률 <93%> 경고
+            <abcdefab-cdef-4f89-41d3-9a0c0305e82c> abcdefab-cdef-<4f89>-<41d3>-<9a0c0305e82>
             <Number(0) 300>.<Number(0) 1>.<Number(0) 2>.<Number(0) 3> <Number(0) 25>:<Number(2) 0>:<Number(2) 0> <Address 16909060>.<Number(0) 5> <Number(0) 12>:<Number(0) 34>:<56x>
             <a\u{1}b 12>
         "#]]

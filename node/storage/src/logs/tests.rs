@@ -1,9 +1,12 @@
 //! Blocks against the plain truth: every line comes back, every search finds what testing line by line finds.
 
-use super::block::{BlockEncoder, BlockInfo, ROWS_MAX, Section};
-use super::{Block, Filter, RawLine, put_metadata};
+use super::block::{BlockEncoder, BlockInfo, ROWS_MAX, Section, Source};
+use super::{Block, Filter, RawLine, Settled, put_metadata};
+use crate::cursor::Bad;
+use crate::error::ReadError;
 use bytes::Bytes;
 use proptest::prelude::*;
+use std::sync::{Arc, Mutex};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Line {
@@ -177,7 +180,9 @@ fn check_search(block: &Block, given: &[Line], filter: &Filter, from: i64, to: i
         })
         .collect();
     let mut found = vec![];
-    block.matches(filter, from, to, &mut found).unwrap();
+    block
+        .matches(filter, &mut Settled::default(), from, to, &mut found)
+        .unwrap();
     assert_eq!(found, naive, "{filter:?}");
     assert_eq!(block.count(filter, from, to).unwrap(), naive.len() as u64, "{filter:?}");
 }
@@ -260,7 +265,7 @@ proptest! {
         let _ = block.lines(0..given.len());
         for filter in [Filter::contains(b"r3 from 10"), Filter::regex(r"\bd\w*[0-9]$").unwrap()] {
             let _ = block.count(&filter, i64::MIN, i64::MAX);
-            let _ = block.matches(&filter, given[0].at + 1, i64::MAX, &mut vec![]);
+            let _ = block.matches(&filter, &mut Settled::default(), given[0].at + 1, i64::MAX, &mut vec![]);
         }
     }
 
@@ -376,8 +381,14 @@ fn a_search_reads_no_more_than_it_needs() {
     );
     let (n, sections) = read(&|b: &Block| {
         let mut rows = vec![];
-        b.matches(&Filter::contains(b"user3 "), i64::MIN, i64::MAX, &mut rows)
-            .unwrap();
+        b.matches(
+            &Filter::contains(b"user3 "),
+            &mut Settled::default(),
+            i64::MIN,
+            i64::MAX,
+            &mut rows,
+        )
+        .unwrap();
         rows.len() as u64
     });
     // One template: no ids.
@@ -448,7 +459,7 @@ fn streams_of_a_file_come_back_block_by_block() {
         assert!(opened.blocks_of(1).is_empty());
         // Three blocks of the long stream: a window touches those it needs.
         let all = opened.blocks_of(3);
-        assert_eq!(all.len(), if tier == Tier::Flush { 2 } else { 1 });
+        assert_eq!(all.len(), 3);
         let last = streams[1].1.last().unwrap().at;
         assert_eq!(opened.blocks_in(3, last, i64::MAX), all.end - 1..all.end);
         assert_eq!(opened.blocks_in(3, i64::MIN, 7), all.start..all.start);
@@ -571,4 +582,49 @@ fn golden_file() {
         file.blake3,
         "the same lines are written as other bytes"
     );
+}
+
+/// Notes which sections are read.
+struct Noting {
+    source: Arc<dyn Source>,
+    read: Arc<Mutex<Vec<Section>>>,
+}
+
+impl Source for Noting {
+    fn read(&self, section: Section) -> Result<Bytes, ReadError> {
+        self.read.lock().unwrap().push(section);
+        self.source.read(section)
+    }
+
+    fn damage(&self, section: Section, why: Bad) -> ReadError {
+        self.source.damage(section, why)
+    }
+}
+
+#[test]
+fn a_needle_costs_a_block_without_it_no_more_than_its_words() {
+    let mut lines = many(5000);
+    lines[77].line.extend_from_slice(b" NEEDLE-7f3a9c");
+    let (info, sections) = encoded(&lines, 1);
+    let read = Arc::new(Mutex::new(vec![]));
+    let source = super::block::in_memory_source(info.clone(), sections.into());
+    let noting = Noting {
+        source,
+        read: read.clone(),
+    };
+    let block = Block::new(info, Arc::new(noting));
+    let look = |needle: &[u8]| {
+        let mut rows = vec![];
+        let known = &mut Settled::default();
+        let found = block.matches(&Filter::contains(needle), known, i64::MIN, i64::MAX, &mut rows);
+        found.unwrap();
+        (
+            block.rows_of(&rows).unwrap().len(),
+            std::mem::take(&mut *read.lock().unwrap()),
+        )
+    };
+    assert_eq!(look(b"NEEDLE-aaaaaa"), (0, vec![Section::Words]));
+    let (found, sections) = look(b"NEEDLE-7f3a9c");
+    assert_eq!(found, 1);
+    assert!(sections.contains(&Section::Ids), "{sections:?}");
 }

@@ -18,8 +18,8 @@ pub const DELIMITER: u8 = 1;
 pub const DIGIT: u8 = 2;
 /// `a` to `f`.
 pub const HEX: u8 = 4;
-/// Bytes that templates use as markers.
-pub const CONTROL: u8 = 8;
+/// Bytes below are markers of templates.
+pub const CONTROL_END: u8 = 4;
 
 /// Kinds of each byte.
 pub const KINDS: [u8; 256] = {
@@ -38,11 +38,6 @@ pub const KINDS: [u8; 256] = {
     let mut b = b'a';
     while b <= b'f' {
         kinds[b as usize] = HEX;
-        b += 1;
-    }
-    let mut b = 0;
-    while b < 4 {
-        kinds[b] = CONTROL;
         b += 1;
     }
     kinds
@@ -112,21 +107,51 @@ pub fn each_word<'a>(text: &'a [u8], mut each: impl FnMut(usize, &'a [u8])) {
 /// The words of a block while it is encoded.
 #[derive(Default)]
 pub struct Words {
+    /// Each once.
     keys: Vec<u64>,
+    /// The same by hash, open addressing; 0: nothing, which is no key. At most half full.
+    table: Vec<u64>,
     /// Length of the longest word with a digit.
     longest: usize,
 }
 
+const TABLE_MIN: usize = 1 << 10;
+
 impl Words {
     pub fn clear(&mut self) {
         self.keys.clear();
+        self.table.fill(0);
         self.longest = 0;
     }
 
     fn push(&mut self, key: u64) {
-        // Identifiers repeat in neighbouring lines.
-        if !self.keys.iter().rev().take(4).any(|&k| k == key) {
+        if self.keys.len() * 2 >= self.table.len() {
+            self.grow();
+        }
+        let at = Self::free_place(&self.table, key);
+        if self.table[at] == 0 {
+            self.table[at] = key;
             self.keys.push(key);
+        }
+    }
+
+    /// Where a key stands, or would.
+    fn free_place(table: &[u64], key: u64) -> usize {
+        let mask = table.len() - 1;
+        let mut at = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & mask;
+        while table[at] != 0 && table[at] != key {
+            at = (at + 1) & mask;
+        }
+        at
+    }
+
+    fn grow(&mut self) {
+        let len = (self.table.len() * 2).max(TABLE_MIN);
+        self.table.clear();
+        self.table.resize(len, 0);
+        for &key in &self.keys {
+            let at = Self::free_place(&self.table, key);
+            self.table[at] = key;
         }
     }
 
@@ -162,11 +187,11 @@ impl Words {
     /// Nothing if there are no keys, or in the (never seen) case that no filter could be built: then every search
     /// looks.
     pub fn put_filter(&mut self, out: &mut Vec<u8>) {
-        self.keys.sort_unstable();
-        self.keys.dedup();
         if self.keys.is_empty() {
             return;
         }
+        // The same words give the same filter.
+        self.keys.sort_unstable();
         let Ok(filter) = BinaryFuse8::try_from(&self.keys[..]) else {
             return;
         };

@@ -4,9 +4,11 @@ use crate::naive::{all_lines, all_series, config, owners};
 use expect_test::{Expect, expect};
 use hindcast_env::SimDisk;
 use hindcast_model::{Labels, LogLine, Sample, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
-use hindcast_storage::read::{Direction, SearchLabels};
+use hindcast_storage::logs::Filter;
+use hindcast_storage::read::{CountLines, Direction, SearchLabels};
 use hindcast_storage::{Floor, Pin, Shard, ShardConfig};
 use std::fmt::Write;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// `<op> <arguments>` per line; an entry per line that changes something. Times in seconds.
@@ -302,4 +304,108 @@ fn an_entry_shows_whole_and_a_flush_is_wanted_by_size_or_age() {
     shard.advance(2);
     assert!(shard.needs_flush(SpanNs::from_secs(9001)));
     assert_eq!(shard.stats().samples, 1002);
+}
+
+/// Enough lines of one stream that blocks of them are packed in memory, some of them late.
+#[test]
+fn lines_are_found_alike_open_packed_flushed_and_merged() {
+    let tenant = TenantId::default();
+    let (mut shard, _) = Shard::open(Arc::new(SimDisk::new()), "s", config()).unwrap();
+    let mut all: Vec<(i64, String)> = vec![];
+    for index in 1..=60u64 {
+        // Every seventh entry is an hour late, so that blocks overlap in time.
+        let start = index as i64 * 60 - if index.is_multiple_of(7) { 3600 } else { 0 };
+        let line = |i: i64| {
+            let text = match i % 4 {
+                0 => format!("blk_{} terminating, {i} of {index}", i * 7919),
+                1 => format!("디스크 sda{} 사용률 {}%", i % 9, i % 100),
+                2 => format!(
+                    "Failed password for user{i} from 10.1.{}.7 port {}",
+                    i % 251,
+                    index * 31
+                ),
+                _ => format!(
+                    "abcdefab-cdef-4f89-41d3-9a0c{:08x} done in {}.{:03} s",
+                    i * 77,
+                    index,
+                    i % 1000
+                ),
+            };
+            (TimestampNs::from_secs(start + i / 20).0, text)
+        };
+        let new: Vec<(i64, String)> = (0..1200).map(line).collect();
+        let lines = new.iter().map(|(at, line)| LogLine {
+            at: TimestampNs(*at),
+            line: line.clone().into(),
+            metadata: vec![],
+        });
+        let block = StreamBlock {
+            labels: Labels::from_pairs([("job", "a")]),
+            owner: owners()[1],
+            lines: lines.collect(),
+        };
+        shard.write(index, &tenant, &[], &[block]);
+        shard.advance(index);
+        all.extend(new);
+    }
+    let head_bytes = shard.stats().head_bytes;
+    assert!(head_bytes < 3 << 20, "{head_bytes} bytes of 5 MB of lines");
+    all.sort_by_key(|l| l.0);
+    let look = |shard: &Shard| {
+        for filter in [
+            Filter::all(),
+            Filter::contains(b"user978 "),
+            Filter::contains("사용률 93%".as_bytes()),
+            Filter::regex("blk_-?[0-9]+ terminating").unwrap(),
+            Filter::contains(b"port 31").negated(),
+        ] {
+            let passing = all.iter().filter(|l| filter.is_match(l.1.as_bytes()));
+            let passing: Vec<(i64, &[u8])> = passing.map(|l| (l.0, l.1.as_bytes())).collect();
+            for (limit, direction) in [
+                (None, Direction::Forward),
+                (Some(1000), Direction::Forward),
+                (Some(1000), Direction::Backward),
+            ] {
+                let mut q = all_lines(&tenant);
+                (q.filter, q.limit, q.direction) = (filter.clone(), limit, direction);
+                let found = shard.reader().lines(&q).unwrap();
+                let found: Vec<(i64, &[u8])> = found[0].lines.iter().map(|l| (l.at.0, &l.line[..])).collect();
+                let over = passing.len().saturating_sub(limit.unwrap_or(usize::MAX));
+                let want = match direction {
+                    Direction::Forward => &passing[..passing.len() - over],
+                    Direction::Backward => &passing[over..],
+                };
+                assert!(
+                    found == want,
+                    "{filter:?}, {limit:?} {direction:?}: {} of {}",
+                    found.len(),
+                    want.len()
+                );
+            }
+            let bounds = [2000, 3000, 4000].map(TimestampNs::from_secs);
+            let q = CountLines {
+                tenant: tenant.clone(),
+                matchers: vec![],
+                from: TimestampNs::from_secs(1000),
+                bounds: bounds.to_vec(),
+                as_of: None,
+                owners: None,
+                filter: filter.clone(),
+            };
+            let counts = shard.reader().count_lines(&q, &mut |_| ControlFlow::Continue(()));
+            let within = |to: TimestampNs| {
+                passing
+                    .iter()
+                    .filter(|l| (1_000_000_000_000..=to.0).contains(&l.0))
+                    .count()
+            };
+            let want: Vec<u64> = bounds.iter().map(|b| within(*b) as u64).collect();
+            assert_eq!(counts.unwrap()[0].counts, want, "{filter:?}");
+        }
+    };
+    look(&shard);
+    shard.flush(b"").unwrap();
+    look(&shard);
+    while shard.compact_fully().unwrap().is_some() {}
+    look(&shard);
 }
