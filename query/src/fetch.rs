@@ -146,7 +146,6 @@ impl Fetch<'_> {
             let (more, seen) = self.put_together(series, &split, &reduction).await?;
             completeness.merge(seen);
             columns.extend(more);
-            columns.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
         }
         Ok((Loaded::Columns(columns), completeness))
     }

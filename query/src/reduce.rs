@@ -41,6 +41,8 @@ pub enum How {
 pub struct Reducer {
     /// Milliseconds.
     times: Vec<i64>,
+    /// What they were made of: series of one target share their times and mostly follow each other.
+    times_ns: Vec<i64>,
     /// Those of samples that are no staleness markers; empty while there is no marker.
     live_times: Vec<i64>,
     live_values: Vec<f64>,
@@ -53,8 +55,11 @@ impl Reducer {
     /// Of samples as shards have them. Empty: there is no value at any step.
     pub fn points(&mut self, r: &Reduction, points: &Points) -> Vec<f64> {
         let mut times = std::mem::take(&mut self.times);
-        times.clear();
-        times.extend(points.times.iter().map(|t| t.div_euclid(1_000_000)));
+        if self.times_ns != points.times {
+            self.times_ns.clone_from(&points.times);
+            times.clear();
+            times.extend(points.times.iter().map(|t| t.div_euclid(1_000_000)));
+        }
         let column = self.samples(r, &times, &points.values);
         self.times = times;
         column

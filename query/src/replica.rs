@@ -27,15 +27,11 @@ pub fn series(reader: &ShardReader, r: &SeriesRequest, as_of: Option<u64>) -> Re
             return ControlFlow::Continue(());
         }
         r.budget.read(points.len())?;
-        found.push(SeriesData {
-            labels: s.labels.clone(),
-            owner: s.owner,
-            slot: s.slot,
-            samples: points.to_samples(),
-        });
+        found.push((s.rank, s.with_samples(points)));
         ControlFlow::Continue(())
     })?;
-    Ok(found)
+    found.sort_unstable_by_key(|(rank, _)| *rank);
+    Ok(found.into_iter().map(|(_, series)| series).collect())
 }
 
 pub fn columns(reader: &ShardReader, r: &ColumnsRequest, as_of: Option<u64>) -> Result<Vec<SeriesColumn>, ReadError> {

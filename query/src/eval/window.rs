@@ -4,7 +4,7 @@
 //! of the lanes, so that page bounds and SIMD width never show in a result.
 
 use crate::column::ABSENT;
-use crate::gather::{Cell, Mean, Sum, canonical};
+use crate::gather::{self, Cell, Mean, Sum, canonical};
 
 const LANES: usize = 8;
 
@@ -43,7 +43,7 @@ pub fn kernel(name: &str) -> Option<Kernel> {
         "predict_linear" => {
             |w| regression(w, w.now).map_or(ABSENT, |(slope, intercept)| slope * w.params[0] + intercept)
         }
-        "sum_over_time" => |w| some(w, |w| sum(w.values.iter().copied())),
+        "sum_over_time" => |w| some(w, |w| joined(gather::sums::<LANES>(w.values), w.values.len())),
         "avg_over_time" => |w| some(w, |w| mean(w.values)),
         "min_over_time" => |w| {
             some(w, |w| {
@@ -104,8 +104,13 @@ fn sum(values: impl Iterator<Item = f64>) -> f64 {
         lanes[i % LANES].add(v);
         used = used.max(i % LANES + 1);
     }
+    joined(lanes, used)
+}
+
+/// The lanes of `n` values as one sum.
+fn joined(lanes: [Sum; LANES], n: usize) -> f64 {
     let mut total = lanes[0];
-    lanes[1..used.max(1)].iter().for_each(|l| total.merge(l));
+    lanes[1..n.clamp(1, LANES)].iter().for_each(|l| total.merge(l));
     total.value()
 }
 
