@@ -42,7 +42,7 @@ async fn write(address: SocketAddr, seq: u64, at_ms: i64) -> Result<()> {
         points: (0..100i64)
             .map(|i| v1::Point {
                 at_ms: at_ms + i * 1000,
-                value: noise(h * 1_000_003 + seq * 1000 + i as u64),
+                value: Some(noise(h * 1_000_003 + seq * 1000 + i as u64)),
             })
             .collect(),
     });
@@ -209,11 +209,8 @@ async fn run() -> Result<()> {
         let sizes: std::io::Result<Vec<u64>> = files.iter().map(|f| Ok(f.metadata()?.len())).collect();
         Ok(sizes?.into_iter().sum())
     };
-    ensure!(
-        objects
-            .iter()
-            .all(|o| o.starts_with(store.join(cluster.status(0).await?.cluster).join("node-1")))
-    );
+    let ours = store.join(cluster.status(0).await?.cluster).join("node-1");
+    ensure!(objects.iter().all(|o| o.starts_with(&ours)));
     let cold_bytes = bytes(&objects)?;
     until("the old files left the data directory", || {
         Ok(found(&data, "segment-").iter().all(|f| {

@@ -1,5 +1,6 @@
 //! This crate's decoders as fuzz targets, with seeds by its own encoders. See `hindcast_env::fuzz`.
 
+use crate::auxiliary::Aux;
 use crate::codec::Reader;
 use crate::entry::{self, Command, Control, TEXT_BYTES_MAX};
 use bytes::Bytes;
@@ -22,6 +23,11 @@ pub const TARGETS: &[Target] = &[
         name: "node-entry-part",
         run: entry_part,
         seeds: part_seeds,
+    },
+    Target {
+        name: "node-aux",
+        run: aux,
+        seeds: || Aux::seeds().concat(),
     },
     Target {
         name: "node-codec",
@@ -77,6 +83,15 @@ fn whole_entry(bytes: &[u8]) {
 fn entry_part(bytes: &[u8]) {
     if let Ok(part) = entry::decode_part(bytes, &mut { TEXT_BYTES_MAX }) {
         use_part(&part);
+    }
+}
+
+/// As a file holds it, and what it unpacks to.
+fn aux(bytes: &[u8]) {
+    let _ = Aux::decode(bytes);
+    if let Ok(aux) = Aux::decode_body(bytes) {
+        let again = Aux::decode(&aux.encode()).expect("what was read is written so that it reads");
+        assert!(again == aux, "it comes back as it was");
     }
 }
 

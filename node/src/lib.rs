@@ -1,9 +1,10 @@
 //! One node: routing, write path, shard machine, peer transport, write servers.
 //!
-//! Pure: what an entry means (`entry`, `shard_machine`, `dedup`), where data goes (`route`), the cluster's rows
+//! Pure: what an entry means (`entry`, `shard_machine`, `dedup`, `auxiliary`), where data goes (`route`), the cluster's rows
 //! (`cluster_part`), whose clock counts (`cluster_time`), whether the disk has room (`disk_guard`), what goes on beside the
 //! applies (`beside`), when old files are moved (`cold_moves`). Everything that waits lives in `io`.
 
+mod auxiliary;
 mod beside;
 pub mod cluster_part;
 pub mod cluster_time;

@@ -8,18 +8,17 @@
 //! - A part whose ids do not hold here is stored by no replica and remembered by none: it comes again with definitions.
 //! - The auxiliary state is flushed with the segments, in one manifest: both stand at the same index.
 
+use crate::auxiliary::Aux;
 use crate::beside::Beside;
 use crate::cold_moves::{Jobs, Moves};
-use crate::dedup::{Dedup, Verdict};
+use crate::dedup::Verdict;
 use crate::entry::{self, Command, Control, PartView};
 use crate::sources::Sources;
 use bytes::Bytes;
 use hindcast_env::{Clock, Disk};
 use hindcast_ingest::intake::Numbers;
 use hindcast_model::resource::Edge;
-use hindcast_model::{
-    GroupId, LogLine, Owner, Resource, ResourceId, SpanNs, StreamBlock, TenantId, TimestampNs, codec,
-};
+use hindcast_model::{GroupId, LogLine, Owner, Resource, SpanNs, StreamBlock, TenantId, TimestampNs, codec};
 use hindcast_proto::topology::TopologyRecord;
 use hindcast_raft::{Machine, MachineError, Work, WorkKind};
 use hindcast_storage::rows::{Rows, Run};
@@ -30,7 +29,6 @@ use hindcast_storage::{
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -102,17 +100,6 @@ impl ShardHandle {
     pub fn compacted(&self, ticket: u64) -> bool {
         self.wishes.compacted.load(Ordering::SeqCst) >= ticket
     }
-}
-
-/// What is flushed beside the segments.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Aux {
-    dedup: Dedup,
-    /// As last recorded.
-    resources: BTreeMap<(TenantId, ResourceId), Resource>,
-    edges: BTreeSet<(TenantId, Edge)>,
-    /// Rolling BLAKE3 over all applied entries (I3).
-    digest: [u8; 32],
 }
 
 pub struct ShardMachine {
@@ -331,7 +318,7 @@ impl ShardMachine {
         let is_asked = wished > wishes.flushed.load(Ordering::SeqCst);
         if self.flush.is_idle() && (is_asked || self.shard.needs_flush(now)) {
             self.flush_grants = wished;
-            let work = self.shard.begin_flush(&codec::to_bytes(&self.aux));
+            let work = self.shard.begin_flush(&self.aux.encode());
             begin(Work {
                 kind: WorkKind::Flush,
                 run: self.flush.begin(|| work.run()),
@@ -389,10 +376,7 @@ impl ShardMachine {
 }
 
 fn read_aux(bytes: &[u8], dir: &str) -> Result<Aux, StorageError> {
-    if bytes.is_empty() {
-        return Ok(Aux::default());
-    }
-    codec::from_bytes(bytes).map_err(|e| {
+    Aux::decode(bytes).map_err(|e| {
         let (file, to) = (format!("{dir}, the state beside the segments"), bytes.len() as u64);
         StorageError::Damaged(Damage {
             file,
@@ -463,9 +447,7 @@ impl Machine for ShardMachine {
     }
 
     fn export(&mut self, dir: &str) -> Result<(), MachineError> {
-        self.shard
-            .export(dir, &codec::to_bytes(&self.aux))
-            .map_err(machine_error)
+        self.shard.export(dir, &self.aux.encode()).map_err(machine_error)
     }
 
     fn install(&mut self, dir: &str, index: u64) -> Result<(), MachineError> {
@@ -486,6 +468,7 @@ mod tests {
     use hindcast_ingest::{Ids, Intake, Naming};
     use hindcast_model::{Batch, BatchId, Labels, Sample, SeriesBlock, ShardId, ShardMap, WriterId};
     use hindcast_storage::read::{Direction, SelectLines, SelectSeries};
+    use std::collections::BTreeMap;
 
     struct Rig {
         machine: ShardMachine,

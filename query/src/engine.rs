@@ -14,7 +14,7 @@ use crate::{load, logs};
 use hindcast_logql::{LogSelector, Metric};
 use hindcast_model::{Class, Classify, Labels, Positions, ResourceId, SpanNs, TenantId, TimestampNs};
 use hindcast_promql::{AggregateOp, Expr, ParseError, ValueType};
-use hindcast_storage::read::Direction;
+use hindcast_storage::read::{Direction, LabelTexts};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -245,23 +245,7 @@ impl Engine {
 
     /// Label sets, sorted.
     pub async fn series(&self, q: &LabelsQuery) -> Result<Answer<Vec<Labels>>, QueryError> {
-        let mut any_of = vec![];
-        for text in &q.matching {
-            self.check_length(text)?;
-            any_of.push(if q.streams {
-                hindcast_logql::parse_selector(text)?
-            } else {
-                hindcast_promql::parse_selector(text)?
-            });
-        }
-        let request = LabelsRequest {
-            tenant: q.tenant.clone(),
-            streams: q.streams,
-            any_of,
-            from: q.start,
-            to: q.end,
-        };
-        let (value, completeness) = self.shards.label_sets(request).await?;
+        let (value, completeness) = self.shards.label_sets(self.labels_request(q)?).await?;
         Ok(Answer {
             value,
             completeness,
@@ -271,14 +255,40 @@ impl Engine {
 
     /// Names of labels, sorted.
     pub async fn label_names(&self, q: &LabelsQuery) -> Result<Answer<Vec<String>>, QueryError> {
-        let sets = self.series(q).await?;
-        Ok(sets.map(|sets| distinct(sets.iter().flat_map(|l| l.iter().map(|(n, _)| n)))))
+        self.label_texts(q, LabelTexts::Names).await
     }
 
     /// Values of one label, sorted.
     pub async fn label_values(&self, q: &LabelsQuery, name: &str) -> Result<Answer<Vec<String>>, QueryError> {
-        let sets = self.series(q).await?;
-        Ok(sets.map(|sets| distinct(sets.iter().filter_map(|l| l.get(name)))))
+        self.label_texts(q, LabelTexts::Values(name.to_owned())).await
+    }
+
+    async fn label_texts(&self, q: &LabelsQuery, of: LabelTexts) -> Result<Answer<Vec<String>>, QueryError> {
+        let (value, completeness) = self.shards.label_texts(self.labels_request(q)?, of).await?;
+        Ok(Answer {
+            value,
+            completeness,
+            warnings: vec![],
+        })
+    }
+
+    fn labels_request(&self, q: &LabelsQuery) -> Result<LabelsRequest, QueryError> {
+        let mut any_of = vec![];
+        for text in &q.matching {
+            self.check_length(text)?;
+            any_of.push(if q.streams {
+                hindcast_logql::parse_selector(text)?
+            } else {
+                hindcast_promql::parse_selector(text)?
+            });
+        }
+        Ok(LabelsRequest {
+            tenant: q.tenant.clone(),
+            streams: q.streams,
+            any_of,
+            from: q.start,
+            to: q.end,
+        })
     }
 
     fn check_length(&self, text: &str) -> Result<(), QueryError> {
@@ -364,11 +374,6 @@ impl Engine {
 
 fn lookback_ms(options: &Options) -> i64 {
     i64::try_from(options.lookback.as_ms()).unwrap_or(i64::MAX)
-}
-
-fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let names: BTreeSet<&str> = names.collect();
-    names.into_iter().map(str::to_owned).collect()
 }
 
 /// Whether the root of the plan puts its series in an order of its own.

@@ -166,7 +166,6 @@ impl Fetch<'_> {
             completeness.merge(seen);
             old.merge(forms);
             columns.extend(more);
-            columns.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
         }
         Ok((Loaded::Columns(columns), completeness, old))
     }

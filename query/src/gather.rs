@@ -46,6 +46,36 @@ impl Sum {
     }
 }
 
+/// `N` sums of every `N`th value: what `Sum::add` gives for each, to the bit, without a branch, so that it becomes vector
+/// code.
+pub fn sums<const N: usize>(values: &[f64]) -> [Sum; N] {
+    let (mut totals, mut losts) = ([0.0; N], [0.0; N]);
+    let (chunks, rest) = values.as_chunks::<N>();
+    for chunk in chunks {
+        add_each(&mut totals, &mut losts, chunk);
+    }
+    add_each(&mut totals, &mut losts, rest);
+    std::array::from_fn(|i| Sum {
+        total: totals[i],
+        lost: losts[i],
+    })
+}
+
+#[inline(always)]
+fn add_each<const N: usize>(totals: &mut [f64; N], losts: &mut [f64; N], values: &[f64]) {
+    for ((total, lost), &v) in totals.iter_mut().zip(losts).zip(values) {
+        let next = *total + v;
+        let (large, small) = if total.abs() >= v.abs() {
+            (*total, v)
+        } else {
+            (v, *total)
+        };
+        let more = *lost + ((large - next) + small);
+        *lost = if next.is_infinite() { 0.0 } else { more };
+        *total = next;
+    }
+}
+
 /// NaN with one bit pattern.
 pub fn canonical(v: f64) -> f64 {
     if v.is_nan() { f64::NAN } else { v }
@@ -305,6 +335,18 @@ mod tests {
         assert_eq!(s.value(), f64::INFINITY);
         s.add(f64::NEG_INFINITY);
         assert!(s.value().is_nan());
+    }
+
+    proptest! {
+        #[test]
+        fn sums_at_once_are_sums_one_by_one(
+            values in prop::collection::vec(prop_oneof![8 => value(), 1 => any::<f64>()], 0..60),
+        ) {
+            let mut lanes = [Sum::default(); 8];
+            values.iter().enumerate().for_each(|(i, v)| lanes[i % 8].add(*v));
+            let bits = |s: Sum| (s.value().to_bits(), canonical(s.total).to_bits(), canonical(s.lost).to_bits());
+            prop_assert_eq!(sums::<8>(&values).map(bits), lanes.map(bits));
+        }
     }
 
     #[test]

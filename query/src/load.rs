@@ -45,7 +45,7 @@ fn too_many_series(max: usize) -> QueryError {
 
 /// What shards made of series.
 pub struct Columns {
-    /// Sorted by labels, each label set once. Those without a value are left out.
+    /// In no particular order, each label set once. Those without a value are left out.
     pub whole: Vec<Column>,
     /// Series whose samples lie in several places: their labels, with those that they are stored with.
     pub split: BTreeMap<Labels, Vec<Labels>>,
@@ -53,31 +53,48 @@ pub struct Columns {
     pub old: OldForms,
 }
 
-/// Columns as shards gave them.
+/// Columns as shards gave them. Equal label sets are found by their fingerprints: most queries name many series and
+/// have none twice, and putting them in order would cost more than reading them.
 pub fn columns(given: Vec<SeriesColumn>, options: &Options, series_max: usize) -> Result<Columns, QueryError> {
-    let mut named: Vec<(Labels, SeriesColumn)> = given
-        .into_iter()
-        .map(|c| (labels(c.labels.clone(), &c.owner, options), c))
-        .collect();
-    named.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-    let is_same = |a: &(Labels, SeriesColumn), b: &(Labels, SeriesColumn)| a.0 == b.0;
-    if named.chunk_by(is_same).count() > series_max {
+    let named = |c: SeriesColumn| {
+        let place = place(c.slot, &c.labels);
+        let stored = (options.owner_label && c.owner.id().is_some()).then(|| c.labels.clone());
+        let column = Column {
+            labels: labels(c.labels, &c.owner, options),
+            place,
+            values: c.values,
+        };
+        let fingerprint = stored
+            .as_ref()
+            .map_or(place.fingerprint, |_| column.labels.fingerprint());
+        (fingerprint, column, stored, c.old)
+    };
+    let mut named: Vec<_> = given.into_iter().map(named).collect();
+    named.sort_unstable_by_key(|(fingerprint, column, ..)| (*fingerprint, column.place));
+    let mut split: BTreeMap<Labels, Vec<Labels>> = BTreeMap::new();
+    let mut repeats = 0;
+    for same in named.chunk_by(|a, b| a.0 == b.0).filter(|same| same.len() > 1) {
+        // Mostly one label set; two different ones of one fingerprint may be among them.
+        let mut by_labels: BTreeMap<&Labels, Vec<&Labels>> = BTreeMap::new();
+        for (_, column, stored, _) in same {
+            let stored = stored.as_ref().unwrap_or(&column.labels);
+            by_labels.entry(&column.labels).or_default().push(stored);
+        }
+        repeats += same.len() - by_labels.len();
+        let several = by_labels.into_iter().filter(|(_, stored)| stored.len() > 1);
+        split.extend(several.map(|(labels, stored)| (labels.clone(), stored.into_iter().cloned().collect())));
+    }
+    if named.len() - repeats > series_max {
         return Err(too_many_series(series_max));
     }
-    let repeated = named.chunk_by(is_same).filter(|same| same.len() > 1).flatten();
-    let mut split: BTreeMap<Labels, Vec<Labels>> = BTreeMap::new();
-    repeated.for_each(|(l, c)| split.entry(l.clone()).or_default().push(c.labels.clone()));
     let mut old = OldForms::default();
-    let whole = named
-        .into_iter()
-        .filter(|(labels, c)| !c.values.is_empty() && !split.contains_key(labels))
-        .inspect(|(_, c)| old.merge(c.old))
-        .map(|(labels, c)| Column {
-            labels,
-            place: place(c.slot, &c.labels),
-            values: c.values,
-        })
-        .collect();
+    let mut whole = Vec::with_capacity(named.len());
+    for (_, column, _, form) in named {
+        if !column.values.is_empty() && (split.is_empty() || !split.contains_key(&column.labels)) {
+            old.merge(form);
+            whole.push(column);
+        }
+    }
     Ok(Columns { whole, split, old })
 }
 

@@ -68,6 +68,8 @@ const MS_NS: i64 = 1_000_000;
 pub struct Reducer {
     /// Milliseconds.
     times: Vec<i64>,
+    /// What they were made of: series of one target share their times and mostly follow each other.
+    times_ns: Vec<i64>,
     /// Those of samples that are no staleness markers; empty while there is no marker.
     live_times: Vec<i64>,
     live_values: Vec<f64>,
@@ -88,8 +90,11 @@ impl Reducer {
     /// As `points`, with windows in place of some of the samples.
     pub fn rolled(&mut self, r: &Reduction, points: &Points, rolled: &Rolled) -> (Vec<f64>, OldForms) {
         let mut times = std::mem::take(&mut self.times);
-        times.clear();
-        times.extend(points.times.iter().map(|t| t.div_euclid(MS_NS)));
+        if self.times_ns != points.times {
+            self.times_ns.clone_from(&points.times);
+            times.clear();
+            times.extend(points.times.iter().map(|t| t.div_euclid(MS_NS)));
+        }
         self.windows.clear();
         self.windows
             .extend(rolled.windows.iter().filter_map(|w| Some((w.end.as_ms(), w.values?))));

@@ -4,7 +4,7 @@
 use crate::reduce::Reduction;
 use hindcast_model::{Class, Classify, Labels, Matcher, Owner, Positions, ResourceId, Slot, TenantId, TimestampNs};
 use hindcast_storage::logs::Filter;
-use hindcast_storage::read::{Direction, SeriesData, StreamCounts, StreamData};
+use hindcast_storage::read::{Direction, LabelTexts, SeriesData, StreamCounts, StreamData};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -237,6 +237,20 @@ pub trait Shards: Send + Sync {
     async fn lines(&self, request: LinesRequest) -> Result<(Vec<StreamData>, Completeness), ShardsError>;
     /// Sorted, each once.
     async fn label_sets(&self, request: LabelsRequest) -> Result<(Vec<Labels>, Completeness), ShardsError>;
+    /// Names of labels, or values of one, of the label sets that `label_sets` gives; sorted, each once. Who can tell
+    /// them without all the sets does.
+    async fn label_texts(
+        &self,
+        request: LabelsRequest,
+        of: LabelTexts,
+    ) -> Result<(Vec<String>, Completeness), ShardsError> {
+        let (sets, completeness) = self.label_sets(request).await?;
+        let texts: BTreeSet<&str> = match &of {
+            LabelTexts::Names => sets.iter().flat_map(|l| l.iter().map(|(n, _)| n)).collect(),
+            LabelTexts::Values(name) => sets.iter().filter_map(|l| l.get(name)).collect(),
+        };
+        Ok((texts.into_iter().map(str::to_owned).collect(), completeness))
+    }
     /// Every source of every shard has sent event time up to here (silent ones aside): rules wait for it.
     async fn complete_to(&self, tenant: &TenantId) -> Result<TimestampNs, ShardsError>;
 }

@@ -5,9 +5,11 @@ use crate::column::{ABSENT, Column, Steps, is_absent};
 use crate::engine::QueryError;
 use crate::gather::{self, Cell, Count, Extreme, Mean, Run, Total, Variance};
 use crate::number;
+use hashbrown::HashTable;
 use hindcast_model::{Labels, METRIC_NAME};
 use hindcast_promql::{AggregateOp, Grouping, Span};
 use std::collections::BTreeMap;
+use xxhash_rust::xxh3::xxh3_64;
 
 type Groups = BTreeMap<Labels, Vec<Column>>;
 
@@ -37,14 +39,8 @@ impl Evaluator {
             ));
         }
         // The order of summation. Labels settle the rare tie of two fingerprints.
-        input.sort_by(|a, b| (a.place, &a.labels).cmp(&(b.place, &b.labels)));
-        let mut groups = Groups::new();
-        for column in input {
-            groups
-                .entry(group_labels(&column.labels, grouping))
-                .or_default()
-                .push(column);
-        }
+        input.sort_unstable_by(|a, b| a.place.cmp(&b.place).then_with(|| a.labels.cmp(&b.labels)));
+        let groups = grouped(input, grouping);
         match op {
             AggregateOp::Topk | AggregateOp::Bottomk => Ok(best(groups, scalar, op == AggregateOp::Topk)),
             AggregateOp::Limitk => Ok(limited(groups, scalar)),
@@ -64,12 +60,40 @@ impl Evaluator {
     }
 }
 
-fn group_labels(labels: &Labels, grouping: Option<&Grouping>) -> Labels {
-    match grouping {
-        None => Labels::empty(),
-        Some(g) if g.without => labels.filtered(|n| n != METRIC_NAME && !g.labels.iter().any(|l| l == n)),
-        Some(g) => labels.filtered(|n| g.labels.iter().any(|l| l == n)),
+/// Groups by the labels that `grouping` leaves. Each group's labels are made once.
+fn grouped(input: Vec<Column>, grouping: Option<&Grouping>) -> Groups {
+    let keeps = |name: &str| match grouping {
+        None => false,
+        Some(g) if g.without => name != METRIC_NAME && !g.labels.iter().any(|l| l == name),
+        Some(g) => g.labels.iter().any(|l| l == name),
+    };
+    let mut by_texts: HashTable<(u64, usize)> = HashTable::new();
+    let mut groups: Vec<(Labels, Vec<Column>)> = vec![];
+    let mut texts = vec![];
+    for column in input {
+        texts.clear();
+        for (name, value) in column.labels.iter().filter(|(n, _)| keeps(n)) {
+            // 0xff cannot occur in UTF-8, so that texts never run together.
+            for text in [name, value] {
+                texts.extend_from_slice(text.as_bytes());
+                texts.push(0xff);
+            }
+        }
+        let hash = xxh3_64(&texts);
+        let kept = || column.labels.iter().filter(|(n, _)| keeps(n));
+        let is_same = |(h, i): &(u64, usize)| *h == hash && groups[*i].0.iter().eq(kept());
+        let place = match by_texts.find(hash, is_same) {
+            Some((_, place)) => *place,
+            None => {
+                let place = groups.len();
+                by_texts.insert_unique(hash, (hash, place), |(h, _)| *h);
+                groups.push((column.labels.filtered(keeps), vec![]));
+                place
+            }
+        };
+        groups[place].1.push(column);
     }
+    groups.into_iter().collect()
 }
 
 fn check_param(op: AggregateOp, values: &[f64]) -> Result<(), QueryError> {

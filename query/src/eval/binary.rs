@@ -6,7 +6,7 @@ use crate::engine::QueryError;
 use crate::gather::canonical;
 use hindcast_model::{Labels, METRIC_NAME};
 use hindcast_promql::{BinaryOp, Cardinality, Matching};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Arithmetic; comparisons give 1 or 0.
 fn calculate(op: BinaryOp, a: f64, b: f64) -> f64 {
@@ -223,14 +223,17 @@ fn check_one_side(signature: &Labels, columns: &[&Column], live: &[bool], side: 
         return Ok(());
     }
     for (i, _) in live.iter().enumerate().filter(|(_, live)| **live) {
-        let mut present = columns.iter().filter(|c| !is_absent(c.values[i]));
+        // In the order of labels: the message does not depend on how the series came.
+        let present = columns.iter().filter(|c| !is_absent(c.values[i]));
+        let present: BTreeSet<&Labels> = present.map(|c| &c.labels).collect();
+        let mut present = present.into_iter();
         if let (Some(first), Some(second)) = (present.next(), present.next()) {
             return Err(QueryError::Execution(format!(
                 "found duplicate series for the match group {} on the {side} hand-side of the operation: [{}, {}];\
                  many-to-many matching not allowed: matching labels must be unique on one side",
                 shown(signature),
-                shown(&first.labels),
-                shown(&second.labels),
+                shown(first),
+                shown(second),
             )));
         }
     }

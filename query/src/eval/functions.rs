@@ -339,7 +339,9 @@ struct Bucket {
     count: f64,
 }
 
-fn histogram_quantile(q: &[f64], columns: Vec<Column>, steps: Steps) -> Result<Vec<Column>, QueryError> {
+fn histogram_quantile(q: &[f64], mut columns: Vec<Column>, steps: Steps) -> Result<Vec<Column>, QueryError> {
+    // Of one bound written in two ways (1 and 1.0) the counts are taken in the order of labels.
+    columns.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
     let mut histograms: BTreeMap<Labels, Vec<(f64, Column)>> = BTreeMap::new();
     for c in columns {
         let Some(upper) = c.labels.get("le").and_then(parse_bound) else {

@@ -13,8 +13,9 @@ use crate::column::{ABSENT, Column, Raw, Steps, is_absent};
 use crate::engine::{Limits, QueryError};
 use crate::plan::{Input, Over, Plan};
 use crate::reduce::{How, Reducer, Reduction};
+use hashbrown::HashTable;
 use hindcast_model::{Labels, METRIC_NAME};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -338,11 +339,14 @@ fn map_values(columns: Vec<Column>, f: impl Fn(f64) -> f64) -> Vec<Column> {
 
 /// Joins columns of equal labels that have no step in common (`a or b`, renamed series); an error if they do.
 fn unique(columns: Vec<Column>) -> Result<Vec<Column>, QueryError> {
-    let mut by_labels: BTreeMap<Labels, usize> = BTreeMap::new();
+    // Found by the fingerprints of their labels: in order of labels, a column would cost some ten comparisons.
+    let mut by_labels: HashTable<(u64, usize)> = HashTable::with_capacity(columns.len());
     let mut out: Vec<Column> = Vec::with_capacity(columns.len());
     for column in columns {
-        let Some(&i) = by_labels.get(&column.labels) else {
-            by_labels.insert(column.labels.clone(), out.len());
+        let fingerprint = column.labels.fingerprint();
+        let is_same = |(f, i): &(u64, usize)| *f == fingerprint && out[*i].labels == column.labels;
+        let Some(&(_, i)) = by_labels.find(fingerprint, is_same) else {
+            by_labels.insert_unique(fingerprint, (fingerprint, out.len()), |(f, _)| *f);
             out.push(column);
             continue;
         };

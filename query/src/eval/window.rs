@@ -4,7 +4,7 @@
 //! of the lanes, so that page bounds and SIMD width never show in a result.
 
 use crate::column::ABSENT;
-use crate::gather::{Cell, Mean, Sum, canonical};
+use crate::gather::{self, Cell, Mean, Sum, canonical};
 
 const LANES: usize = 8;
 
@@ -39,7 +39,7 @@ pub fn kernel(name: &str) -> Option<Kernel> {
         "predict_linear" => {
             |w| regression(w, w.now).map_or(ABSENT, |(slope, intercept)| slope * w.params[0] + intercept)
         }
-        "sum_over_time" => |w| some(w, |w| sum(w.values.iter().copied())),
+        "sum_over_time" => |w| some(w, |w| joined(gather::sums::<LANES>(w.values), w.values.len()).value()),
         "avg_over_time" => |w| some(w, |w| mean(w.values)),
         "min_over_time" => |w| {
             some(w, |w| {
@@ -112,8 +112,13 @@ pub fn sum_in_lanes(values: impl Iterator<Item = f64>) -> Sum {
         lanes[i % LANES].add(v);
         used = used.max(i % LANES + 1);
     }
+    joined(lanes, used)
+}
+
+/// The lanes of `n` values as one sum.
+fn joined(lanes: [Sum; LANES], n: usize) -> Sum {
     let mut total = lanes[0];
-    lanes[1..used.max(1)].iter().for_each(|l| total.merge(l));
+    lanes[1..n.clamp(1, LANES)].iter().for_each(|l| total.merge(l));
     total
 }
 

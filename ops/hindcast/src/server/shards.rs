@@ -13,7 +13,7 @@ use hindcast_query::shards::{
     ShardsError,
 };
 use hindcast_storage::ReadError;
-use hindcast_storage::read::{Direction, SearchLabels, SeriesData, StreamCounts, StreamData};
+use hindcast_storage::read::{Direction, LabelTexts, SearchLabels, SeriesData, StreamCounts, StreamData};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -167,6 +167,16 @@ fn keep_limit(streams: &mut Vec<StreamData>, limit: usize, direction: Direction)
     streams.retain(|s| !s.lines.is_empty());
 }
 
+fn search(r: LabelsRequest) -> Arc<SearchLabels> {
+    Arc::new(SearchLabels {
+        tenant: r.tenant,
+        streams: r.streams,
+        any_of: r.any_of,
+        from: r.from,
+        to: r.to,
+    })
+}
+
 #[async_trait::async_trait]
 impl Shards for LocalShards {
     async fn series(&self, r: SeriesRequest) -> Result<(Vec<SeriesData>, Completeness), ShardsError> {
@@ -206,26 +216,19 @@ impl Shards for LocalShards {
     }
 
     async fn label_sets(&self, r: LabelsRequest) -> Result<(Vec<Labels>, Completeness), ShardsError> {
-        let LabelsRequest {
-            tenant,
-            streams,
-            any_of,
-            from,
-            to,
-        } = r;
-        let read = move |shard: ShardHandle, _| {
-            let search = SearchLabels {
-                tenant: tenant.clone(),
-                streams,
-                any_of: any_of.clone(),
-                from,
-                to,
-            };
-            shard.reader.label_sets(&search)
-        };
+        let search = search(r);
+        let read = move |shard: ShardHandle, _| shard.reader.label_sets(&search);
         let (answers, completeness) = self.scatter(None, read).await?;
         let sets: BTreeSet<Labels> = answers.into_iter().flatten().collect();
         Ok((sets.into_iter().collect(), completeness))
+    }
+
+    async fn label_texts(&self, r: LabelsRequest, of: LabelTexts) -> Result<(Vec<String>, Completeness), ShardsError> {
+        let search = search(r);
+        let read = move |shard: ShardHandle, _| shard.reader.label_texts(&search, &of);
+        let (answers, completeness) = self.scatter(None, read).await?;
+        let texts: BTreeSet<String> = answers.into_iter().flatten().collect();
+        Ok((texts.into_iter().collect(), completeness))
     }
 
     async fn complete_to(&self, tenant: &TenantId) -> Result<TimestampNs, ShardsError> {
