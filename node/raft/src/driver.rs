@@ -643,7 +643,16 @@ impl Driver {
             self.applied
         );
         self.applied = index;
-        self.raft(|node| node.advance_apply_to(index));
+        self.raft(|node| {
+            node.advance_apply_to(index);
+            // What is applied here and has reached every member is not read again, save by one that comes back.
+            let members = node.raft.prs().iter().map(|(_, p)| p.matched);
+            let reached = match node.raft.state {
+                StateRole::Leader => members.min().unwrap_or(index),
+                _ => index,
+            };
+            node.store().view.lock().release(index.min(reached));
+        });
         self.serve_reads();
     }
 

@@ -247,6 +247,20 @@ impl LogView {
         }
     }
 
+    /// Nobody is waiting for the entries up to `index`: they leave memory, as far as they are written. Who asks after all
+    /// reads the file.
+    pub fn release(&mut self, index: u64) {
+        while self.cached_from <= index.min(self.last_index()) {
+            let at = self.cached_from.saturating_sub(self.truncated.index + 1) as usize;
+            let slot = &mut self.slots[at];
+            if slot.entry.is_some() && slot.loc.is_none() {
+                return;
+            }
+            self.cached_bytes -= slot.entry.take().as_ref().map_or(0, entry_bytes);
+            self.cached_from = self.truncated.index + 1 + at as u64 + 1;
+        }
+    }
+
     /// Forgets entries up to `index`; returns the new start. Nothing happens when that is not within the log.
     pub fn truncate(&mut self, index: u64) -> Option<Point> {
         let term = self.term(index).ok()?;

@@ -52,6 +52,35 @@ fn all(view: &SharedView) -> Vec<(u64, u64, Vec<u8>)> {
     entries.iter().map(|e| (e.index, e.term, e.data.to_vec())).collect()
 }
 
+#[test]
+fn entries_that_nobody_waits_for_are_read_from_the_file_and_unwritten_ones_stay() {
+    let disk = SimDisk::new();
+    let mut store = open(&disk).unwrap();
+    let view = store.view(GroupId(1));
+    append(
+        &mut store,
+        &view,
+        1,
+        (1..=6).map(|i| entry(i, 1, i as u8, 40)).collect(),
+    );
+    view.lock().release(3);
+    store.commit(true).unwrap();
+    append(
+        &mut store,
+        &view,
+        1,
+        (7..=9).map(|i| entry(i, 1, i as u8, 40)).collect(),
+    );
+    // More than there is; the last three are nowhere but in memory.
+    view.lock().release(99);
+    let expected: Vec<_> = (1..=9).map(|i| (i, 1, vec![i as u8; 40])).collect();
+    assert_eq!(all(&view), expected);
+    store.commit(true).unwrap();
+    view.lock().release(9);
+    view.lock().release(4);
+    assert_eq!(all(&view), expected);
+}
+
 /// What a group's log must hold: the naive form.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Model {

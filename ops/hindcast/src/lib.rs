@@ -72,8 +72,17 @@ fn set_up_logging(json: bool) {
     if json { logs.json().init() } else { logs.init() }
 }
 
+/// The allocator asks for pages of 2 MiB. Each counts as a whole once one byte of it is touched, and is cleared as a whole:
+/// a third of the processor time of a push of logs, and a fifth more resident memory after one of metrics.
+fn use_small_pages() {
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        tracing::debug!(%error, "the kernel may back memory with large pages");
+    }
+}
+
 /// Parses the command line and runs it.
 pub fn main() -> ExitCode {
+    use_small_pages();
     let args = Args::parse();
     if !matches!(args.command, Command::Server(_) | Command::Demo(_)) {
         // `hindcast … | head` ends quietly, as other tools do.
