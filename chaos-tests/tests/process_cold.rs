@@ -209,11 +209,8 @@ async fn run() -> Result<()> {
         let sizes: std::io::Result<Vec<u64>> = files.iter().map(|f| Ok(f.metadata()?.len())).collect();
         Ok(sizes?.into_iter().sum())
     };
-    ensure!(
-        objects
-            .iter()
-            .all(|o| o.starts_with(store.join(cluster.status(0).await?.cluster).join("node-1")))
-    );
+    let own = store.join(cluster.status(0).await?.cluster).join("node-1");
+    ensure!(objects.iter().all(|o| o.starts_with(&own)), "{objects:?}");
     let cold_bytes = bytes(&objects)?;
     until("the old files left the data directory", || {
         Ok(found(&data, "segment-").iter().all(|f| {
