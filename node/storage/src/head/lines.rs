@@ -172,7 +172,7 @@ impl Column {
     }
 
     /// The lines to be packed next: those that are closed, and with `open` those that are open, too.
-    pub fn to_pack(&mut self, open: bool) -> Vec<Arc<Lines>> {
+    pub fn take_to_pack(&mut self, open: bool) -> Vec<Arc<Lines>> {
         if open && self.open.len() > 0 {
             self.close();
         }

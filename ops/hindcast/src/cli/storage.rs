@@ -345,9 +345,12 @@ mod tests {
         expect![[r#"
             DAMAGE shard 2: shard-2/segment-0000000000000001, bytes 10..90: the checksum does not fit
               next: scrub again
+            NOT CHECKED shard 2: s3://b/c/segment-2: it is away
             SHARD     SEGMENTS           BYTES   CHECKED
             2                3            4096   3 files, 4096 bytes
             3 files and 4096 bytes checked, 1 damaged places
+            of these in the cold store: 1 segments, 1024 bytes
+            1 files in the cold store were not checked
         "#]]
         .assert_eq(&format!(
             "{}\n{}\n{}",
@@ -363,9 +366,10 @@ mod tests {
         ];
         let lines: Vec<String> = events.iter().map(|e| json(e).to_string()).collect();
         expect![[r#"
-            {"bytes":4096,"bytes_checked":4096,"event":"shard","files":3,"files_checked":3,"segment_bytes":4096,"segments":3,"shard":2,"state":"done"}
+            {"bytes":4096,"bytes_checked":4096,"cold_bytes":1024,"cold_segments":1,"event":"shard","files":3,"files_checked":3,"files_unchecked":0,"segment_bytes":4096,"segments":3,"shard":2,"state":"done"}
             {"event":"finding","file":"shard-2/segment-0000000000000001","from":10,"next":"scrub again","shard":2,"to":90,"why":"the checksum does not fit"}
-            {"bytes_checked":4096,"event":"summary","files_checked":3,"findings":1,"segment_bytes":4096,"segments":3,"shards":1}"#]]
+            {"event":"unchecked","file":"s3://b/c/segment-2","shard":2,"why":"it is away"}
+            {"bytes_checked":4096,"cold_bytes":1024,"cold_segments":1,"event":"summary","files_checked":3,"files_unchecked":1,"findings":1,"segment_bytes":4096,"segments":3,"shards":1}"#]]
         .assert_eq(&lines.join("\n"));
     }
 }
