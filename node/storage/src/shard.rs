@@ -447,7 +447,7 @@ impl Shard {
     /// Packs lines of these streams of the active head. Readers find them as they were meanwhile.
     fn pack_lines(&mut self, streams: &[u32]) {
         for &stream in streams {
-            let lines = self.state.write().active.take_to_pack(stream);
+            let lines = self.state.write().active.close_to_pack(stream);
             let packed = head::pack(&lines, &mut self.line_packer);
             self.state.write().active.put_packed(stream, packed);
         }

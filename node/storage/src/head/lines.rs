@@ -172,14 +172,14 @@ impl Column {
     }
 
     /// The lines to be packed next: those that are closed, and with `open` those that are open, too.
-    pub fn take_to_pack(&mut self, open: bool) -> Vec<Arc<Lines>> {
+    pub fn close_to_pack(&mut self, open: bool) -> Vec<Arc<Lines>> {
         if open && self.open.len() > 0 {
             self.close();
         }
         self.closed.chunks.clone()
     }
 
-    /// Takes the blocks of what `to_pack` gave. How many bytes they hold, and held as lines.
+    /// Takes the blocks of what `close_to_pack` gave. How many bytes they hold, and held as lines.
     pub fn put_packed(&mut self, packed: Vec<Arc<PackedBlock>>) -> (usize, usize) {
         let bytes = packed.iter().map(|p| p.bytes()).sum();
         self.closed.packed.extend(packed);

@@ -385,9 +385,9 @@ impl Head {
     }
 
     /// Lines of a stream that `show` named; they stay as they are until `put_packed`.
-    pub fn take_to_pack(&mut self, stream: u32) -> Vec<Arc<Lines>> {
+    pub fn close_to_pack(&mut self, stream: u32) -> Vec<Arc<Lines>> {
         let open = self.loose > LOOSE_BYTES_MAX / 2;
-        self.streams[stream as usize].take_to_pack(open)
+        self.streams[stream as usize].close_to_pack(open)
     }
 
     pub fn put_packed(&mut self, stream: u32, packed: Vec<Arc<PackedBlock>>) {

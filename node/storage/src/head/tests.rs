@@ -268,7 +268,7 @@ proptest! {
                 prop_assert_eq!(read(&column), by_time(&plain));
             }
             if pack_now {
-                let chunks = column.take_to_pack(open);
+                let chunks = column.close_to_pack(open);
                 let held = column.loose_bytes();
                 let (_, freed) = column.put_packed(pack(&chunks, &mut encoder));
                 prop_assert_eq!(column.loose_bytes(), held - freed);
@@ -307,7 +307,7 @@ fn a_stream_that_grows_is_packed_and_its_head_stays_small() {
         });
         assert!(head.push_lines(index, SERIES, &d, lines));
         for stream in head.show() {
-            let packed = pack(&head.take_to_pack(stream), &mut encoder);
+            let packed = pack(&head.close_to_pack(stream), &mut encoder);
             head.put_packed(stream, packed);
         }
         assert!(head.bytes() < 3 << 20, "{} bytes", head.bytes());
@@ -349,7 +349,7 @@ fn many_streams_of_little_are_packed_early_and_tiny_ones_wait_for_the_flush() {
             assert!(head.push_lines(index, id, &d, [line].into_iter()));
         }
         for stream in head.show() {
-            let packed = pack(&head.take_to_pack(stream), &mut encoder);
+            let packed = pack(&head.close_to_pack(stream), &mut encoder);
             head.put_packed(stream, packed);
         }
         most = most.max(head.loose_bytes());
