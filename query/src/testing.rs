@@ -164,7 +164,7 @@ impl Shards for OneShard {
     async fn columns(&self, r: ColumnsRequest) -> Result<(Vec<SeriesColumn>, Completeness), ShardsError> {
         let data = self.data();
         let mut collector = Collector::new(&r);
-        for (rank, series) in data.series(&r.series).into_iter().enumerate() {
+        for (rank, series) in data.series(&r.series).enumerate() {
             let mut points = Points::default();
             series.samples.iter().for_each(|s| points.push(s.at.0, s.value));
             let visited = VisitedSeries {
