@@ -91,7 +91,7 @@ fn answers(address: SocketAddr, from_ms: i64, to_ms: i64) -> Result<String> {
     let mut all = String::new();
     for args in [
         ["query", "cold_noise", "--step", "10s"].as_slice(),
-        &["query", "sum by (instance) (rate(cold_noise[1m]))", "--step", "30s"],
+        &["query", "sum by (instance) (delta(cold_noise[1m]))", "--step", "30s"],
         &["logs", "{job=\"cold\"} |= \"failed\"", "--limit", "5000"],
     ] {
         let output = hindcast(address, &[args, &range, &["-o", "json"]].concat())?;
