@@ -32,7 +32,8 @@ const SAMPLES_PER_READ: u64 = 1_000_000;
 /// Item `i` of a writer is stamped so many milliseconds after the start; all of it must lie in the past.
 const START_BEFORE_NOW_MS: i64 = 12 * 3_600_000;
 
-fn now_ms() -> i64 {
+/// The wall clock.
+pub fn now_ms() -> i64 {
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .expect("after 1970");
@@ -44,7 +45,7 @@ pub fn base_ms() -> i64 {
     now_ms() - START_BEFORE_NOW_MS
 }
 
-fn label(name: &str, value: impl ToString) -> v1::Label {
+pub fn label(name: &str, value: impl ToString) -> v1::Label {
     v1::Label {
         name: name.into(),
         value: value.to_string(),

@@ -5,29 +5,18 @@
 
 use anyhow::{Context, Result, ensure};
 use hindcast_chaos::process::{Cluster, channel};
+use hindcast_chaos::workload::{label, now_ms};
 use hindcast_proto::v1;
 use hindcast_proto::v1::ingest_client::IngestClient;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_hindcast-under-test");
 const DAY_MS: i64 = 86_400_000;
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn label(name: &str, value: impl ToString) -> v1::Label {
-    v1::Label {
-        name: name.into(),
-        value: value.to_string(),
-    }
-}
-
-fn now_ms() -> i64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    now.expect("after 1970").as_millis() as i64
-}
 
 /// Numbers that do not pack well, so that the files are more than their tables.
 fn noise(seed: u64) -> f64 {

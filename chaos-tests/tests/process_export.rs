@@ -4,6 +4,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use hindcast_chaos::process::{Cluster, channel};
+use hindcast_chaos::workload::{label, now_ms};
 use hindcast_proto::v1;
 use hindcast_proto::v1::ingest_client::IngestClient;
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -12,7 +13,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_hindcast-under-test");
 const DAY_MS: i64 = 86_400_000;
@@ -36,18 +37,6 @@ type Labels = BTreeMap<String, String>;
 type Samples = Vec<(String, Labels, i64, u64)>;
 /// (labels, time in ns, line, metadata), sorted.
 type Lines = Vec<(Labels, i64, String, Labels)>;
-
-fn label(name: &str, value: impl ToString) -> v1::Label {
-    v1::Label {
-        name: name.into(),
-        value: value.to_string(),
-    }
-}
-
-fn now_ms() -> i64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    now.expect("after 1970").as_millis() as i64
-}
 
 /// Writes samples and lines of a host, of a service and of nobody, over three days; what was written.
 async fn write(address: SocketAddr) -> Result<(Samples, Lines)> {

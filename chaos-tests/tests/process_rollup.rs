@@ -5,12 +5,13 @@
 
 use anyhow::{Context, Result, ensure};
 use hindcast_chaos::process::{Cluster, channel};
+use hindcast_chaos::workload::{label, now_ms};
 use hindcast_proto::v1;
 use hindcast_proto::v1::ingest_client::IngestClient;
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::process::Command;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_hindcast-under-test");
@@ -20,18 +21,6 @@ const SCRAPE_MS: i64 = 15_000;
 const HOSTS: usize = 4;
 /// The floor is proposed once a minute.
 const FLOOR_TIMEOUT: Duration = Duration::from_secs(150);
-
-fn now_ms() -> i64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    now.expect("after 1970").as_millis() as i64
-}
-
-fn label(name: &str, value: impl ToString) -> v1::Label {
-    v1::Label {
-        name: name.into(),
-        value: value.to_string(),
-    }
-}
 
 /// A counter that starts anew every seven hours, a gauge of whole numbers, and one of fractions.
 fn value(metric: usize, host: usize, at_ms: i64) -> f64 {

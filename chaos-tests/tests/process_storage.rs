@@ -4,6 +4,7 @@
 
 use anyhow::{Context, Result, ensure};
 use hindcast_chaos::process::{Cluster, channel};
+use hindcast_chaos::workload::{label, now_ms};
 use hindcast_proto::v1;
 use hindcast_proto::v1::cluster_client::ClusterClient;
 use hindcast_proto::v1::ingest_client::IngestClient;
@@ -11,23 +12,11 @@ use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_hindcast-under-test");
 const SAMPLES: i64 = 3000;
 const HOSTS: u64 = 40;
-
-fn label(name: &str, value: impl ToString) -> v1::Label {
-    v1::Label {
-        name: name.into(),
-        value: value.to_string(),
-    }
-}
-
-fn now_ms() -> i64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    now.expect("after 1970").as_millis() as i64
-}
 
 /// Numbers that do not pack well, so that there are bytes to check.
 fn noise(seed: u64) -> f64 {
