@@ -707,10 +707,8 @@ impl Shard {
             return Ok(Merged::InVain);
         }
         self.merging = None;
-        let met_damage = !damage.is_empty();
-        for d in damage {
-            self.set_aside(d)?;
-        }
+        // What was set aside before is met again by roll-ups, and changes nothing for the next one.
+        let met_damage = damage.into_iter().fold(false, |any, d| self.set_aside(d) | any);
         let made = match made {
             // What is here is merged meanwhile.
             Err(e) if cold::is_of_store(&e) => {
@@ -764,18 +762,19 @@ impl Shard {
         Ok(Merged::Done(report))
     }
 
-    /// A file in which a merge met damage is merged no more: what is whole around it goes on.
-    fn set_aside(&mut self, damage: Damage) -> Result<(), StorageError> {
+    /// A file in which work met damage is merged no more: what is whole around it goes on. Merged or let go meanwhile,
+    /// it is nobody's damage any more. False: it was set aside before.
+    fn set_aside(&mut self, damage: Damage) -> bool {
         let all = self.all_segments();
         let found = all.iter().find(|s| s.path() == damage.file);
-        let Some(segment) = found else {
-            return Err(damage.into());
-        };
-        if !segment.is_set_aside() {
+        if found.is_some_and(|s| s.is_set_aside()) {
+            return false;
+        }
+        if let Some(segment) = found {
             segment.set_aside();
             self.found_damage.push(damage);
         }
-        Ok(())
+        true
     }
 
     /// Damage that merges met since the last call.
@@ -813,8 +812,7 @@ impl Shard {
         let moved = match self.objects.end(done, &mut report) {
             Ok(moved) => moved,
             Err(damage) => {
-                // Merged or let go meanwhile, it is nobody's damage any more.
-                let _ = self.set_aside(damage);
+                self.set_aside(damage);
                 return Ok(report);
             }
         };

@@ -260,7 +260,7 @@ pub(crate) enum Made {
 pub struct MergeDone {
     pub(crate) seen: Seen,
     pub(crate) made: Result<Made, StorageError>,
-    /// Met on the way, in files that are left alone from now on.
+    /// Met on the way, in files of the shard that are left alone from now on.
     pub(crate) damage: Vec<Damage>,
 }
 
@@ -277,30 +277,38 @@ pub enum Merged {
 impl MergeWork {
     pub fn run(mut self) -> MergeDone {
         let mut damage = vec![];
-        let mut made = self.roll_up();
-        if let Err(StorageError::Damaged(d)) = made {
-            damage.push(d);
-            made = Ok(None);
-        }
-        let made = match made {
-            Ok(None) => self.merge(),
-            Ok(Some(windows)) => Ok(Made::Windows(windows)),
+        let rolled = self.roll_up();
+        let made = match self.unless_damaged(rolled, &mut damage) {
+            Ok(Some(Some(windows))) => Ok(Made::Windows(windows)),
+            Ok(_) => {
+                let merged = self.merge();
+                self.unless_damaged(merged, &mut damage)
+                    .map(|made| made.unwrap_or(Made::Nothing))
+            }
             Err(e) => Err(e),
         };
-        if made.is_err() {
+        if matches!(made, Err(_) | Ok(Made::Nothing)) {
             self.seen.discard();
         }
-        let made = match made {
-            Err(StorageError::Damaged(d)) => {
-                damage.push(d);
-                Ok(Made::Nothing)
-            }
-            made => made,
-        };
         MergeDone {
             seen: self.seen,
             made,
             damage,
+        }
+    }
+
+    /// `None`: it met damage in one of the shard's files.
+    fn unless_damaged<T>(
+        &self,
+        done: Result<T, StorageError>,
+        damage: &mut Vec<Damage>,
+    ) -> Result<Option<T>, StorageError> {
+        match done {
+            Err(StorageError::Damaged(met)) if self.all().iter().any(|s| s.path() == met.file) => {
+                damage.push(met);
+                Ok(None)
+            }
+            done => done.map(Some),
         }
     }
 

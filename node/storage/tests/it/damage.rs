@@ -4,7 +4,7 @@ use crate::naive::{all_lines, all_series, config, instant, label_sets, owners};
 use hindcast_env::{Disk, SimDisk};
 use hindcast_model::{LogLine, Sample, SeriesBlock, StreamBlock, TenantId};
 use hindcast_storage::read::{SeriesData, StreamData};
-use hindcast_storage::{Opened, ReadError, Shard, StorageError};
+use hindcast_storage::{Effort, Floor, Merged, Opened, ReadError, Shard, StorageError};
 use std::sync::Arc;
 
 type Answer = (Vec<SeriesData>, Vec<StreamData>);
@@ -175,6 +175,19 @@ fn a_merge_that_meets_damage_leaves_that_file_alone_and_goes_on() {
     shard.advance(5);
     shard.flush(b"").unwrap();
     assert_eq!(Shard::open(Arc::new(disk), "s", config()).unwrap().1.applied, 5);
+}
+
+#[test]
+fn damage_that_a_merge_met_in_a_file_that_was_let_go_meanwhile_stops_nobody() {
+    let disk = filled();
+    let (mut shard, _) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
+    disk.flip_bit("s/segment-0000000000000001", 80, 0).unwrap();
+    let merge = shard.begin_merge(Effort::Full).unwrap().run();
+    let floor = Floor::at(None, None, hindcast_model::TimestampNs(i64::MAX));
+    assert!(shard.retain(vec![floor]).segments > 0);
+    assert_eq!(shard.end_merge(merge).unwrap(), Merged::InVain);
+    assert!(shard.take_damage().is_empty(), "nobody has the file any more");
+    assert!(shard.compact_fully().unwrap().is_none());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use hindcast_model::{
     TenantId, TimestampNs, is_stale,
 };
 use hindcast_storage::read::{Resolution, SelectAggregates, SelectSeries, Values, Window};
-use hindcast_storage::{Floor, Floors, Pin, Selector, Shard, ShardConfig};
+use hindcast_storage::{Effort, Floor, Floors, Merged, Pin, Selector, Shard, ShardConfig};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -498,6 +498,31 @@ fn a_file_with_pinned_rows_is_not_rewritten_again_and_again() {
         }
         assert!(steps > 0 && r.shard().stats().samples < 100, "{:?}", r.shard().stats());
     }
+}
+
+#[test]
+fn a_damaged_file_among_old_ones_does_not_keep_compaction_busy_for_ever() {
+    let disk = SimDisk::new();
+    let (mut shard, _) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
+    for (index, first) in (1..).zip([0, 3, 6]) {
+        let rows = (0..3 * 60).map(|m| (1, first * HOUR + m * MINUTE, (m % 7) as f64));
+        give(&mut shard, index, &Entry::Write(rows.collect()));
+        shard.flush(b"").unwrap();
+    }
+    disk.flip_bit("s/segment-0000000000000001", 80, 0).unwrap();
+    give(&mut shard, 4, &Entry::Retain([9, 0, 0], [9, 0, 0]));
+    let mut works = 0;
+    loop {
+        let done = shard.begin_merge(Effort::Full).unwrap().run();
+        match shard.end_merge(done).unwrap() {
+            Merged::Nothing => break,
+            Merged::Done(_) | Merged::InVain => works += 1,
+        }
+        assert!(works < 20, "it comes to an end");
+    }
+    assert!(works > 0);
+    let damage = shard.take_damage();
+    assert_eq!(damage.len(), 1, "{damage:?}");
 }
 
 #[test]
