@@ -319,19 +319,52 @@ impl Directory {
         id
     }
 
-    /// As `find_or_add`, of labels and values that are in the index; `None` if the series is there already. The caller
-    /// posts its id.
-    pub(super) fn add_pairs(&mut self, space: u32, pairs: &[(u32, u32)], owner: Owner) -> Option<u32> {
+    /// The next series, of labels and values that are in the index. The caller posts its id, and lets it be found by
+    /// name with all others: `enter_from`.
+    pub(super) fn add_pairs(&mut self, space: u32, pairs: &[(u32, u32)], owner: Owner) {
         let index = &self.spaces[space as usize];
         let labels = Labels::from_sorted(pairs.iter().map(|p| index.pair(*p)));
         let fingerprint = labels.fingerprint();
-        if self.find_row(space, fingerprint, &labels, &owner).is_some() {
-            return None;
+        self.put(space, labels, fingerprint, owner);
+    }
+
+    /// Lets the series from `first_id` on be found by name; an error if one is there already.
+    ///
+    /// They go into the table place after place: one after the other by id, each would wait for memory twice.
+    pub(super) fn enter_from(&mut self, first_id: u32) -> Result<(), Bad> {
+        let rows = (first_id..self.next_id).filter_map(|id| Some((id, self.row(id)?)));
+        let mut keys: Vec<(u64, u32)> = rows
+            .map(|(id, r)| (key_of(r.fingerprint, r.space, &r.owner), id))
+            .collect();
+        let catalog = &self.catalog;
+        self.by_key.reserve(keys.len(), |id| catalog.key_of_id(*id));
+        // A place is the lowest bits of the key. Were it another, this would be slower and no less true.
+        let places = self.by_key.capacity().next_power_of_two() as u64;
+        keys.sort_unstable_by_key(|(key, id)| (key & (places - 1), *id));
+        for (key, id) in keys {
+            // Rows are looked at for likely doubles only.
+            if self
+                .by_key
+                .find(key, |other| self.live_row(*other).is_named_as(self.live_row(id)))
+                .is_some()
+            {
+                return Err("a series is defined twice");
+            }
+            let catalog = &self.catalog;
+            self.by_key.insert_unique(key, id, |id| catalog.key_of_id(*id));
         }
-        Some(self.push(space, labels, fingerprint, owner))
+        Ok(())
     }
 
     fn push(&mut self, space: u32, labels: Labels, fingerprint: u64, owner: Owner) -> u32 {
+        let id = self.put(space, labels, fingerprint, owner);
+        let (catalog, key) = (&self.catalog, key_of(fingerprint, space, &owner));
+        self.by_key.insert_unique(key, id, |id| catalog.key_of_id(*id));
+        id
+    }
+
+    /// Not to be found by name yet.
+    fn put(&mut self, space: u32, labels: Labels, fingerprint: u64, owner: Owner) -> u32 {
         let id = self.next_id;
         self.next_id = id.checked_add(1).expect("a shard defines fewer than 2^32 series");
         let policy = Policy::of(&labels, &owner, self.spaces[space as usize].streams);
@@ -345,8 +378,6 @@ impl Directory {
             owner,
         };
         self.catalog.put(id, Some(row));
-        let (catalog, key) = (&self.catalog, key_of(fingerprint, space, &owner));
-        self.by_key.insert_unique(key, id, |id| catalog.key_of_id(*id));
         if self.next_id.is_multiple_of(COMPACT_IDS) {
             self.spaces.iter_mut().for_each(Space::optimize);
         }
@@ -367,12 +398,6 @@ impl Directory {
             }
         }
         Ok(())
-    }
-
-    /// Room in the hash table for that many series more.
-    pub(super) fn reserve(&mut self, series: usize) {
-        let catalog = &self.catalog;
-        self.by_key.reserve(series, |id| catalog.key_of_id(*id));
     }
 
     pub(super) fn label_bytes(&self) -> usize {
@@ -538,6 +563,11 @@ impl Directory {
 }
 
 impl Row {
+    fn is_named_as(&self, other: &Self) -> bool {
+        (self.fingerprint, self.space, self.owner) == (other.fingerprint, other.space, other.owner)
+            && self.labels == other.labels
+    }
+
     fn slot(&self) -> Slot {
         match self.owner {
             Owner::Resource { id, .. } => id.slot(),

@@ -413,8 +413,8 @@ impl<'a> Reader<'a> {
             space.ids = id..id;
         }
         space.ids.end = id + 1;
-        let added = directory.add_pairs(space.number, pairs, owner);
-        added.map(|_| ()).ok_or("a series is defined twice")
+        directory.add_pairs(space.number, pairs, owner);
+        Ok(())
     }
 
     /// Posts what waits.
@@ -562,8 +562,7 @@ impl Directory {
             .checked_add(c.number()?)
             .ok_or("there are too many ids")?;
         let (mut reader, mut pairs) = (Reader::read(&mut c, self)?, vec![]);
-        // A definition takes a byte at least: no more room than that, whatever is claimed.
-        self.reserve(raw.len().min((end - self.next_id()) as usize));
+        let first_id = self.next_id();
         let sets_bytes_max = self.label_bytes() + SETS_BYTES_MAX;
         while self.next_id() < end {
             reader.define(self, &mut pairs, end - self.next_id())?;
@@ -572,6 +571,7 @@ impl Directory {
             }
         }
         reader.end()?;
+        self.enter_from(first_id)?;
         reader.post_rest(self);
         self.shrink();
         Ok(())

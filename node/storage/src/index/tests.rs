@@ -322,6 +322,28 @@ fn definitions_that_are_cut_or_changed_are_refused() {
     assert!(Directory::default().load(&twice).is_err());
 }
 
+#[test]
+fn a_series_that_is_defined_twice_is_refused_and_one_that_is_new_is_found() {
+    let tenant = TenantId::default();
+    let labels = |name| Labels::from_pairs([("__name__", name), ("job", "a")]);
+    let later = |name| {
+        let mut d = directory();
+        let id = d.find_or_add(&tenant, false, &Labels::from_pairs([("only", "here")]), &Owner::None);
+        d.find_or_add(&tenant, false, &labels(name), &Owner::None);
+        d.forget(&[id]);
+        d
+    };
+    let mut there = directory();
+    there.find_or_add(&tenant, false, &labels("other"), &Owner::None);
+    // Defined as id 5 behind a gap; here it is id 4 already.
+    let bytes = later("other").encode_from(there.next_id());
+    assert_eq!(there.load(&bytes), Err("a series is defined twice"));
+    let mut there = directory();
+    there.load(&later("other").encode_from(there.next_id())).unwrap();
+    assert_eq!(there.find(&tenant, false, &labels("other"), &Owner::None), Some(5));
+    assert_eq!(there.find(&tenant, false, &labels("up"), &Owner::None), Some(0));
+}
+
 /// Enough series that every form of posting, the order of values, and its unsorted rest are used.
 fn many(n: u32) -> (Directory, Naive) {
     let (mut d, mut naive) = (Directory::default(), Naive::default());
