@@ -12,6 +12,7 @@
 
 use crate::event::IncidentState;
 use crate::route::{Settings, Target};
+use hindcast_env::planted::{Bug, planted};
 use hindcast_model::{IncidentId, NodeId, Severity, SpanNs, TenantId, TicketId, TimestampNs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -264,6 +265,9 @@ impl EffectRow {
                 let until = now + ttl;
                 self.lease = Some(Lease { node, token, until });
                 self.due = until;
+                if planted(Bug::DoneBeforeSend) {
+                    self.end(EffectState::Delivered, now);
+                }
                 Take::Leased
             }
         }

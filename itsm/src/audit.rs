@@ -26,13 +26,13 @@ pub struct AuditRecord {
     pub hash: [u8; 32],
 }
 
-/// The end of the chain, and how many records the last command has made so far.
+/// The end of the chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditHead {
     pub seq: u64,
     pub hash: [u8; 32],
+    /// The command of the last record, and how many it has made: kept with the chain, for who reads it.
     pub index: u64,
-    /// Records of command `index`: the next one's place among them.
     pub in_command: u32,
 }
 
@@ -48,9 +48,9 @@ pub struct AuditEntry {
 }
 
 impl AuditHead {
-    /// Adds a record made by command `index`; returns it, and its place among the command's records.
-    pub fn append(&mut self, index: u64, entry: AuditEntry) -> (AuditRecord, u32) {
-        let place = if index == self.index { self.in_command } else { 0 };
+    /// Adds a record made by command `index`.
+    pub fn append(&mut self, index: u64, entry: AuditEntry) -> AuditRecord {
+        let before = if index == self.index { self.in_command } else { 0 };
         let mut record = AuditRecord {
             seq: self.seq + 1,
             index,
@@ -68,9 +68,9 @@ impl AuditHead {
             seq: record.seq,
             hash: record.hash,
             index,
-            in_command: place + 1,
+            in_command: before + 1,
         };
-        (record, place)
+        record
     }
 }
 
@@ -145,7 +145,7 @@ mod tests {
                 before: "{}".into(),
                 after: "{}".into(),
             };
-            head.append(i / 2, entry).0
+            head.append(i / 2, entry)
         });
         (records.collect(), head)
     }
@@ -162,8 +162,11 @@ mod tests {
             before: entry.before,
             after: entry.after,
         };
-        let places: Vec<_> = [7, 7, 9].map(|i| head.append(i, entry.clone()).1).into();
-        assert_eq!(places, [0, 1, 0]);
+        let counts = [7, 7, 9].map(|i| {
+            head.append(i, entry.clone());
+            head.in_command
+        });
+        assert_eq!(counts, [1, 2, 1]);
     }
 
     #[test]

@@ -413,10 +413,11 @@ fn commit(ctx: ApplyContext, change: Change<'_>, tx: &mut MetaTx<'_>, out: &mut 
         after: json(&values),
     };
     let mut head = rows::audit_head(tx)?;
-    let (record, place) = head.append(ctx.index, entry);
+    let record = head.append(ctx.index, entry);
     rows::put_audit(tx, &after, &record, &head);
     rows::put_ticket(tx, before, &after);
-    out.history.push(history_line(ctx, &after, actor, word, place));
+    let seq = ctx.history + out.history.len() as u32;
+    out.history.push(history_line(ctx, &after, actor, word, seq));
     Ok(after)
 }
 

@@ -15,6 +15,7 @@ use crate::dedup::Verdict;
 use crate::entry::{self, Command, Control, PartView};
 use crate::sources::Sources;
 use bytes::Bytes;
+use hindcast_env::planted::{Bug, planted};
 use hindcast_env::{Clock, Disk};
 use hindcast_ingest::intake::Numbers;
 use hindcast_model::resource::Edge;
@@ -453,6 +454,9 @@ impl Machine for ShardMachine {
     fn install(&mut self, dir: &str, index: u64) -> Result<(), MachineError> {
         let aux = self.shard.install(dir, index).map_err(machine_error)?;
         self.aux = read_aux(&aux, dir).map_err(machine_error)?;
+        if planted(Bug::SnapshotDropsDedup) {
+            self.aux.dedup = Default::default();
+        }
         Ok(())
     }
 

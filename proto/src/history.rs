@@ -66,7 +66,7 @@ pub struct HistoryRecord {
     pub at: TimestampNs,
     /// Index of the command in the meta group's log.
     pub index: u64,
-    /// Counts the records of one command, from 0.
+    /// Counts the records of one command, from 0, over all of its parts.
     pub seq: u32,
     /// What happened: `opened`, `firing`, `assigned`, `delivered` …
     pub change: String,

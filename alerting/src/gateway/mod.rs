@@ -67,7 +67,7 @@ impl<'a, 'b> Apply<'a, 'b> {
             now: ctx.now,
             tx,
             out: PartOutput::default(),
-            seq: 0,
+            seq: ctx.history,
         }
     }
 

@@ -11,6 +11,7 @@ pub mod disk;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod io;
+pub mod planted;
 pub mod rng;
 pub mod sim_disk;
 

@@ -144,6 +144,11 @@ impl SimDisk {
         s.full = false;
     }
 
+    /// As after a new start of the machine: syncs work again. A full disk stays full.
+    pub fn heal_syncs(&self) {
+        self.0.lock().syncs_until_error = None;
+    }
+
     /// How many file syncs there were.
     pub fn syncs(&self) -> u64 {
         self.0.lock().syncs

@@ -15,6 +15,7 @@
 use crate::log::{HardState, LogError, LogWrite, Recovered, SnapshotPoint};
 use crate::log_view::{Point, SharedView, ViewError};
 use bytes::Bytes;
+use hindcast_env::planted::{Bug, planted};
 use hindcast_env::{Rng, SeededRng};
 use hindcast_model::{GroupId, NodeId};
 use protobuf::Message as _;
@@ -487,6 +488,10 @@ impl Driver {
             Input::Message(message) => self.message(message),
             Input::Snapshot { message, dir } => self.snapshot(message, dir),
             Input::Propose { id, data } => self.queued.push((id, data)),
+            Input::Read { id } if planted(Bug::ReadWithoutIndex) => {
+                let index = self.applied;
+                self.out.push(Output::ReadReady { id, index });
+            }
             Input::Read { id } => self.reads.push(Read {
                 id,
                 seq: self.read_seq + 1,
@@ -765,12 +770,14 @@ impl Driver {
                 commit: hs.commit,
             };
             node.mut_store().hard = hard;
-            task.writes.push(LogWrite::HardState(hard));
+            let vote = if planted(Bug::VoteNotPersisted) { 0 } else { hard.vote };
+            task.writes.push(LogWrite::HardState(HardState { vote, ..hard }));
         }
         for message in ready.take_persisted_messages() {
             // Made while this node led; as a follower it has nothing to do with snapshots for others.
             match message.get_msg_type() {
                 MessageType::MsgSnapshot => {}
+                _ if planted(Bug::ReplyBeforeSync) => self.out.push(Output::Send(message)),
                 _ => task.messages.push(message),
             }
         }
@@ -940,7 +947,12 @@ impl Driver {
             return;
         }
         let tail_bytes = self.config.tail_bytes;
-        let limit = self.applied.min(self.durable);
+        let durable = if planted(Bug::TruncateBeyondDurable) {
+            u64::MAX
+        } else {
+            self.durable
+        };
+        let limit = self.applied.min(durable);
         let point = self.raft(|node| {
             let snapshots = node.store().snapshots.borrow();
             let ready = snapshots.ready.values().map(|(at, _)| at.index);

@@ -146,6 +146,8 @@ pub struct ApplyContext {
     pub index: u64,
     /// Cluster time of the command; never goes back.
     pub now: TimestampNs,
+    /// History records that the command has put out so far, whichever part did: where this part goes on counting.
+    pub history: u32,
 }
 
 /// What a part is given: a command addressed to it, or what a part to its left put out in the same apply.

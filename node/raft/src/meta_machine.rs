@@ -266,6 +266,7 @@ impl<S: MetaStore + 'static> MetaMachine<S> {
         };
         let ctx = ApplyContext {
             index: entry.index,
+            history: 0,
             now: self.now.max(command.at),
         };
         let mut tx = MetaTx::new(self.shared.as_ref());
@@ -314,7 +315,11 @@ impl<S: MetaStore + 'static> MetaMachine<S> {
         };
         let mut kept = Kept::default();
         let mut rightward: Vec<(&'static str, Vec<u8>)> = Vec::new();
-        let output = self.parts[addressed].apply(ctx, PartInput::Command(body), tx)?;
+        let ctx_now = |kept: &Kept| ApplyContext {
+            history: kept.history,
+            ..ctx
+        };
+        let output = self.parts[addressed].apply(ctx_now(&kept), PartInput::Command(body), tx)?;
         let reply = output.reply.clone();
         self.keep(ctx, addressed, output, &mut kept, &mut rightward, tx)?;
         for right in addressed + 1..self.parts.len() {
@@ -324,7 +329,7 @@ impl<S: MetaStore + 'static> MetaMachine<S> {
                     part: from,
                     body: &body,
                 };
-                let output = self.parts[right].apply(ctx, input, tx)?;
+                let output = self.parts[right].apply(ctx_now(&kept), input, tx)?;
                 self.keep(ctx, right, output, &mut kept, &mut rightward, tx)?;
             }
         }

@@ -1,0 +1,143 @@
+//! Many seeds one after the other, on several threads; what fails is made simpler before it is told.
+
+use crate::check::Counts;
+use crate::plan::Plan;
+use crate::world::{Report, run};
+use hindcast_env::planted::{self, Bug};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// How often a long campaign says how far it is.
+const TOLD_EVERY: Duration = Duration::from_secs(20);
+
+/// When a campaign ends, if nothing fails before.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    pub first: u64,
+    pub seeds: u64,
+    pub time: Duration,
+    pub jobs: usize,
+}
+
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub runs: u64,
+    pub counts: Counts,
+    pub failure: Option<Failure>,
+    pub took: Duration,
+}
+
+#[derive(Debug)]
+pub struct Failure {
+    pub report: Report,
+    /// With the faults only that the failure needs.
+    pub simplest: Plan,
+}
+
+impl Failure {
+    /// How to see it again.
+    pub fn command(&self) -> String {
+        format!("HINDCAST_SEED={} cargo run --release -p hindcast-sim", self.report.seed)
+    }
+}
+
+/// One seed; a panic is a violation like any other.
+pub fn run_guarded(plan: Plan, verbose: bool) -> Report {
+    let seed = plan.seed;
+    catch_unwind(AssertUnwindSafe(|| run(plan, verbose))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        Report {
+            seed,
+            violation: Some(format!("a panic: {}", text.unwrap_or_default())),
+            counts: Counts::default(),
+            trace: vec![],
+            fingerprint: 0,
+        }
+    })
+}
+
+struct Progress {
+    outcome: Outcome,
+    told: Instant,
+}
+
+fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
+    progress.lock().expect("nothing panics while it holds this")
+}
+
+/// Runs the given seeds, then fresh ones, until the budget is spent or one fails. `bug` is switched on meanwhile.
+pub fn hunt(kept: &[u64], budget: Budget, bug: Option<Bug>, tell: bool) -> Outcome {
+    let began = Instant::now();
+    let (next, found) = (AtomicU64::new(0), AtomicBool::new(false));
+    let progress = Mutex::new(Progress {
+        outcome: Outcome::default(),
+        told: began,
+    });
+    let work = || {
+        let _on = bug.map(planted::switch_on);
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            if n >= budget.seeds || began.elapsed() >= budget.time || found.load(Ordering::Relaxed) {
+                return;
+            }
+            let fresh = || budget.first.wrapping_add(n - kept.len() as u64);
+            let plan = Plan::draw(kept.get(n as usize).copied().unwrap_or_else(fresh));
+            let report = run_guarded(plan.clone(), false);
+            let failed = report.violation.is_some();
+            let is_first = failed && !found.swap(true, Ordering::Relaxed);
+            let failure = is_first.then(|| Failure {
+                simplest: simplified(plan),
+                report: report.clone(),
+            });
+            let mut p = lock(&progress);
+            p.outcome.runs += 1;
+            p.outcome.counts.add(&report.counts);
+            p.outcome.failure = p.outcome.failure.take().or(failure);
+            if tell && p.told.elapsed() >= TOLD_EVERY {
+                p.told = Instant::now();
+                eprintln!(
+                    "{} seeds in {} s, none fails",
+                    p.outcome.runs,
+                    began.elapsed().as_secs()
+                );
+            }
+        }
+    };
+    std::thread::scope(|scope| (0..budget.jobs.max(1)).for_each(|_| drop(scope.spawn(work))));
+    let mut outcome = progress
+        .into_inner()
+        .expect("nothing panics while it holds this")
+        .outcome;
+    outcome.took = began.elapsed();
+    outcome
+}
+
+/// Takes faults out as long as the run still fails.
+fn simplified(mut plan: Plan) -> Plan {
+    let without: [fn(&mut Plan); 13] = [
+        |p| p.loss = 0,
+        |p| p.duplicates = 0,
+        |p| p.late = 0,
+        |p| p.partition_every = 0,
+        |p| p.one_way = false,
+        |p| p.crash_every = 0,
+        |p| p.all_crash = false,
+        |p| p.pause_every = 0,
+        |p| p.transfer_every = 0,
+        |p| (p.clock_off, p.clock_steps) = (0, false),
+        |p| p.sync_errors_every = 0,
+        |p| p.full_every = 0,
+        |p| p.receiver_errors = 0,
+    ];
+    for take_out in without {
+        let mut simpler = plan.clone();
+        take_out(&mut simpler);
+        if run_guarded(simpler.clone(), false).violation.is_some() {
+            plan = simpler;
+        }
+    }
+    plan
+}

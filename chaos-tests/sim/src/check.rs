@@ -1,0 +1,174 @@
+//! What must hold in every run, whatever happens: the invariants of replication and of what was acknowledged.
+//!
+//! A violation is kept, the first one only; the world asks for it after every event.
+
+use bytes::Bytes;
+use hindcast_model::GroupId;
+use std::collections::BTreeMap;
+use xxhash_rust::xxh3::xxh3_128;
+
+/// One batch of a writer, by writer and sequence.
+pub type BatchKey = (u64, u64);
+
+#[derive(Clone, Debug, Default)]
+pub struct Acked {
+    /// Where each part stands.
+    pub at: Vec<(GroupId, u64)>,
+}
+
+#[derive(Default)]
+pub struct Ledger {
+    entries: BTreeMap<(GroupId, u64), (u64, u128, u64)>,
+    leaders: BTreeMap<(GroupId, u64), u64>,
+    votes: BTreeMap<(u64, GroupId, u64), u64>,
+    digests: BTreeMap<(GroupId, u64), ([u8; 32], u64)>,
+    pub acked: BTreeMap<BatchKey, Acked>,
+    /// The highest index per group that someone was told of.
+    told: BTreeMap<GroupId, u64>,
+    violation: Option<String>,
+    pub counts: Counts,
+}
+
+/// What happened in a run: a run that reaches nothing proves nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    pub events: u64,
+    pub messages: u64,
+    pub crashes: u64,
+    pub pauses: u64,
+    pub partitions: u64,
+    pub disk_ends: u64,
+    pub snapshots: u64,
+    pub transfers: u64,
+    pub batches_acked: u64,
+    pub batches_unknown: u64,
+    pub reads: u64,
+    pub leaders: u64,
+    pub meta_commands: u64,
+    pub deliveries: u64,
+    pub repeats: u64,
+    pub tickets: u64,
+    pub edits: u64,
+    pub history_lines: u64,
+}
+
+impl Counts {
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            events,
+            messages,
+            crashes,
+            pauses,
+            partitions,
+            disk_ends,
+            snapshots,
+            transfers,
+            batches_acked,
+            batches_unknown,
+            reads,
+            leaders,
+            meta_commands,
+            deliveries,
+            repeats,
+            tickets,
+            edits,
+            history_lines,
+        } = other;
+        self.events += events;
+        self.messages += messages;
+        self.crashes += crashes;
+        self.pauses += pauses;
+        self.partitions += partitions;
+        self.disk_ends += disk_ends;
+        self.snapshots += snapshots;
+        self.transfers += transfers;
+        self.batches_acked += batches_acked;
+        self.batches_unknown += batches_unknown;
+        self.reads += reads;
+        self.leaders += leaders;
+        self.meta_commands += meta_commands;
+        self.deliveries += deliveries;
+        self.repeats += repeats;
+        self.tickets += tickets;
+        self.edits += edits;
+        self.history_lines += history_lines;
+    }
+}
+
+impl Ledger {
+    pub fn violated(&mut self, why: String) {
+        self.violation.get_or_insert(why);
+    }
+
+    pub fn violation(&self) -> Option<&str> {
+        self.violation.as_deref()
+    }
+
+    /// I2: one entry per index, on all nodes and over all of their lives.
+    pub fn applies(&mut self, node: u64, group: GroupId, index: u64, term: u64, data: &Bytes) {
+        let sum = xxh3_128(data);
+        let (known_term, known_sum, by) = *self.entries.entry((group, index)).or_insert((term, sum, node));
+        if (known_term, known_sum) != (term, sum) {
+            self.violated(format!(
+                "I2: node {node} applies another entry at index {index} of group {group} (term {term}) than node {by} \
+                 did (term {known_term})"
+            ));
+        }
+    }
+
+    /// I2: one leader per term.
+    pub fn leads(&mut self, node: u64, group: GroupId, term: u64) {
+        let mut new = false;
+        let leader = *self.leaders.entry((group, term)).or_insert_with(|| {
+            new = true;
+            node
+        });
+        self.counts.leaders += u64::from(new);
+        if leader != node {
+            self.violated(format!(
+                "I2: nodes {leader} and {node} both lead group {group} in term {term}"
+            ));
+        }
+    }
+
+    /// I2: one vote per term, also over a crash.
+    pub fn votes(&mut self, node: u64, group: GroupId, term: u64, candidate: u64) {
+        let given = *self.votes.entry((node, group, term)).or_insert(candidate);
+        if given != candidate {
+            self.violated(format!(
+                "I2: node {node} votes for node {candidate} in term {term} of group {group}, after it voted for node {given}"
+            ));
+        }
+    }
+
+    /// I3: one state per index.
+    pub fn digest(&mut self, node: u64, group: GroupId, index: u64, digest: [u8; 32]) {
+        let (known, by) = *self.digests.entry((group, index)).or_insert((digest, node));
+        if known != digest {
+            self.violated(format!(
+                "I3: the state of group {group} at index {index} differs between node {node} and node {by}"
+            ));
+        }
+    }
+
+    /// A client was told that its part stands at `index`.
+    pub fn tell(&mut self, group: GroupId, index: u64) {
+        let told = self.told.entry(group).or_default();
+        *told = (*told).max(index);
+    }
+
+    pub fn told(&self, group: GroupId) -> u64 {
+        self.told.get(&group).copied().unwrap_or(0)
+    }
+
+    /// I4: a read sees everything that someone was told of before it began.
+    pub fn reads(&mut self, node: u64, group: GroupId, told_before: u64, index: u64, applied: u64) {
+        self.counts.reads += 1;
+        if index < told_before || applied < index {
+            self.violated(format!(
+                "I4: a read of group {group} on node {node} is served at index {index} (applied: {applied}), although a \
+                 client was told of index {told_before} before it began"
+            ));
+        }
+    }
+}

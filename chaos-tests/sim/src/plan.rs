@@ -1,0 +1,124 @@
+//! What one run is made of, drawn from its seed: which faults exist in it and how strong they are.
+//!
+//! Each seed first decides which faults there are at all. Runs with everything at once rarely get anywhere; runs with
+//! one or two faults reach deep states (swarm testing).
+
+use hindcast_env::{Rng, SeededRng};
+
+pub const MS: u64 = 1_000_000;
+pub const SECOND: u64 = 1_000 * MS;
+
+/// Per cent of seeds that have a fault.
+const OFTEN: u64 = 50;
+const SOMETIMES: u64 = 25;
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub nodes: u64,
+    pub shards: u64,
+    /// Faults happen until then (ns); afterwards everything is healed.
+    pub faulty_until: u64,
+    pub writers: u64,
+    pub readers: u64,
+
+    // ---- network ----
+    /// Per cent of messages that are lost, sent twice, or late by up to `late`.
+    pub loss: u64,
+    pub duplicates: u64,
+    pub late: u64,
+    pub late_by: u64,
+    /// Mean time between partitions (ns); 0: none.
+    pub partition_every: u64,
+    /// Links are cut one way only.
+    pub one_way: bool,
+
+    // ---- nodes ----
+    pub crash_every: u64,
+    /// A crash that takes all nodes at once.
+    pub all_crash: bool,
+    pub down_for: u64,
+    pub pause_every: u64,
+    pub pause_for: u64,
+    pub transfer_every: u64,
+    /// The largest offset of a node's wall clock, and whether it steps on the way.
+    pub clock_off: u64,
+    pub clock_steps: bool,
+
+    // ---- disks ----
+    /// A sync takes up to this.
+    pub sync_for: u64,
+    pub sync_errors_every: u64,
+    pub full_every: u64,
+    /// Applying a batch of entries takes up to this.
+    pub apply_for: u64,
+    /// Flushes and merges take up to this.
+    pub beside_for: u64,
+
+    // ---- sizes: small ones reach rare states ----
+    pub tail_bytes: u64,
+    pub segment_bytes_max: u64,
+    pub flush_bytes_max: usize,
+    pub snapshot_every_commands: u64,
+    pub message_bytes_max: u64,
+    pub fold_for: u64,
+    /// The rows of the meta group are lost in a crash and built again from snapshot and log.
+    pub rows_are_lost: bool,
+
+    // ---- the world outside ----
+    /// Per cent of messages to people that go wrong.
+    pub receiver_errors: u64,
+}
+
+fn chance(rng: &mut dyn Rng, per_cent: u64) -> bool {
+    rng.below(100) < per_cent
+}
+
+fn pick<T: Copy>(rng: &mut dyn Rng, from: &[T]) -> T {
+    from[rng.below(from.len() as u64) as usize]
+}
+
+impl Plan {
+    pub fn draw(seed: u64) -> Self {
+        let rng: &mut dyn Rng = &mut SeededRng::new(seed);
+        let some = |rng: &mut dyn Rng, per_cent: u64, from: &[u64]| {
+            let value = pick(rng, from);
+            if chance(rng, per_cent) { value } else { 0 }
+        };
+        Self {
+            seed,
+            nodes: pick(rng, &[3, 3, 3, 5, 1]),
+            shards: pick(rng, &[1, 2]),
+            faulty_until: pick(rng, &[8, 15, 25]) * SECOND,
+            writers: pick(rng, &[1, 2, 4]),
+            readers: pick(rng, &[1, 2]),
+            loss: some(rng, OFTEN, &[1, 5, 15, 30]),
+            duplicates: some(rng, OFTEN, &[1, 10, 50]),
+            late: some(rng, OFTEN, &[1, 10, 40]),
+            late_by: pick(rng, &[20, 200, 2_000]) * MS,
+            partition_every: some(rng, OFTEN, &[1_500, 4_000]) * MS,
+            one_way: chance(rng, SOMETIMES),
+            crash_every: some(rng, OFTEN, &[700, 2_000, 5_000]) * MS,
+            all_crash: chance(rng, SOMETIMES),
+            down_for: pick(rng, &[50, 1_000, 6_000]) * MS,
+            pause_every: some(rng, SOMETIMES, &[1_500, 4_000]) * MS,
+            pause_for: pick(rng, &[700, 3_000, 9_000]) * MS,
+            transfer_every: some(rng, SOMETIMES, &[500, 3_000]) * MS,
+            clock_off: some(rng, OFTEN, &[100, 2_000, 7_200_000]) * MS,
+            clock_steps: chance(rng, SOMETIMES),
+            sync_for: pick(rng, &[1, 5, 40]) * MS,
+            sync_errors_every: some(rng, SOMETIMES, &[3_000, 6_000]) * MS,
+            full_every: some(rng, SOMETIMES, &[4_000, 8_000]) * MS,
+            apply_for: pick(rng, &[1, 1, 10, 150]) * MS,
+            beside_for: pick(rng, &[5, 100, 2_000]) * MS,
+            tail_bytes: pick(rng, &[0, 2_000, 30_000]),
+            segment_bytes_max: pick(rng, &[24 << 10, 64 << 10, 256 << 10]),
+            flush_bytes_max: pick(rng, &[1_000, 8_000, 1 << 20]),
+            snapshot_every_commands: pick(rng, &[5, 40, 1_000]),
+            message_bytes_max: pick(rng, &[300, 4_000, 1 << 20]),
+            fold_for: pick(rng, &[0, 3, 20]) * MS,
+            rows_are_lost: chance(rng, OFTEN),
+            receiver_errors: some(rng, OFTEN, &[10, 40]),
+        }
+    }
+}

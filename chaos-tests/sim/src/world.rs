@@ -1,0 +1,1115 @@
+//! The scheduler: a heap of events in virtual time, one thread, one seed.
+//!
+//! First faults happen, as the plan says. Then everything is healed, clients finish, nodes catch up, and what every
+//! node holds is compared with what was acknowledged.
+
+use crate::check::{Acked, Counts, Ledger};
+use crate::desk::Desk;
+use crate::node::{Caller, Effect, End, Env, Fate, NodeEvent, Payload, Running};
+use crate::plan::{MS, Plan, SECOND};
+use crate::writers::Shape;
+use bytes::Bytes;
+use hindcast_env::{Rng, SeededRng, SimDisk};
+use hindcast_ingest::{Intake, Naming};
+use hindcast_model::{GroupId, Matcher, NodeId, TenantId, TimestampNs, codec};
+use hindcast_node::entry;
+use hindcast_node::shard_machine::{Applied, PartApplied};
+use hindcast_raft::MemStores;
+use hindcast_storage::logs::Filter;
+use hindcast_storage::read::{Direction, SelectLines, SelectSeries};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+
+/// Of a message that nothing delays.
+const FLIGHT: u64 = 2 * MS;
+/// How long a caller waits for the answer of another node.
+const CALL_TIMEOUT: u64 = 5 * SECOND;
+/// How long one node tries for one client, and how long the client tries at all.
+const NODE_PATIENCE: u64 = 10 * SECOND;
+const CLIENT_PATIENCE: u64 = 30 * SECOND;
+const PAUSE: u64 = 50 * MS;
+/// After the last fault: until when all must have caught up (I13).
+const CALM: u64 = 40 * SECOND;
+/// Events of one run; more is a loop.
+const EVENTS_MAX: u64 = 4_000_000;
+/// Lines of the trace that are kept for the report.
+const TRACE_MAX: usize = 60;
+
+enum Event {
+    Node {
+        node: u64,
+        life: u64,
+        event: NodeEvent,
+    },
+    /// Over the network, to whichever life is there.
+    Arrive {
+        to: u64,
+        event: NodeEvent,
+    },
+    Reply {
+        caller: Caller,
+        fate: Fate,
+    },
+    CallTimeout {
+        call: u64,
+    },
+    Retry {
+        writer: u64,
+        attempt: u64,
+        share: usize,
+    },
+    WriterTurn {
+        writer: u64,
+    },
+    ReaderTurn {
+        reader: u64,
+    },
+    DeskTurn {
+        node: u64,
+        life: u64,
+    },
+    Client(crate::desk::Timer),
+    Start {
+        node: u64,
+    },
+    Resume {
+        node: u64,
+    },
+    Fault(Fault),
+    HealLinks {
+        wave: u64,
+    },
+    HealDisk {
+        node: u64,
+    },
+    Calm,
+    Judge {
+        tries: u64,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Crash,
+    AllCrash,
+    Pause,
+    Partition,
+    Transfer,
+    SyncError,
+    Full,
+    ClockStep,
+}
+
+struct Node {
+    disk: SimDisk,
+    stores: MemStores,
+    running: Option<Running>,
+    life: u64,
+    paused: bool,
+    /// Events that wait for the end of a pause.
+    held: VecDeque<Event>,
+    clock_off: i64,
+}
+
+/// What a call's answer is for.
+pub enum Then {
+    Writer { writer: u64, attempt: u64, share: usize },
+    Desk(crate::desk::Then),
+}
+
+struct Call {
+    node: u64,
+    then: Then,
+}
+
+/// A client that writes one batch after the other.
+struct Writer {
+    seq: u64,
+    op: Option<Op>,
+}
+
+struct Op {
+    shape: Shape,
+    began: u64,
+    attempt: u64,
+    attempt_began: u64,
+    node: u64,
+    parts: Vec<Part>,
+}
+
+struct Part {
+    group: GroupId,
+    bytes: Bytes,
+    done: Option<u64>,
+}
+
+struct Read {
+    node: u64,
+    told_before: u64,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub seed: u64,
+    pub violation: Option<String>,
+    pub counts: Counts,
+    pub trace: Vec<String>,
+    /// Equal for equal runs.
+    pub fingerprint: u64,
+}
+
+pub struct World {
+    pub plan: Plan,
+    pub now: u64,
+    seq: u64,
+    heap: BinaryHeap<Reverse<(u64, u64)>>,
+    events: BTreeMap<u64, Event>,
+    pub rng: SeededRng,
+    nodes: BTreeMap<u64, Node>,
+    voters: Vec<NodeId>,
+    /// Pairs from, to that nothing crosses.
+    cut: BTreeSet<(u64, u64)>,
+    wave: u64,
+    pub ledger: Ledger,
+    calls: BTreeMap<u64, Call>,
+    next_call: u64,
+    writers: BTreeMap<u64, Writer>,
+    unknown: Vec<Shape>,
+    acked: Vec<Shape>,
+    reads: BTreeMap<u64, Read>,
+    next_read: u64,
+    desk: Desk,
+    calm: bool,
+    over: bool,
+    trace: VecDeque<String>,
+    verbose: bool,
+    fingerprint: u64,
+}
+
+fn off_by(rng: &mut SeededRng, most: u64) -> i64 {
+    if most == 0 {
+        0
+    } else {
+        rng.below(2 * most) as i64 - most as i64
+    }
+}
+
+/// Runs one seed to its end. `verbose` prints what happens.
+pub fn run(plan: Plan, verbose: bool) -> Report {
+    let mut world = World::new(plan, verbose);
+    world.go();
+    Report {
+        seed: world.plan.seed,
+        violation: world.ledger.violation().map(str::to_owned),
+        counts: world.ledger.counts,
+        trace: world.trace.into(),
+        fingerprint: world.fingerprint,
+    }
+}
+
+impl World {
+    fn new(plan: Plan, verbose: bool) -> Self {
+        let mut rng = SeededRng::new(plan.seed ^ 0x5117);
+        let voters: Vec<NodeId> = (1..=plan.nodes).map(NodeId).collect();
+        // One clock may be far off, the others are about right.
+        let wrong = 1 + rng.below(plan.nodes);
+        let nodes = (1..=plan.nodes).map(|id| {
+            let node = Node {
+                disk: SimDisk::new(),
+                stores: MemStores::default(),
+                running: None,
+                life: 0,
+                paused: false,
+                held: VecDeque::new(),
+                clock_off: if id == wrong {
+                    off_by(&mut rng, plan.clock_off)
+                } else {
+                    off_by(&mut rng, 20 * MS)
+                },
+            };
+            (id, node)
+        });
+        let nodes = nodes.collect();
+        let writers = (1..=plan.writers).map(|w| (w, Writer { seq: 0, op: None })).collect();
+        let desk = Desk::new(&plan, &mut rng);
+        Self {
+            plan,
+            now: 0,
+            seq: 0,
+            heap: BinaryHeap::new(),
+            events: BTreeMap::new(),
+            rng,
+            nodes,
+            voters,
+            cut: BTreeSet::new(),
+            wave: 0,
+            ledger: Ledger::default(),
+            calls: BTreeMap::new(),
+            next_call: 0,
+            writers,
+            unknown: vec![],
+            acked: vec![],
+            reads: BTreeMap::new(),
+            next_read: 0,
+            desk,
+            calm: false,
+            over: false,
+            trace: VecDeque::new(),
+            verbose,
+            fingerprint: 0,
+        }
+    }
+
+    pub fn note(&mut self, what: impl FnOnce() -> String) {
+        let line = format!("{:>9.3} ms  {}", self.now as f64 / 1e6, what());
+        if self.verbose {
+            println!("{line}");
+        }
+        self.fingerprint = xxhash_rust::xxh3::xxh3_64_with_seed(line.as_bytes(), self.fingerprint);
+        if self.trace.len() >= TRACE_MAX {
+            self.trace.pop_front();
+        }
+        self.trace.push_back(line);
+    }
+
+    fn at(&mut self, delay: u64, event: Event) {
+        self.seq += 1;
+        self.heap.push(Reverse((self.now + delay, self.seq)));
+        self.events.insert(self.seq, event);
+    }
+
+    /// A client's own clock.
+    pub fn later(&mut self, delay: u64, timer: crate::desk::Timer) {
+        self.at(delay, Event::Client(timer));
+    }
+
+    fn go(&mut self) {
+        for node in 1..=self.plan.nodes {
+            let delay = self.rng.below(300 * MS);
+            self.at(delay, Event::Start { node });
+        }
+        for writer in 1..=self.plan.writers {
+            self.at(SECOND, Event::WriterTurn { writer });
+        }
+        for reader in 1..=self.plan.readers {
+            self.at(SECOND, Event::ReaderTurn { reader });
+        }
+        self.plan_faults();
+        let calm_at = self.plan.faulty_until;
+        self.at(calm_at, Event::Calm);
+        while let Some(Reverse((at, seq))) = self.heap.pop() {
+            self.now = at;
+            let Some(event) = self.events.remove(&seq) else {
+                continue;
+            };
+            self.ledger.counts.events += 1;
+            self.take(event);
+            if self.over || self.ledger.violation().is_some() {
+                return;
+            }
+            if self.ledger.counts.events > EVENTS_MAX {
+                return self
+                    .ledger
+                    .violated(format!("the run does not end: {EVENTS_MAX} events"));
+            }
+        }
+    }
+
+    // ---- faults ----
+
+    fn plan_faults(&mut self) {
+        let p = &self.plan;
+        let kinds = [
+            (p.crash_every, if p.all_crash { Fault::AllCrash } else { Fault::Crash }),
+            (p.crash_every, Fault::Crash),
+            (p.pause_every, Fault::Pause),
+            (p.partition_every, Fault::Partition),
+            (p.transfer_every, Fault::Transfer),
+            (p.sync_errors_every, Fault::SyncError),
+            (p.full_every, Fault::Full),
+            (if p.clock_steps { 3 * SECOND } else { 0 }, Fault::ClockStep),
+        ];
+        for (every, fault) in kinds {
+            if every > 0 {
+                let delay = self.rng.below(2 * every);
+                self.at(delay, Event::Fault(fault));
+            }
+        }
+    }
+
+    fn again(&mut self, fault: Fault) {
+        let p = &self.plan;
+        let every = match fault {
+            // All at once is rarer.
+            Fault::AllCrash => 4 * p.crash_every,
+            Fault::Crash => p.crash_every,
+            Fault::Pause => p.pause_every,
+            Fault::Partition => p.partition_every,
+            Fault::Transfer => p.transfer_every,
+            Fault::SyncError => p.sync_errors_every,
+            Fault::Full => p.full_every,
+            Fault::ClockStep => 3 * SECOND,
+        };
+        let delay = 1 + self.rng.below(2 * every);
+        self.at(delay, Event::Fault(fault));
+    }
+
+    fn any_node(&mut self) -> u64 {
+        1 + self.rng.below(self.plan.nodes)
+    }
+
+    fn fault(&mut self, fault: Fault) {
+        if self.calm {
+            return;
+        }
+        self.again(fault);
+        let node = self.any_node();
+        match fault {
+            Fault::Crash => self.crash(node, "power cut"),
+            Fault::AllCrash => (1..=self.plan.nodes).for_each(|n| self.crash(n, "power cut of all")),
+            Fault::Pause => {
+                let n = self.nodes.get_mut(&node).expect("a node");
+                if n.running.is_some() && !n.paused {
+                    n.paused = true;
+                    self.ledger.counts.pauses += 1;
+                    let most = self.plan.pause_for;
+                    let delay = 1 + self.rng.below(most);
+                    self.at(delay, Event::Resume { node });
+                    self.note(|| format!("node {node} pauses for {} ms", delay / MS));
+                }
+            }
+            Fault::Partition => self.partition(node),
+            Fault::Transfer => {
+                let groups = self.plan.shards + 1;
+                let group = GroupId(self.rng.below(groups));
+                let to = self.any_node();
+                if let Some(leader) = self.leader_of(group) {
+                    self.ledger.counts.transfers += 1;
+                    self.note(|| format!("leadership of group {group} is to go from node {leader} to node {to}"));
+                    self.with(leader, |n, env| n.transfer(group, to, env));
+                }
+            }
+            Fault::SyncError => {
+                let n = self.rng.below(3);
+                self.nodes[&node].disk.fail_sync_after(n);
+                self.note(|| format!("syncs of node {node} are about to fail"));
+            }
+            Fault::Full => {
+                self.nodes[&node].disk.set_full(true);
+                self.note(|| format!("the disk of node {node} is full"));
+                let delay = SECOND + self.rng.below(3 * SECOND);
+                self.at(delay, Event::HealDisk { node });
+            }
+            Fault::ClockStep => {
+                let far = self
+                    .nodes
+                    .values()
+                    .filter(|n| n.clock_off.unsigned_abs() > 20 * MS)
+                    .count();
+                let is_far = self.nodes[&node].clock_off.unsigned_abs() > 20 * MS;
+                let most = if far == 0 || is_far {
+                    self.plan.clock_off.max(SECOND)
+                } else {
+                    20 * MS
+                };
+                let off = off_by(&mut self.rng, most);
+                self.nodes.get_mut(&node).expect("a node").clock_off = off;
+                self.note(|| format!("the clock of node {node} is now {} ms off", off / MS as i64));
+            }
+        }
+    }
+
+    fn leader_of(&self, group: GroupId) -> Option<u64> {
+        let leads = |(id, n): (&u64, &Node)| n.running.as_ref().is_some_and(|r| r.leader(group) == Some(*id));
+        self.nodes.iter().find(|n| leads((n.0, n.1))).map(|(id, _)| *id)
+    }
+
+    fn partition(&mut self, node: u64) {
+        self.wave += 1;
+        self.ledger.counts.partitions += 1;
+        self.cut.clear();
+        let n = self.plan.nodes;
+        let side: BTreeSet<u64> = match self.rng.below(3) {
+            0 => BTreeSet::from([node]),
+            1 => {
+                let group = GroupId(self.rng.below(2));
+                self.leader_of(group).into_iter().collect()
+            }
+            _ => (1..=n).filter(|_| self.rng.below(2) == 0).collect(),
+        };
+        let one_way = self.plan.one_way.then(|| self.rng.below(2));
+        for a in 1..=n {
+            for b in (1..=n).filter(|b| side.contains(&a) != side.contains(b)) {
+                let outward = u64::from(side.contains(&a));
+                if one_way.is_none_or(|w| w == outward) {
+                    self.cut.insert((a, b));
+                }
+            }
+        }
+        let wave = self.wave;
+        let delay = 100 * MS + self.rng.below(6 * SECOND);
+        self.at(delay, Event::HealLinks { wave });
+        self.note(|| format!("partition: {side:?} apart, one way: {one_way:?}, for {} ms", delay / MS));
+    }
+
+    /// Power off, and on again later.
+    fn crash(&mut self, node: u64, why: &str) {
+        let n = self.nodes.get_mut(&node).expect("a node");
+        if n.running.take().is_none() {
+            return;
+        }
+        n.life += 1;
+        n.paused = false;
+        n.held.clear();
+        n.disk.crash(&mut self.rng);
+        if self.plan.rows_are_lost {
+            n.stores = MemStores::default();
+        }
+        self.ledger.counts.crashes += 1;
+        let gone: Vec<u64> = self
+            .calls
+            .iter()
+            .filter(|(_, c)| c.node == node)
+            .map(|(id, _)| *id)
+            .collect();
+        let gone: Vec<Call> = gone.iter().filter_map(|id| self.calls.remove(id)).collect();
+        self.reads.retain(|_, r| r.node != node);
+        self.desk.forget(node);
+        let most = if self.calm { 200 * MS } else { self.plan.down_for };
+        let delay = 1 + self.rng.below(most);
+        self.at(delay, Event::Start { node });
+        self.note(|| format!("node {node} is down ({why}) for {} ms", delay / MS));
+        // What was asked of it is not known; clients ask another one.
+        for call in gone {
+            self.answered(call, Fate::Unconfirmed);
+        }
+    }
+
+    // ---- events ----
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Node { node, life, event } => {
+                let n = self.nodes.get_mut(&node).expect("a node");
+                if n.life != life || n.running.is_none() {
+                    return;
+                }
+                if n.paused {
+                    return n.held.push_back(Event::Node { node, life, event });
+                }
+                self.with(node, |r, env| r.handle(event, env));
+            }
+            Event::Arrive { to, event } => {
+                let n = self.nodes.get_mut(&to).expect("a node");
+                if n.running.is_none() {
+                    return;
+                }
+                if n.paused {
+                    return n.held.push_back(Event::Arrive { to, event });
+                }
+                self.with(to, |r, env| r.handle(event, env));
+            }
+            Event::Reply { caller, fate } => {
+                if let Some(call) = self.calls.remove(&caller.call) {
+                    self.answered(call, fate);
+                }
+            }
+            Event::CallTimeout { call } => {
+                if let Some(call) = self.calls.remove(&call) {
+                    self.answered(call, Fate::Unconfirmed);
+                }
+            }
+            Event::Retry { writer, attempt, share } => self.send_part(writer, attempt, share),
+            Event::WriterTurn { writer } => self.writer_turn(writer),
+            Event::ReaderTurn { reader } => self.reader_turn(reader),
+            Event::DeskTurn { node, life } => {
+                if self.nodes[&node].life == life && self.nodes[&node].running.is_some() {
+                    self.at(100 * MS, Event::DeskTurn { node, life });
+                    if !self.nodes[&node].paused {
+                        Desk::turn(self, node);
+                    }
+                }
+            }
+            Event::Client(timer) => Desk::timer(self, timer),
+            Event::Start { node } => self.start(node),
+            Event::Resume { node } => {
+                let n = self.nodes.get_mut(&node).expect("a node");
+                if n.paused {
+                    n.paused = false;
+                    let held = std::mem::take(&mut n.held);
+                    self.note(|| format!("node {node} goes on"));
+                    held.into_iter().for_each(|e| self.at(0, e));
+                }
+            }
+            Event::Fault(fault) => self.fault(fault),
+            Event::HealLinks { wave } => {
+                if wave == self.wave {
+                    self.cut.clear();
+                    self.note(|| "the partition ends".to_owned());
+                }
+            }
+            Event::HealDisk { node } => {
+                self.nodes[&node].disk.set_full(false);
+                self.note(|| format!("the disk of node {node} has room again"));
+            }
+            Event::Calm => {
+                self.calm = true;
+                self.cut.clear();
+                self.note(|| "no more faults".to_owned());
+                for node in 1..=self.plan.nodes {
+                    self.nodes[&node].disk.heal();
+                    self.nodes.get_mut(&node).expect("a node").clock_off = 0;
+                    self.at(0, Event::Resume { node });
+                }
+                self.at(2 * SECOND, Event::Judge { tries: 0 });
+            }
+            Event::Judge { tries } => self.judge(tries),
+        }
+    }
+
+    fn start(&mut self, node: u64) {
+        let ahead = self.ahead(node);
+        let Self {
+            plan,
+            rng,
+            ledger,
+            nodes,
+            now,
+            voters,
+            ..
+        } = self;
+        let n = nodes.get_mut(&node).expect("a node");
+        if n.running.is_some() {
+            return;
+        }
+        // A new process, and a kernel that has forgotten the error.
+        n.disk.heal_syncs();
+        let mut out = vec![];
+        let mut env = Env {
+            now: *now,
+            plan,
+            rng,
+            ledger,
+            out: &mut out,
+        };
+        let started = Running::start(node, n.life, &n.disk, &n.stores, voters, &mut env);
+        match started {
+            Ok(mut running) => {
+                running.set_clock(*now, n.clock_off, ahead);
+                n.running = Some(running);
+                let life = n.life;
+                self.note(|| format!("node {node} starts, life {life}"));
+                self.carry_out(node, out);
+                self.at(100 * MS, Event::DeskTurn { node, life });
+            }
+            Err(end) => self.ended(node, end),
+        }
+    }
+
+    /// How far a node's clock is off the median: nodes compare their clocks all the time, and remember.
+    fn ahead(&self, node: u64) -> i64 {
+        let own = self.nodes[&node].clock_off;
+        let others = self.nodes.iter().filter(|(id, _)| **id != node);
+        let offsets: Vec<i64> = others.map(|(_, n)| n.clock_off - own).collect();
+        hindcast_node::cluster_time::ahead_of_median(&offsets)
+    }
+
+    /// Lets a node do something, carries out what comes of it, and lets it die of it.
+    fn with(&mut self, node: u64, act: impl FnOnce(&mut Running, &mut Env<'_>) -> Result<(), End>) {
+        let ahead = self.ahead(node);
+        let Self {
+            plan,
+            rng,
+            ledger,
+            nodes,
+            now,
+            ..
+        } = self;
+        let n = nodes.get_mut(&node).expect("a node");
+        let Some(running) = &mut n.running else { return };
+        running.set_clock(*now, n.clock_off, ahead);
+        let mut out = vec![];
+        let mut env = Env {
+            now: *now,
+            plan,
+            rng,
+            ledger,
+            out: &mut out,
+        };
+        let done = act(running, &mut env);
+        match done {
+            Ok(()) => self.carry_out(node, out),
+            Err(end) => self.ended(node, end),
+        }
+    }
+
+    fn ended(&mut self, node: u64, end: End) {
+        let may_fail = self.plan.sync_errors_every > 0 || self.plan.full_every > 0;
+        match end {
+            End::Disk(why) if may_fail => {
+                self.ledger.counts.disk_ends += 1;
+                self.note(|| format!("node {node} ends: {why}"));
+                let n = self.nodes.get_mut(&node).expect("a node");
+                if n.running.is_some() {
+                    self.crash(node, "its disk failed");
+                } else {
+                    self.at(SECOND, Event::Start { node });
+                }
+            }
+            End::Disk(why) => self
+                .ledger
+                .violated(format!("node {node} ends without a fault of its disk: {why}")),
+            End::Damaged(why) => self
+                .ledger
+                .violated(format!("P6: node {node} does not take its own data: {why}")),
+        }
+    }
+
+    fn carry_out(&mut self, node: u64, out: Vec<Effect>) {
+        let life = self.nodes[&node].life;
+        for effect in out {
+            match effect {
+                Effect::After { delay, event } => self.at(delay, Event::Node { node, life, event }),
+                Effect::Send { to, messages } => {
+                    self.ledger.counts.messages += 1;
+                    let copies = 1 + u64::from(self.rng.below(100) < self.plan.duplicates && !self.calm);
+                    for _ in 0..copies {
+                        if let Some(delay) = self.flight(node, to) {
+                            let event = NodeEvent::Received {
+                                from: node,
+                                messages: messages.clone(),
+                            };
+                            self.at(delay, Event::Arrive { to, event });
+                        }
+                    }
+                }
+                Effect::SendSnapshot { to, group, head, files } => {
+                    self.ledger.counts.snapshots += 1;
+                    let there = self.flight(node, to).filter(|_| self.nodes[&to].running.is_some());
+                    let back = self.flight(to, node);
+                    // A snapshot takes a while; its end is reported, or given up.
+                    if let Some(delay) = there {
+                        self.at(
+                            delay + 20 * MS,
+                            Event::Arrive {
+                                to,
+                                event: NodeEvent::Snapshot { head, group, files },
+                            },
+                        );
+                    }
+                    let (ok, delay) = match (there, back) {
+                        (Some(there), Some(back)) => (true, there + back + 40 * MS),
+                        _ => (false, SECOND),
+                    };
+                    let event = NodeEvent::SnapshotSent { group, to, ok };
+                    self.at(delay, Event::Node { node, life, event });
+                }
+                Effect::Reply { caller, fate } => {
+                    if let Some(delay) = self.flight(node, caller.node) {
+                        self.at(delay, Event::Reply { caller, fate });
+                    }
+                }
+                Effect::ReadReady { id, group, index } => {
+                    if let Some(read) = self.reads.remove(&id) {
+                        let applied = self.nodes[&node]
+                            .running
+                            .as_ref()
+                            .map_or(0, |r| r.status(group).applied);
+                        self.ledger.reads(node, group, read.told_before, index, applied);
+                    }
+                }
+            }
+        }
+    }
+
+    /// How long a message is under way; `None`: it does not arrive.
+    fn flight(&mut self, from: u64, to: u64) -> Option<u64> {
+        let delay = 1 + self.rng.below(FLIGHT);
+        if from == to {
+            return Some(delay / 10);
+        }
+        if self.cut.contains(&(from, to)) {
+            return None;
+        }
+        if self.calm {
+            return Some(delay);
+        }
+        if self.rng.below(100) < self.plan.loss {
+            return None;
+        }
+        let late = self.rng.below(100) < self.plan.late;
+        let more = if late { self.rng.below(self.plan.late_by) } else { 0 };
+        Some(delay + more)
+    }
+
+    // ---- calls ----
+
+    pub fn runs(&self, node: u64) -> Option<&Running> {
+        let n = &self.nodes[&node];
+        n.running.as_ref().filter(|_| !n.paused)
+    }
+
+    pub fn is_calm(&self) -> bool {
+        self.calm
+    }
+
+    /// `node` asks the leader of a group, as far as it knows one.
+    pub fn call(&mut self, node: u64, group: GroupId, payload: Payload, then: Then) {
+        self.next_call += 1;
+        let call = self.next_call;
+        self.calls.insert(call, Call { node, then });
+        let caller = Caller { node, call };
+        match self.runs(node).and_then(|r| r.leader(group)) {
+            None => self.at(
+                MS,
+                Event::Reply {
+                    caller,
+                    fate: Fate::NotLeader,
+                },
+            ),
+            Some(leader) => {
+                if let Some(delay) = self.flight(node, leader) {
+                    let event = NodeEvent::Call { caller, group, payload };
+                    self.at(delay, Event::Arrive { to: leader, event });
+                }
+                self.at(CALL_TIMEOUT, Event::CallTimeout { call });
+            }
+        }
+    }
+
+    fn answered(&mut self, call: Call, fate: Fate) {
+        match call.then {
+            Then::Writer { writer, attempt, share } => self.part_answered(writer, attempt, share, fate),
+            Then::Desk(then) => Desk::answered(self, call.node, then, fate),
+        }
+    }
+
+    // ---- writers ----
+
+    fn running_node(&mut self) -> Option<u64> {
+        let running: Vec<u64> = self
+            .nodes
+            .iter()
+            .filter(|(_, n)| n.running.is_some())
+            .map(|(id, _)| *id)
+            .collect();
+        (!running.is_empty()).then(|| running[self.rng.below(running.len() as u64) as usize])
+    }
+
+    fn writer_turn(&mut self, writer: u64) {
+        let now = self.now;
+        let w = self.writers.get_mut(&writer).expect("a writer");
+        match &mut w.op {
+            None if self.calm => {}
+            None => {
+                w.seq += 1;
+                let shape = Shape::draw(writer, w.seq, &mut self.rng);
+                w.op = Some(Op {
+                    shape,
+                    began: now,
+                    attempt: 0,
+                    attempt_began: now,
+                    node: 0,
+                    parts: vec![],
+                });
+                self.attempt(writer);
+            }
+            Some(op) if now >= op.began + CLIENT_PATIENCE => {
+                let shape = op.shape;
+                w.op = None;
+                self.unknown.push(shape);
+                self.ledger.counts.batches_unknown += 1;
+                self.at(PAUSE, Event::WriterTurn { writer });
+            }
+            Some(_) => self.attempt(writer),
+        }
+    }
+
+    /// The client brings its batch to some node.
+    fn attempt(&mut self, writer: u64) {
+        let Some(node) = self.running_node() else {
+            return self.at(200 * MS, Event::WriterTurn { writer });
+        };
+        let replicas = self.nodes[&node].running.as_ref().expect("it runs").replicas.clone();
+        let op = self
+            .writers
+            .get_mut(&writer)
+            .expect("a writer")
+            .op
+            .as_mut()
+            .expect("under way");
+        op.attempt += 1;
+        op.attempt_began = self.now;
+        op.node = node;
+        let intake = Intake::of_batch(&op.shape.batch(), replicas.as_ref(), Naming::Known);
+        let part = |s: &hindcast_ingest::intake::Share| Part {
+            group: s.shard.into(),
+            bytes: entry::encode_part(&intake, s).into(),
+            done: None,
+        };
+        op.parts = intake.shares.iter().map(part).collect();
+        let (attempt, parts) = (op.attempt, op.parts.len());
+        for share in 0..parts {
+            self.send_part(writer, attempt, share);
+        }
+    }
+
+    fn send_part(&mut self, writer: u64, attempt: u64, share: usize) {
+        let Some(op) = self.writers.get_mut(&writer).and_then(|w| w.op.as_mut()) else {
+            return;
+        };
+        if op.attempt != attempt || op.parts[share].done.is_some() {
+            return;
+        }
+        if self.now >= op.attempt_began + NODE_PATIENCE {
+            // The node gives up; the client comes again.
+            op.attempt += 1;
+            return self.at(PAUSE, Event::WriterTurn { writer });
+        }
+        let (node, group, bytes) = (op.node, op.parts[share].group, op.parts[share].bytes.clone());
+        self.call(
+            node,
+            group,
+            Payload::Part(bytes),
+            Then::Writer { writer, attempt, share },
+        );
+    }
+
+    fn part_answered(&mut self, writer: u64, attempt: u64, share: usize, fate: Fate) {
+        let now = self.now;
+        let Some(op) = self.writers.get_mut(&writer).and_then(|w| w.op.as_mut()) else {
+            return;
+        };
+        if op.attempt != attempt {
+            return;
+        }
+        let node = op.node;
+        match fate {
+            Fate::Applied { index, reply } => {
+                let applied = match codec::from_bytes::<Applied>(&reply) {
+                    Ok(Applied::Write(parts)) if parts.len() == 1 => parts[0],
+                    other => return self.ledger.violated(format!("a part is answered with {other:?}")),
+                };
+                match applied {
+                    PartApplied::Stored | PartApplied::Duplicate => op.parts[share].done = Some(index),
+                    PartApplied::Stale => {
+                        let Some(running) = &self.nodes[&node].running else {
+                            return self.at(PAUSE, Event::WriterTurn { writer });
+                        };
+                        let ids = running.replicas.clone();
+                        let intake = Intake::of_batch(&op.shape.batch(), ids.as_ref(), Naming::Defined);
+                        let group = op.parts[share].group;
+                        let again = intake
+                            .shares
+                            .iter()
+                            .find(|s| GroupId::from(s.shard) == group)
+                            .expect("as before");
+                        op.parts[share].bytes = entry::encode_part(&intake, again).into();
+                        return self.send_part(writer, attempt, share);
+                    }
+                    PartApplied::SequenceTooOld => {
+                        return self.ledger.violated(format!("batch {:?} is called too old", op.shape));
+                    }
+                }
+                if op.parts.iter().all(|p| p.done.is_some()) {
+                    self.acknowledged(writer);
+                }
+            }
+            Fate::NotLeader | Fate::Unconfirmed => {
+                if self.nodes[&node].running.is_none() {
+                    op.attempt += 1;
+                    return self.at(PAUSE, Event::WriterTurn { writer });
+                }
+                let _ = now;
+                self.at(PAUSE, Event::Retry { writer, attempt, share });
+            }
+        }
+    }
+
+    fn acknowledged(&mut self, writer: u64) {
+        let op = self
+            .writers
+            .get_mut(&writer)
+            .and_then(|w| w.op.take())
+            .expect("under way");
+        let at: Vec<(GroupId, u64)> = op.parts.iter().filter_map(|p| Some((p.group, p.done?))).collect();
+        for (group, index) in &at {
+            self.ledger.tell(*group, *index);
+        }
+        self.ledger.counts.batches_acked += 1;
+        self.ledger.acked.insert(op.shape.key(), Acked { at });
+        self.acked.push(op.shape);
+        let pause = self.rng.below(120 * MS);
+        self.at(pause, Event::WriterTurn { writer });
+    }
+
+    // ---- readers ----
+
+    fn reader_turn(&mut self, reader: u64) {
+        let pause = 50 * MS + self.rng.below(300 * MS);
+        if !self.calm {
+            self.at(pause, Event::ReaderTurn { reader });
+        }
+        let Some(node) = self.running_node() else { return };
+        if self.nodes[&node].paused {
+            return;
+        }
+        let group = GroupId(self.rng.below(self.plan.shards + 1));
+        self.next_read += 1;
+        let id = self.next_read;
+        let told_before = self.ledger.told(group);
+        self.reads.insert(id, Read { node, told_before });
+        self.with(node, |r, env| r.read(group, id, env));
+    }
+
+    // ---- the end ----
+
+    fn judge(&mut self, tries: u64) {
+        let busy: Vec<String> = self.unsettled();
+        if busy.is_empty() {
+            self.over = true;
+            self.judge_data();
+            Desk::judge(self);
+            return;
+        }
+        let waited = self.now - self.plan.faulty_until;
+        if waited > CALM {
+            self.ledger.violated(format!(
+                "I13: {} s after the last fault: {}",
+                waited / SECOND,
+                busy.join("; ")
+            ));
+            return;
+        }
+        self.at(500 * MS, Event::Judge { tries: tries + 1 });
+    }
+
+    /// What is not at rest yet.
+    fn unsettled(&self) -> Vec<String> {
+        let mut busy = vec![];
+        for (id, n) in &self.nodes {
+            if n.running.is_none() {
+                busy.push(format!("node {id} does not run"));
+            }
+        }
+        if !busy.is_empty() {
+            return busy;
+        }
+        let running = || self.nodes.iter().filter_map(|(id, n)| Some((id, n.running.as_ref()?)));
+        for group in (0..=self.plan.shards).map(GroupId) {
+            let leaders: BTreeSet<Option<u64>> = running().map(|(_, r)| r.leader(group)).collect();
+            let applied: BTreeSet<u64> = running().map(|(_, r)| r.applied(group)).collect();
+            let commits: BTreeSet<u64> = running().map(|(_, r)| r.status(group).commit).collect();
+            if leaders.len() != 1 || leaders.contains(&None) {
+                busy.push(format!("group {group} has leaders {leaders:?}"));
+            } else if applied.len() != 1 || commits.len() != 1 {
+                busy.push(format!("group {group} is applied up to {applied:?} of {commits:?}"));
+            }
+        }
+        for (id, w) in &self.writers {
+            if w.op.is_some() {
+                busy.push(format!("writer {id} waits"));
+            }
+        }
+        busy.extend(self.desk.unsettled(self));
+        busy
+    }
+
+    /// I1: on every node, what was acknowledged is there exactly once, and nothing else is.
+    fn judge_data(&mut self) {
+        let tenant = TenantId::default();
+        let mut findings = vec![];
+        for (id, node) in &self.nodes {
+            let running = node.running.as_ref().expect("all run");
+            let mut samples: BTreeMap<(String, i64), Vec<u64>> = BTreeMap::new();
+            let mut lines: BTreeMap<(String, i64, String), u64> = BTreeMap::new();
+            for handle in running.shards.values() {
+                let series = handle.reader.series(&SelectSeries {
+                    tenant: tenant.clone(),
+                    matchers: vec![Matcher::equal("job", "node")],
+                    from: TimestampNs::MIN,
+                    to: TimestampNs::MAX,
+                    as_of: None,
+                    owners: None,
+                });
+                let streams = handle.reader.lines(&SelectLines {
+                    tenant: tenant.clone(),
+                    matchers: vec![Matcher::equal("job", "log")],
+                    from: TimestampNs::MIN,
+                    to: TimestampNs::MAX,
+                    as_of: None,
+                    owners: None,
+                    filter: Filter::all(),
+                    limit: None,
+                    direction: Direction::Forward,
+                });
+                let (series, streams) = match (series, streams) {
+                    (Ok(series), Ok(streams)) => (series, streams),
+                    (Err(e), _) | (_, Err(e)) => {
+                        findings.push(format!("P6: node {id} cannot read what it holds: {e}"));
+                        continue;
+                    }
+                };
+                for s in &series {
+                    for p in &s.samples {
+                        let at = samples.entry((s.labels.to_string(), p.at.0)).or_default();
+                        at.push(p.value.to_bits());
+                    }
+                }
+                for s in &streams {
+                    for l in &s.lines {
+                        let text = String::from_utf8_lossy(&l.line).into_owned();
+                        *lines.entry((s.labels.to_string(), l.at.0, text)).or_default() += 1;
+                    }
+                }
+            }
+            let mut take = |shape: &Shape, must: bool| {
+                for (labels, at, value) in shape.samples() {
+                    match samples.remove(&(labels.to_string(), at.0)) {
+                        Some(found) if found == [value] => {}
+                        None if !must => {}
+                        found => findings.push(format!(
+                            "I1: node {id}: sample {labels} of writer {} batch {} is {found:?}, not [{value}]",
+                            shape.writer, shape.seq
+                        )),
+                    }
+                }
+                for (labels, at, text) in shape.lines() {
+                    match lines.remove(&(labels.to_string(), at.0, text.clone())) {
+                        Some(1) => {}
+                        None if !must => {}
+                        found => findings.push(format!(
+                            "I1: node {id}: line {text:?} is there {} times",
+                            found.unwrap_or(0)
+                        )),
+                    }
+                }
+            };
+            self.acked.iter().for_each(|s| take(s, true));
+            self.unknown.iter().for_each(|s| take(s, false));
+            if let Some((what, _)) = samples.first_key_value() {
+                findings.push(format!("I1: node {id} holds a sample that nobody wrote: {what:?}"));
+            }
+            if let Some((what, _)) = lines.first_key_value() {
+                findings.push(format!("I1: node {id} holds a line that nobody wrote: {what:?}"));
+            }
+        }
+        if let Some(first) = findings.first() {
+            let more = findings.len() - 1;
+            self.ledger.violated(format!("{first} (and {more} more)"));
+        }
+    }
+
+    pub fn desk(&mut self) -> &mut Desk {
+        &mut self.desk
+    }
+
+    pub fn desk_ref(&self) -> &Desk {
+        &self.desk
+    }
+
+    pub fn all_running(&self) -> impl Iterator<Item = (u64, &Running)> {
+        self.nodes.iter().filter_map(|(id, n)| Some((*id, n.running.as_ref()?)))
+    }
+}
