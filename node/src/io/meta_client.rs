@@ -4,7 +4,7 @@ use super::peers::Peers;
 use crate::cluster_time;
 use bytes::Bytes;
 use hindcast_env::Clock;
-use hindcast_model::{Class, GroupId, NodeId, TimestampNs, codec};
+use hindcast_model::{Class, GroupId, NodeId, SpanNs, TimestampNs, codec};
 use hindcast_raft::{Meta, MetaCommand, MetaError, MetaRead, ProposeError, RaftHost, Refusal, decode_reply};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -107,9 +107,8 @@ impl MetaClient {
                         let middle = sent.0 + (received.0 - sent.0) / 2;
                         self.0.offsets.lock().insert(id, theirs.0.saturating_sub(middle));
                     }
-                    None => {
-                        self.0.offsets.lock().remove(&id);
-                    }
+                    // A peer that is away keeps its say: of two clocks one that is wrong would move the median.
+                    None => {}
                 }
             }
             let offsets: Vec<i64> = self.0.offsets.lock().values().copied().collect();
@@ -156,6 +155,17 @@ impl MetaClient {
             ),
             Err(_) => Fate::Unconfirmed,
         }
+    }
+}
+
+/// Cluster time, for what stamps entries: a leader whose own clock is wrong must not age what a shard remembers.
+impl Clock for MetaClient {
+    fn now(&self) -> TimestampNs {
+        self.cluster_now()
+    }
+
+    fn monotonic(&self) -> SpanNs {
+        self.0.clock.monotonic()
     }
 }
 

@@ -301,7 +301,7 @@ impl Node {
             readers,
             raft.clone(),
             peers.clone(),
-            clock.clone(),
+            Arc::new(meta.clone()),
             watch.clone(),
         );
         let cuts = Cuts {

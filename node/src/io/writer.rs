@@ -149,7 +149,7 @@ impl Writer {
         writer
     }
 
-    /// This node's clock.
+    /// Cluster time.
     pub fn now(&self) -> hindcast_model::TimestampNs {
         self.0.clock.now()
     }
