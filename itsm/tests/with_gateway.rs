@@ -5,7 +5,9 @@ use hindcast_alerting::gateway::GatewayPart;
 use hindcast_alerting::{route, rows, rule};
 use hindcast_itsm::{Action, DESK_PART, DeskCommand, DeskPart, Edit, Status, get_ticket};
 use hindcast_model::{IncidentId, Labels, NodeId, Positions, SpanNs, TenantId, TicketId, TimestampNs, codec};
-use hindcast_raft::{LocalMeta, Meta};
+use hindcast_proto::history::HistoryRecord;
+use hindcast_raft::{LocalMeta, Meta, history_rows};
+use std::collections::BTreeMap;
 
 const RULES: &str = "
 groups:
@@ -168,4 +170,25 @@ fn a_later_life_has_a_ticket_of_its_own_that_names_the_first() {
     world.busy(2_000, 0.95);
     let later = world.ticket(2).expect("the reopen window is over");
     assert_eq!(later.recurrence_of, Some(TicketId(1)));
+}
+
+#[test]
+fn no_two_records_of_one_command_bear_the_same_number() {
+    let world = World::new();
+    world.busy(10, 0.95);
+    let records = history_rows(world.meta.stale().as_ref(), 1_000).into_iter();
+    let records = records.map(|(_, _, line)| HistoryRecord::from_line(line.line.as_bytes()).unwrap());
+    let mut by_command: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+    for r in records {
+        by_command.entry(r.index).or_default().push(r.seq);
+    }
+    // The command that raised the alert made the ticket, too: alert, incident, delivery and ticket each have records.
+    let most = by_command.values().max_by_key(|seqs| seqs.len()).unwrap();
+    assert!(most.len() >= 3, "{by_command:?}");
+    for (index, seqs) in &by_command {
+        assert!(
+            seqs.iter().copied().eq(0..seqs.len() as u32),
+            "command {index}: {seqs:?}"
+        );
+    }
 }

@@ -27,6 +27,9 @@ struct Cli {
     /// Ends after so many minutes, whatever is left.
     #[arg(long, default_value_t = 60)]
     minutes: u64,
+    /// Fails when fewer seeds a minute were run.
+    #[arg(long, default_value_t = 0)]
+    rate_min: u64,
     /// Runs until stopped or until a seed fails, for at most so many hours.
     #[arg(long, value_name = "HOURS")]
     soak: Option<u64>,
@@ -51,7 +54,7 @@ fn main() -> ExitCode {
     };
     match &cli.planted {
         Some(which) => planted(which, budget),
-        None => told(&hunt(&hindcast_sim::kept_seeds(), budget, None, true)),
+        None => told(&hunt(&hindcast_sim::kept_seeds(), budget, None, true), cli.rate_min),
     }
 }
 
@@ -72,15 +75,16 @@ fn one(seed: u64) -> ExitCode {
     }
 }
 
-fn told(outcome: &Outcome) -> ExitCode {
+fn told(outcome: &Outcome, rate_min: u64) -> ExitCode {
     let seconds = outcome.took.as_secs_f64();
-    println!(
-        "{} seeds in {seconds:.1} s, {:.0} a minute",
-        outcome.runs,
-        outcome.runs as f64 * 60.0 / seconds
-    );
+    let rate = outcome.runs as f64 * 60.0 / seconds;
+    println!("{} seeds in {seconds:.1} s, {rate:.0} a minute", outcome.runs);
     println!("{:#?}", outcome.counts);
     let Some(failure) = &outcome.failure else {
+        if rate < rate_min as f64 {
+            println!("TOO SLOW: fewer than {rate_min} seeds a minute");
+            return ExitCode::FAILURE;
+        }
         return ExitCode::SUCCESS;
     };
     failure.report.trace.iter().for_each(|line| println!("{line}"));

@@ -21,6 +21,8 @@ pub struct Plan {
     pub faulty_until: u64,
     pub writers: u64,
     pub readers: u64,
+    /// How long a client tries to bring a batch home.
+    pub patience: u64,
 
     // ---- network ----
     /// Per cent of messages that are lost, sent twice, or late by up to `late`.
@@ -92,6 +94,7 @@ impl Plan {
             faulty_until: pick(rng, &[8, 15, 25]) * SECOND,
             writers: pick(rng, &[1, 2, 4]),
             readers: pick(rng, &[1, 2]),
+            patience: pick(rng, &[2, 30]) * SECOND,
             loss: some(rng, OFTEN, &[1, 5, 15, 30]),
             duplicates: some(rng, OFTEN, &[1, 10, 50]),
             late: some(rng, OFTEN, &[1, 10, 40]),

@@ -24,9 +24,8 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 const FLIGHT: u64 = 2 * MS;
 /// How long a caller waits for the answer of another node.
 const CALL_TIMEOUT: u64 = 5 * SECOND;
-/// How long one node tries for one client, and how long the client tries at all.
+/// How long one node tries for one client.
 const NODE_PATIENCE: u64 = 10 * SECOND;
-const CLIENT_PATIENCE: u64 = 30 * SECOND;
 const PAUSE: u64 = 50 * MS;
 /// After the last fault: until when all must have caught up (I13).
 const CALM: u64 = 40 * SECOND;
@@ -815,7 +814,7 @@ impl World {
                 });
                 self.attempt(writer);
             }
-            Some(op) if now >= op.began + CLIENT_PATIENCE => self.give_up(writer),
+            Some(op) if now >= op.began + self.plan.patience => self.give_up(writer),
             Some(_) => self.attempt(writer),
         }
     }

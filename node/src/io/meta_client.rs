@@ -101,16 +101,15 @@ impl MetaClient {
                 let sent = self.0.clock.now();
                 let answer = self.0.peers.call(id, CALL_CLOCK, Bytes::new(), CLOCK_PAUSE).await;
                 let received = self.0.clock.now();
-                match answer.ok().and_then(|a| codec::from_bytes::<TimestampNs>(&a).ok()) {
-                    Some(theirs) => {
-                        // Half of the round trip is the best guess of the way back.
-                        let middle = sent.0 + (received.0 - sent.0) / 2;
-                        self.0.offsets.lock().insert(id, theirs.0.saturating_sub(middle));
-                    }
-                    // A peer that is away keeps its say: of two clocks one that is wrong would move the median.
-                    None => {}
+                // A peer that is away keeps its say: of two clocks one that is wrong would move the median.
+                if let Some(theirs) = answer.ok().and_then(|a| codec::from_bytes::<TimestampNs>(&a).ok()) {
+                    // Half of the round trip is the best guess of the way back.
+                    let middle = sent.0 + (received.0 - sent.0) / 2;
+                    self.0.offsets.lock().insert(id, theirs.0.saturating_sub(middle));
                 }
             }
+            let ids = self.0.peers.ids();
+            self.0.offsets.lock().retain(|id, _| ids.contains(id));
             let offsets: Vec<i64> = self.0.offsets.lock().values().copied().collect();
             let ahead = cluster_time::ahead_of_median(&offsets);
             let skewed = ahead.unsigned_abs() > cluster_time::SKEW_MAX.0;

@@ -1,0 +1,71 @@
+//! Seeds of this commit: as many as fit into the time that the test command has for them.
+
+use hindcast_sim::campaign::{Budget, hunt, run_guarded};
+use hindcast_sim::{Plan, kept_seeds};
+use std::process::Command;
+use std::time::Duration;
+
+const TIME: Duration = Duration::from_secs(55);
+/// Fewer than this prove nothing, however slow the machine.
+const SEEDS_MIN: u64 = 40;
+
+/// Other seeds for each commit; the same ones for all who look at it.
+fn first_seed() -> u64 {
+    let head = Command::new("git").args(["rev-parse", "HEAD"]).output();
+    let head = head
+        .map(|o| String::from_utf8_lossy(&o.stdout).into_owned())
+        .unwrap_or_default();
+    u64::from_str_radix(head.get(..12).unwrap_or("1"), 16).unwrap_or(1)
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    for seed in [3, 8, 53] {
+        let [a, b] = [0, 1].map(|_| run_guarded(Plan::draw(seed), false));
+        assert_eq!(a.violation, None, "seed {seed}");
+        assert_eq!(
+            (a.fingerprint, a.counts.events),
+            (b.fingerprint, b.counts.events),
+            "seed {seed}"
+        );
+    }
+}
+
+#[test]
+fn whatever_fails_nothing_that_was_acknowledged_is_lost() {
+    let first = first_seed();
+    let budget = Budget {
+        first,
+        seeds: u64::MAX,
+        time: TIME,
+        jobs: 2,
+    };
+    let outcome = hunt(&kept_seeds(), budget, None, false);
+    println!(
+        "{} seeds from {first} in {:?}: {:?}",
+        outcome.runs, outcome.took, outcome.counts
+    );
+    if let Some(failure) = outcome.failure {
+        let trace = failure.report.trace.join("\n");
+        let why = failure.report.violation.clone().unwrap_or_default();
+        panic!("{trace}\nneeds: {:#?}\n{why}\n{}", failure.simplest, failure.command());
+    }
+    let c = outcome.counts;
+    assert!(outcome.runs >= SEEDS_MIN, "only {} seeds", outcome.runs);
+    // A simulator that reaches nothing finds nothing.
+    let reached = [
+        ("crashes", c.crashes),
+        ("pauses", c.pauses),
+        ("partitions", c.partitions),
+        ("ends by the disk", c.disk_ends),
+        ("snapshots", c.snapshots),
+        ("transfers", c.transfers),
+        ("unknown outcomes", c.batches_unknown),
+        ("repeated messages", c.repeats),
+        ("tickets", c.tickets),
+        ("edits", c.edits),
+    ];
+    for (what, n) in reached {
+        assert!(n > 0, "{} seeds had no {what}: {c:?}", outcome.runs);
+    }
+}
