@@ -393,6 +393,24 @@ pub fn deliveries_due(
     Ok(found)
 }
 
+/// Messages that are not sent yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OutboxWaiting {
+    /// At most `LIST_MAX`, which stands for more.
+    pub messages: usize,
+    /// When the first of them is, or was, due.
+    pub oldest_due: Option<TimestampNs>,
+}
+
+pub fn outbox_waiting(read: &dyn MetaRead) -> OutboxWaiting {
+    let prefix = b"due/";
+    let rows = read.scan(GATEWAY_PART, prefix, None, LIST_MAX);
+    OutboxWaiting {
+        messages: rows.len(),
+        oldest_due: rows.first().and_then(|(k, _)| key::time_of(prefix, k)),
+    }
+}
+
 /// Whether a `Tick` at `now` would find anything to do.
 pub fn is_tick_due(read: &dyn MetaRead, now: TimestampNs) -> bool {
     let prefix = b"timer/";

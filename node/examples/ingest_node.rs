@@ -26,6 +26,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         test_only: TestOnly::default(),
         disk_reserve: None,
         cold: None,
+        peer_tls: None,
+        memory_limit: None,
     };
     let node = Node::start(config, None, vec![]).await?;
     let floor = node.clone();

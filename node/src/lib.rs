@@ -1,11 +1,13 @@
 //! One node: routing, write path, shard machine, peer transport, write servers.
 //!
 //! Pure: what an entry means (`entry`, `shard_machine`, `dedup`, `auxiliary`), where data goes (`route`), the cluster's rows
-//! (`cluster_part`), whose clock counts (`cluster_time`), whether the disk has room (`disk_guard`), what goes on beside the
+//! (`cluster_part`), whose clock counts (`cluster_time`), whether the disk has room (`disk_guard`) and memory
+//! (`memory_guard`), who a certificate lets in (`certificate`), what goes on beside the
 //! applies (`beside`), when old files are moved (`cold_moves`). Everything that waits lives in `io`.
 
 mod auxiliary;
 mod beside;
+pub mod certificate;
 pub mod cluster_part;
 pub mod cluster_time;
 pub mod codec;
@@ -16,6 +18,7 @@ pub mod entry;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod io;
+pub mod memory_guard;
 pub mod pace;
 pub mod route;
 pub mod shard_machine;

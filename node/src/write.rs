@@ -31,6 +31,10 @@ pub enum WriteError {
         "the disk that shard {shard} is written to has {free} bytes left, and {reserve} are kept free; nothing was stored: keep the batch and send it again, writes are taken as soon as there is room"
     )]
     DiskFull { shard: ShardId, free: u64, reserve: u64 },
+    #[error(
+        "the leader of shard {shard} uses {used} bytes of memory of at most {limit}; nothing was stored there: retry in a second"
+    )]
+    MemoryFull { shard: ShardId, used: u64, limit: u64 },
     #[error("shard {shard} has no leader right now; the batch was not stored there, retry with the same id")]
     NoLeader { shard: ShardId },
     #[error("shard {shard} did not confirm in time; the batch may be stored, retry with the same id")]
@@ -44,7 +48,7 @@ impl Classify for WriteError {
         match self {
             Self::SequenceTooOld { .. } | Self::TooOld { .. } => Class::FixRequest,
             Self::TooLarge { .. } => Class::TooLarge,
-            Self::QueueFull { .. } => Class::RetryLater,
+            Self::QueueFull { .. } | Self::MemoryFull { .. } => Class::RetryLater,
             // Not `RetryLater`: a full disk outlasts what senders put up with, and Prometheus drops on 429 what it
             // keeps on 503.
             Self::NoLeader { .. } | Self::DiskFull { .. } => Class::Unavailable,

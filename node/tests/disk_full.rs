@@ -9,6 +9,7 @@ use hindcast_model::{
 use hindcast_node::disk_guard::{DiskState, REOPEN_SPAN};
 use hindcast_node::entry::Control;
 use hindcast_node::io::disk_watch::DiskWatch;
+use hindcast_node::io::memory_watch::MemoryWatch;
 use hindcast_node::io::peers::Peers;
 use hindcast_node::io::writer::Writer;
 use hindcast_node::shard_machine::{ShardHandle, ShardMachine};
@@ -49,7 +50,7 @@ async fn start(disk: &SimDisk) -> Node {
     };
     let machine = ShardMachine::open(shared.clone(), "shard", config, system.clone()).unwrap();
     let shard = machine.handle();
-    let peers = Peers::new(NodeId(1), shared.clone());
+    let peers = Peers::new(NodeId(1), shared.clone(), None);
     let raft_config = RaftConfig {
         tick: Duration::from_millis(10),
         maintain_every: Duration::from_millis(10),
@@ -72,7 +73,17 @@ async fn start(disk: &SimDisk) -> Node {
     peers.attach(raft.clone());
     raft.wait_leader(group, Duration::from_secs(10)).await.unwrap();
     let readers = map.shards().into_iter().map(|s| (s, shard.reader.clone())).collect();
-    let writer = Writer::new(NodeId(1), map, readers, raft.clone(), peers, system, watch.clone());
+    let memory = MemoryWatch::new(system.clone(), Some(u64::MAX));
+    let writer = Writer::new(
+        NodeId(1),
+        map,
+        readers,
+        raft.clone(),
+        peers,
+        system,
+        watch.clone(),
+        memory,
+    );
     Node {
         raft,
         writer,

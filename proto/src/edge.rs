@@ -9,6 +9,8 @@ use crate::v1;
 pub const TENANT_KEY: &str = "x-scope-orgid";
 /// The header and metadata key that names who acts at the desk, until users exist.
 pub const ACTOR_KEY: &str = "x-hindcast-actor";
+/// The metadata key of a query that may be answered by any replica at once: `stale-ok`, or `linearizable`.
+pub const CONSISTENCY_KEY: &str = "x-hindcast-consistency";
 /// How long a client is told to wait where no better time is known.
 pub const RETRY_SECS_DEFAULT: u64 = 1;
 
@@ -44,14 +46,100 @@ pub fn http_status(class: Class) -> u16 {
     }
 }
 
-/// A gRPC status from any classified error. `RESOURCE_EXHAUSTED` carries `retry-after` (seconds) in its metadata.
+/// After how many seconds a client may try again, where trying again helps: `Retry-After` of HTTP.
+pub fn retry_after_secs(class: Class) -> Option<u64> {
+    let helps = matches!(http_status(class), 429 | 503);
+    helps.then_some(RETRY_SECS_DEFAULT)
+}
+
+/// A gRPC status from any classified error. `RESOURCE_EXHAUSTED` carries `google.rpc.RetryInfo`, without which OTLP clients drop
+/// the data, and `retry-after` (seconds) in its metadata.
 pub fn status<E: Classify + std::fmt::Display>(error: &E) -> tonic::Status {
+    use prost::Message;
     let class = error.class();
-    let mut status = tonic::Status::new(grpc_code(class), error.to_string());
-    if class == Class::RetryLater {
-        status.metadata_mut().insert("retry-after", RETRY_SECS_DEFAULT.into());
+    let plain = tonic::Status::new(grpc_code(class), error.to_string());
+    if class != Class::RetryLater {
+        return plain;
     }
+    let details = rpc_status(error).encode_to_vec();
+    let mut status = tonic::Status::with_details(plain.code(), plain.message(), details.into());
+    status.metadata_mut().insert("retry-after", RETRY_SECS_DEFAULT.into());
     status
+}
+
+/// `google.rpc.Status`: what a gRPC status carries as its details, and what OTLP over HTTP answers with.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RpcStatus {
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+    #[prost(string, tag = "2")]
+    pub message: String,
+    #[prost(message, repeated, tag = "3")]
+    pub details: Vec<RpcDetail>,
+}
+
+/// `google.protobuf.Any`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RpcDetail {
+    #[prost(string, tag = "1")]
+    pub type_url: String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub value: Vec<u8>,
+}
+
+/// `google.rpc.RetryInfo`; its only field is a `google.protobuf.Duration`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RetryInfo {
+    #[prost(message, optional, tag = "1")]
+    pub retry_delay: Option<Delay>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Delay {
+    #[prost(int64, tag = "1")]
+    pub seconds: i64,
+    #[prost(int32, tag = "2")]
+    pub nanos: i32,
+}
+
+pub const RETRY_INFO_TYPE: &str = "type.googleapis.com/google.rpc.RetryInfo";
+
+/// `google.rpc.Status` of any classified error.
+pub fn rpc_status<E: Classify + std::fmt::Display>(error: &E) -> RpcStatus {
+    use prost::Message;
+    let class = error.class();
+    let retry = RetryInfo {
+        retry_delay: Some(Delay {
+            seconds: RETRY_SECS_DEFAULT as i64,
+            nanos: 0,
+        }),
+    };
+    let detail = RpcDetail {
+        type_url: RETRY_INFO_TYPE.to_owned(),
+        value: retry.encode_to_vec(),
+    };
+    RpcStatus {
+        code: grpc_code(class) as i32,
+        message: error.to_string(),
+        details: if class == Class::RetryLater {
+            vec![detail]
+        } else {
+            vec![]
+        },
+    }
+}
+
+/// The delay of a status that carries `google.rpc.RetryInfo`.
+pub fn retry_info_of(status: &tonic::Status) -> Option<std::time::Duration> {
+    use prost::Message;
+    let details = RpcStatus::decode(status.details()).ok()?.details;
+    let detail = details.into_iter().find(|d| d.type_url == RETRY_INFO_TYPE)?;
+    let delay = RetryInfo::decode(detail.value.as_slice()).ok()?.retry_delay?;
+    let seconds = u64::try_from(delay.seconds).ok()?;
+    Some(std::time::Duration::new(
+        seconds,
+        u32::try_from(delay.nanos).ok()?.min(999_999_999),
+    ))
 }
 
 /// The tenant that a gRPC request names, or the default one.
@@ -93,4 +181,51 @@ pub fn positions_to_wire(positions: &Positions) -> Vec<v1::Position> {
         .iter()
         .map(|(g, i)| v1::Position { group: g.0, index: *i })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Of(Class);
+
+    impl std::fmt::Display for Of {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "{:?}", self.0)
+        }
+    }
+
+    impl Classify for Of {
+        fn class(&self) -> Class {
+            self.0
+        }
+    }
+
+    #[test]
+    fn who_may_try_again_is_told_when_in_every_protocol() {
+        for class in [
+            Class::FixRequest,
+            Class::TooLarge,
+            Class::NotFound,
+            Class::RetryLater,
+            Class::RetrySameId,
+            Class::Unavailable,
+            Class::AskAnotherNode,
+            Class::Conflict,
+            Class::NotSignedIn,
+            Class::NotAllowed,
+            Class::Internal,
+        ] {
+            let is_busy = matches!(http_status(class), 429 | 503);
+            assert_eq!(retry_after_secs(class).is_some(), is_busy, "{class:?}");
+            let status = status(&Of(class));
+            let is_exhausted = status.code() == tonic::Code::ResourceExhausted;
+            let told = retry_info_of(&status);
+            assert_eq!(told.is_some(), is_exhausted, "{class:?}");
+            assert!(told.is_none_or(|t| t.as_secs() == RETRY_SECS_DEFAULT));
+        }
+        let noise = tonic::Status::with_details(tonic::Code::ResourceExhausted, "", vec![0xff; 9].into());
+        assert_eq!(retry_info_of(&noise), None);
+    }
 }

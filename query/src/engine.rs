@@ -8,7 +8,7 @@ use crate::column::{Steps, is_absent};
 use crate::eval::{Evaluator, Out};
 use crate::fetch::{Cancels, Fetch};
 use crate::plan::{self, Plan, Planned};
-use crate::shards::{Budget, Completeness, LabelsRequest, LinesRequest, Shards, ShardsError};
+use crate::shards::{Budget, Completeness, Consistency, LabelsRequest, LinesRequest, Shards, ShardsError};
 use crate::value::{Answer, LogsValue, MatrixSeries, Value, VectorSample};
 use crate::{load, logs};
 use hindcast_logql::{LogSelector, Metric};
@@ -154,6 +154,14 @@ pub struct Engine {
 impl Engine {
     pub fn new(shards: Arc<dyn Shards>, limits: Limits) -> Self {
         Self { shards, limits }
+    }
+
+    /// The same engine over shards that are read as a query asks for.
+    pub fn with(self: &Arc<Self>, consistency: Consistency) -> Arc<Self> {
+        match self.shards.read_with(consistency) {
+            Some(shards) => Arc::new(Self::new(shards, self.limits)),
+            None => self.clone(),
+        }
     }
 
     /// The value of an expression at one instant.

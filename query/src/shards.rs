@@ -2,7 +2,9 @@
 //! `testing::OneShard` and the simulator are the other implementations.
 
 use crate::reduce::Reduction;
-use hindcast_model::{Class, Classify, Labels, Matcher, Owner, Positions, ResourceId, Slot, TenantId, TimestampNs};
+use hindcast_model::{
+    Class, Classify, Labels, Matcher, Owner, Positions, ResourceId, Slot, SpanNs, TenantId, TimestampNs,
+};
 use hindcast_storage::logs::Filter;
 use hindcast_storage::read::{Direction, LabelTexts, SeriesData, StreamCounts, StreamData};
 use std::collections::BTreeSet;
@@ -190,6 +192,49 @@ pub struct Completeness {
     pub missing: Vec<String>,
     /// Applied positions of the shards that answered.
     pub positions: Positions,
+    pub freshness: Freshness,
+}
+
+/// What a query asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Consistency {
+    /// Everything that was acknowledged before is in the answer.
+    #[default]
+    Linearizable,
+    /// The nearest replica answers at once, and says how old that is.
+    StaleOk,
+}
+
+impl Consistency {
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "linearizable" => Some(Self::Linearizable),
+            "stale-ok" => Some(Self::StaleOk),
+            _ => None,
+        }
+    }
+}
+
+/// How new an answer is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Freshness {
+    /// As new as when it was asked for.
+    #[default]
+    Linearizable,
+    /// Everything that was acknowledged `age` ago is in it; `None`: nobody can tell.
+    Stale { age: Option<SpanNs> },
+}
+
+impl Freshness {
+    /// Of two parts of an answer, the older one counts.
+    pub fn merge(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Linearizable, other) | (other, Self::Linearizable) => other,
+            (Self::Stale { age: a }, Self::Stale { age: b }) => Self::Stale {
+                age: a.zip(b).map(|(a, b)| a.max(b)),
+            },
+        }
+    }
 }
 
 impl Completeness {
@@ -198,6 +243,7 @@ impl Completeness {
     }
     pub fn merge(&mut self, other: Self) {
         self.missing.extend(other.missing);
+        self.freshness = self.freshness.merge(other.freshness);
         for (group, index) in other.positions {
             let seen = self.positions.entry(group).or_insert(index);
             // Two reads of one query: the answer as a whole is only as new as the older one.
@@ -226,6 +272,11 @@ impl Classify for ShardsError {
 
 #[async_trait::async_trait]
 pub trait Shards: Send + Sync {
+    /// The same shards, read in another way. `None`: there is no other.
+    fn read_with(&self, consistency: Consistency) -> Option<Arc<dyn Shards>> {
+        let _ = consistency;
+        None
+    }
     /// Sorted by (slot, fingerprint, labels): the order of summation. A label set occurs once per slot.
     async fn series(&self, request: SeriesRequest) -> Result<(Vec<SeriesData>, Completeness), ShardsError>;
     /// In any order. A series whose samples lie in several places (slots of several owners, shards before and after a

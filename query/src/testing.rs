@@ -135,6 +135,7 @@ impl Data {
         Completeness {
             missing: self.missing.clone(),
             positions: [(GroupId::from(ShardId(1)), self.writes)].into(),
+            ..Completeness::default()
         }
     }
 }

@@ -13,6 +13,7 @@ use hindcast_env::Clock;
 use hindcast_model::{NodeId, SpanNs};
 use hindcast_raft::Meta;
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
@@ -27,6 +28,28 @@ pub const SENDS_MAX: usize = 32;
 const PATIENCE: SpanNs = SpanNs::from_secs(1);
 const ROUND: Duration = Duration::from_millis(100);
 
+/// Attempts of this node to send, by outcome.
+#[derive(Clone, Default)]
+pub struct Sends(Arc<[AtomicU64; OUTCOMES.len()]>);
+
+const OUTCOMES: [&str; 3] = ["delivered", "retry", "refused"];
+
+impl Sends {
+    fn add(&self, outcome: &Outcome) {
+        let at = match outcome {
+            Outcome::Delivered { .. } => 0,
+            Outcome::Retry { .. } => 1,
+            Outcome::Refused { .. } => 2,
+        };
+        self.0[at].fetch_add(1, Relaxed);
+    }
+
+    pub fn list(&self) -> Vec<(&'static str, u64)> {
+        let counts = self.0.iter().map(|n| n.load(Relaxed));
+        OUTCOMES.into_iter().zip(counts).collect()
+    }
+}
+
 /// The shell around deliveries. Clones share what they work on.
 #[derive(Clone)]
 pub struct Deliverer {
@@ -37,6 +60,7 @@ pub struct Deliverer {
     ttl: SpanNs,
     busy: Arc<Mutex<BTreeSet<EffectKey>>>,
     places: Arc<Semaphore>,
+    sends: Sends,
 }
 
 impl Deliverer {
@@ -49,7 +73,12 @@ impl Deliverer {
             ttl: LEASE_TTL,
             busy: Arc::default(),
             places: Arc::new(Semaphore::new(SENDS_MAX)),
+            sends: Sends::default(),
         }
+    }
+
+    pub fn sends(&self) -> Sends {
+        self.sends.clone()
     }
 
     /// Another length of leases. A message must go, and its outcome be recorded, within it.
@@ -108,6 +137,7 @@ impl Deliverer {
             }
         };
         let outcome = self.send(&sending).await;
+        self.sends.add(&outcome);
         if let Outcome::Retry { error } | Outcome::Refused { error } = &outcome {
             let receiver = &sending.effect.receiver;
             tracing::warn!(%key, %receiver, attempt = sending.effect.attempts, error, "a message did not go");

@@ -8,7 +8,7 @@ pub mod grpc;
 pub mod history;
 pub mod http;
 
-pub use deliverer::Deliverer;
+pub use deliverer::{Deliverer, Sends};
 pub use evaluator::Evaluator;
 pub use history::{HistoryPump, HistoryWriteError, HistoryWriter};
 

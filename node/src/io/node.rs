@@ -1,11 +1,14 @@
 //! Starting one node: identity, Raft groups, write path, meta client.
 
+use super::admission::Admission;
 use super::cold::jobs::ColdThread;
 use super::cuts::Cuts;
 use super::disk_watch::DiskWatch;
 use super::identity::{self, Founding, Hello, Identity, IdentityError};
+use super::memory_watch::MemoryWatch;
 use super::meta_client::MetaClient;
-use super::peers::{CALL_FOUND, CALL_HELLO, Peers, call_address, peer_service};
+use super::peers::{CALL_FOUND, CALL_HELLO, Peers, accept_peers, call_address, peer_service};
+use super::tls::Tls;
 use super::writer::Writer;
 use crate::cluster_part::ClusterPart;
 use crate::cold_moves::Jobs;
@@ -45,6 +48,10 @@ pub struct NodeConfig {
     /// Bytes of the disk that writes leave free; `None`: by its size.
     pub disk_reserve: Option<u64>,
     pub cold: Option<NodeCold>,
+    /// Of the peer port; `None`: peers speak without TLS.
+    pub peer_tls: Option<Tls>,
+    /// Bytes that this process may use; `None`: by the machine's memory.
+    pub memory_limit: Option<u64>,
 }
 
 /// Where old files go. Below the store's root, each replica keeps its own: how rows lie in files is its own business.
@@ -163,6 +170,12 @@ pub enum StartError {
     Entropy(std::io::Error),
     #[error("no thread for the work with the cold store can be started: {0}")]
     Cold(std::io::Error),
+    #[error("the peer certificate is node {certificate}'s, and this is node {given}; name the right one")]
+    OtherNodesCertificate { certificate: NodeId, given: NodeId },
+    #[error(
+        "the peer certificate is of cluster {certificate}, and the data is of cluster {data}; make an authority for it with `hindcast cert ca --cluster {data}`"
+    )]
+    OtherClustersCertificate { certificate: String, data: String },
 }
 
 /// A running node. Clones share it.
@@ -177,6 +190,7 @@ pub struct Node {
     pub shards: Arc<BTreeMap<GroupId, ShardHandle>>,
     pub clock: Arc<dyn Clock>,
     pub disk: DiskWatch,
+    pub admission: Admission,
     pub cold: Option<ColdTier>,
     retention: Arc<Vec<RetentionRule>>,
     /// The data directory belongs to this process as long as any part of the node lives.
@@ -211,8 +225,12 @@ impl Node {
         let mut rng = os_rng().map_err(StartError::Entropy)?;
         disk.remove_dir_all("incoming")?;
 
-        let peers = Peers::new(config.id, disk.clone());
+        let peers = Peers::new(config.id, disk.clone(), config.peer_tls.clone());
         let identity = known_identity(&config, &*disk)?;
+        check_certificate(&config, identity.as_ref())?;
+        if let Some(tls) = &config.peer_tls {
+            tokio::spawn(tls.clone().run());
+        }
         let identity = match (identity, peer_listener) {
             (known, Some(listener)) => {
                 let shared = Arc::new(parking_lot::Mutex::new(known));
@@ -231,12 +249,13 @@ impl Node {
             .join(&identity.cluster, &identity.nodes)
             .map_err(|e| StartError::Peer(format!("{:?}", identity.nodes), e.to_string()))?;
         if identity.welcomed.contains(&config.id) && identity.welcomed.len() < identity.nodes.len() {
-            tokio::spawn(welcome_rest(identity.clone(), disk.clone()));
+            tokio::spawn(welcome_rest(identity.clone(), disk.clone(), peers.clone()));
         }
 
         let map = ShardMap::even(identity.shards)?;
         let watch = DiskWatch::new(disk.clone(), clock.clone(), config.disk_reserve)?;
         tokio::spawn(watch.clone().run());
+        let memory = MemoryWatch::new(clock.clone(), config.memory_limit);
         let mut groups = vec![];
         let mut shards = BTreeMap::new();
         let shard_config = |group| ShardConfig {
@@ -303,6 +322,7 @@ impl Node {
             peers.clone(),
             Arc::new(meta.clone()),
             watch.clone(),
+            memory.clone(),
         );
         let cuts = Cuts {
             meta: Arc::new(meta.clone()),
@@ -318,11 +338,28 @@ impl Node {
             shards: Arc::new(shards),
             clock,
             disk: watch,
+            admission: Admission::new(memory.clone()),
             cold: config.cold.map(|c| c.tier),
             retention: Arc::new(config.retention),
             _lock: Arc::new(lock),
         };
         tokio::spawn(node.clone().retain(retention_pause));
+        let heads = node.shards.clone();
+        // What is in files needs no memory.
+        let relieve = move || {
+            for shard in heads.values() {
+                shard.ask_flush();
+            }
+        };
+        let (shards, writer, admission) = (node.shards.clone(), node.writer.clone(), node.admission.clone());
+        let held = move || {
+            let heads: u64 = shards.values().map(|s| s.stats().head_bytes as u64).sum();
+            let parts: u64 = writer.queued_bytes().iter().map(|(_, bytes)| *bytes as u64).sum();
+            // What a running query takes is not known before it ends.
+            let queries = if admission.queries().0 > 0 { u64::MAX / 4 } else { 0 };
+            heads + parts + admission.ingest_bytes().0 as u64 + queries
+        };
+        tokio::spawn(memory.run(held, relieve));
         Ok(node)
     }
 
@@ -420,6 +457,26 @@ fn known_identity(config: &NodeConfig, disk: &dyn Disk) -> Result<Option<Identit
     }
 }
 
+/// A certificate of another node, or of another cluster than the data, would be refused by everybody.
+fn check_certificate(config: &NodeConfig, identity: Option<&Identity>) -> Result<(), StartError> {
+    let Some((cluster, node)) = config.peer_tls.as_ref().and_then(Tls::own_node) else {
+        return Ok(());
+    };
+    if node != config.id {
+        return Err(StartError::OtherNodesCertificate {
+            certificate: node,
+            given: config.id,
+        });
+    }
+    match identity {
+        Some(known) if known.cluster != cluster => Err(StartError::OtherClustersCertificate {
+            certificate: cluster,
+            data: known.cluster.clone(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 fn new_identity(
     config: &NodeConfig,
     nodes: BTreeMap<NodeId, String>,
@@ -432,7 +489,11 @@ fn new_identity(
         return Err(StartError::Replicas { replicas, nodes: count });
     }
     Ok(Identity {
-        cluster: format!("{:016x}{:016x}", rng.next_u64(), rng.next_u64()),
+        cluster: match config.peer_tls.as_ref().and_then(Tls::own_node) {
+            // The certificates were made first, and name the cluster.
+            Some((cluster, _)) => cluster,
+            None => format!("{:016x}{:016x}", rng.next_u64(), rng.next_u64()),
+        },
         node: config.id,
         nodes,
         shards: config.shards,
@@ -446,6 +507,7 @@ type SharedIdentity = Arc<parking_lot::Mutex<Option<Identity>>>;
 /// Answers who this node is, and takes the identity that the founder sends.
 fn register_founding(peers: &Arc<Peers>, me: NodeId, disk: Arc<dyn Disk>, shared: SharedIdentity) {
     let own = shared.clone();
+    let certified = peers.tls().and_then(Tls::own_node).map(|(cluster, _)| cluster);
     peers.register(
         CALL_HELLO,
         Arc::new(move |_, _| {
@@ -459,10 +521,15 @@ fn register_founding(peers: &Arc<Peers>, me: NodeId, disk: Arc<dyn Disk>, shared
     peers.register(
         CALL_FOUND,
         Arc::new(move |_, body| {
-            let (disk, shared) = (disk.clone(), shared.clone());
+            let (disk, shared, certified) = (disk.clone(), shared.clone(), certified.clone());
             Box::pin(async move {
                 let sent: Identity =
                     hindcast_model::codec::from_bytes(&body).map_err(|e| Status::invalid_argument(e.to_string()))?;
+                if certified.is_some_and(|own| own != sent.cluster) {
+                    return Err(Status::failed_precondition(
+                        "this node's certificate is of another cluster",
+                    ));
+                }
                 let mut own = shared.lock();
                 match own.as_ref() {
                     Some(known) if known.cluster == sent.cluster => Ok(Bytes::new()),
@@ -489,17 +556,17 @@ fn serve_peers(peers: Arc<Peers>, listener: TcpListener) {
         .initial_connection_window_size(32 * 1024 * 1024)
         .max_frame_size(1024 * 1024)
         .tcp_nodelay(true)
-        .add_service(peer_service(peers));
+        .add_service(peer_service(peers.clone()));
     tokio::spawn(async move {
-        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        let incoming = accept_peers(listener, peers.tls().cloned());
         if let Err(error) = server.serve_with_incoming(incoming).await {
             tracing::error!(%error, "the peer port closed");
         }
     });
 }
 
-async fn hello(me: NodeId, address: &str) -> Option<Hello> {
-    let answer = call_address(address, me, CALL_HELLO, Bytes::new()).await.ok()?;
+async fn hello(me: NodeId, address: &str, tls: Option<&Tls>) -> Option<Hello> {
+    let answer = call_address(address, tls, me, CALL_HELLO, Bytes::new()).await.ok()?;
     hindcast_model::codec::from_bytes(&answer).ok()
 }
 
@@ -516,7 +583,10 @@ async fn found_or_wait(
         }
         let mut answers = BTreeMap::new();
         for address in &config.join {
-            answers.insert(address.clone(), hello(config.id, address).await);
+            answers.insert(
+                address.clone(),
+                hello(config.id, address, config.peer_tls.as_ref()).await,
+            );
         }
         match identity::next_step(config.id, &answers) {
             Founding::Refuse(why) => return Err(StartError::Founding(why)),
@@ -548,7 +618,7 @@ async fn found_or_wait(
 }
 
 /// Sends the identity to nodes that have none yet, each once.
-async fn welcome_rest(mut identity: Identity, disk: Arc<dyn Disk>) {
+async fn welcome_rest(mut identity: Identity, disk: Arc<dyn Disk>, peers: Arc<Peers>) {
     let body = Bytes::from(hindcast_model::codec::to_bytes(&identity));
     while identity.welcomed.len() < identity.nodes.len() {
         let rest: Vec<_> = identity
@@ -558,7 +628,7 @@ async fn welcome_rest(mut identity: Identity, disk: Arc<dyn Disk>) {
             .map(|(i, a)| (*i, a.clone()))
             .collect();
         for (id, address) in rest {
-            match call_address(&address, identity.node, CALL_FOUND, body.clone()).await {
+            match call_address(&address, peers.tls(), identity.node, CALL_FOUND, body.clone()).await {
                 Ok(_) => {
                     identity.welcomed.insert(id);
                     if let Err(error) = identity::store(&*disk, &identity) {

@@ -3,6 +3,7 @@
 //! Raft messages may be dropped at any time: Raft repairs it. Calls are answered or fail; what a call means is known
 //! to whoever registered its kind.
 
+use super::tls::{Dial, Let, Stream, Tcp, Tls};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use hindcast_env::Disk;
@@ -13,20 +14,30 @@ use hindcast_proto::v1::peer_server::{Peer, PeerServer};
 use hindcast_raft::{RaftHost, Transport, WireMessage};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
+use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status, Streaming};
 
-/// Lists of Raft messages that wait for one peer; further ones are dropped.
+/// Lists of Raft messages that wait for one peer, and their bytes; further ones are dropped.
 const QUEUED_LISTS_MAX: usize = 4096;
+pub const QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Batches that were handed to the stream and not yet written.
+const STREAM_BATCHES_MAX: usize = 4;
 /// One message on the stream carries about so many bytes of entries (by bytes, never by count: many small ones are cheap, few large ones stall the stream).
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// Larger than any batch of appends, entries of `ENTRY_BYTES_MAX` included.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+/// Handshakes of peers at once; further connections wait in the kernel's queue.
+const HANDSHAKES_MAX: usize = 64;
+/// Connections of peers that shook hands and wait for the server to take them.
+const ACCEPTED_MAX: usize = 16;
 
 /// Answers calls of one kind.
 pub type CallHandler = Arc<dyn Fn(NodeId, Bytes) -> BoxFuture<'static, Result<Bytes, Status>> + Send + Sync>;
@@ -35,8 +46,13 @@ pub type CallHandler = Arc<dyn Fn(NodeId, Bytes) -> BoxFuture<'static, Result<By
 pub const CALL_HELLO: &str = "hello";
 pub const CALL_FOUND: &str = "found";
 
-/// Connects lazily and again and again; windows wide enough for batches of `BATCH_BYTES_MAX`.
-pub fn channel_to(address: &str) -> Result<Channel, tonic::transport::Error> {
+/// Connects lazily and again and again; windows wide enough for batches of `BATCH_BYTES_MAX`. With TLS, what answers there
+/// must be a node of this cluster, and the one that is expected.
+pub fn channel_to(
+    address: &str,
+    tls: Option<&Tls>,
+    expected: Option<NodeId>,
+) -> Result<Channel, tonic::transport::Error> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(Duration::from_secs(2))
         .tcp_nodelay(true)
@@ -44,7 +60,8 @@ pub fn channel_to(address: &str) -> Result<Channel, tonic::transport::Error> {
         .keep_alive_timeout(Duration::from_secs(5))
         .initial_stream_window_size(16 * 1024 * 1024)
         .initial_connection_window_size(32 * 1024 * 1024);
-    Ok(endpoint.connect_lazy())
+    let dial = tls.map_or(Dial::Plain, |tls| tls.dial(expected));
+    Ok(endpoint.connect_with_connector_lazy(dial))
 }
 
 fn client(channel: Channel) -> PeerClient<Channel> {
@@ -54,8 +71,14 @@ fn client(channel: Channel) -> PeerClient<Channel> {
 }
 
 /// One call to an address, for nodes that are not yet of one cluster.
-pub async fn call_address(address: &str, from: NodeId, kind: &str, body: Bytes) -> Result<Bytes, Status> {
-    let channel = channel_to(address).map_err(|e| Status::invalid_argument(e.to_string()))?;
+pub async fn call_address(
+    address: &str,
+    tls: Option<&Tls>,
+    from: NodeId,
+    kind: &str,
+    body: Bytes,
+) -> Result<Bytes, Status> {
+    let channel = channel_to(address, tls, None).map_err(|e| Status::invalid_argument(e.to_string()))?;
     let mut request = Request::new(v1::CallRequest {
         from: from.0,
         cluster: String::new(),
@@ -69,6 +92,22 @@ pub async fn call_address(address: &str, from: NodeId, kind: &str, body: Bytes) 
 struct PeerLink {
     channel: Channel,
     queue: mpsc::Sender<Vec<WireMessage>>,
+    queued: Arc<Queued>,
+}
+
+#[derive(Default)]
+struct Queued {
+    bytes: AtomicUsize,
+    dropped: AtomicU64,
+}
+
+/// What waits for one peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerQueue {
+    pub bytes: usize,
+    pub bytes_max: usize,
+    /// Lists since the start.
+    pub dropped: u64,
 }
 
 /// The sending side, and the register of calls.
@@ -82,11 +121,13 @@ pub struct Peers {
     /// Counts incoming snapshots, for folder names.
     incoming: Mutex<u64>,
     runtime: tokio::runtime::Handle,
+    tls: Option<Tls>,
 }
 
 impl Peers {
-    pub fn new(me: NodeId, disk: Arc<dyn Disk>) -> Arc<Self> {
+    pub fn new(me: NodeId, disk: Arc<dyn Disk>, tls: Option<Tls>) -> Arc<Self> {
         Arc::new(Self {
+            tls,
             me,
             cluster: OnceLock::new(),
             links: RwLock::default(),
@@ -98,6 +139,10 @@ impl Peers {
         })
     }
 
+    pub fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
+    }
+
     pub fn register(&self, kind: &str, handler: CallHandler) {
         self.handlers.write().insert(kind.to_owned(), handler);
     }
@@ -106,10 +151,13 @@ impl Peers {
     pub fn join(&self, cluster: &str, nodes: &BTreeMap<NodeId, String>) -> Result<(), tonic::transport::Error> {
         let _ = self.cluster.set(cluster.to_owned());
         for (id, address) in nodes.iter().filter(|(id, _)| **id != self.me) {
-            let channel = channel_to(address)?;
+            let channel = channel_to(address, self.tls.as_ref(), Some(*id))?;
             let (queue, waiting) = mpsc::channel(QUEUED_LISTS_MAX);
-            tokio::spawn(send_raft(self.me, cluster.to_owned(), channel.clone(), waiting));
-            self.links.write().insert(*id, PeerLink { channel, queue });
+            let queued = Arc::<Queued>::default();
+            let sending = send_raft(self.me, cluster.to_owned(), channel.clone(), waiting, queued.clone());
+            tokio::spawn(sending);
+            let link = PeerLink { channel, queue, queued };
+            self.links.write().insert(*id, link);
         }
         Ok(())
     }
@@ -120,6 +168,15 @@ impl Peers {
 
     pub fn ids(&self) -> Vec<NodeId> {
         self.links.read().keys().copied().collect()
+    }
+
+    pub fn queues(&self) -> Vec<(NodeId, PeerQueue)> {
+        let of = |q: &Queued| PeerQueue {
+            bytes: q.bytes.load(Relaxed),
+            bytes_max: QUEUED_BYTES_MAX,
+            dropped: q.dropped.load(Relaxed),
+        };
+        self.links.read().iter().map(|(id, l)| (*id, of(&l.queued))).collect()
     }
 
     /// Asks another node; `timeout` covers everything.
@@ -151,10 +208,15 @@ impl Peers {
     }
 
     /// Takes the files of a snapshot into a folder of their own, verified.
-    async fn take_snapshot(&self, mut chunks: Streaming<v1::SnapshotChunk>) -> Result<(), Status> {
+    async fn take_snapshot(
+        &self,
+        mut chunks: Streaming<v1::SnapshotChunk>,
+        speaks_for: impl Fn(u64) -> Result<(), Status>,
+    ) -> Result<(), Status> {
         let first = chunks.message().await?.and_then(|c| c.header);
         let header = first.ok_or_else(|| Status::invalid_argument("a snapshot begins with its header"))?;
         self.check_cluster(&header.cluster)?;
+        speaks_for(header.from)?;
         let raft = self
             .raft
             .get()
@@ -215,9 +277,20 @@ impl Peers {
 }
 
 /// Keeps one stream to a peer open and feeds it; what waits while it is down is dropped.
-async fn send_raft(me: NodeId, cluster: String, channel: Channel, mut waiting: mpsc::Receiver<Vec<WireMessage>>) {
+async fn send_raft(
+    me: NodeId,
+    cluster: String,
+    channel: Channel,
+    mut waiting: mpsc::Receiver<Vec<WireMessage>>,
+    queued: Arc<Queued>,
+) {
+    let taken = |messages: &[WireMessage]| {
+        let bytes: usize = messages.iter().map(wire_bytes).sum();
+        queued.bytes.fetch_sub(bytes, Relaxed);
+        bytes
+    };
     loop {
-        let (feed, stream) = mpsc::channel::<v1::RaftBatch>(64);
+        let (feed, stream) = mpsc::channel::<v1::RaftBatch>(STREAM_BATCHES_MAX);
         let mut peer = client(channel.clone());
         let mut call =
             tokio::spawn(async move { peer.raft(tokio_stream::wrappers::ReceiverStream::new(stream)).await });
@@ -230,10 +303,10 @@ async fn send_raft(me: NodeId, cluster: String, channel: Channel, mut waiting: m
                 _ = &mut call => break,
             };
             let mut messages: Vec<WireMessage> = first;
-            let mut bytes: usize = messages.iter().map(wire_bytes).sum();
+            let mut bytes = taken(&messages);
             while bytes < BATCH_BYTES_MAX {
                 let Ok(more) = waiting.try_recv() else { break };
-                bytes += more.iter().map(wire_bytes).sum::<usize>();
+                bytes += taken(&more);
                 messages.extend(more);
             }
             let wire = |m: WireMessage| v1::RaftMessage {
@@ -253,7 +326,9 @@ async fn send_raft(me: NodeId, cluster: String, channel: Channel, mut waiting: m
         call.abort();
         tokio::time::sleep(RECONNECT_PAUSE).await;
         // Old news: Raft sends what still matters again.
-        while waiting.try_recv().is_ok() {}
+        while let Ok(old) = waiting.try_recv() {
+            taken(&old);
+        }
     }
 }
 
@@ -286,7 +361,13 @@ impl Transport for Peers {
     fn send(&self, to: NodeId, messages: Vec<WireMessage>) {
         if let Some(link) = self.links.read().get(&to) {
             // Full: dropped, as promised.
-            let _ = link.queue.try_send(messages);
+            let bytes: usize = messages.iter().map(wire_bytes).sum();
+            let before = link.queued.bytes.fetch_add(bytes, Relaxed);
+            let fits = before == 0 || before + bytes <= QUEUED_BYTES_MAX;
+            if !fits || link.queue.try_send(messages).is_err() {
+                link.queued.bytes.fetch_sub(bytes, Relaxed);
+                link.queued.dropped.fetch_add(1, Relaxed);
+            }
         }
     }
 
@@ -359,6 +440,107 @@ impl Transport for Peers {
     }
 }
 
+/// A connection of a peer, and which node its certificate names; without TLS nobody is named.
+pub struct PeerStream(Stream, PeerSeen);
+
+#[derive(Clone, Copy, Debug)]
+pub struct PeerSeen(Option<NodeId>);
+
+impl Connected for PeerStream {
+    type ConnectInfo = PeerSeen;
+    fn connect_info(&self) -> PeerSeen {
+        self.1
+    }
+}
+
+impl tokio::io::AsyncRead for PeerStream {
+    fn poll_read(
+        self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.get_mut().0).poll_read(cx, buf)
+    }
+}
+
+impl tokio::io::AsyncWrite for PeerStream {
+    fn poll_write(
+        self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &[u8],
+    ) -> std::task::Poll<std::io::Result<usize>> {
+        std::pin::Pin::new(&mut self.get_mut().0).poll_write(cx, buf)
+    }
+    fn poll_write_vectored(
+        self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        bufs: &[std::io::IoSlice<'_>],
+    ) -> std::task::Poll<std::io::Result<usize>> {
+        std::pin::Pin::new(&mut self.get_mut().0).poll_write_vectored(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+    fn poll_flush(
+        self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.get_mut().0).poll_flush(cx)
+    }
+    fn poll_shutdown(
+        self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
+    }
+}
+
+/// Takes connections of peers; with TLS, only those of nodes of this cluster come through. A handshake that hangs holds up
+/// nobody else.
+pub fn accept_peers(
+    listener: TcpListener,
+    tls: Option<Tls>,
+) -> tokio_stream::wrappers::ReceiverStream<std::io::Result<PeerStream>> {
+    let (ready, taken) = mpsc::channel(ACCEPTED_MAX);
+    tokio::spawn(async move {
+        let room = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        while let Ok(permit) = room.clone().acquire_owned().await {
+            let Ok((stream, from)) = listener.accept().await else {
+                // Out of file descriptors, most likely: give the others time to end.
+                tokio::time::sleep(RECONNECT_PAUSE).await;
+                continue;
+            };
+            let _ = stream.set_nodelay(true);
+            let (tls, ready) = (tls.clone(), ready.clone());
+            if ready.is_closed() {
+                return;
+            }
+            tokio::spawn(async move {
+                let _permit = permit;
+                let let_in = match &tls {
+                    None => Let::In(Stream::Plain(Tcp::new(stream)), None),
+                    Some(tls) => tls.accept(stream, from).await,
+                };
+                if let Let::In(stream, node) = let_in {
+                    let _ = ready.send(Ok(PeerStream(stream, PeerSeen(node)))).await;
+                }
+            });
+        }
+    });
+    tokio_stream::wrappers::ReceiverStream::new(taken)
+}
+
+/// A peer speaks for itself only: who it says it is must be who its certificate says it is.
+fn check_speaker<T>(request: &Request<T>) -> impl Fn(u64) -> Result<(), Status> + use<T> {
+    let seen = request.extensions().get::<PeerSeen>().and_then(|s| s.0);
+    move |claimed| match seen {
+        Some(node) if node.0 != claimed => Err(Status::permission_denied(format!(
+            "node {claimed} is spoken for by the certificate of node {node}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// The receiving side.
 pub struct PeerService(Arc<Peers>);
 
@@ -371,9 +553,11 @@ pub fn peer_service(peers: Arc<Peers>) -> PeerServer<PeerService> {
 #[tonic::async_trait]
 impl Peer for PeerService {
     async fn raft(&self, request: Request<Streaming<v1::RaftBatch>>) -> Result<Response<v1::RaftClosed>, Status> {
+        let speaks_for = check_speaker(&request);
         let mut batches = request.into_inner();
         while let Some(batch) = batches.message().await? {
             self.0.check_cluster(&batch.cluster)?;
+            speaks_for(batch.from)?;
             let Some(raft) = self.0.raft.get() else { continue };
             let message = |m: v1::RaftMessage| WireMessage {
                 group: GroupId(m.group),
@@ -386,7 +570,9 @@ impl Peer for PeerService {
     }
 
     async fn call(&self, request: Request<v1::CallRequest>) -> Result<Response<v1::CallResponse>, Status> {
+        let speaks_for = check_speaker(&request);
         let request = request.into_inner();
+        speaks_for(request.from)?;
         if request.kind != CALL_HELLO && request.kind != CALL_FOUND {
             self.0.check_cluster(&request.cluster)?;
         }
@@ -401,7 +587,8 @@ impl Peer for PeerService {
         &self,
         request: Request<Streaming<v1::SnapshotChunk>>,
     ) -> Result<Response<v1::SnapshotTaken>, Status> {
-        self.0.take_snapshot(request.into_inner()).await?;
+        let speaks_for = check_speaker(&request);
+        self.0.take_snapshot(request.into_inner(), speaks_for).await?;
         Ok(Response::new(v1::SnapshotTaken {}))
     }
 }

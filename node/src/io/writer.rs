@@ -4,9 +4,11 @@
 //! definitions and brought again, once.
 
 use super::disk_watch::DiskWatch;
+use super::memory_watch::MemoryWatch;
 use super::peers::Peers;
 use crate::disk_guard::DiskState;
 use crate::entry::{self, Control};
+use crate::memory_guard::Work;
 use crate::route::Replicas;
 use crate::shard_machine::{Applied, PartApplied};
 use crate::write::{BatchSink, Redo, WriteError, Written};
@@ -56,6 +58,11 @@ enum Fate {
     },
     /// May be stored.
     Unconfirmed,
+    /// Surely not proposed: the leader's memory.
+    MemoryFull {
+        used: u64,
+        limit: u64,
+    },
 }
 
 struct Waiting {
@@ -80,6 +87,7 @@ struct Inner {
     peers: Arc<Peers>,
     clock: Arc<dyn Clock>,
     disk: DiskWatch,
+    memory: MemoryWatch,
     folds: BTreeMap<ShardId, Fold>,
 }
 
@@ -105,6 +113,7 @@ impl Writer {
         peers: Arc<Peers>,
         clock: Arc<dyn Clock>,
         disk: DiskWatch,
+        memory: MemoryWatch,
     ) -> Self {
         let folds = map.shards().into_iter().map(|shard| {
             let (queue, waiting) = mpsc::unbounded_channel();
@@ -120,6 +129,7 @@ impl Writer {
             peers: peers.clone(),
             clock,
             disk,
+            memory,
             folds,
         }));
         let w = writer.clone();
@@ -169,6 +179,10 @@ impl Writer {
         if let DiskState::Refuse { free, reserve } = self.0.disk.admit() {
             return Fate::DiskFull { free, reserve };
         }
+        if !self.0.memory.admits(Work::Forwarded) {
+            let (used, limit) = (self.0.memory.used(), self.0.memory.limit());
+            return Fate::MemoryFull { used, limit };
+        }
         let bytes = part.len();
         if fold.queued_bytes.fetch_add(bytes, Ordering::SeqCst) + bytes > QUEUED_BYTES_MAX {
             fold.queued_bytes.fetch_sub(bytes, Ordering::SeqCst);
@@ -215,6 +229,7 @@ impl Writer {
                         queued_bytes_max: QUEUED_BYTES_MAX,
                     });
                 }
+                Fate::MemoryFull { used, limit } => return Err(WriteError::MemoryFull { shard, used, limit }),
                 Fate::DiskFull { free, reserve } => return Err(WriteError::DiskFull { shard, free, reserve }),
                 Fate::NotLeader => {}
                 Fate::Unconfirmed => may_be_stored = true,
@@ -283,6 +298,14 @@ impl Writer {
             Ok((GroupId::from(shard), index))
         });
         join_all(all).await.into_iter().collect()
+    }
+
+    /// Bytes of parts that wait here, by shard; each has the bound `QUEUED_BYTES_MAX`.
+    pub fn queued_bytes(&self) -> Vec<(ShardId, usize)> {
+        let folds = self.0.folds.iter();
+        folds
+            .map(|(shard, f)| (*shard, f.queued_bytes.load(Ordering::SeqCst)))
+            .collect()
     }
 
     /// Shards that this node leads now.
@@ -456,6 +479,8 @@ mod tests {
             test_only: TestOnly::default(),
             disk_reserve: None,
             cold: None,
+            peer_tls: None,
+            memory_limit: None,
         };
         Node::start(config, None, vec![]).await.unwrap()
     }

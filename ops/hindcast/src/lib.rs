@@ -6,6 +6,7 @@ pub mod demo;
 pub mod export;
 pub mod import;
 pub mod server;
+pub mod tls;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -22,9 +23,9 @@ use std::process::ExitCode;
   hindcast query 'system_cpu_load_average_1m'"
 )]
 struct Args {
-    /// Logs as JSON lines.
-    #[arg(long, global = true, env = "HINDCAST_LOG_JSON")]
-    log_json: bool,
+    /// How the log is written to standard error; HINDCAST_LOG says what of it (like `info,hindcast_node=debug`).
+    #[arg(long, global = true, env = "HINDCAST_LOG_FORMAT", value_enum, default_value_t)]
+    log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
 }
@@ -57,11 +58,22 @@ enum Command {
     Rules(cli::rules::RulesArgs),
     /// Shows nodes and Raft groups.
     Cluster(cli::cluster::ClusterArgs),
+    /// Makes certificates: for a cluster, its nodes and its clients.
+    Cert(cli::cert::CertArgs),
     /// Flushes, compacts and checks the files of a live node.
     Storage(cli::storage::StorageArgs),
 }
 
-fn set_up_logging(json: bool) {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+fn set_up_logging(format: LogFormat) {
     use tracing_subscriber::EnvFilter;
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let filter = EnvFilter::try_from_env("HINDCAST_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
@@ -69,7 +81,10 @@ fn set_up_logging(json: bool) {
         .with_env_filter(filter)
         .with_ansi(colours)
         .with_writer(std::io::stderr);
-    if json { logs.json().init() } else { logs.init() }
+    match format {
+        LogFormat::Json => logs.json().init(),
+        LogFormat::Text => logs.init(),
+    }
 }
 
 /// The allocator asks for pages of 2 MiB. Each counts as a whole once one byte of it is touched, and is cleared as a whole:
@@ -88,7 +103,7 @@ pub fn main() -> ExitCode {
         // `hindcast … | head` ends quietly, as other tools do.
         sigpipe::reset();
     }
-    set_up_logging(args.log_json);
+    set_up_logging(args.log_format);
     // One provider of cryptography for everything that speaks TLS (SMTP, Slack); without it rustls panics at first use.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::debug!("a rustls provider was installed already");
@@ -126,6 +141,7 @@ async fn run(command: Command) -> cli::Done {
         Command::Ticket(args) => cli::ticket::run(args).await,
         Command::Rules(args) => cli::rules::run(args).await,
         Command::Cluster(args) => cli::cluster::run(args).await,
+        Command::Cert(args) => cli::cert::run(args),
         Command::Storage(args) => cli::storage::run(args).await,
     }
 }

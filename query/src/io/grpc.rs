@@ -2,7 +2,7 @@
 
 use crate::engine::{Engine, InstantQuery, LabelsQuery, LogsQuery, Options, RangeQuery};
 use crate::rows::RowsQuery;
-use crate::shards::Completeness;
+use crate::shards::{Completeness, Consistency, Freshness};
 use crate::value::{Answer, LogStream, LogsValue, Value};
 use hindcast_model::{Labels, SpanNs, TimestampNs};
 use hindcast_proto::edge;
@@ -33,6 +33,25 @@ pub(super) fn completeness(c: &Completeness) -> v1::Completeness {
         complete: c.is_complete(),
         missing: c.missing.clone(),
         positions: edge::positions_to_wire(&c.positions),
+        stale: c.freshness != Freshness::Linearizable,
+        age_ms: match c.freshness {
+            Freshness::Stale { age } => age.map(SpanNs::as_ms),
+            Freshness::Linearizable => None,
+        },
+    }
+}
+
+impl Service {
+    /// Over shards that are read as the call asks for.
+    fn engine_for(&self, metadata: &tonic::metadata::MetadataMap) -> Result<Arc<Engine>, Status> {
+        let Some(given) = metadata.get(edge::CONSISTENCY_KEY) else {
+            return Ok(self.engine.clone());
+        };
+        let asked = given.to_str().ok().and_then(Consistency::parse);
+        let asked = asked.ok_or_else(|| {
+            Status::invalid_argument(format!("{} is linearizable or stale-ok", edge::CONSISTENCY_KEY))
+        })?;
+        Ok(self.engine.with(asked))
     }
 }
 
@@ -108,6 +127,7 @@ fn window(start_ms: i64, end_ms: i64) -> (TimestampNs, TimestampNs) {
 impl Query for Service {
     async fn instant(&self, r: Request<v1::InstantRequest>) -> Result<Response<v1::QueryResponse>, Status> {
         let tenant = edge::tenant_of_metadata(r.metadata())?;
+        let engine = self.engine_for(r.metadata())?;
         let r = r.into_inner();
         let q = InstantQuery {
             tenant,
@@ -115,12 +135,13 @@ impl Query for Service {
             at: ms(r.at_ms),
             options: Options::default(),
         };
-        let answer = self.engine.instant(&q).await.map_err(|e| edge::status(&e))?;
+        let answer = engine.instant(&q).await.map_err(|e| edge::status(&e))?;
         Ok(response(&answer, q.at))
     }
 
     async fn range(&self, r: Request<v1::RangeRequest>) -> Result<Response<v1::QueryResponse>, Status> {
         let tenant = edge::tenant_of_metadata(r.metadata())?;
+        let engine = self.engine_for(r.metadata())?;
         let r = r.into_inner();
         let q = RangeQuery {
             tenant,
@@ -130,12 +151,13 @@ impl Query for Service {
             step: SpanNs::from_ms(r.step_ms),
             options: Options::default(),
         };
-        let answer = self.engine.range(&q).await.map_err(|e| edge::status(&e))?;
+        let answer = engine.range(&q).await.map_err(|e| edge::status(&e))?;
         Ok(response(&answer, q.end))
     }
 
     async fn logs(&self, r: Request<v1::LogsRequest>) -> Result<Response<v1::LogsResponse>, Status> {
         let tenant = edge::tenant_of_metadata(r.metadata())?;
+        let engine = self.engine_for(r.metadata())?;
         let r = r.into_inner();
         let limit = if r.limit == 0 { LIMIT_DEFAULT } else { r.limit };
         let q = LogsQuery {
@@ -152,7 +174,7 @@ impl Query for Service {
             },
             options: Options::default(),
         };
-        let answer = self.engine.logs(&q).await.map_err(|e| edge::status(&e))?;
+        let answer = engine.logs(&q).await.map_err(|e| edge::status(&e))?;
         let (streams, series) = match &answer.value {
             LogsValue::Streams(streams) => (streams.iter().map(stream).collect(), vec![]),
             LogsValue::Metric(v) => (vec![], value(v, q.end).0),
@@ -166,6 +188,7 @@ impl Query for Service {
 
     async fn labels(&self, r: Request<v1::LabelsRequest>) -> Result<Response<v1::LabelsResponse>, Status> {
         let tenant = edge::tenant_of_metadata(r.metadata())?;
+        let engine = self.engine_for(r.metadata())?;
         let r = r.into_inner();
         let (start, end) = window(r.start_ms, r.end_ms);
         let q = LabelsQuery {
@@ -176,9 +199,9 @@ impl Query for Service {
             end,
         };
         let answer = if r.label.is_empty() {
-            self.engine.label_names(&q).await
+            engine.label_names(&q).await
         } else {
-            self.engine.label_values(&q, &r.label).await
+            engine.label_values(&q, &r.label).await
         };
         let answer = answer.map_err(|e| edge::status(&e))?;
         Ok(Response::new(v1::LabelsResponse {
@@ -189,6 +212,7 @@ impl Query for Service {
 
     async fn series(&self, r: Request<v1::SeriesRequest>) -> Result<Response<v1::SeriesResponse>, Status> {
         let tenant = edge::tenant_of_metadata(r.metadata())?;
+        let engine = self.engine_for(r.metadata())?;
         let r = r.into_inner();
         let (start, end) = window(r.start_ms, r.end_ms);
         let q = LabelsQuery {
@@ -198,7 +222,7 @@ impl Query for Service {
             start,
             end,
         };
-        let answer = self.engine.series(&q).await.map_err(|e| edge::status(&e))?;
+        let answer = engine.series(&q).await.map_err(|e| edge::status(&e))?;
         Ok(Response::new(v1::SeriesResponse {
             series: answer.value.iter().map(|labels| series(labels, [])).collect(),
             completeness: Some(completeness(&answer.completeness)),

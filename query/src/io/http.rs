@@ -1,7 +1,8 @@
 //! The Prometheus HTTP API: parameters in, Prometheus' JSON envelopes out. Decides nothing about queries.
 //!
 //! Beside Prometheus' fields, an envelope says whether the answer is whole:
-//! `"completeness":{"complete":true,"missing":[],"positions":{"1":42}}` (applied index per shard).
+//! `"completeness":{"complete":true,"missing":[],"positions":{"1":42}}` (applied index per shard). With the parameter
+//! `consistency=stale-ok` this node answers at once from its own replicas, and adds `"stale":true,"age_ms":7`.
 //! Times are Unix seconds with a fraction or RFC 3339; lengths are seconds or `1h30m`.
 
 use super::json;
@@ -127,7 +128,7 @@ async fn query(State(engine): State<Arc<Engine>>, request: Request<Body>) -> Res
             at: params.time("time")?.unwrap_or_else(super::params::now),
             options: options(&params)?,
         };
-        let found = in_time(&params, engine.instant(&q)).await?;
+        let found = in_time(&params, engine.with(params.consistency()?).instant(&q)).await?;
         Ok(success(&found, &json::query_data(&found.value, q.at)))
     })
     .await
@@ -150,7 +151,7 @@ async fn query_range(State(engine): State<Arc<Engine>>, request: Request<Body>) 
                 .ok_or_else(|| Refusal::bad_data("invalid parameter \"step\": it is missing"))?,
             options: options(&params)?,
         };
-        let found = in_time(&params, engine.range(&q)).await?;
+        let found = in_time(&params, engine.with(params.consistency()?).range(&q)).await?;
         Ok(success(&found, &json::query_data(&found.value, q.end)))
     })
     .await
@@ -186,7 +187,10 @@ async fn series(State(engine): State<Arc<Engine>>, request: Request<Body>) -> Re
         if q.matching.is_empty() {
             return Err(Refusal::bad_data("no match[] parameter provided"));
         }
-        let found = limited(in_time(&params, engine.series(&q)).await?, &params)?;
+        let found = limited(
+            in_time(&params, engine.with(params.consistency()?).series(&q)).await?,
+            &params,
+        )?;
         let sets: Vec<String> = found.value.iter().map(|l: &Labels| json::labels(l)).collect();
         Ok(success(&found, &format!("[{}]", sets.join(","))))
     })
@@ -196,7 +200,10 @@ async fn series(State(engine): State<Arc<Engine>>, request: Request<Body>) -> Re
 async fn labels(State(engine): State<Arc<Engine>>, request: Request<Body>) -> Response {
     answer(async {
         let (q, params) = labels_query(request).await?;
-        let found = limited(in_time(&params, engine.label_names(&q)).await?, &params)?;
+        let found = limited(
+            in_time(&params, engine.with(params.consistency()?).label_names(&q)).await?,
+            &params,
+        )?;
         Ok(success(&found, &json::strings(&found.value)))
     })
     .await
@@ -205,7 +212,10 @@ async fn labels(State(engine): State<Arc<Engine>>, request: Request<Body>) -> Re
 async fn label_values(State(engine): State<Arc<Engine>>, Path(name): Path<String>, request: Request<Body>) -> Response {
     answer(async {
         let (q, params) = labels_query(request).await?;
-        let found = limited(in_time(&params, engine.label_values(&q, &name)).await?, &params)?;
+        let found = limited(
+            in_time(&params, engine.with(params.consistency()?).label_values(&q, &name)).await?,
+            &params,
+        )?;
         Ok(success(&found, &json::strings(&found.value)))
     })
     .await

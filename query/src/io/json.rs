@@ -1,7 +1,7 @@
 //! Values as the HTTP APIs of Prometheus and Loki write them.
 
 use crate::number::go_json;
-use crate::shards::Completeness;
+use crate::shards::{Completeness, Freshness};
 use crate::value::Value;
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -40,8 +40,13 @@ pub(super) fn completeness(c: &Completeness) -> String {
         .iter()
         .map(|(group, index)| format!("\"{group}\":{index}"))
         .collect();
+    let stale = match c.freshness {
+        Freshness::Linearizable => String::new(),
+        Freshness::Stale { age: None } => ",\"stale\":true,\"age_ms\":null".to_owned(),
+        Freshness::Stale { age: Some(age) } => format!(",\"stale\":true,\"age_ms\":{}", age.as_ms()),
+    };
     format!(
-        "{{\"complete\":{},\"missing\":{},\"positions\":{{{}}}}}",
+        "{{\"complete\":{},\"missing\":{},\"positions\":{{{}}}{stale}}}",
         c.is_complete(),
         strings(&c.missing),
         positions.join(",")

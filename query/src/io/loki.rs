@@ -84,7 +84,7 @@ async fn query(State(engine): State<Arc<Engine>>, request: Request<Body>) -> Res
             direction: direction(&p)?,
             options: Options::default(),
         };
-        let found = engine.logs(&q).await.map_err(refused)?;
+        let found = engine.with(p.consistency()?).logs(&q).await.map_err(refused)?;
         if matches!(found.value, LogsValue::Streams(_)) {
             return Err(Refusal::bad_data(
                 "log queries are not supported as an instant query type, use query_range",
@@ -117,7 +117,7 @@ async fn query_range(State(engine): State<Arc<Engine>>, request: Request<Body>) 
             direction: direction(&p)?,
             options: Options::default(),
         };
-        let found = engine.logs(&q).await.map_err(refused)?;
+        let found = engine.with(p.consistency()?).logs(&q).await.map_err(refused)?;
         Ok(shown(&found, end, apart))
     })
     .await

@@ -1,6 +1,7 @@
 //! Parameters of the HTTP APIs: from the query string, and of a POST also from the form in its body.
 
 use super::http::Refusal;
+use crate::shards::Consistency;
 use axum::body::Body;
 use axum::extract::{Form, FromRequest, Query, Request};
 use axum::http::{HeaderMap, Method, Uri};
@@ -47,6 +48,17 @@ impl Params {
             .rev()
             .find(|(n, v)| n == name && !v.is_empty())
             .map(|(_, v)| v.as_str())
+    }
+
+    pub(super) fn consistency(&self) -> Result<Consistency, Refusal> {
+        match self.get("consistency") {
+            None => Ok(Consistency::default()),
+            Some(text) => Consistency::parse(text).ok_or_else(|| {
+                Refusal::bad_data(format!(
+                    "invalid parameter \"consistency\": {text:?} is neither linearizable nor stale-ok"
+                ))
+            }),
+        }
     }
 
     /// An empty value is left to the parser, which says what is wrong with it.

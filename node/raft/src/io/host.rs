@@ -11,6 +11,7 @@
 use super::log_thread::LogThread;
 use super::logger::logger;
 use super::raft_thread::{Event, Fatal, RaftThread};
+use super::times::{Times, TimesSeen};
 use super::worker::{Owned, Worker};
 use super::workshop::Workshop;
 use crate::driver::{Driver, DriverConfig, DriverStatus, Input, ProposalId, Role, Start};
@@ -232,6 +233,8 @@ struct Inner {
     fatal: watch::Receiver<Option<String>>,
     receive_queue_bytes: Arc<AtomicUsize>,
     proposal_queue_bytes: Arc<AtomicUsize>,
+    log_queue_bytes: Arc<AtomicUsize>,
+    syncs: Arc<Times>,
     reads: AtomicUsize,
     boot: u64,
     proposal_seq: AtomicU64,
@@ -255,6 +258,19 @@ impl Inner {
             }
         }
     }
+}
+
+/// What waits in the replication of one node, in bytes, each with its bound.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RaftQueues {
+    pub proposals: (usize, usize),
+    pub received: (usize, usize),
+    /// Entries for the log thread. What bounds them: proposed and not committed where this node leads, and on their way from
+    /// the leader where it follows.
+    pub log: (usize, usize),
+    /// Committed and not applied.
+    pub backlogs: Vec<(GroupId, usize)>,
+    pub backlog_max: usize,
 }
 
 /// Reads of one node that may wait for an index.
@@ -316,6 +332,7 @@ impl RaftHost {
             };
             owned[(group.0 % workers as u64) as usize].insert(group, slot);
         }
+        let (syncs, log_queue_bytes) = (Arc::<Times>::default(), Arc::new(AtomicUsize::new(0)));
         let (log, log_queue) = channel();
         let mut threads = Vec::new();
         let log_thread = LogThread {
@@ -324,6 +341,9 @@ impl RaftHost {
             events: events.clone(),
             transport: transport.clone(),
             fatal: fatal_tell.clone(),
+            clock: clock.clone(),
+            syncs: syncs.clone(),
+            queued_bytes: log_queue_bytes.clone(),
         };
         threads.push(spawn("raft-log", fatal_tell.clone(), move || log_thread.run())?);
         let (workshop, flushes, merges) = Workshop::new();
@@ -361,6 +381,7 @@ impl RaftHost {
             apply_backlog_bytes_max: config.apply_backlog_bytes_max,
             receive_queue_bytes: receive_queue_bytes.clone(),
             proposal_queue_bytes: proposal_queue_bytes.clone(),
+            log_queue_bytes: log_queue_bytes.clone(),
             proposals: BTreeMap::new(),
             reads: BTreeMap::new(),
             read_seq: 0,
@@ -377,6 +398,8 @@ impl RaftHost {
             fatal,
             receive_queue_bytes,
             proposal_queue_bytes,
+            log_queue_bytes,
+            syncs,
             reads: AtomicUsize::new(0),
             boot,
             proposal_seq: AtomicU64::new(0),
@@ -532,6 +555,26 @@ impl RaftHost {
     /// Asks the leader (this node) to hand over; proposals meanwhile fail. Does nothing on a follower without leader.
     pub fn transfer_leader(&self, group: GroupId, to: NodeId) {
         let _ = self.0.events.send(Event::Inputs(vec![(group, Input::Transfer { to })]));
+    }
+
+    pub fn queues(&self) -> RaftQueues {
+        let (inner, config) = (&self.0, &self.0.config);
+        let held = |bytes: &AtomicUsize| bytes.load(Ordering::Relaxed);
+        let appends = config.inflight_messages_max as u64 * config.message_bytes_max;
+        let of_group = config.uncommitted_bytes_max.max(appends) as usize;
+        let backlogs = inner.shared.iter();
+        RaftQueues {
+            proposals: (held(&inner.proposal_queue_bytes), config.proposal_queue_bytes_max),
+            received: (held(&inner.receive_queue_bytes), config.receive_queue_bytes_max),
+            log: (held(&inner.log_queue_bytes), of_group * inner.shared.len()),
+            backlogs: backlogs.map(|(g, s)| (*g, held(&s.backlog_bytes))).collect(),
+            backlog_max: config.apply_backlog_bytes_max,
+        }
+    }
+
+    /// How long rounds of the log took until they were on disk.
+    pub fn fsync_times(&self) -> TimesSeen {
+        self.0.syncs.seen()
     }
 
     /// Becomes `Some` when the process must end: the disk or a machine failed, or a promise of ours broke.

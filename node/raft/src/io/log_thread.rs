@@ -2,10 +2,13 @@
 
 use super::host::Transport;
 use super::raft_thread::{Event, Fatal, send_messages};
+use super::times::Times;
 use crate::driver::{Input, WriteTask};
 use crate::log::{LogError, LogStore, LogWrite};
-use hindcast_model::GroupId;
+use hindcast_env::Clock;
+use hindcast_model::{GroupId, SpanNs};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 
 pub enum LogJob {
@@ -22,6 +25,10 @@ pub struct LogThread {
     pub events: Sender<Event>,
     pub transport: Arc<dyn Transport>,
     pub fatal: Fatal,
+    pub clock: Arc<dyn Clock>,
+    pub syncs: Arc<Times>,
+    /// Bytes of entries in rounds that wait; the sender adds.
+    pub queued_bytes: Arc<AtomicUsize>,
 }
 
 impl LogThread {
@@ -45,7 +52,9 @@ impl LogThread {
                     Err(_) => break,
                 }
             }
-            if let Err(e) = self.round(tasks) {
+            let done = self.round(tasks);
+            self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            if let Err(e) = done {
                 // After a failed sync nobody can say what is on the disk: never try again, never go on.
                 return self.fatal.set(format!("the Raft log cannot be written: {e}"));
             }
@@ -74,7 +83,11 @@ impl LogThread {
                 done.push((group, Input::Announced));
             }
         }
+        let began = self.clock.monotonic();
         self.store.commit(sync)?;
+        if sync {
+            self.syncs.add(SpanNs(self.clock.monotonic().0.saturating_sub(began.0)));
+        }
         send_messages(self.transport.as_ref(), messages);
         // The raft thread may be gone already; then nobody waits.
         let _ = self.events.send(Event::Inputs(done));
@@ -85,7 +98,7 @@ impl LogThread {
     }
 }
 
-fn bytes_of(tasks: &[(GroupId, WriteTask)]) -> usize {
+pub fn bytes_of(tasks: &[(GroupId, WriteTask)]) -> usize {
     let writes = tasks.iter().flat_map(|(_, task)| &task.writes);
     let entries = writes.map(|write| match write {
         LogWrite::Entries { entries, .. } => entries.iter().map(|e| e.data.len()).sum(),

@@ -5,11 +5,13 @@ mod log_thread;
 mod logger;
 mod raft_thread;
 mod sled_store;
+mod times;
 mod worker;
 mod workshop;
 
 pub use host::{
-    GroupSpec, GroupStatus, Leadership, LeadershipWatch, ProposeError, RaftConfig, RaftError, RaftHost, ReadError,
-    Transport,
+    GroupSpec, GroupStatus, Leadership, LeadershipWatch, ProposeError, RaftConfig, RaftError, RaftHost, RaftQueues,
+    ReadError, Transport,
 };
 pub use sled_store::{SledConfig, SledStore, SledStores};
+pub use times::{Times, TimesSeen};

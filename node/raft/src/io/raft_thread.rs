@@ -1,7 +1,7 @@
 //! The raft thread: all groups of the node, one loop. Never blocks on disk, network or a machine.
 
 use super::host::{GroupShared, Leadership, ProposeError, Transport};
-use super::log_thread::LogJob;
+use super::log_thread::{LogJob, bytes_of};
 use super::worker::Job;
 use crate::driver::{Driver, Input, Outcome, Output, ProposalId, Refused};
 use crate::wire::{self, WireMessage};
@@ -93,6 +93,8 @@ pub struct RaftThread {
     pub apply_backlog_bytes_max: usize,
     pub receive_queue_bytes: Arc<AtomicUsize>,
     pub proposal_queue_bytes: Arc<AtomicUsize>,
+    /// Entries that wait for the log thread.
+    pub log_queue_bytes: Arc<AtomicUsize>,
     pub proposals: BTreeMap<ProposalId, ProposeReply>,
     pub reads: BTreeMap<u64, oneshot::Sender<u64>>,
     pub read_seq: u64,
@@ -232,6 +234,7 @@ impl RaftThread {
         }
         send_messages(self.transport.as_ref(), messages);
         if !round.is_empty() {
+            self.log_queue_bytes.fetch_add(bytes_of(&round), Ordering::Relaxed);
             let _ = self.log.send(LogJob::Round(round));
         }
     }

@@ -5,7 +5,7 @@ use hindcast_ingest::{Protocol, Refusal, Rejections};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Reasons why whole requests fail.
-const FAILURES: [&str; 15] = [
+const FAILURES: [&str; 17] = [
     "malformed",
     "compression",
     "wire_too_large",
@@ -16,6 +16,8 @@ const FAILURES: [&str; 15] = [
     "entry_too_large",
     "queue_full",
     "disk_full",
+    "memory_full",
+    "overload",
     "no_leader",
     "unconfirmed",
     "batch_too_old",

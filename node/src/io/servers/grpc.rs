@@ -6,7 +6,7 @@ use futures::{StreamExt, stream};
 use hindcast_ingest::own::SeriesRefs;
 use hindcast_ingest::{AdaptError, Protocol, otlp};
 use hindcast_model::limits::REQUEST_WIRE_BYTES_MAX;
-use hindcast_model::{Class, Classify, TenantId};
+use hindcast_model::{Classify, TenantId};
 use hindcast_proto::edge;
 use hindcast_proto::v1;
 use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsPartialSuccess, ExportLogsServiceResponse};
@@ -88,73 +88,6 @@ fn grpc<M: Message + Send + 'static>() -> Grpc<BytesIn<M>> {
         .max_decoding_message_size(REQUEST_WIRE_BYTES_MAX)
 }
 
-/// A status from an error. "Retry later" carries `RetryInfo`: without it OTLP clients drop the data.
-fn status(error: &IngestError) -> Status {
-    let plain = edge::status(error);
-    if error.class() != Class::RetryLater {
-        return plain;
-    }
-    let details = RpcStatus::of(error).encode_to_vec();
-    Status::with_details_and_metadata(plain.code(), plain.message(), details.into(), plain.metadata().clone())
-}
-
-/// `google.rpc.Status`.
-#[derive(Clone, PartialEq, Message)]
-pub(super) struct RpcStatus {
-    #[prost(int32, tag = "1")]
-    pub code: i32,
-    #[prost(string, tag = "2")]
-    pub message: String,
-    #[prost(message, repeated, tag = "3")]
-    pub details: Vec<RpcDetail>,
-}
-
-/// `google.protobuf.Any`.
-#[derive(Clone, PartialEq, Message)]
-pub(super) struct RpcDetail {
-    #[prost(string, tag = "1")]
-    pub type_url: String,
-    #[prost(bytes = "vec", tag = "2")]
-    pub value: Vec<u8>,
-}
-
-/// `google.rpc.RetryInfo`; its only field is a `google.protobuf.Duration`.
-#[derive(Clone, PartialEq, Message)]
-struct RetryInfo {
-    #[prost(message, optional, tag = "1")]
-    retry_delay: Option<Delay>,
-}
-
-#[derive(Clone, Copy, PartialEq, Message)]
-struct Delay {
-    #[prost(int64, tag = "1")]
-    seconds: i64,
-}
-
-impl RpcStatus {
-    pub fn of(error: &IngestError) -> Self {
-        let class = error.class();
-        let retry = RetryInfo {
-            retry_delay: Some(Delay {
-                seconds: edge::RETRY_SECS_DEFAULT as i64,
-            }),
-        };
-        let detail = RpcDetail {
-            type_url: "type.googleapis.com/google.rpc.RetryInfo".to_owned(),
-            value: retry.encode_to_vec(),
-        };
-        Self {
-            code: edge::grpc_code(class) as i32,
-            message: error.to_string(),
-            details: if class == Class::RetryLater {
-                vec![detail]
-            } else {
-                vec![]
-            },
-        }
-    }
-}
-
 /// What tonic found wrong with a message before it came to us: the sender's fault, and said so.
 fn sender_fault(status: &Status) -> Option<(&'static str, String)> {
     let text = status.message();
@@ -189,7 +122,7 @@ impl IngestState {
         let tenant = self.tenant(Protocol::Own, request.metadata())?;
         let read = self.read_own(&tenant, request.into_inner(), Arc::default());
         let (seq, taken) = self.own(&tenant, read).await;
-        let taken = taken.map_err(|e| status(&e))?;
+        let taken = taken.map_err(|e| edge::status(&e))?;
         Ok(Response::new(answer(seq, taken)))
     }
 
@@ -202,10 +135,18 @@ impl IngestState {
         let one = move |message: Result<Bytes, Status>| {
             let (state, tenant) = (self.clone(), tenant.clone());
             // Read here and not in the future: futures of one stream may run in any order.
-            let read = message.map(|body| state.read_own(&tenant, body, refs.clone()));
+            let read = message.map(|body| match state.let_in(body.len()) {
+                Ok(place) => Ok((state.read_own(&tenant, body, refs.clone()), place)),
+                // The names that it gives are given again with its retry, on whichever stream that comes.
+                Err(why) => Err((hindcast_ingest::own::seq_of(&body), why)),
+            });
             async move {
                 match read {
-                    Ok(read) => {
+                    Ok(Err((seq, why))) => {
+                        state.counters.failed(Protocol::Own, "overload");
+                        Ok(not_confirmed(seq, &why.into()))
+                    }
+                    Ok(Ok((read, _place))) => {
                         let (seq, taken) = state.own(&tenant, read).await;
                         Ok(taken.map_or_else(|e| not_confirmed(seq, &e), |t| answer(seq, t)))
                     }
@@ -230,7 +171,7 @@ impl IngestState {
         let body = request.get_ref();
         let read = otlp::from_protobuf(Protocol::OtlpMetrics, body);
         let taken = self.otlp_metrics(&tenant, body, read).await;
-        Ok(Response::new(metrics_answer(&taken.map_err(|e| status(&e))?)))
+        Ok(Response::new(metrics_answer(&taken.map_err(|e| edge::status(&e))?)))
     }
 
     async fn export_logs(self, request: Request<Bytes>) -> Result<Response<ExportLogsServiceResponse>, Status> {
@@ -238,7 +179,7 @@ impl IngestState {
         let body = request.get_ref();
         let read = otlp::from_protobuf(Protocol::OtlpLogs, body);
         let taken = self.otlp_logs(&tenant, body, read).await;
-        Ok(Response::new(logs_answer(&taken.map_err(|e| status(&e))?)))
+        Ok(Response::new(logs_answer(&taken.map_err(|e| edge::status(&e))?)))
     }
 }
 

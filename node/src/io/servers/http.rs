@@ -3,7 +3,7 @@
 //! OTLP answers in the encoding of the request; errors there are a `google.rpc.Status`. Remote write and Loki
 //! answer 204, and 400 with the reasons when parts were refused: the rest of such a request is stored.
 
-use super::grpc::{RpcStatus, logs_answer, metrics_answer, wire_too_large};
+use super::grpc::{logs_answer, metrics_answer, wire_too_large};
 use super::{IngestError, IngestState, SHOWN_MAX, Taken};
 use axum::Router;
 use axum::body::Body;
@@ -16,7 +16,7 @@ use bytes::Bytes;
 use hindcast_ingest::decompress::{Encoding, decompress};
 use hindcast_ingest::{AdaptError, Protocol, loki, otlp};
 use hindcast_model::limits::REQUEST_WIRE_BYTES_MAX;
-use hindcast_model::{Class, Classify, TenantId};
+use hindcast_model::{Classify, TenantId};
 use hindcast_proto::edge;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use prost::Message;
@@ -113,13 +113,8 @@ fn status_of(error: &IngestError) -> StatusCode {
 }
 
 fn with_retry(error: &IngestError, mut response: Response) -> Response {
-    if matches!(
-        error.class(),
-        Class::RetryLater | Class::Unavailable | Class::RetrySameId
-    ) {
-        response
-            .headers_mut()
-            .insert(RETRY_AFTER, edge::RETRY_SECS_DEFAULT.into());
+    if let Some(secs) = edge::retry_after_secs(error.class()) {
+        response.headers_mut().insert(RETRY_AFTER, secs.into());
     }
     response
 }
@@ -183,7 +178,7 @@ fn otlp_answer<M: Message + serde::Serialize>(form: Form, status: StatusCode, me
 }
 
 fn otlp_error(form: Form, why: &IngestError) -> Response {
-    let rpc = RpcStatus::of(why);
+    let rpc = edge::rpc_status(why);
     let response = match form {
         Form::Protobuf => (status_of(why), [(CONTENT_TYPE, PROTOBUF)], rpc.encode_to_vec()).into_response(),
         Form::Json => {

@@ -20,6 +20,7 @@ pub use grpc::{
 };
 pub use http::ingest_router;
 
+use crate::io::admission::{Admission, IngestPlace, Overload, ingest_cost};
 use crate::write::{BatchSink, WriteError, Written};
 use bytes::Bytes;
 use hindcast_env::Clock;
@@ -53,6 +54,7 @@ pub struct IngestState {
     cache: Arc<SeriesCache>,
     buffers: Arc<Mutex<Vec<Vec<u8>>>>,
     deltas: Arc<Mutex<DeltaState>>,
+    admission: Option<Admission>,
 }
 
 /// Why a request as a whole was not confirmed.
@@ -66,6 +68,8 @@ enum IngestError {
     Tenant(#[from] BadTenant),
     #[error("the request's body broke off: {0}")]
     BrokenOff(String),
+    #[error(transparent)]
+    Overload(#[from] Overload),
 }
 
 impl Classify for IngestError {
@@ -73,6 +77,7 @@ impl Classify for IngestError {
         match self {
             Self::Adapt(e) => e.class(),
             Self::Write(e) => e.class(),
+            Self::Overload(e) => e.class(),
             Self::Tenant(_) | Self::BrokenOff(_) => Class::FixRequest,
         }
     }
@@ -86,6 +91,8 @@ impl IngestError {
             Self::Write(WriteError::TooLarge { .. }) => "entry_too_large",
             Self::Write(WriteError::QueueFull { .. }) => "queue_full",
             Self::Write(WriteError::DiskFull { .. }) => "disk_full",
+            Self::Write(WriteError::MemoryFull { .. }) => "memory_full",
+            Self::Overload(_) => "overload",
             Self::Write(WriteError::NoLeader { .. }) => "no_leader",
             Self::Write(WriteError::Unconfirmed { .. }) => "unconfirmed",
             Self::Write(WriteError::TooOld { .. }) => "batch_too_old",
@@ -121,7 +128,21 @@ impl IngestState {
             cache: Arc::default(),
             buffers: Arc::default(),
             deltas: Arc::default(),
+            admission: None,
         }
+    }
+
+    /// Batches of streams are let in one by one. (Single requests are let in before they come here.)
+    pub fn with_admission(self, admission: Admission) -> Self {
+        Self {
+            admission: Some(admission),
+            ..self
+        }
+    }
+
+    fn let_in(&self, bytes: usize) -> Result<Option<IngestPlace>, Overload> {
+        let admission = self.admission.as_ref();
+        admission.map(|a| a.ingest(ingest_cost(Some(bytes), false))).transpose()
     }
 
     fn limits(&self, tenant: &TenantId) -> LimitsContext {

@@ -390,7 +390,9 @@ async fn a_full_queue_says_when_to_retry() {
     let request = write_request(1, vec![series("up", &[NOW_SECS])]);
     let status = served.ingest().await.write(request).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted);
-    let details = grpc::RpcStatus::decode(status.details()).unwrap().details;
+    let details = hindcast_proto::edge::RpcStatus::decode(status.details())
+        .unwrap()
+        .details;
     assert_eq!(details[0].type_url, "type.googleapis.com/google.rpc.RetryInfo");
     assert_eq!(details[0].value, [0x0a, 2, 8, 1], "a delay of one second");
     let (code, _, text) = remote_write(&served, &remote_body()).await;

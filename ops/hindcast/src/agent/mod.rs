@@ -46,27 +46,26 @@ pub enum BadEndpoints {
     None,
     #[error("{text:?} is not an address like http://127.0.0.1:7400")]
     NotAnAddress { text: String },
-    #[error("{text:?} asks for TLS, which this version does not speak; use http:// on a trusted network")]
-    Tls { text: String },
     #[error("{count} endpoints are more than the {ENDPOINTS_MAX} that one client tries; name fewer")]
     TooMany { count: usize },
 }
 
 impl Endpoints {
-    /// Reads `http://a:7400,http://b:7400`; the scheme may be left out.
+    /// Reads `http://a:7400,https://b:7400`; without a scheme it is `http`.
     pub fn parse(list: &str) -> Result<Self, BadEndpoints> {
         let mut urls = vec![];
         for text in list.split(',').map(str::trim).filter(|t| !t.is_empty()) {
-            if text.starts_with("https://") {
-                return Err(BadEndpoints::Tls { text: text.to_owned() });
-            }
-            let bare = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+            let (scheme, bare) = match text.strip_prefix("https://") {
+                Some(bare) => ("https", bare),
+                None => ("http", text.strip_prefix("http://").unwrap_or(text)),
+            };
+            let bare = bare.trim_end_matches('/');
             let fine = !bare.is_empty() && !bare.contains("://") && !bare.contains(['/', ' ', '?', '#', '@']);
             let port = bare.rsplit_once(':').map(|(_, p)| p.parse::<u16>());
             if !fine || matches!(port, Some(Err(_))) && !bare.ends_with(']') {
                 return Err(BadEndpoints::NotAnAddress { text: text.to_owned() });
             }
-            urls.push(format!("http://{bare}"));
+            urls.push(format!("{scheme}://{bare}"));
         }
         match urls.len() {
             0 => Err(BadEndpoints::None),
@@ -130,6 +129,7 @@ impl LogFile {
 #[derive(Clone, Debug, PartialEq)]
 pub struct AgentConfig {
     pub endpoints: Endpoints,
+    pub tls: crate::tls::TlsArgs,
     pub tenant: String,
     /// Between two readings of `/proc`.
     pub interval: Duration,
@@ -151,6 +151,7 @@ impl AgentConfig {
     pub fn new(endpoints: Endpoints, identity: Identity) -> Self {
         Self {
             endpoints,
+            tls: crate::tls::TlsArgs::default(),
             tenant: "default".to_owned(),
             interval: INTERVAL_DEFAULT,
             identity,
@@ -208,12 +209,7 @@ mod tests {
             "http://a:1/path",
             expect![[r#""http://a:1/path" is not an address like http://127.0.0.1:7400"#]],
         );
-        check(
-            "https://a:1",
-            expect![[
-                r#""https://a:1" asks for TLS, which this version does not speak; use http:// on a trusted network"#
-            ]],
-        );
+        check("https://a:1", expect!["https://a:1"]);
         check(
             &["a:1"; 17].join(","),
             expect!["17 endpoints are more than the 16 that one client tries; name fewer"],

@@ -54,6 +54,7 @@ pub async fn run(args: AgentArgs) -> Done {
     let endpoints = Endpoints::parse(&args.client.endpoint).map_err(|e| Failure::usage(e.to_string()))?;
     let config = AgentConfig {
         endpoints,
+        tls: args.client.tls,
         tenant: args.client.tenant,
         interval: Duration::from_nanos(args.interval.0),
         identity: agent::identity(args.name),

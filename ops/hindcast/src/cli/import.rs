@@ -51,6 +51,7 @@ pub async fn run(args: ImportArgs) -> Done {
         format: args.format,
         files: args.files,
         endpoints: Endpoints::parse(&args.client.endpoint).map_err(|e| Failure::usage(e.to_string()))?,
+        tls: args.client.tls,
         tenant: args.client.tenant,
         metric: args.metric,
         labels: args.label,

@@ -1,6 +1,7 @@
 //! One module per command: its arguments, and what it prints. Talks to a server over gRPC and HTTP only.
 
 pub mod agent;
+pub mod cert;
 pub mod cluster;
 pub mod export;
 pub mod import;
@@ -32,6 +33,8 @@ pub struct Client {
     /// Whose data.
     #[arg(long, env = "HINDCAST_TENANT", default_value = "default")]
     pub tenant: String,
+    #[command(flatten)]
+    pub tls: crate::tls::TlsArgs,
 }
 
 /// A gRPC channel that adds the tenant (and the actor, for the desk) to each call.
@@ -78,8 +81,10 @@ impl Client {
                 ))
             })?
             .connect_timeout(std::time::Duration::from_secs(5));
-        let channel = endpoint.connect().await.map_err(|e| {
-            let why = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
+        let dial = self.tls.dial([self.endpoint.as_str()]);
+        let dial = dial.map_err(|e| Failure::usage(e.to_string()))?;
+        let channel = endpoint.connect_with_connector(dial).await.map_err(|e| {
+            let why = crate::tls::why(&e);
             Failure::unreachable(format!(
                 "cannot reach {}: {why}; is `hindcast server` running there?",
                 self.endpoint
@@ -121,6 +126,15 @@ impl Failure {
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
         use tonic::Code;
+        if let Some(below) = std::error::Error::source(&status) {
+            // Below gRPC: the connection. A server that does not take a certificate says so after the connection stood, and what
+            // is heard of that may only be its end.
+            return Self::unreachable(format!(
+                "{}: {}; a server that asks for a certificate ends connections without a good one: see --tls-cert, and its log",
+                status.message(),
+                crate::tls::why(below)
+            ));
+        }
         let message = status.message().to_owned();
         match status.code() {
             Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated => Self::usage(message),

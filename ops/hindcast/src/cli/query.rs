@@ -36,6 +36,9 @@ pub struct QueryArgs {
     /// How results are printed.
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
+    /// Answers at once from the node that is asked, and says how old that may be; works without a majority, too.
+    #[arg(long)]
+    stale_ok: bool,
     #[command(flatten)]
     client: Client,
 }
@@ -67,6 +70,9 @@ pub struct LogsArgs {
     /// How results are printed.
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
+    /// Answers at once from the node that is asked, and says how old that may be; works without a majority, too.
+    #[arg(long)]
+    stale_ok: bool,
     #[command(flatten)]
     client: Client,
 }
@@ -133,14 +139,14 @@ pub async fn run_query(args: QueryArgs) -> Done {
                 end_ms: args.end.map_or(now, |end| end.fixed(now)).as_ms(),
                 step_ms: step.as_ms(),
             };
-            client.range(request).await?
+            client.range(asked(request, args.stale_ok)).await?
         }
         _ => {
             let request = v1::InstantRequest {
                 expr: args.expr,
                 at_ms: args.at.map_or(now, |at| at.fixed(now)).as_ms(),
             };
-            client.instant(request).await?
+            client.instant(asked(request, args.stale_ok)).await?
         }
     };
     let answer = response.into_inner();
@@ -179,7 +185,7 @@ pub async fn run_logs(args: LogsArgs) -> Done {
         forward: args.forward,
         step_ms: args.step.map_or(0, SpanNs::as_ms),
     };
-    let answer = client.logs(request).await?.into_inner();
+    let answer = client.logs(asked(request, args.stale_ok)).await?.into_inner();
     tell(answer.completeness.as_ref());
     let shown = if answer.series.is_empty() {
         shown_lines(answer.streams, args.forward, answer.completeness.as_ref(), args.output)
@@ -191,8 +197,32 @@ pub async fn run_logs(args: LogsArgs) -> Done {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says what is missing from an answer.
+fn asked<T>(message: T, stale_ok: bool) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    if stale_ok {
+        let value = tonic::metadata::MetadataValue::from_static("stale-ok");
+        request
+            .metadata_mut()
+            .insert(hindcast_proto::edge::CONSISTENCY_KEY, value);
+    }
+    request
+}
+
+/// Says what is missing from an answer, and how old it is.
 fn tell(completeness: Option<&v1::Completeness>) {
+    match completeness {
+        Some(v1::Completeness {
+            stale: true,
+            age_ms: Some(ms),
+            ..
+        }) => {
+            eprintln!("hindcast: everything acknowledged {ms} ms ago is in this answer");
+        }
+        Some(v1::Completeness { stale: true, .. }) => {
+            eprintln!("hindcast: how old this answer is cannot be told: no leader was heard of");
+        }
+        _ => {}
+    }
     for missing in completeness.iter().flat_map(|c| &c.missing) {
         eprintln!("hindcast: the answer is incomplete: {missing}");
     }
@@ -202,7 +232,18 @@ fn completeness_json(c: Option<&v1::Completeness>) -> serde_json::Value {
     json!({
         "complete": c.is_some_and(|c| c.complete),
         "missing": c.map(|c| c.missing.as_slice()).unwrap_or_default(),
+        "positions": c.map(positions_json).unwrap_or_default(),
+        "stale": c.is_some_and(|c| c.stale),
+        "age_ms": c.and_then(|c| c.age_ms),
     })
+}
+
+/// Applied positions by Raft group.
+fn positions_json(c: &v1::Completeness) -> serde_json::Map<String, serde_json::Value> {
+    c.positions
+        .iter()
+        .map(|p| (p.group.to_string(), json!(p.index)))
+        .collect()
 }
 
 fn labels_json(labels: &Labels) -> serde_json::Value {

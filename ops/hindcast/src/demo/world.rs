@@ -468,7 +468,8 @@ pub async fn run(endpoints: Endpoints, host: String, mut stop: watch::Receiver<b
     };
     let start_ms = now().as_ms();
     let feed = Feed::new(start_ms - BACKFILL_MS, &host).expect("the recordings are part of the binary and tested");
-    let sender = Sender::new(&endpoints, "default", None).expect("the default tenant is ASCII, endpoints are parsed");
+    let sender = Sender::new(&endpoints, &crate::tls::TlsArgs::default(), "default", None)
+        .expect("the default tenant is ASCII, endpoints are parsed");
     let mut push = Push {
         batchers: feed
             .sources

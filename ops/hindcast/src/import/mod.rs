@@ -44,6 +44,7 @@ pub struct ImportConfig {
     pub format: Format,
     pub files: Vec<PathBuf>,
     pub endpoints: Endpoints,
+    pub tls: crate::tls::TlsArgs,
     pub tenant: String,
     /// The metric of a CSV file.
     pub metric: Option<String>,

@@ -1,16 +1,18 @@
-//! What the cluster is and how it fares: gRPC `Cluster`, `/api/hindcast/v1/cluster`, `/metrics`.
+//! What the cluster is and how it fares: gRPC `Cluster`, `/api/hindcast/v1/cluster`, and `/metrics` (`metrics.rs`).
 
+use super::admit::Requests;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use bytes::Bytes;
+use hindcast_alerting::io::Sends;
 use hindcast_model::{GroupId, NodeId};
 use hindcast_node::disk_guard::DiskState;
 use hindcast_node::io::node::Node;
 use hindcast_node::io::servers::IngestCounters;
+use hindcast_node::io::tls::Tls;
 use hindcast_proto::v1;
 use hindcast_proto::v1::cluster_server::{Cluster, ClusterServer};
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::{Request, Response, Status};
@@ -23,15 +25,26 @@ const FLUSH_PAUSE: Duration = Duration::from_millis(20);
 /// The cluster as this node sees it. Clones share it.
 #[derive(Clone)]
 pub struct View {
-    node: Node,
+    pub(super) node: Node,
     /// This node's client address, told to the others.
     client_address: String,
-    counters: Arc<IngestCounters>,
+    pub(super) counters: Arc<IngestCounters>,
     maintenance: super::maintain::Maintenance,
+    /// Of the client port.
+    pub(super) tls: Option<Tls>,
+    pub(super) requests: Arc<Requests>,
+    pub(super) sends: Sends,
 }
 
 impl View {
-    pub fn new(node: Node, client_address: String, counters: Arc<IngestCounters>) -> Self {
+    pub fn new(
+        node: Node,
+        client_address: String,
+        counters: Arc<IngestCounters>,
+        tls: Option<Tls>,
+        requests: Arc<Requests>,
+        sends: Sends,
+    ) -> Self {
         let own = client_address.clone();
         node.peers.register(
             CALL_PING,
@@ -45,6 +58,9 @@ impl View {
             client_address,
             counters,
             maintenance: super::maintain::Maintenance::default(),
+            tls,
+            requests,
+            sends,
         }
     }
 
@@ -78,7 +94,7 @@ impl View {
         }
     }
 
-    fn groups(&self) -> Vec<v1::GroupStatus> {
+    pub(super) fn groups(&self) -> Vec<v1::GroupStatus> {
         let ids = std::iter::once(GroupId::META).chain(self.node.shards.keys().copied());
         let group = |g: GroupId| {
             let s = self.node.raft.status(g);
@@ -131,220 +147,6 @@ impl View {
         let stats = shards.iter().map(|s| s.stats());
         let (segments, bytes) = stats.fold((0, 0), |(n, b), s| (n + s.segments as u64, b + s.segment_bytes));
         Ok(v1::FlushResponse { segments, bytes })
-    }
-
-    /// `/metrics` in Prometheus' text format.
-    fn metrics(&self) -> String {
-        let mut out = String::new();
-        let mut gauge = |name: &str, help: &str, kind: &str, rows: Vec<(String, f64)>| {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-            for (labels, value) in rows {
-                let _ = writeln!(out, "{name}{labels} {value}");
-            }
-        };
-        let groups = self.groups();
-        let me = self.node.id().0;
-        let by_group = |f: &dyn Fn(&v1::GroupStatus) -> f64| {
-            groups
-                .iter()
-                .map(|g| (format!("{{group=\"{}\"}}", g.group), f(g)))
-                .collect::<Vec<_>>()
-        };
-        gauge(
-            "hindcast_ready",
-            "Whether every group has a leader here.",
-            "gauge",
-            vec![(String::new(), f64::from(u8::from(self.node.is_ready())))],
-        );
-        gauge(
-            "hindcast_raft_term",
-            "Raft term.",
-            "gauge",
-            by_group(&|g| g.term as f64),
-        );
-        gauge(
-            "hindcast_raft_is_leader",
-            "Whether this node leads the group.",
-            "gauge",
-            by_group(&|g| f64::from(u8::from(g.leader == me))),
-        );
-        gauge(
-            "hindcast_raft_commit_index",
-            "Committed entries.",
-            "gauge",
-            by_group(&|g| g.commit as f64),
-        );
-        gauge(
-            "hindcast_raft_applied_index",
-            "Applied entries.",
-            "gauge",
-            by_group(&|g| g.applied as f64),
-        );
-        gauge(
-            "hindcast_raft_durable_index",
-            "Entries whose effect is on disk outside the log.",
-            "gauge",
-            by_group(&|g| g.durable as f64),
-        );
-        let disk = &self.node.disk;
-        let plain = |value: f64| vec![(String::new(), value)];
-        gauge(
-            "hindcast_disk_free_bytes",
-            "Bytes left on the disk of the data directory.",
-            "gauge",
-            plain(disk.free() as f64),
-        );
-        gauge(
-            "hindcast_disk_reserve_bytes",
-            "Writes are refused when less than this is left.",
-            "gauge",
-            plain(disk.reserve() as f64),
-        );
-        gauge(
-            "hindcast_disk_writes_refused",
-            "Whether writes are refused because the disk is almost full.",
-            "gauge",
-            plain(f64::from(u8::from(disk.state() != DiskState::Open))),
-        );
-        gauge(
-            "hindcast_disk_refused_parts_total",
-            "Parts of batches refused here because the disk was almost full.",
-            "counter",
-            plain(disk.refused() as f64),
-        );
-        let by_shard = |f: &dyn Fn(&hindcast_storage::ShardStats) -> f64| {
-            let shards = self.node.shards.iter();
-            shards
-                .map(|(g, s)| (format!("{{group=\"{g}\"}}"), f(&s.stats())))
-                .collect::<Vec<_>>()
-        };
-        gauge(
-            "hindcast_storage_samples",
-            "Samples held by the shard.",
-            "gauge",
-            by_shard(&|s| s.samples as f64),
-        );
-        gauge(
-            "hindcast_storage_lines",
-            "Log lines held by the shard.",
-            "gauge",
-            by_shard(&|s| s.lines as f64),
-        );
-        gauge(
-            "hindcast_storage_window_values",
-            "Values of windows that old samples were rolled up to.",
-            "gauge",
-            by_shard(&|s| s.window_values as f64),
-        );
-        gauge(
-            "hindcast_storage_segments",
-            "Segment files.",
-            "gauge",
-            by_shard(&|s| s.segments as f64),
-        );
-        gauge(
-            "hindcast_storage_segment_bytes",
-            "Bytes of segment files.",
-            "gauge",
-            by_shard(&|s| s.segment_bytes as f64),
-        );
-        gauge(
-            "hindcast_storage_cold_segments",
-            "Segment files that are in the cold store.",
-            "gauge",
-            by_shard(&|s| s.cold_segments as f64),
-        );
-        gauge(
-            "hindcast_storage_cold_bytes",
-            "Bytes of segment files that are in the cold store, of hindcast_storage_segment_bytes.",
-            "gauge",
-            by_shard(&|s| s.cold_bytes as f64),
-        );
-        gauge(
-            "hindcast_cold_uploads_total",
-            "Files that went to the cold store since this node started.",
-            "counter",
-            by_shard(&|s| s.cold.puts as f64),
-        );
-        gauge(
-            "hindcast_cold_upload_bytes_total",
-            "Bytes of files that went to the cold store since this node started.",
-            "counter",
-            by_shard(&|s| s.cold.put_bytes as f64),
-        );
-        gauge(
-            "hindcast_cold_deletes_total",
-            "Files that were deleted in the cold store since this node started.",
-            "counter",
-            by_shard(&|s| s.cold.deletes as f64),
-        );
-        gauge(
-            "hindcast_cold_failures_total",
-            "Work with the cold store that failed and was to be tried again, since this node started.",
-            "counter",
-            by_shard(&|s| s.cold.failures as f64),
-        );
-        if let Some(cold) = &self.node.cold {
-            let cache = cold.stats();
-            gauge(
-                "hindcast_cold_cache_hits_total",
-                "Blocks of cold files that were in memory when they were asked for.",
-                "counter",
-                plain(cache.hits as f64),
-            );
-            gauge(
-                "hindcast_cold_cache_misses_total",
-                "Blocks of cold files that were fetched from the store.",
-                "counter",
-                plain(cache.misses as f64),
-            );
-            gauge(
-                "hindcast_cold_cache_bytes",
-                "Bytes of cold files that are held in memory.",
-                "gauge",
-                plain(cache.bytes as f64),
-            );
-        }
-        let shards = self.node.shards.iter();
-        let dropped = shards.flat_map(|(g, s)| s.dropped().into_iter().map(move |(policy, d)| (*g, policy, d)));
-        let rows = dropped.flat_map(|(group, policy, d)| {
-            let kinds = [
-                ("samples", d.samples),
-                ("windows", d.windows),
-                ("lines", d.lines),
-                ("late_samples", d.late),
-                ("bytes", d.bytes),
-            ];
-            let row = move |(kind, n): (&str, u64)| {
-                let labels = format!("{{group=\"{group}\",policy={policy:?},kind=\"{kind}\"}}");
-                (labels, n as f64)
-            };
-            kinds.map(row)
-        });
-        gauge(
-            "hindcast_retention_dropped_total",
-            "What each retention policy let go on this node since it started, about for bytes.",
-            "counter",
-            rows.collect(),
-        );
-        let mut named = std::collections::BTreeMap::<&str, Vec<(String, f64)>>::new();
-        let counters = self.counters.list();
-        for sample in &counters {
-            let pairs: Vec<String> = sample.labels.iter().map(|(n, v)| format!("{n}={v:?}")).collect();
-            let labels = if pairs.is_empty() {
-                String::new()
-            } else {
-                format!("{{{}}}", pairs.join(","))
-            };
-            named
-                .entry(sample.name)
-                .or_default()
-                .push((labels, sample.value as f64));
-        }
-        for (name, rows) in named {
-            gauge(name, "Counted at the edge of ingest.", "counter", rows);
-        }
-        out
     }
 }
 

@@ -3,6 +3,8 @@
 use hindcast_env::cold_cache::CACHE_BYTES_DEFAULT;
 use hindcast_model::{Domain, Keeps, RetentionRule, SpanNs, TenantId};
 use hindcast_node::io::node::TestOnly;
+use hindcast_node::io::tls::TlsFiles;
+use hindcast_node::memory_guard::LIMIT_BYTES_MIN;
 use hindcast_storage::ColdRule;
 use serde::Deserialize;
 use std::net::SocketAddr;
@@ -47,6 +49,25 @@ pub struct ServerArgs {
     /// Peer addresses of all nodes, this one included.
     #[arg(long, env = "HINDCAST_JOIN", value_delimiter = ',')]
     pub join: Vec<String>,
+    /// Who signs the certificates of clients, and of peers unless --peer-tls-ca says otherwise (PEM). With it, clients must
+    /// show a certificate.
+    #[arg(long, env = "HINDCAST_TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// This node's certificate (PEM), made by `hindcast cert node`: both ports speak TLS then.
+    #[arg(long, env = "HINDCAST_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key (PEM).
+    #[arg(long, env = "HINDCAST_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// For the peer port only [default: --tls-ca].
+    #[arg(long, env = "HINDCAST_PEER_TLS_CA", value_name = "FILE")]
+    pub peer_tls_ca: Option<PathBuf>,
+    /// For the peer port only [default: --tls-cert].
+    #[arg(long, env = "HINDCAST_PEER_TLS_CERT", value_name = "FILE")]
+    pub peer_tls_cert: Option<PathBuf>,
+    /// For the peer port only [default: --tls-key].
+    #[arg(long, env = "HINDCAST_PEER_TLS_KEY", value_name = "FILE")]
+    pub peer_tls_key: Option<PathBuf>,
     /// Shards; fixed at the first start: a power of two up to 64 [default: 4].
     #[arg(long, env = "HINDCAST_SHARDS")]
     pub shards: Option<u64>,
@@ -69,6 +90,10 @@ pub struct ServerArgs {
     /// [default: a tenth of the disk, at least 128 MiB and at most 1 GiB].
     #[arg(long, env = "HINDCAST_DISK_RESERVE")]
     pub disk_reserve: Option<String>,
+    /// What this process may use of memory, like 8GiB; near it queries are refused, then writes, never alerts and tickets; `none`
+    /// for no bound [default: three quarters of the machine's, or 85 % of what its control group allows].
+    #[arg(long, env = "HINDCAST_MEMORY_LIMIT", value_name = "BYTES")]
+    pub memory_limit: Option<String>,
     /// Where files of old rows go: file:///an/absolute/folder or s3://bucket/prefix. Every node has its own part of it.
     #[arg(long, env = "HINDCAST_COLD_STORE", value_name = "URL")]
     pub cold_store: Option<String>,
@@ -117,9 +142,23 @@ pub enum ConfigError {
     #[error("{path}: {why}")]
     File { path: String, why: String },
     #[error(
-        "{address} is not a loopback address: this version has no TLS and no tokens yet, so it would be open to everyone on the network; use 127.0.0.1 or [::1]"
+        "{address} is not a loopback address: clients come in there only with TLS and a certificate of theirs; name --tls-ca, --tls-cert and --tls-key (`hindcast cert` makes them), or use 127.0.0.1 or [::1]"
     )]
     OffLoopback { address: SocketAddr },
+    #[error(
+        "{address} is not a loopback address: peers speak there only with TLS; name --tls-ca, --tls-cert and --tls-key (`hindcast cert` makes them), or use 127.0.0.1 or [::1]"
+    )]
+    PeersOffLoopback { address: SocketAddr },
+    #[error("{cert} and {key} belong together: name both")]
+    HalfOfTls { cert: &'static str, key: &'static str },
+    #[error("{ca} says whose certificates are taken; name {cert} and {key}, too")]
+    OnlyAuthority {
+        ca: &'static str,
+        cert: &'static str,
+        key: &'static str,
+    },
+    #[error("peers need the authority that signs their certificates: name it with --tls-ca or --peer-tls-ca")]
+    NoPeerAuthority,
     #[error(
         "retention {given:?} is not understood: write 30d, none, or a list like 30d,DBMS=90d,team-a=1y,team-a/SMS=7d"
     )]
@@ -128,6 +167,10 @@ pub enum ConfigError {
     Policy { name: String, why: String },
     #[error("disk reserve {given:?} is not understood: write bytes, or a number with KiB, MiB, GiB, KB, MB or GB")]
     DiskReserve { given: String },
+    #[error(
+        "memory limit {given:?} is not understood: write bytes, or a number with KiB, MiB, GiB, KB, MB or GB, at least 64MiB, or none"
+    )]
+    MemoryLimit { given: String },
     #[error("cold store: {0}")]
     Cold(String),
     #[error("--id must be at least 1; 0 means nobody")]
@@ -150,7 +193,13 @@ pub struct ServerConfig {
     pub test_only: TestOnly,
     /// `None`: by the disk's size.
     pub disk_reserve: Option<u64>,
+    /// `None`: by the machine's memory; `u64::MAX`: no bound.
+    pub memory_limit: Option<u64>,
     pub cold: Option<ColdConfig>,
+    /// Of the client port; `None`: without TLS.
+    pub tls: Option<TlsFiles>,
+    /// Of the peer port; `None`: without TLS, or there are no peers.
+    pub peer_tls: Option<TlsFiles>,
 }
 
 /// Where old files go, and when.
@@ -180,6 +229,12 @@ impl ServerArgs {
             listen: self.listen.or(file.listen),
             peer_listen: self.peer_listen.or(file.peer_listen),
             join: if self.join.is_empty() { file.join } else { self.join },
+            tls_ca: self.tls_ca.or(file.tls_ca),
+            tls_cert: self.tls_cert.or(file.tls_cert),
+            tls_key: self.tls_key.or(file.tls_key),
+            peer_tls_ca: self.peer_tls_ca.or(file.peer_tls_ca),
+            peer_tls_cert: self.peer_tls_cert.or(file.peer_tls_cert),
+            peer_tls_key: self.peer_tls_key.or(file.peer_tls_key),
             shards: self.shards.or(file.shards),
             replicas: self.replicas.or(file.replicas),
             rules: if self.rules.is_empty() { file.rules } else { self.rules },
@@ -189,6 +244,7 @@ impl ServerArgs {
             test_only_small_files: self.test_only_small_files,
             policy: file.policy,
             disk_reserve: self.disk_reserve.or(file.disk_reserve),
+            memory_limit: self.memory_limit.or(file.memory_limit),
             cold_store: self.cold_store.or(file.cold_store),
             cold_after: self.cold_after.or(file.cold_after),
             cold_cache_bytes: self.cold_cache_bytes.or(file.cold_cache_bytes),
@@ -202,6 +258,7 @@ impl ServerArgs {
         if let Some(cold) = &cold {
             check_cold_is_reached(&cold.rules, &retention)?;
         }
+        let (tls, peer_tls) = self.tls()?;
         let address = |given: Option<SocketAddr>, port: u16| given.unwrap_or(SocketAddr::from(([127, 0, 0, 1], port)));
         let config = ServerConfig {
             id: self.id.unwrap_or(1),
@@ -223,7 +280,10 @@ impl ServerArgs {
                     })
                 })
                 .transpose()?,
+            memory_limit: self.memory_limit.as_deref().map(parse_memory_limit).transpose()?,
             cold,
+            tls,
+            peer_tls,
             test_only: TestOnly {
                 power_cut: self.test_only_power_cut,
                 small_files: self.test_only_small_files,
@@ -232,14 +292,41 @@ impl ServerArgs {
         if config.id == 0 {
             return Err(ConfigError::NodeZero);
         }
-        let peers = (!config.join.is_empty()).then_some(config.peer_listen);
-        match [Some(config.listen), peers]
-            .into_iter()
-            .flatten()
-            .find(|a| !a.ip().is_loopback())
-        {
-            Some(address) => Err(ConfigError::OffLoopback { address }),
-            None => Ok(config),
+        let is_guarded = config.tls.as_ref().is_some_and(|t| t.ca.is_some());
+        if !config.listen.ip().is_loopback() && !is_guarded {
+            return Err(ConfigError::OffLoopback { address: config.listen });
+        }
+        let has_peers = !config.join.is_empty();
+        if has_peers && !config.peer_listen.ip().is_loopback() && config.peer_tls.is_none() {
+            let address = config.peer_listen;
+            return Err(ConfigError::PeersOffLoopback { address });
+        }
+        Ok(config)
+    }
+
+    /// Files of the client port and of the peer port. Peers take those of clients unless they have their own.
+    fn tls(&self) -> Result<(Option<TlsFiles>, Option<TlsFiles>), ConfigError> {
+        let clients = files(
+            [&self.tls_ca, &self.tls_cert, &self.tls_key],
+            ["--tls-ca", "--tls-cert", "--tls-key"],
+        )?;
+        let own = files(
+            [&self.peer_tls_ca, &self.peer_tls_cert, &self.peer_tls_key],
+            ["--peer-tls-ca", "--peer-tls-cert", "--peer-tls-key"],
+        )?;
+        if self.join.is_empty() {
+            return Ok((clients, None));
+        }
+        let peers = match own {
+            Some(own) => Some(TlsFiles {
+                ca: own.ca.or_else(|| self.tls_ca.clone()),
+                ..own
+            }),
+            None => clients.clone(),
+        };
+        match peers {
+            Some(TlsFiles { ca: None, .. }) => Err(ConfigError::NoPeerAuthority),
+            peers => Ok((clients, peers)),
         }
     }
 
@@ -292,6 +379,21 @@ impl ServerArgs {
             cache_bytes_max: cache.transpose()?.unwrap_or(CACHE_BYTES_DEFAULT),
             rules,
         }))
+    }
+}
+
+/// One set of files: certificate and key, with or without an authority; or nothing.
+fn files(given: [&Option<PathBuf>; 3], names: [&'static str; 3]) -> Result<Option<TlsFiles>, ConfigError> {
+    let [ca, cert, key] = names;
+    match given {
+        [ca, Some(cert), Some(key)] => Ok(Some(TlsFiles {
+            ca: ca.clone(),
+            cert: cert.clone(),
+            key: key.clone(),
+        })),
+        [None, None, None] => Ok(None),
+        [Some(_), None, None] => Err(ConfigError::OnlyAuthority { ca, cert, key }),
+        _ => Err(ConfigError::HalfOfTls { cert, key }),
     }
 }
 
@@ -412,6 +514,16 @@ fn parse_policy(p: &PolicyArgs) -> Result<RetentionRule, ConfigError> {
     })
 }
 
+fn parse_memory_limit(given: &str) -> Result<u64, ConfigError> {
+    let parsed = match given {
+        "none" => Some(u64::MAX),
+        text => parse_bytes(text).filter(|b| *b >= LIMIT_BYTES_MIN),
+    };
+    parsed.ok_or_else(|| ConfigError::MemoryLimit {
+        given: given.to_owned(),
+    })
+}
+
 /// A number of bytes, with or without a unit.
 fn parse_bytes(given: &str) -> Option<u64> {
     const UNITS: [(&str, u64); 7] = [
@@ -446,8 +558,75 @@ mod tests {
         assert_eq!((keeps.raw, keeps.logs), (SpanNs::parse("30d"), SpanNs::parse("30d")));
     }
 
+    fn with_tls(ca: bool) -> ServerArgs {
+        ServerArgs {
+            tls_ca: ca.then(|| "ca.pem".into()),
+            tls_cert: Some("node-1.pem".into()),
+            tls_key: Some("node-1-key.pem".into()),
+            ..ServerArgs::default()
+        }
+    }
+
     #[test]
-    fn an_address_off_loopback_is_refused_until_there_are_tokens() {
+    fn off_loopback_clients_and_peers_need_certificates() {
+        let open = |args: ServerArgs| ServerArgs {
+            listen: "0.0.0.0:7400".parse().ok(),
+            peer_listen: "0.0.0.0:7401".parse().ok(),
+            join: vec!["node1:7401".into(), "node2:7401".into()],
+            ..args
+        };
+        let c = open(with_tls(true)).resolve().unwrap();
+        assert_eq!(c.tls, c.peer_tls);
+        assert_eq!(c.tls.unwrap().ca, Some("ca.pem".into()));
+        // Who may come in is said by the authority: TLS alone keeps nobody out.
+        let anybody = ServerArgs {
+            peer_tls_ca: Some("peers.pem".into()),
+            peer_tls_cert: Some("peer-1.pem".into()),
+            peer_tls_key: Some("peer-1-key.pem".into()),
+            ..open(with_tls(false))
+        };
+        assert!(matches!(
+            anybody.clone().resolve(),
+            Err(ConfigError::OffLoopback { .. })
+        ));
+        let behind = ServerArgs {
+            listen: None,
+            ..anybody.clone()
+        };
+        assert_eq!(behind.resolve().unwrap().peer_tls.unwrap().ca, Some("peers.pem".into()));
+        let plain_peers = ServerArgs {
+            listen: None,
+            ..open(ServerArgs::default())
+        };
+        assert!(matches!(
+            plain_peers.resolve(),
+            Err(ConfigError::PeersOffLoopback { .. })
+        ));
+    }
+
+    #[test]
+    fn half_of_the_files_is_named() {
+        let said = |args: ServerArgs| args.resolve().unwrap_err().to_string();
+        let half = ServerArgs {
+            tls_key: None,
+            ..with_tls(true)
+        };
+        assert!(said(half).contains("--tls-cert and --tls-key belong together"));
+        let only = ServerArgs {
+            tls_ca: Some("ca.pem".into()),
+            ..ServerArgs::default()
+        };
+        assert!(said(only).contains("--tls-ca says whose"));
+        let peers = ServerArgs {
+            join: vec!["127.0.0.1:1".into()],
+            ..with_tls(false)
+        };
+        assert_eq!(peers.resolve(), Err(ConfigError::NoPeerAuthority));
+        assert!(with_tls(false).resolve().unwrap().tls.is_some(), "alone on loopback");
+    }
+
+    #[test]
+    fn an_address_off_loopback_is_refused_without_tls() {
         let args = ServerArgs {
             listen: "0.0.0.0:7400".parse().ok(),
             ..ServerArgs::default()
@@ -537,6 +716,15 @@ mod tests {
         assert_eq!(read, [2 << 30, 500_000_000, 4096, 1024]);
         for bad in ["", "GiB", "-1", "1.5GiB", "99999999999GiB", "10%"] {
             assert!(parse_bytes(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_memory_limit_is_in_bytes_or_none() {
+        let read = ["2GiB", "67108864", "none"].map(|t| parse_memory_limit(t).unwrap());
+        assert_eq!(read, [2 << 30, 64 << 20, u64::MAX]);
+        for bad in ["", "1MiB", "much", "0"] {
+            assert!(parse_memory_limit(bad).is_err(), "{bad}");
         }
     }
 

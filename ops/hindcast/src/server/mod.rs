@@ -1,11 +1,13 @@
 //! `hindcast server`: one node, all its parts wired together.
 
+mod admit;
 pub mod catalog;
 pub mod cluster;
 pub mod config;
 mod history;
 mod keeper;
 mod maintain;
+mod metrics;
 mod rules;
 mod serve;
 pub mod shards;
@@ -16,11 +18,13 @@ use config::ServerArgs;
 pub use config::ServerConfig;
 use hindcast_alerting::gateway::GatewayPart;
 use hindcast_env::ColdTier;
+use hindcast_env::io::SystemClock;
 use hindcast_itsm::DeskPart;
 use hindcast_model::NodeId;
 use hindcast_node::io::cold::ObjectCold;
 use hindcast_node::io::node::{Node, NodeCold, NodeConfig};
 use hindcast_node::io::servers::{IngestState, ingest_router, ingest_service, otlp_logs_service, otlp_metrics_service};
+use hindcast_node::io::tls::{Port, Tls, TlsFiles};
 use hindcast_query::shards::Shards;
 use hindcast_query::{Engine, Limits, replay::Player};
 use hindcast_raft::{Meta, Part};
@@ -70,6 +74,12 @@ async fn bind(what: &str, address: std::net::SocketAddr) -> Result<TcpListener, 
 pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> Done {
     // A broken file is found before anything is opened.
     let files = rules::read(&config).map_err(|e| Failure::usage(e.to_string()))?;
+    let open = |files: &Option<TlsFiles>, port| {
+        let opened = files.clone().map(|f| Tls::open(f, port, Arc::new(SystemClock::new())));
+        opened.transpose().map_err(|e| Failure::usage(e.to_string()))
+    };
+    let tls = open(&config.tls, Port::Clients)?;
+    let peer_tls = open(&config.peer_tls, Port::Peers)?;
     let listener = bind("client", config.listen).await?;
     let address = listener.local_addr().map_err(|e| Failure::no(e.to_string()))?;
     let peer_listener = if config.join.is_empty() {
@@ -89,12 +99,19 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         test_only: config.test_only,
         disk_reserve: config.disk_reserve,
         cold: open_cold(&config)?,
+        peer_tls,
+        memory_limit: config.memory_limit,
     };
     let starting = Node::start(node_config, peer_listener, parts);
     let node = tokio::select! {
         node = starting => node.map_err(|e| Failure::usage(e.to_string()))?,
         _ = stopped.wait_for(|s| *s) => return Ok(ExitCode::SUCCESS),
     };
+
+    if let Some(tls) = &tls {
+        tls.belongs_to(&node.identity.cluster);
+        tokio::spawn(tls.clone().run());
+    }
 
     let meta: Arc<dyn Meta> = Arc::new(node.meta.clone());
     let shards: Arc<dyn Shards> = Arc::new(LocalShards::new(node.clone()));
@@ -104,15 +121,23 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         Arc::new(node.writer.clone()),
         node.clock.clone(),
         Arc::new(move |tenant| floor_node.floor(tenant)),
-    );
+    )
+    .with_admission(node.admission.clone());
     let counters = ingest.counters.clone();
     let player = Arc::new(Player::new(engine.clone(), shards.clone()));
     let replay_catalog = Arc::new(Catalog {
         cuts: node.cuts.clone(),
     });
-    let view = cluster::View::new(node.clone(), address.to_string(), counters);
-
-    spawn_workers(&node, &meta, &engine, &shards, files, &stopped);
+    let requests = Arc::<admit::Requests>::default();
+    let sends = spawn_workers(&node, &meta, &engine, &shards, files, &stopped);
+    let view = cluster::View::new(
+        node.clone(),
+        address.to_string(),
+        counters,
+        tls.clone(),
+        requests.clone(),
+        sends,
+    );
 
     announce(&config, address);
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -138,6 +163,13 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         .add_service(reflection)
         .add_service(reflection_alpha)
         .into_axum_router();
+    let door = admit::Door {
+        admission: node.admission.clone(),
+        requests,
+        clock: node.clock.clone(),
+    };
+    let admit = axum::middleware::from_fn_with_state(door, admit::admit);
+    let grpc = grpc.layer(admit.clone());
     let reload_config = config.clone();
     let reload_meta = meta.clone();
     let http = axum::Router::new()
@@ -152,11 +184,15 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
             axum::routing::post(move || reload(reload_config, reload_meta)),
         )
         .fallback(serve::web)
-        .layer(axum::middleware::from_fn(serve::guard_loopback));
+        .layer(admit);
+    let http = match config.listen.ip().is_loopback() {
+        true => http.layer(axum::middleware::from_fn(serve::guard_loopback)),
+        false => http.layer(axum::middleware::from_fn(serve::guard_origin)),
+    };
 
     let mut fatal = node.raft.fatal();
     let (end, ended) = watch::channel(false);
-    let serving = tokio::spawn(serve::serve(listener, grpc, http, ended));
+    let serving = tokio::spawn(serve::serve(listener, tls, grpc, http, ended));
     let failure = tokio::select! {
         _ = stopped.wait_for(|s| *s) => None,
         broken = fatal.wait_for(Option::is_some) => broken.ok().and_then(|b| b.clone()),
@@ -182,14 +218,24 @@ fn open_cold(config: &ServerConfig) -> Result<Option<NodeCold>, Failure> {
 }
 
 fn announce(config: &ServerConfig, address: std::net::SocketAddr) {
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
     println!(
-        "hindcast node {} listens on http://{address} (gRPC, HTTP and web UI)",
+        "hindcast node {} listens on {scheme}://{address} (gRPC, HTTP and web UI)",
         config.id
     );
+    match &config.tls {
+        Some(TlsFiles { ca: Some(ca), .. }) => println!("clients show a certificate signed by {}", ca.display()),
+        _ => println!("no user and no token needed, because only this machine can reach it"),
+    }
     if config.join.is_empty() {
-        println!("alone: no peers, no user and no token needed, because only this machine can reach it");
+        println!("alone: no peers");
     } else {
-        println!("peers on {}: {}", config.peer_listen, config.join.join(", "));
+        let how = if config.peer_tls.is_some() {
+            "with TLS"
+        } else {
+            "without TLS, on loopback"
+        };
+        println!("peers on {}, {how}: {}", config.peer_listen, config.join.join(", "));
     }
     println!("data in {}", config.data_dir.display());
     if let Some(cold) = &config.cold {
@@ -247,7 +293,7 @@ fn spawn_workers(
     shards: &Arc<dyn Shards>,
     files: Vec<hindcast_alerting::command::GatewayCommand>,
     stopped: &watch::Receiver<bool>,
-) {
+) -> hindcast_alerting::io::Sends {
     use hindcast_alerting::io::{Deliverer, Evaluator, HistoryPump};
     let evaluator = Evaluator::new(
         meta.clone(),
@@ -258,7 +304,9 @@ fn spawn_workers(
     );
     tokio::spawn(evaluator.run(stopped.clone()));
     let channels = hindcast_notify::channels();
-    tokio::spawn(Deliverer::new(meta.clone(), channels, node.id(), node.clock.clone()).run(stopped.clone()));
+    let deliverer = Deliverer::new(meta.clone(), channels, node.id(), node.clock.clone());
+    let sends = deliverer.sends();
+    tokio::spawn(deliverer.run(stopped.clone()));
     let writer = Arc::new(history::ShardHistory::new(node.writer.clone()));
     tokio::spawn(HistoryPump::new(meta.clone(), writer).run(stopped.clone()));
     tokio::spawn(keeper::run(node.clone()));
@@ -269,4 +317,5 @@ fn spawn_workers(
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     });
+    sends
 }

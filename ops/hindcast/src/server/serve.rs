@@ -1,8 +1,9 @@
-//! One port for everything clients speak: gRPC, HTTP APIs and the web UI, over HTTP/1.1 and HTTP/2 without TLS.
+//! One port for everything clients speak: gRPC, HTTP APIs and the web UI, over HTTP/1.1 and HTTP/2, with TLS or without.
 
 use axum::Router;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
+use hindcast_node::io::tls::{Let, Stream, Tcp, Tls};
 use hyper::header::{ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use hyper::{HeaderMap, Method, Request, StatusCode, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -20,8 +21,17 @@ const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
 /// A request's headers must be complete within this time (slowloris).
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long somebody without TLS is listened to, on a port that speaks it.
+const PLAIN_SPAN_MAX: Duration = Duration::from_secs(5);
+
 /// Serves until `stop` turns true; then finishes what is under way, for at most five seconds.
-pub async fn serve(listener: TcpListener, grpc: Router, http: Router, mut stop: tokio::sync::watch::Receiver<bool>) {
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Tls>,
+    grpc: Router,
+    http: Router,
+    mut stop: tokio::sync::watch::Receiver<bool>,
+) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let graceful = hyper_util::server::graceful::GracefulShutdown::new();
     let mut server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
@@ -47,7 +57,7 @@ pub async fn serve(listener: TcpListener, grpc: Router, http: Router, mut stop: 
             accepted = listener.accept() => accepted,
             _ = stop.wait_for(|s| *s) => break,
         };
-        let Ok((stream, _)) = accepted else {
+        let Ok((stream, from)) = accepted else {
             // Out of file descriptors, most likely: give the others time to end.
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
@@ -62,10 +72,22 @@ pub async fn serve(listener: TcpListener, grpc: Router, http: Router, mut stop: 
             };
             async move { Ok::<_, Infallible>(app.oneshot(request.map(Body::new)).await.into_response()) }
         });
-        let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(app));
-        let connection = graceful.watch(connection.into_owned());
+        let (server, tls, watcher) = (server.clone(), tls.clone(), graceful.watcher());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let stream = match tls {
+                None => Stream::Plain(Tcp::new(stream)),
+                Some(tls) => match tls.accept(stream, from).await {
+                    Let::In(stream, _) => stream,
+                    Let::Plain(stream) => {
+                        let told = server.serve_connection(TokioIo::new(stream), hyper::service::service_fn(say_tls));
+                        let _ = tokio::time::timeout(PLAIN_SPAN_MAX, told).await;
+                        return;
+                    }
+                    Let::Refused => return,
+                },
+            };
+            let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(app));
+            if let Err(error) = watcher.watch(connection.into_owned()).await {
                 tracing::debug!(error, "a client connection ended");
             }
             drop(permit);
@@ -73,6 +95,24 @@ pub async fn serve(listener: TcpListener, grpc: Router, http: Router, mut stop: 
     }
     drop(listener);
     let _ = tokio::time::timeout(Duration::from_secs(5), graceful.shutdown()).await;
+}
+
+/// What somebody without TLS hears, in the words of its protocol.
+async fn say_tls(request: Request<hyper::body::Incoming>) -> Result<Response, Infallible> {
+    const WORDS: &str = "this port speaks TLS: use https://, and name the authority (--tls-ca) and, if it asks for one, your certificate (--tls-cert, --tls-key)";
+    let answer = if is_grpc(request.headers()) {
+        tonic::Status::unauthenticated(WORDS)
+            .into_http::<tonic::body::Body>()
+            .map(Body::new)
+    } else {
+        (
+            StatusCode::BAD_REQUEST,
+            [(hyper::header::CONNECTION, "close")],
+            format!("{WORDS}\n"),
+        )
+            .into_response()
+    };
+    Ok(answer)
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {
@@ -94,6 +134,27 @@ pub async fn guard_loopback(request: axum::extract::Request, next: axum::middlew
         .is_some_and(|o| !o.split_once("://").is_some_and(|(_, h)| is_loopback(h)));
     if foreign_host || (foreign_origin && !request.method().is_safe()) {
         let message = "this server answers loopback names only (127.0.0.1, [::1], localhost), and pages of its own";
+        return (
+            StatusCode::FORBIDDEN,
+            axum::Json(serde_json::json!({"code": "not_allowed", "message": message})),
+        )
+            .into_response();
+    }
+    next.run(request).await
+}
+
+/// Off loopback everybody shows a certificate, and a browser shows it for pages of others as well: what changes something
+/// must come from a page of this server.
+pub async fn guard_origin(request: axum::extract::Request, next: axum::middleware::Next) -> Response {
+    let headers = request.headers();
+    let text = |name: hyper::header::HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let host = text(hyper::header::HOST).or_else(|| request.uri().authority().map(ToString::to_string));
+    let origin = text(hyper::header::ORIGIN);
+    let is_own = origin
+        .as_deref()
+        .is_none_or(|o| o.split_once("://").map(|(_, h)| h) == host.as_deref());
+    if !is_own && !request.method().is_safe() {
+        let message = "pages of other origins change nothing here";
         return (
             StatusCode::FORBIDDEN,
             axum::Json(serde_json::json!({"code": "not_allowed", "message": message})),

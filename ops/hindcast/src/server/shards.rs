@@ -1,20 +1,22 @@
 //! The seam `Shards` over this node's own replicas.
 //!
 //! Every node holds every shard (as many replicas as nodes, so far), so no sample crosses the wire for a read: the
-//! replica waits until it has applied what the leader had committed (ReadIndex), or what a cut names, then answers.
+//! replica waits until it has applied what the leader had committed (ReadIndex), or what a cut names, then answers. A query
+//! that says so does not wait: it gets what is applied here, and how old that may be.
 
 use futures::future::join_all;
-use hindcast_model::{GroupId, Labels, Positions, Sample, TenantId, TimestampNs};
+use hindcast_model::{GroupId, Labels, Positions, Sample, SpanNs, TenantId, TimestampNs};
 use hindcast_node::io::node::Node;
 use hindcast_node::shard_machine::ShardHandle;
 use hindcast_query::replica;
 use hindcast_query::shards::{
-    ColumnsRequest, Completeness, CountsRequest, LabelsRequest, LinesRequest, SeriesColumn, SeriesRequest, Shards,
-    ShardsError,
+    ColumnsRequest, Completeness, Consistency, CountsRequest, Freshness, LabelsRequest, LinesRequest, SeriesColumn,
+    SeriesRequest, Shards, ShardsError,
 };
 use hindcast_storage::ReadError;
 use hindcast_storage::read::{Direction, LabelTexts, SearchLabels, SeriesData, StreamCounts, StreamData};
-use std::collections::BTreeSet;
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,22 +24,84 @@ use std::time::Duration;
 const FRESH_TIMEOUT: Duration = Duration::from_secs(5);
 const BEHIND_PAUSE: Duration = Duration::from_millis(5);
 
+/// How often leaders are asked how far they are, for answers that do not wait for it.
+const CONFIRM_PAUSE: SpanNs = SpanNs::from_ms(200);
+/// How long the first such answer waits for that, so that its age is known.
+const FIRST_CONFIRM: Duration = Duration::from_millis(50);
+
 #[derive(Clone)]
 pub struct LocalShards {
     node: Node,
+    consistency: Consistency,
+    /// Shared by all consistencies.
+    confirmed: Arc<BTreeMap<GroupId, Mutex<Confirmed>>>,
+}
+
+/// Until when a replica is known to be whole, in monotonic time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Confirmed {
+    asked: Option<SpanNs>,
+    whole_at: Option<SpanNs>,
 }
 
 impl LocalShards {
     pub fn new(node: Node) -> Self {
-        Self { node }
+        let confirmed = node.shards.keys().map(|g| (*g, Mutex::default()));
+        Self {
+            confirmed: Arc::new(confirmed.collect()),
+            consistency: Consistency::Linearizable,
+            node,
+        }
     }
 
-    /// Waits until the replica may answer; the applied index, or why it may not.
-    async fn fresh(&self, group: GroupId, as_of: Option<u64>) -> Result<u64, String> {
+    /// Asks the leader how far it had committed, and waits until that is applied here.
+    async fn confirm(&self, group: GroupId, timeout: Duration) -> Result<u64, hindcast_raft::io::ReadError> {
+        let began = self.node.clock.monotonic();
+        let index = self.node.raft.read_index(group, timeout).await?;
+        if let Some(confirmed) = self.confirmed.get(&group) {
+            let mut confirmed = confirmed.lock();
+            confirmed.whole_at = confirmed.whole_at.max(Some(began));
+        }
+        Ok(index)
+    }
+
+    /// What is applied here, and how old that may be. The leader is asked beside it, a few times a second for all queries
+    /// together: the next answers know by it how old they are.
+    async fn at_once(&self, group: GroupId) -> (u64, Freshness) {
+        if let Some(confirmed) = self.confirmed.get(&group) {
+            let now = self.node.clock.monotonic();
+            let (ask, known) = {
+                let mut c = confirmed.lock();
+                let due = c.asked.is_none_or(|at| now.0.saturating_sub(at.0) >= CONFIRM_PAUSE.0);
+                if due {
+                    c.asked = Some(now);
+                }
+                (due, c.whole_at.is_some())
+            };
+            if ask {
+                let this = self.clone();
+                let asking = tokio::spawn(async move { this.confirm(group, FRESH_TIMEOUT).await });
+                if !known {
+                    let _ = tokio::time::timeout(FIRST_CONFIRM, asking).await;
+                }
+            }
+        }
+        // Before the rows are read: what is applied meanwhile only makes the answer newer.
+        let applied = self.node.shards.get(&group).map_or(0, |s| s.reader.applied());
+        let now = self.node.clock.monotonic();
+        let whole_at = self.confirmed.get(&group).and_then(|c| c.lock().whole_at);
+        let age = whole_at.map(|at| SpanNs(now.0.saturating_sub(at.0)));
+        (applied, Freshness::Stale { age })
+    }
+
+    /// Waits until the replica may answer; the applied index and how new that is, or why it may not.
+    async fn fresh(&self, group: GroupId, as_of: Option<u64>) -> Result<(u64, Freshness), String> {
         match as_of {
+            None if self.consistency == Consistency::StaleOk => Ok(self.at_once(group).await),
             None => {
-                let read = self.node.raft.read_index(group, FRESH_TIMEOUT).await;
-                read.map_err(|e| format!("shard {group} gave no linearizable read: {e}"))
+                let read = self.confirm(group, FRESH_TIMEOUT).await;
+                let index = read.map_err(|e| format!("shard {group} gave no linearizable read: {e}"))?;
+                Ok((index, Freshness::Linearizable))
             }
             Some(index) => {
                 let caught_up = async {
@@ -47,7 +111,7 @@ impl LocalShards {
                 };
                 let waited = tokio::time::timeout(FRESH_TIMEOUT, caught_up).await;
                 waited.map_err(|_| format!("shard {group} of this node is behind the cut's position {index}"))?;
-                Ok(index)
+                Ok((index, Freshness::Linearizable))
             }
         }
     }
@@ -68,10 +132,10 @@ impl LocalShards {
                     Some(Some(index)) => Some(index),
                     None => None,
                 };
-                let applied = self.fresh(group, position).await?;
+                let (applied, freshness) = self.fresh(group, position).await?;
                 let answer = tokio::task::spawn_blocking(move || read(handle, position)).await;
                 match answer {
-                    Ok(Ok(answer)) => Ok(Some((group, applied, answer))),
+                    Ok(Ok(answer)) => Ok(Some((group, applied, freshness, answer))),
                     Ok(Err(e)) => Err(format!("shard {group}: {e}")),
                     Err(e) => Err(format!("shard {group}: the read ended early: {e}")),
                 }
@@ -81,9 +145,10 @@ impl LocalShards {
         let mut asked_any = false;
         for answer in join_all(asked).await {
             match answer {
-                Ok(Some((group, applied, answer))) => {
+                Ok(Some((group, applied, freshness, answer))) => {
                     asked_any = true;
                     completeness.positions.insert(group, applied);
+                    completeness.freshness = completeness.freshness.merge(freshness);
                     answers.push(answer);
                 }
                 Ok(None) => asked_any = true,
@@ -179,6 +244,15 @@ fn search(r: LabelsRequest) -> Arc<SearchLabels> {
 
 #[async_trait::async_trait]
 impl Shards for LocalShards {
+    fn read_with(&self, consistency: Consistency) -> Option<Arc<dyn Shards>> {
+        (consistency != self.consistency).then(|| {
+            Arc::new(Self {
+                consistency,
+                ..self.clone()
+            }) as Arc<dyn Shards>
+        })
+    }
+
     async fn series(&self, r: SeriesRequest) -> Result<(Vec<SeriesData>, Completeness), ShardsError> {
         let r = Arc::new(r);
         let asked = r.clone();

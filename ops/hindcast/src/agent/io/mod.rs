@@ -42,7 +42,7 @@ pub async fn run_watched(
     mut stop: watch::Receiver<bool>,
     progress: watch::Sender<AgentReport>,
 ) -> AgentReport {
-    let sender = match Sender::new(&config.endpoints, &config.tenant, None) {
+    let sender = match Sender::new(&config.endpoints, &config.tls, &config.tenant, None) {
         Ok(sender) => sender,
         Err(e) => {
             return AgentReport {

@@ -2,6 +2,7 @@
 
 use crate::agent::Endpoints;
 use crate::agent::delivery::{Delivery, Input, Next, Outcome};
+use crate::tls::TlsArgs;
 use hindcast_model::TimestampNs;
 use hindcast_proto::edge::TENANT_KEY;
 use hindcast_proto::v1;
@@ -30,6 +31,8 @@ pub enum Sent {
 pub enum BadSender {
     #[error("{url:?} is not an address like http://127.0.0.1:7400: {why}")]
     Endpoint { url: String, why: String },
+    #[error("{0}")]
+    Tls(String),
     #[error("the tenant {tenant:?} is not plain ASCII")]
     Tenant { tenant: String },
 }
@@ -46,7 +49,9 @@ pub struct Sender {
 
 impl Sender {
     /// Connects with the first batch. `rounds_max`: rounds over all endpoints before a batch is given up.
-    pub fn new(endpoints: &Endpoints, tenant: &str, rounds_max: Option<u32>) -> Result<Self, BadSender> {
+    pub fn new(endpoints: &Endpoints, tls: &TlsArgs, tenant: &str, rounds_max: Option<u32>) -> Result<Self, BadSender> {
+        let dial = tls.dial(endpoints.urls().iter().map(String::as_str));
+        let dial = dial.map_err(|e| BadSender::Tls(e.to_string()))?;
         let tenant = tenant.parse().map_err(|_| BadSender::Tenant {
             tenant: tenant.to_owned(),
         })?;
@@ -57,7 +62,7 @@ impl Sender {
                 why: e.to_string(),
             })?;
             let endpoint = endpoint.connect_timeout(CONNECT_SPAN_MAX).tcp_nodelay(true);
-            clients.push(IngestClient::new(endpoint.connect_lazy()));
+            clients.push(IngestClient::new(endpoint.connect_with_connector_lazy(dial.clone())));
         }
         Ok(Self {
             delivery: Delivery::new(clients.len(), rounds_max),

@@ -38,7 +38,7 @@ pub async fn run(config: &ImportConfig, bar: &ProgressBar) -> Result<ImportRepor
     bar.set_length(total);
     let mut import = Import {
         config,
-        sender: Sender::new(&config.endpoints, &config.tenant, Some(ROUNDS_MAX))
+        sender: Sender::new(&config.endpoints, &config.tls, &config.tenant, Some(ROUNDS_MAX))
             .map_err(|e| ImportError::Usage { why: e.to_string() })?,
         report: ImportReport::default(),
     };
@@ -297,6 +297,7 @@ mod tests {
             format: Format::Openmetrics,
             files: vec![],
             endpoints: Endpoints::parse("a:1").unwrap(),
+            tls: crate::tls::TlsArgs::default(),
             tenant: "default".into(),
             metric: None,
             labels: vec![],

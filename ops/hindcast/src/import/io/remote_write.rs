@@ -9,10 +9,10 @@ use crate::agent::delivery::{Delivery, Input, Next, Outcome};
 use crate::agent::io::send::{ANSWER_SPAN_MAX, now};
 use bytes::Bytes;
 use hindcast_model::limits::{REQUEST_DECODED_BYTES_MAX, REQUEST_WIRE_BYTES_MAX};
+use hindcast_node::io::tls::Dial;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Request, StatusCode};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use indicatif::ProgressBar;
 use prost::Message;
@@ -70,7 +70,9 @@ pub async fn send(
         Ok(samples) => samples,
         Err(bad) => return bad_line(report, config, path, 1, &bad),
     };
-    let client: Client<HttpConnector, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let dial = config.tls.dial(config.endpoints.urls().iter().map(String::as_str));
+    let dial = dial.map_err(|e| ImportError::Unreachable { why: e.to_string() })?;
+    let client: Client<Dial, Full<Bytes>> = Client::builder(TokioExecutor::new()).build(dial);
     let urls = config.endpoints.urls();
     let mut delivery = Delivery::new(urls.len(), Some(ROUNDS_MAX));
     let mut why = String::new();
@@ -117,12 +119,7 @@ pub async fn send(
     }
 }
 
-async fn post(
-    client: &Client<HttpConnector, Full<Bytes>>,
-    url: &str,
-    tenant: &str,
-    body: Bytes,
-) -> anyhow::Result<StatusCode> {
+async fn post(client: &Client<Dial, Full<Bytes>>, url: &str, tenant: &str, body: Bytes) -> anyhow::Result<StatusCode> {
     let request = Request::post(format!("{url}/api/v1/write"))
         .header("content-type", "application/x-protobuf")
         .header("content-encoding", "snappy")

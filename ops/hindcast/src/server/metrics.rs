@@ -1,0 +1,585 @@
+//! `/metrics`: every name with its kind and its words, and how they are written down.
+//!
+//! Invariants
+//! - A metric that is not in the table is not told; `METRICS.md` lists the table.
+//! - No value of a label comes from data of clients, but for names of retention policies and reasons of our own.
+
+use super::cluster::View;
+use hindcast_model::GroupId;
+use hindcast_node::disk_guard::DiskState;
+use hindcast_node::io::tls::TlsStats;
+use hindcast_node::io::writer::QUEUED_BYTES_MAX;
+use hindcast_proto::v1;
+use hindcast_raft::Meta;
+use hindcast_raft::io::TimesSeen;
+use std::fmt::Write as _;
+
+/// Name, kind, words.
+pub const METRICS: &[(&str, &str, &str)] = &[
+    (
+        "hindcast_admission_refused_total",
+        "counter",
+        "Requests that were turned away before they were read, by work and reason.",
+    ),
+    (
+        "hindcast_cold_cache_bytes",
+        "gauge",
+        "Bytes of cold files that are held in memory.",
+    ),
+    (
+        "hindcast_cold_cache_hits_total",
+        "counter",
+        "Blocks of cold files that were in memory when they were asked for.",
+    ),
+    (
+        "hindcast_cold_cache_misses_total",
+        "counter",
+        "Blocks of cold files that were fetched from the store.",
+    ),
+    (
+        "hindcast_cold_deletes_total",
+        "counter",
+        "Files that were deleted in the cold store since this node started.",
+    ),
+    (
+        "hindcast_cold_failures_total",
+        "counter",
+        "Work with the cold store that failed and was to be tried again, since this node started.",
+    ),
+    (
+        "hindcast_cold_upload_bytes_total",
+        "counter",
+        "Bytes of files that went to the cold store since this node started.",
+    ),
+    (
+        "hindcast_cold_uploads_total",
+        "counter",
+        "Files that went to the cold store since this node started.",
+    ),
+    (
+        "hindcast_disk_free_bytes",
+        "gauge",
+        "Bytes left on the disk of the data directory.",
+    ),
+    (
+        "hindcast_disk_refused_parts_total",
+        "counter",
+        "Parts of batches refused here because the disk was almost full.",
+    ),
+    (
+        "hindcast_disk_reserve_bytes",
+        "gauge",
+        "Writes are refused when less than this is left.",
+    ),
+    (
+        "hindcast_disk_writes_refused",
+        "gauge",
+        "Whether writes are refused because the disk is almost full.",
+    ),
+    (
+        "hindcast_ingest_duplicate_batches_total",
+        "counter",
+        "Batches that were known already.",
+    ),
+    (
+        "hindcast_ingest_failed_requests_total",
+        "counter",
+        "Write requests that were refused as a whole, by reason.",
+    ),
+    (
+        "hindcast_ingest_lines_total",
+        "counter",
+        "Log lines that were stored, counted where they came in.",
+    ),
+    (
+        "hindcast_ingest_refused_items_total",
+        "counter",
+        "Samples and lines that were refused while the rest of their request was stored, by reason.",
+    ),
+    (
+        "hindcast_ingest_requests_total",
+        "counter",
+        "Write requests that were answered.",
+    ),
+    (
+        "hindcast_ingest_samples_total",
+        "counter",
+        "Samples that were stored, counted where they came in.",
+    ),
+    (
+        "hindcast_memory_limit_bytes",
+        "gauge",
+        "What this process may use (--memory-limit).",
+    ),
+    (
+        "hindcast_memory_pressure",
+        "gauge",
+        "0: everything is let in; 1: no queries; 2: nor writes; 3: nor parts of writes from other nodes.",
+    ),
+    (
+        "hindcast_memory_used_bytes",
+        "gauge",
+        "Resident memory of this process, without the program itself.",
+    ),
+    (
+        "hindcast_memory_used_max_bytes",
+        "gauge",
+        "The most resident memory that was seen since the start.",
+    ),
+    (
+        "hindcast_outbox_oldest_due_seconds",
+        "gauge",
+        "How long the oldest message is due; 0 when none is.",
+    ),
+    (
+        "hindcast_outbox_sends_total",
+        "counter",
+        "Attempts of this node to send a message, by outcome.",
+    ),
+    (
+        "hindcast_outbox_waiting",
+        "gauge",
+        "Messages to people that are not sent yet, as this node sees it; 10,000 stands for more.",
+    ),
+    ("hindcast_queries_running", "gauge", "Queries that run now."),
+    ("hindcast_queries_waiting", "gauge", "Queries that wait for a place."),
+    (
+        "hindcast_queue_bytes",
+        "gauge",
+        "Bytes that wait, or are under way, by queue; group or peer tell whose.",
+    ),
+    ("hindcast_queue_bytes_max", "gauge", "The bound of each queue."),
+    (
+        "hindcast_queue_dropped_total",
+        "counter",
+        "Lists of Raft messages for a peer that were dropped because its queue was full; Raft sends again.",
+    ),
+    ("hindcast_raft_applied_index", "gauge", "Applied entries."),
+    ("hindcast_raft_commit_index", "gauge", "Committed entries."),
+    (
+        "hindcast_raft_durable_index",
+        "gauge",
+        "Entries whose effect is on disk outside the log.",
+    ),
+    (
+        "hindcast_raft_fsync_seconds",
+        "histogram",
+        "How long writing a round of the Raft log to disk took, all groups together.",
+    ),
+    ("hindcast_raft_is_leader", "gauge", "Whether this node leads the group."),
+    (
+        "hindcast_raft_log_bytes",
+        "gauge",
+        "Bytes of entries that the Raft log holds for the group.",
+    ),
+    (
+        "hindcast_raft_quarantined",
+        "gauge",
+        "Whether this copy of the group takes no part any more, because it lost what it had confirmed.",
+    ),
+    ("hindcast_raft_term", "gauge", "Raft term."),
+    ("hindcast_ready", "gauge", "Whether every group has a leader here."),
+    (
+        "hindcast_request_seconds",
+        "histogram",
+        "How long requests of clients took until their answer began, by work.",
+    ),
+    (
+        "hindcast_requests_total",
+        "counter",
+        "Requests of clients that were answered, by work and outcome.",
+    ),
+    (
+        "hindcast_retention_dropped_total",
+        "counter",
+        "What each retention policy let go on this node since it started, about for bytes.",
+    ),
+    (
+        "hindcast_storage_cold_bytes",
+        "gauge",
+        "Bytes of segment files that are in the cold store, of hindcast_storage_segment_bytes.",
+    ),
+    (
+        "hindcast_storage_cold_segments",
+        "gauge",
+        "Segment files that are in the cold store.",
+    ),
+    (
+        "hindcast_storage_head_bytes",
+        "gauge",
+        "Bytes of rows in memory that are in no file yet.",
+    ),
+    ("hindcast_storage_lines", "gauge", "Log lines held by the shard."),
+    ("hindcast_storage_samples", "gauge", "Samples held by the shard."),
+    ("hindcast_storage_segment_bytes", "gauge", "Bytes of segment files."),
+    ("hindcast_storage_segments", "gauge", "Segment files."),
+    (
+        "hindcast_storage_series",
+        "gauge",
+        "Series and streams that the shard knows.",
+    ),
+    (
+        "hindcast_storage_window_values",
+        "gauge",
+        "Values of windows that old samples were rolled up to.",
+    ),
+    (
+        "hindcast_tls_certificate_expires_seconds",
+        "gauge",
+        "When the certificate in use ends, since 1970.",
+    ),
+    (
+        "hindcast_tls_handshakes_total",
+        "counter",
+        "Connections that were let in with TLS.",
+    ),
+    (
+        "hindcast_tls_refused_total",
+        "counter",
+        "Connections that were refused or given up in the handshake; side says who came to whom.",
+    ),
+    (
+        "hindcast_tls_reload_failures_total",
+        "counter",
+        "Times that new certificates could not be used.",
+    ),
+    (
+        "hindcast_tls_reloads_total",
+        "counter",
+        "Times that new certificates were taken.",
+    ),
+];
+
+/// A page in Prometheus' text format.
+#[derive(Default)]
+struct Exposition {
+    text: String,
+    /// The last one that was begun: rows of one metric stand together.
+    begun: &'static str,
+}
+
+impl Exposition {
+    fn begin(&mut self, name: &str) -> bool {
+        if self.begun == name {
+            return true;
+        }
+        let Some((name, kind, help)) = METRICS.iter().find(|(n, ..)| *n == name) else {
+            debug_assert!(false, "{name} is not in the table");
+            return false;
+        };
+        self.begun = name;
+        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        true
+    }
+
+    fn put(&mut self, name: &str, rows: Vec<(String, f64)>) {
+        if !self.begin(name) {
+            return;
+        }
+        for (labels, value) in rows {
+            let value = if value == f64::INFINITY {
+                "+Inf".to_owned()
+            } else {
+                value.to_string()
+            };
+            let _ = writeln!(self.text, "{name}{labels} {value}");
+        }
+    }
+
+    /// A histogram; `labels` without braces.
+    fn put_times(&mut self, name: &str, labels: &str, times: &TimesSeen) {
+        if !self.begin(name) {
+            return;
+        }
+        let comma = if labels.is_empty() { "" } else { "," };
+        let braced = if labels.is_empty() {
+            String::new()
+        } else {
+            format!("{{{labels}}}")
+        };
+        for (bound, count) in &times.buckets {
+            let bound = bound.map_or("+Inf".to_owned(), |b| (b.0 as f64 / 1e9).to_string());
+            let _ = writeln!(self.text, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {count}");
+        }
+        let _ = writeln!(self.text, "{name}_sum{braced} {}", times.sum.0 as f64 / 1e9);
+        let _ = writeln!(self.text, "{name}_count{braced} {}", times.count);
+    }
+}
+
+impl View {
+    /// `/metrics` in Prometheus' text format.
+    pub(super) fn metrics(&self) -> String {
+        let mut out = Exposition::default();
+        let groups = self.groups();
+        let me = self.node.id().0;
+        let by_group = |f: &dyn Fn(&v1::GroupStatus) -> f64| {
+            groups
+                .iter()
+                .map(|g| (format!("{{group=\"{}\"}}", g.group), f(g)))
+                .collect::<Vec<_>>()
+        };
+        out.put(
+            "hindcast_ready",
+            vec![(String::new(), f64::from(u8::from(self.node.is_ready())))],
+        );
+        out.put("hindcast_raft_term", by_group(&|g| g.term as f64));
+        out.put(
+            "hindcast_raft_is_leader",
+            by_group(&|g| f64::from(u8::from(g.leader == me))),
+        );
+        out.put("hindcast_raft_commit_index", by_group(&|g| g.commit as f64));
+        out.put("hindcast_raft_applied_index", by_group(&|g| g.applied as f64));
+        out.put("hindcast_raft_durable_index", by_group(&|g| g.durable as f64));
+        let by_id = |f: &dyn Fn(GroupId) -> f64| {
+            let row = |g: &v1::GroupStatus| (format!("{{group=\"{}\"}}", g.group), f(GroupId(g.group)));
+            groups.iter().map(row).collect::<Vec<_>>()
+        };
+        out.put(
+            "hindcast_raft_log_bytes",
+            by_id(&|g| self.node.raft.status(g).log_bytes as f64),
+        );
+        out.put(
+            "hindcast_raft_quarantined",
+            by_id(&|g| f64::from(u8::from(self.node.raft.status(g).quarantined.is_some()))),
+        );
+        out.put_times("hindcast_raft_fsync_seconds", "", &self.node.raft.fsync_times());
+        self.put_queues(&mut out);
+        self.put_admission(&mut out);
+        self.put_outbox(&mut out);
+        let disk = &self.node.disk;
+        let plain = |value: f64| vec![(String::new(), value)];
+        out.put("hindcast_disk_free_bytes", plain(disk.free() as f64));
+        out.put("hindcast_disk_reserve_bytes", plain(disk.reserve() as f64));
+        out.put(
+            "hindcast_disk_writes_refused",
+            plain(f64::from(u8::from(disk.state() != DiskState::Open))),
+        );
+        out.put("hindcast_disk_refused_parts_total", plain(disk.refused() as f64));
+        let by_shard = |f: &dyn Fn(&hindcast_storage::ShardStats) -> f64| {
+            let shards = self.node.shards.iter();
+            shards
+                .map(|(g, s)| (format!("{{group=\"{g}\"}}"), f(&s.stats())))
+                .collect::<Vec<_>>()
+        };
+        out.put("hindcast_storage_samples", by_shard(&|s| s.samples as f64));
+        out.put("hindcast_storage_lines", by_shard(&|s| s.lines as f64));
+        out.put("hindcast_storage_window_values", by_shard(&|s| s.window_values as f64));
+        out.put("hindcast_storage_head_bytes", by_shard(&|s| s.head_bytes as f64));
+        out.put("hindcast_storage_series", by_shard(&|s| s.series as f64));
+        out.put("hindcast_storage_segments", by_shard(&|s| s.segments as f64));
+        out.put("hindcast_storage_segment_bytes", by_shard(&|s| s.segment_bytes as f64));
+        out.put("hindcast_storage_cold_segments", by_shard(&|s| s.cold_segments as f64));
+        out.put("hindcast_storage_cold_bytes", by_shard(&|s| s.cold_bytes as f64));
+        out.put("hindcast_cold_uploads_total", by_shard(&|s| s.cold.puts as f64));
+        out.put(
+            "hindcast_cold_upload_bytes_total",
+            by_shard(&|s| s.cold.put_bytes as f64),
+        );
+        out.put("hindcast_cold_deletes_total", by_shard(&|s| s.cold.deletes as f64));
+        out.put("hindcast_cold_failures_total", by_shard(&|s| s.cold.failures as f64));
+        if let Some(cold) = &self.node.cold {
+            let cache = cold.stats();
+            out.put("hindcast_cold_cache_hits_total", plain(cache.hits as f64));
+            out.put("hindcast_cold_cache_misses_total", plain(cache.misses as f64));
+            out.put("hindcast_cold_cache_bytes", plain(cache.bytes as f64));
+        }
+        let shards = self.node.shards.iter();
+        let dropped = shards.flat_map(|(g, s)| s.dropped().into_iter().map(move |(policy, d)| (*g, policy, d)));
+        let rows = dropped.flat_map(|(group, policy, d)| {
+            let kinds = [
+                ("samples", d.samples),
+                ("windows", d.windows),
+                ("lines", d.lines),
+                ("late_samples", d.late),
+                ("bytes", d.bytes),
+            ];
+            let row = move |(kind, n): (&str, u64)| {
+                let labels = format!("{{group=\"{group}\",policy={policy:?},kind=\"{kind}\"}}");
+                (labels, n as f64)
+            };
+            kinds.map(row)
+        });
+        out.put("hindcast_retention_dropped_total", rows.collect());
+        let ports: Vec<(&str, TlsStats)> = [self.node.peers.tls(), self.tls.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|t| (t.port().as_str(), t.stats()))
+            .collect();
+        let by_port = |f: &dyn Fn(&TlsStats) -> Option<f64>| {
+            let row = |(port, s): &(&str, TlsStats)| Some((format!("{{port=\"{port}\"}}"), f(s)?));
+            ports.iter().filter_map(row).collect::<Vec<_>>()
+        };
+        out.put("hindcast_tls_handshakes_total", by_port(&|s| Some(s.handshakes as f64)));
+        let refused = ports.iter().flat_map(|(port, s)| {
+            s.refused.iter().map(move |((side, reason), n)| {
+                let labels = format!("{{port=\"{port}\",side=\"{side}\",reason=\"{reason}\"}}");
+                (labels, *n as f64)
+            })
+        });
+        out.put("hindcast_tls_refused_total", refused.collect());
+        out.put("hindcast_tls_reloads_total", by_port(&|s| Some(s.reloads as f64)));
+        out.put(
+            "hindcast_tls_reload_failures_total",
+            by_port(&|s| Some(s.reload_failures as f64)),
+        );
+        out.put(
+            "hindcast_tls_certificate_expires_seconds",
+            by_port(&|s| Some(s.expires?.0 as f64 / 1e9)),
+        );
+        let mut named = std::collections::BTreeMap::<&str, Vec<(String, f64)>>::new();
+        let counters = self.counters.list();
+        for sample in &counters {
+            let pairs: Vec<String> = sample.labels.iter().map(|(n, v)| format!("{n}={v:?}")).collect();
+            let labels = if pairs.is_empty() {
+                String::new()
+            } else {
+                format!("{{{}}}", pairs.join(","))
+            };
+            named
+                .entry(sample.name)
+                .or_default()
+                .push((labels, sample.value as f64));
+        }
+        let told = METRICS.iter().map(|(name, ..)| *name);
+        for name in told.filter(|n| n.starts_with("hindcast_ingest_")) {
+            named.entry(name).or_default();
+        }
+        for (name, rows) in named {
+            out.put(name, rows);
+        }
+        out.text
+    }
+
+    /// Every queue of this node that holds bytes, and its bound.
+    fn put_queues(&self, out: &mut Exposition) {
+        let (mut held, mut bounds) = (vec![], vec![]);
+        let mut queue = |labels: String, bytes: usize, bytes_max: usize| {
+            held.push((labels.clone(), bytes as f64));
+            bounds.push((labels, bytes_max as f64));
+        };
+        let raft = self.node.raft.queues();
+        queue(
+            "{queue=\"raft_proposals\"}".to_owned(),
+            raft.proposals.0,
+            raft.proposals.1,
+        );
+        queue("{queue=\"raft_received\"}".to_owned(), raft.received.0, raft.received.1);
+        queue("{queue=\"raft_log\"}".to_owned(), raft.log.0, raft.log.1);
+        for (group, bytes) in raft.backlogs {
+            let labels = format!("{{queue=\"raft_apply\",group=\"{group}\"}}");
+            queue(labels, bytes, raft.backlog_max);
+        }
+        for (shard, bytes) in self.node.writer.queued_bytes() {
+            let labels = format!("{{queue=\"writes\",group=\"{}\"}}", GroupId::from(shard));
+            queue(labels, bytes, QUEUED_BYTES_MAX);
+        }
+        let mut dropped = vec![];
+        for (peer, q) in self.node.peers.queues() {
+            let labels = format!("{{queue=\"peer_messages\",peer=\"{peer}\"}}");
+            queue(labels, q.bytes, q.bytes_max);
+            dropped.push((format!("{{peer=\"{peer}\"}}"), q.dropped as f64));
+        }
+        let (bytes, bytes_max) = self.node.admission.ingest_bytes();
+        queue("{queue=\"ingest_requests\"}".to_owned(), bytes, bytes_max);
+        out.put("hindcast_queue_bytes", held);
+        out.put("hindcast_queue_bytes_max", bounds);
+        out.put("hindcast_queue_dropped_total", dropped);
+    }
+
+    fn put_admission(&self, out: &mut Exposition) {
+        let admission = &self.node.admission;
+        let memory = admission.memory();
+        let plain = |value: f64| vec![(String::new(), value)];
+        out.put("hindcast_memory_used_bytes", plain(memory.used() as f64));
+        out.put("hindcast_memory_used_max_bytes", plain(memory.used_max() as f64));
+        let limit = memory.limit();
+        let limit = if limit == u64::MAX { f64::INFINITY } else { limit as f64 };
+        out.put("hindcast_memory_limit_bytes", plain(limit));
+        out.put("hindcast_memory_pressure", plain(f64::from(memory.pressure() as u8)));
+        let refused = admission.refused().into_iter().map(|(work, reason, n)| {
+            let labels = format!("{{work=\"{work}\",reason=\"{reason}\"}}");
+            (labels, n as f64)
+        });
+        out.put("hindcast_admission_refused_total", refused.collect());
+        let (running, waiting) = admission.queries();
+        out.put("hindcast_queries_running", plain(running as f64));
+        out.put("hindcast_queries_waiting", plain(waiting as f64));
+        let counts = self.requests.counts().into_iter().map(|(work, outcome, n)| {
+            let labels = format!("{{work=\"{work}\",outcome=\"{outcome}\"}}");
+            (labels, n as f64)
+        });
+        out.put("hindcast_requests_total", counts.collect());
+        for (work, times) in self.requests.times() {
+            out.put_times("hindcast_request_seconds", &format!("work=\"{work}\""), &times);
+        }
+    }
+
+    fn put_outbox(&self, out: &mut Exposition) {
+        let now = self.node.meta.cluster_now();
+        let waiting = hindcast_alerting::rows::outbox_waiting(self.node.meta.stale().as_ref());
+        let oldest = waiting.oldest_due.map_or(0.0, |due| now.since(due).0 as f64 / 1e9);
+        out.put(
+            "hindcast_outbox_waiting",
+            vec![(String::new(), waiting.messages as f64)],
+        );
+        out.put("hindcast_outbox_oldest_due_seconds", vec![(String::new(), oldest)]);
+        let sends = self.sends.list().into_iter();
+        let rows = sends.map(|(outcome, n)| (format!("{{outcome=\"{outcome}\"}}"), n as f64));
+        out.put("hindcast_outbox_sends_total", rows.collect());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOC: &str = include_str!("../../METRICS.md");
+
+    #[test]
+    fn the_document_lists_what_is_told() {
+        let rows = METRICS
+            .iter()
+            .map(|(name, kind, help)| format!("| `{name}` | {kind} | {help} |"));
+        let listed: Vec<&str> = DOC.lines().filter(|l| l.starts_with("| `hindcast_")).collect();
+        assert_eq!(rows.collect::<Vec<_>>(), listed);
+    }
+
+    #[test]
+    fn names_say_their_unit_and_kind() {
+        for (name, kind, help) in METRICS {
+            assert_eq!(name.ends_with("_total"), *kind == "counter", "{name}");
+            assert!(help.ends_with('.'), "{name}: {help}");
+        }
+        assert!(METRICS.is_sorted_by_key(|(n, ..)| *n));
+    }
+
+    #[test]
+    fn a_histogram_ends_with_all_of_it() {
+        let times = hindcast_raft::io::Times::default();
+        for ms in [1, 1, 30, 90_000] {
+            times.add(hindcast_model::SpanNs::from_ms(ms));
+        }
+        let mut out = Exposition::default();
+        out.put_times("hindcast_raft_fsync_seconds", "", &times.seen());
+        let lines: Vec<&str> = out.text.lines().filter(|l| !l.starts_with('#')).collect();
+        assert!(
+            lines.contains(&"hindcast_raft_fsync_seconds_bucket{le=\"0.001\"} 2"),
+            "{lines:?}"
+        );
+        assert!(
+            lines.contains(&"hindcast_raft_fsync_seconds_bucket{le=\"0.05\"} 3"),
+            "{lines:?}"
+        );
+        assert!(
+            lines.contains(&"hindcast_raft_fsync_seconds_bucket{le=\"+Inf\"} 4"),
+            "{lines:?}"
+        );
+        assert_eq!(
+            &lines[lines.len() - 2..],
+            [
+                "hindcast_raft_fsync_seconds_sum 90.032",
+                "hindcast_raft_fsync_seconds_count 4"
+            ]
+        );
+    }
+}
