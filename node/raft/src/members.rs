@@ -12,9 +12,10 @@
 use hindcast_model::NodeId;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState};
+use serde::{Deserialize, Serialize};
 
 /// One step of a change. All steps of a change take effect together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MemberStep {
     /// Gets everything and counts for nothing. For a voter: it counts no more.
     Learner(NodeId),

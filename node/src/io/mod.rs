@@ -3,6 +3,7 @@ pub mod cold;
 pub mod cuts;
 pub mod disk_watch;
 pub mod identity;
+pub mod members;
 pub mod meta_client;
 pub mod node;
 pub mod peers;

@@ -12,10 +12,10 @@ use hindcast_proto::v1::peer_client::PeerClient;
 use hindcast_proto::v1::peer_server::{Peer, PeerServer};
 use hindcast_raft::{RaftHost, Transport, WireMessage};
 use parking_lot::{Mutex, RwLock};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -34,6 +34,8 @@ pub type CallHandler = Arc<dyn Fn(NodeId, Bytes) -> BoxFuture<'static, Result<By
 /// Calls that are answered before this node belongs to a cluster.
 pub const CALL_HELLO: &str = "hello";
 pub const CALL_FOUND: &str = "found";
+/// Asked by a node that belongs to no cluster yet.
+pub const CALL_JOIN: &str = "join";
 
 /// Connects lazily and again and again; windows wide enough for batches of `BATCH_BYTES_MAX`.
 pub fn channel_to(address: &str) -> Result<Channel, tonic::transport::Error> {
@@ -67,6 +69,7 @@ pub async fn call_address(address: &str, from: NodeId, kind: &str, body: Bytes) 
 }
 
 struct PeerLink {
+    address: String,
     channel: Channel,
     queue: mpsc::Sender<Vec<WireMessage>>,
 }
@@ -76,6 +79,10 @@ pub struct Peers {
     me: NodeId,
     cluster: OnceLock<String>,
     links: RwLock<BTreeMap<NodeId, PeerLink>>,
+    /// Nodes that were removed: nobody listens to them.
+    gone: RwLock<BTreeSet<NodeId>>,
+    /// Whether a peer said that this node itself was removed.
+    removed: watch::Sender<bool>,
     handlers: RwLock<BTreeMap<String, CallHandler>>,
     raft: OnceLock<RaftHost>,
     disk: Arc<dyn Disk>,
@@ -90,6 +97,8 @@ impl Peers {
             me,
             cluster: OnceLock::new(),
             links: RwLock::default(),
+            gone: RwLock::default(),
+            removed: watch::Sender::new(false),
             handlers: RwLock::default(),
             raft: OnceLock::new(),
             disk,
@@ -105,13 +114,48 @@ impl Peers {
     /// From now on calls and messages of this cluster, and no other, are taken.
     pub fn join(&self, cluster: &str, nodes: &BTreeMap<NodeId, String>) -> Result<(), tonic::transport::Error> {
         let _ = self.cluster.set(cluster.to_owned());
-        for (id, address) in nodes.iter().filter(|(id, _)| **id != self.me) {
-            let channel = channel_to(address)?;
-            let (queue, waiting) = mpsc::channel(QUEUED_LISTS_MAX);
-            tokio::spawn(send_raft(self.me, cluster.to_owned(), channel.clone(), waiting));
-            self.links.write().insert(*id, PeerLink { channel, queue });
+        for (id, address) in nodes {
+            self.learn(*id, address)?;
         }
         Ok(())
+    }
+
+    /// A node of this cluster, and where it is.
+    pub fn learn(&self, id: NodeId, address: &str) -> Result<(), tonic::transport::Error> {
+        let known = self.links.read().get(&id).is_some_and(|l| l.address == address);
+        let (Some(cluster), false) = (self.cluster.get(), known || id == self.me) else {
+            return Ok(());
+        };
+        let channel = channel_to(address)?;
+        let (queue, waiting) = mpsc::channel(QUEUED_LISTS_MAX);
+        let removed = self.removed.clone();
+        tokio::spawn(send_raft(self.me, cluster.clone(), channel.clone(), waiting, removed));
+        let link = PeerLink {
+            address: address.to_owned(),
+            channel,
+            queue,
+        };
+        self.links.write().insert(id, link);
+        Ok(())
+    }
+
+    /// A node that was removed: nothing goes to it, and nothing of it is taken.
+    pub fn forget(&self, id: NodeId) {
+        if self.gone.write().insert(id) {
+            self.links.write().remove(&id);
+        }
+    }
+
+    /// Turns true when a peer says that this node was removed from the cluster.
+    pub fn removed(&self) -> watch::Receiver<bool> {
+        self.removed.subscribe()
+    }
+
+    fn check_sender(&self, from: u64) -> Result<(), Status> {
+        match self.gone.read().contains(&NodeId(from)) {
+            true => Err(Status::failed_precondition(removed_words(NodeId(from)))),
+            false => Ok(()),
+        }
     }
 
     pub fn attach(&self, raft: RaftHost) {
@@ -135,7 +179,11 @@ impl Peers {
         });
         request.set_timeout(timeout);
         match tokio::time::timeout(timeout, client(channel).call(request)).await {
-            Ok(answer) => Ok(answer?.into_inner().body),
+            Ok(Ok(answer)) => Ok(answer.into_inner().body),
+            Ok(Err(status)) => {
+                note_removal(&status, self.me, &self.removed);
+                Err(status)
+            }
             Err(_) => Err(Status::deadline_exceeded(format!(
                 "node {to} did not answer in {timeout:?}"
             ))),
@@ -155,6 +203,7 @@ impl Peers {
         let first = chunks.message().await?.and_then(|c| c.header);
         let header = first.ok_or_else(|| Status::invalid_argument("a snapshot begins with its header"))?;
         self.check_cluster(&header.cluster)?;
+        self.check_sender(header.from)?;
         let raft = self
             .raft
             .get()
@@ -215,7 +264,13 @@ impl Peers {
 }
 
 /// Keeps one stream to a peer open and feeds it; what waits while it is down is dropped.
-async fn send_raft(me: NodeId, cluster: String, channel: Channel, mut waiting: mpsc::Receiver<Vec<WireMessage>>) {
+async fn send_raft(
+    me: NodeId,
+    cluster: String,
+    channel: Channel,
+    mut waiting: mpsc::Receiver<Vec<WireMessage>>,
+    removed: watch::Sender<bool>,
+) {
     loop {
         let (feed, stream) = mpsc::channel::<v1::RaftBatch>(64);
         let mut peer = client(channel.clone());
@@ -227,7 +282,12 @@ async fn send_raft(me: NodeId, cluster: String, channel: Channel, mut waiting: m
                     Some(first) => first,
                     None => return,
                 },
-                _ = &mut call => break,
+                ended = &mut call => {
+                    if let Ok(Err(status)) = ended {
+                        note_removal(&status, me, &removed);
+                    }
+                    break;
+                }
             };
             let mut messages: Vec<WireMessage> = first;
             let mut bytes: usize = messages.iter().map(wire_bytes).sum();
@@ -254,6 +314,16 @@ async fn send_raft(me: NodeId, cluster: String, channel: Channel, mut waiting: m
         tokio::time::sleep(RECONNECT_PAUSE).await;
         // Old news: Raft sends what still matters again.
         while waiting.try_recv().is_ok() {}
+    }
+}
+
+fn removed_words(node: NodeId) -> String {
+    format!("node {node} was removed from this cluster")
+}
+
+fn note_removal(status: &Status, me: NodeId, removed: &watch::Sender<bool>) {
+    if status.code() == tonic::Code::FailedPrecondition && status.message() == removed_words(me) {
+        removed.send_replace(true);
     }
 }
 
@@ -374,6 +444,7 @@ impl Peer for PeerService {
         let mut batches = request.into_inner();
         while let Some(batch) = batches.message().await? {
             self.0.check_cluster(&batch.cluster)?;
+            self.0.check_sender(batch.from)?;
             let Some(raft) = self.0.raft.get() else { continue };
             let message = |m: v1::RaftMessage| WireMessage {
                 group: GroupId(m.group),
@@ -387,8 +458,9 @@ impl Peer for PeerService {
 
     async fn call(&self, request: Request<v1::CallRequest>) -> Result<Response<v1::CallResponse>, Status> {
         let request = request.into_inner();
-        if request.kind != CALL_HELLO && request.kind != CALL_FOUND {
+        if ![CALL_HELLO, CALL_FOUND, CALL_JOIN].contains(&request.kind.as_str()) {
             self.0.check_cluster(&request.cluster)?;
+            self.0.check_sender(request.from)?;
         }
         let handler = self.0.handlers.read().get(&request.kind).cloned();
         let handler = handler

@@ -20,6 +20,8 @@ const KEEP_DEFAULT: &str = "30d";
   hindcast server --id 1 --data-dir n1 --listen 127.0.0.1:7400 --peer-listen 127.0.0.1:7401 \\
                   --join 127.0.0.1:7401,127.0.0.1:7411,127.0.0.1:7421
       one of three nodes; start the others with their own --id, --data-dir, --listen and --peer-listen
+  hindcast server --data-dir n4 --listen 127.0.0.1:7430 --peer-listen 127.0.0.1:7431 --join-cluster 127.0.0.1:7401
+      one more node for a cluster that runs: it gets its number there, and waits for `hindcast cluster add`
   hindcast server --data-dir d --retention none
       keeps and accepts data of every age, back to 1970
   hindcast server --data-dir d --retention 30d,DBMS=90d,team-a=1y,team-a/SMS=7d
@@ -47,6 +49,10 @@ pub struct ServerArgs {
     /// Peer addresses of all nodes, this one included.
     #[arg(long, env = "HINDCAST_JOIN", value_delimiter = ',')]
     pub join: Vec<String>,
+    /// Peer addresses of some nodes of a cluster that runs already: this node asks them for its number and joins. Instead
+    /// of --join and --id; the same on every start.
+    #[arg(long, env = "HINDCAST_JOIN_CLUSTER", value_delimiter = ',', conflicts_with_all = ["join", "id"])]
+    pub join_cluster: Vec<String>,
     /// Shards; fixed at the first start: a power of two up to 64 [default: 4].
     #[arg(long, env = "HINDCAST_SHARDS")]
     pub shards: Option<u64>,
@@ -132,6 +138,8 @@ pub enum ConfigError {
     Cold(String),
     #[error("--id must be at least 1; 0 means nobody")]
     NodeZero,
+    #[error("--join founds a cluster and --join-cluster enters one that runs; give one of them")]
+    JoinTwice,
 }
 
 /// What is used, defaults filled in.
@@ -142,6 +150,7 @@ pub struct ServerConfig {
     pub listen: SocketAddr,
     pub peer_listen: SocketAddr,
     pub join: Vec<String>,
+    pub join_cluster: Vec<String>,
     pub shards: u64,
     pub replicas: Option<u64>,
     pub rules: Vec<String>,
@@ -151,6 +160,13 @@ pub struct ServerConfig {
     /// `None`: by the disk's size.
     pub disk_reserve: Option<u64>,
     pub cold: Option<ColdConfig>,
+}
+
+impl ServerConfig {
+    /// Whether there are other nodes, now or soon.
+    pub fn has_peers(&self) -> bool {
+        !self.join.is_empty() || !self.join_cluster.is_empty()
+    }
 }
 
 /// Where old files go, and when.
@@ -180,6 +196,11 @@ impl ServerArgs {
             listen: self.listen.or(file.listen),
             peer_listen: self.peer_listen.or(file.peer_listen),
             join: if self.join.is_empty() { file.join } else { self.join },
+            join_cluster: if self.join_cluster.is_empty() {
+                file.join_cluster
+            } else {
+                self.join_cluster
+            },
             shards: self.shards.or(file.shards),
             replicas: self.replicas.or(file.replicas),
             rules: if self.rules.is_empty() { file.rules } else { self.rules },
@@ -209,6 +230,7 @@ impl ServerArgs {
             listen: address(self.listen, 7400),
             peer_listen: address(self.peer_listen, 7401),
             join: self.join,
+            join_cluster: self.join_cluster,
             shards: self.shards.unwrap_or(4),
             replicas: self.replicas,
             rules: self.rules,
@@ -232,7 +254,10 @@ impl ServerArgs {
         if config.id == 0 {
             return Err(ConfigError::NodeZero);
         }
-        let peers = (!config.join.is_empty()).then_some(config.peer_listen);
+        if !config.join.is_empty() && !config.join_cluster.is_empty() {
+            return Err(ConfigError::JoinTwice);
+        }
+        let peers = config.has_peers().then_some(config.peer_listen);
         match [Some(config.listen), peers]
             .into_iter()
             .flatten()

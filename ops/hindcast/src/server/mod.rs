@@ -72,10 +72,9 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let files = rules::read(&config).map_err(|e| Failure::usage(e.to_string()))?;
     let listener = bind("client", config.listen).await?;
     let address = listener.local_addr().map_err(|e| Failure::no(e.to_string()))?;
-    let peer_listener = if config.join.is_empty() {
-        None
-    } else {
-        Some(bind("peer", config.peer_listen).await?)
+    let peer_listener = match config.has_peers() {
+        true => Some(bind("peer", config.peer_listen).await?),
+        false => None,
     };
 
     let parts: Vec<Box<dyn Part>> = vec![Box::new(GatewayPart), Box::new(DeskPart)];
@@ -83,6 +82,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         id: NodeId(config.id),
         data_dir: config.data_dir.clone(),
         join: config.join.clone(),
+        join_cluster: config.join_cluster.clone(),
         shards: config.shards,
         replicas: config.replicas,
         retention: config.retention.clone(),
@@ -114,7 +114,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
 
     spawn_workers(&node, &meta, &engine, &shards, files, &stopped);
 
-    announce(&config, address);
+    announce(&config, node.id(), address);
     let (health, health_service) = tonic_health::server::health_reporter();
     tokio::spawn(report_health(node.clone(), health));
     let describe = || {
@@ -157,7 +157,16 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let mut fatal = node.raft.fatal();
     let (end, ended) = watch::channel(false);
     let serving = tokio::spawn(serve::serve(listener, grpc, http, ended));
+    let mut removed = node.peers.removed();
     let failure = tokio::select! {
+        _ = removed.wait_for(|r| *r) => {
+            println!(
+                "hindcast node {} was removed from its cluster and ends; its data directory {} is not needed any more",
+                node.id(),
+                config.data_dir.display()
+            );
+            None
+        }
         _ = stopped.wait_for(|s| *s) => None,
         broken = fatal.wait_for(Option::is_some) => broken.ok().and_then(|b| b.clone()),
     };
@@ -181,12 +190,15 @@ fn open_cold(config: &ServerConfig) -> Result<Option<NodeCold>, Failure> {
     }))
 }
 
-fn announce(config: &ServerConfig, address: std::net::SocketAddr) {
-    println!(
-        "hindcast node {} listens on http://{address} (gRPC, HTTP and web UI)",
-        config.id
-    );
-    if config.join.is_empty() {
+fn announce(config: &ServerConfig, node: NodeId, address: std::net::SocketAddr) {
+    println!("hindcast node {node} listens on http://{address} (gRPC, HTTP and web UI)");
+    if !config.join_cluster.is_empty() {
+        println!(
+            "peers on {}: joined at {}",
+            config.peer_listen,
+            config.join_cluster.join(", ")
+        );
+    } else if config.join.is_empty() {
         println!("alone: no peers, no user and no token needed, because only this machine can reach it");
     } else {
         println!("peers on {}: {}", config.peer_listen, config.join.join(", "));
