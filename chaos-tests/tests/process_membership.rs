@@ -190,6 +190,37 @@ async fn the_same_when_the_log_is_cut_and_the_newcomer_needs_snapshots() {
     come_and_go(true).await.unwrap();
 }
 
+/// A node that lost its Raft log, and with it what it had given its word for, takes no part; the others take it out, and it
+/// comes back by itself.
+async fn lose_a_log() -> Result<()> {
+    let mut cluster = Cluster::start("lost-log", PROGRAM, 3, &["--test-only-small-files"])?;
+    cluster.wait_ready().await?;
+    let writers = Writers::start(&cluster);
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    cluster.kill(2);
+    std::fs::remove_dir_all(cluster.data_dir(2).join("raft/log"))?;
+    cluster.spawn(2)?;
+    until(&cluster, 0, "the loss is noticed and the copies begin again", |s| {
+        s.members.iter().any(|m| !m.voters.contains(&3))
+    })
+    .await?;
+    until(&cluster, 0, "it counts again everywhere", |s| {
+        let well = |m: &v1::GroupMembers| m.progress.iter().all(|p| p.quarantined.is_empty() && !p.rebuilding);
+        all_have(s, &[1, 2, 3]) && s.members.iter().all(well)
+    })
+    .await?;
+    cluster.wait_ready().await?;
+    let (batches, longest, base_ms) = writers.end().await?;
+    println!("the longest a batch took was {longest:?}");
+    check_cluster(LOAD, &cluster, base_ms, &batches).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_lost_its_log_comes_back_by_itself() {
+    lose_a_log().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_node_is_replaced_and_leaders_are_spread_after_all_were_down() {
     replace().await.unwrap();

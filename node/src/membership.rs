@@ -50,6 +50,9 @@ pub struct PeerReport {
     pub lag: u64,
     pub is_active: bool,
     pub in_snapshot: bool,
+    /// Bytes of the snapshot that are sent, and all of them, while one is on its way.
+    #[serde(default)]
+    pub snapshot: Option<(u64, u64)>,
 }
 
 /// What the nodes said; who did not answer is not in it.
@@ -222,10 +225,12 @@ impl Round<'_> {
                 continue;
             }
             match by {
-                Some(by) if report.learners.contains(&by) => {
-                    if has_caught_up(report, by) && self.stays_whole(group, leader, report, &[node], Some(by)) {
-                        return change(vec![MemberStep::Voter(by), MemberStep::Remove(node)]);
-                    }
+                Some(by)
+                    if report.learners.contains(&by)
+                        && has_caught_up(report, by)
+                        && self.stays_whole(group, leader, report, &[node], Some(by)) =>
+                {
+                    return change(vec![MemberStep::Voter(by), MemberStep::Remove(node)]);
                 }
                 // Its place is taken by who is not there yet: that one is added as any other.
                 Some(by) if !report.voters.contains(&by) && self.wishes.get(&by) == Some(&Wish::Member) => {}
@@ -432,6 +437,7 @@ mod tests {
                 lag: if self.slow.contains(n) { PROMOTE_LAG_MAX + 1 } else { 0 },
                 is_active: !self.dead.contains(n) && !self.lost.contains(&(*n, group)),
                 in_snapshot: false,
+                snapshot: None,
             };
             let others = s.voters.iter().chain(&s.learners).filter(|n| **n != node);
             GroupReport {

@@ -258,6 +258,12 @@ impl Members {
                 lag: p.lag,
                 is_active: p.is_active,
                 in_snapshot: p.in_snapshot,
+                snapshot: self
+                    .0
+                    .peers
+                    .courier
+                    .progress(group, p.node)
+                    .map(|p| (p.bytes_sent, p.bytes)),
             };
             GroupReport {
                 group,

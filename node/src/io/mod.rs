@@ -8,4 +8,5 @@ pub mod meta_client;
 pub mod node;
 pub mod peers;
 pub mod servers;
+pub mod snapshots;
 pub mod writer;

@@ -3,10 +3,12 @@
 //! Raft messages may be dropped at any time: Raft repairs it. Calls are answered or fail; what a call means is known
 //! to whoever registered its kind.
 
+use super::snapshots::Courier;
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use hindcast_env::Disk;
-use hindcast_model::{GroupId, NodeId};
+use hindcast_env::io::SystemClock;
+use hindcast_env::{Clock, Disk};
+use hindcast_model::{GroupId, NodeId, codec};
 use hindcast_proto::v1;
 use hindcast_proto::v1::peer_client::PeerClient;
 use hindcast_proto::v1::peer_server::{Peer, PeerServer};
@@ -26,6 +28,8 @@ const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// Larger than any batch of appends, entries of `ENTRY_BYTES_MAX` included.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
+const CALL_HAVE: &str = "snapshot_have";
+const HAVE_TIMEOUT: Duration = Duration::from_secs(2);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers calls of one kind.
@@ -88,6 +92,8 @@ pub struct Peers {
     disk: Arc<dyn Disk>,
     /// Counts incoming snapshots, for folder names.
     incoming: Mutex<u64>,
+    pub courier: Arc<Courier>,
+    clock: Arc<dyn Clock>,
     runtime: tokio::runtime::Handle,
 }
 
@@ -103,6 +109,8 @@ impl Peers {
             raft: OnceLock::new(),
             disk,
             incoming: Mutex::new(0),
+            courier: Arc::default(),
+            clock: Arc::new(SystemClock::new()),
             runtime: tokio::runtime::Handle::current(),
         })
     }
@@ -214,26 +222,49 @@ impl Peers {
             *n += 1;
             format!("incoming/{}-{}", header.group, *n)
         };
+        let io = |e: hindcast_env::DiskError| Status::internal(e.to_string());
+        self.disk.remove_dir_all(&dir).map_err(io)?;
+        self.disk.create_dir_all(&dir).map_err(io)?;
+        let group = GroupId(header.group);
+        let mut whole = self
+            .courier
+            .reuse(&*self.disk, group, &header.files, &dir)
+            .map_err(io)?;
+        let taken = self.take_files(chunks, &header, &dir, &mut whole).await;
+        if taken.is_err() {
+            self.courier.keep(&*self.disk, group, &header.files, dir, &whole);
+            return taken;
+        }
+        raft.receive_snapshot(group, header.message, dir);
+        Ok(())
+    }
+
+    /// `whole`: names of the files that are there and verified, also when the stream breaks.
+    async fn take_files(
+        &self,
+        mut chunks: Streaming<v1::SnapshotChunk>,
+        header: &v1::SnapshotHeader,
+        dir: &str,
+        whole: &mut BTreeSet<String>,
+    ) -> Result<(), Status> {
         let disk = &self.disk;
         let io = |e: hindcast_env::DiskError| Status::internal(e.to_string());
-        disk.remove_dir_all(&dir).map_err(io)?;
-        disk.create_dir_all(&dir).map_err(io)?;
         let mut open: Option<(String, Box<dyn hindcast_env::DiskFile>, u64, blake3::Hasher)> = None;
-        let finish = |done: (String, Box<dyn hindcast_env::DiskFile>, u64, blake3::Hasher)| -> Result<(), Status> {
+        let mut finish = |done: (String, Box<dyn hindcast_env::DiskFile>, u64, blake3::Hasher)| -> Result<(), Status> {
             let (name, mut file, len, hash) = done;
             let expected = header.files.iter().find(|f| f.name == name);
-            let whole = expected.is_some_and(|f| f.bytes == len && f.hash == hash.finalize().as_bytes()[..]);
-            if !whole {
+            let is_whole = expected.is_some_and(|f| f.bytes == len && f.hash == hash.finalize().as_bytes()[..]);
+            if !is_whole {
                 return Err(Status::data_loss(format!("snapshot file {name} did not arrive whole")));
             }
-            file.sync().map_err(io)
+            file.sync().map_err(io)?;
+            whole.insert(name);
+            Ok(())
         };
-        let mut taken = 0;
         while let Some(chunk) = chunks.message().await? {
             if open.as_ref().is_none_or(|(name, ..)| *name != chunk.file) {
                 if let Some(done) = open.take() {
                     finish(done)?;
-                    taken += 1;
                 }
                 if chunk.file.is_empty() || chunk.file.contains('/') || chunk.file.starts_with('.') {
                     return Err(Status::invalid_argument("a snapshot file has a plain name"));
@@ -249,17 +280,15 @@ impl Peers {
         }
         if let Some(done) = open.take() {
             finish(done)?;
-            taken += 1;
         }
-        if taken != header.files.len() {
+        let missing = header.files.iter().filter(|f| !whole.contains(&f.name)).count();
+        if missing > 0 {
             return Err(Status::data_loss(format!(
-                "{taken} of {} snapshot files arrived",
+                "{missing} of {} snapshot files did not arrive",
                 header.files.len()
             )));
         }
-        disk.sync_dir(&dir).map_err(io)?;
-        raft.receive_snapshot(GroupId(header.group), header.message, dir);
-        Ok(())
+        disk.sync_dir(dir).map_err(io)
     }
 }
 
@@ -315,6 +344,32 @@ async fn send_raft(
         // Old news: Raft sends what still matters again.
         while waiting.try_recv().is_ok() {}
     }
+}
+
+/// Which files the receiver has from a try that broke. Who does not know gets everything.
+async fn ask_have(
+    channel: Channel,
+    me: NodeId,
+    cluster: &str,
+    group: GroupId,
+    files: &[v1::SnapshotFile],
+) -> Vec<String> {
+    let files: Vec<(String, u64, Bytes)> = files
+        .iter()
+        .map(|f| (f.name.clone(), f.bytes, f.hash.clone()))
+        .collect();
+    let mut request = Request::new(v1::CallRequest {
+        from: me.0,
+        cluster: cluster.to_owned(),
+        kind: CALL_HAVE.to_owned(),
+        body: codec::to_bytes(&(group, files)).into(),
+    });
+    request.set_timeout(HAVE_TIMEOUT);
+    let answer = client(channel).call(request).await;
+    answer
+        .ok()
+        .and_then(|a| codec::from_bytes(&a.into_inner().body).ok())
+        .unwrap_or_default()
 }
 
 fn removed_words(node: NodeId) -> String {
@@ -376,12 +431,19 @@ impl Transport for Peers {
             self.cluster.get().cloned().unwrap_or_default(),
             self.me,
         );
+        let (courier, clock) = (self.courier.clone(), self.clock.clone());
+        let have_asked = channel.clone();
         self.runtime.spawn(async move {
             let (feed, stream) = mpsc::channel::<v1::SnapshotChunk>(16);
+            let runtime = tokio::runtime::Handle::current();
+            let travel = (group, to);
+            let ended = courier.clone();
             let reader = tokio::task::spawn_blocking(move || -> Result<(), Status> {
                 let io = |e: hindcast_env::DiskError| Status::internal(e.to_string());
                 let gone = |_| Status::cancelled("the receiver went away");
                 let files = snapshot_files(&*disk, &dir)?;
+                courier.begin(travel, files.iter().map(|f| f.bytes).sum());
+                let have = runtime.block_on(ask_have(have_asked, me, &cluster, group, &files));
                 let header = v1::SnapshotHeader {
                     from: me.0,
                     cluster,
@@ -396,6 +458,10 @@ impl Transport for Peers {
                 };
                 feed.blocking_send(first).map_err(gone)?;
                 for f in files {
+                    if have.contains(&f.name) {
+                        courier.send(travel, 0, &*clock);
+                        continue;
+                    }
                     let file = disk.open_read(&format!("{dir}/{}", f.name)).map_err(io)?;
                     let mut at = 0;
                     // An empty file is sent as one empty chunk.
@@ -403,6 +469,7 @@ impl Transport for Peers {
                         let len = SNAPSHOT_CHUNK_BYTES.min((f.bytes - at) as usize);
                         let data = file.read_at(at, len).map_err(io)?;
                         at += len as u64;
+                        std::thread::sleep(courier.send(travel, len as u64, &*clock));
                         let chunk = v1::SnapshotChunk {
                             header: None,
                             file: f.name.clone(),
@@ -420,6 +487,7 @@ impl Transport for Peers {
                 .snapshot(tokio_stream::wrappers::ReceiverStream::new(stream))
                 .await;
             let read = reader.await;
+            ended.end(travel);
             let ok = sent.is_ok() && matches!(read, Ok(Ok(())));
             if let Err(status) = sent {
                 tracing::warn!(%to, %group, %status, "a Raft snapshot was not taken");
@@ -461,6 +529,14 @@ impl Peer for PeerService {
         if ![CALL_HELLO, CALL_FOUND, CALL_JOIN].contains(&request.kind.as_str()) {
             self.0.check_cluster(&request.cluster)?;
             self.0.check_sender(request.from)?;
+        }
+        if request.kind == CALL_HAVE {
+            let asked = codec::from_bytes::<(GroupId, Vec<(String, u64, Bytes)>)>(&request.body);
+            let (group, files) = asked.map_err(|e| Status::invalid_argument(e.to_string()))?;
+            let file = |(name, bytes, hash)| v1::SnapshotFile { name, bytes, hash };
+            let files: Vec<_> = files.into_iter().map(file).collect();
+            let body = codec::to_bytes(&self.0.courier.have(group, &files)).into();
+            return Ok(Response::new(v1::CallResponse { body }));
         }
         let handler = self.0.handlers.read().get(&request.kind).cloned();
         let handler = handler

@@ -174,7 +174,7 @@ fn added(s: &v1::StatusResponse, node: u64) -> Left {
         }
         let progress = m.progress.iter().find(|p| p.node == node);
         Some(match progress {
-            Some(p) if p.in_snapshot => format!("{name} sends it a snapshot"),
+            Some(p) if p.in_snapshot => format!("{name} {}", snapshot_words(p)),
             Some(p) => format!("{name}: {} entries behind", p.lag),
             None => format!("{name}: not begun"),
         })
@@ -274,6 +274,7 @@ pub(crate) fn json(s: &v1::StatusResponse) -> serde_json::Value {
         serde_json::json!({
             "node": p.node, "lag": p.lag, "active": p.active, "in_snapshot": p.in_snapshot,
             "quarantined": p.quarantined, "rebuilding": p.rebuilding,
+            "snapshot_bytes_sent": p.snapshot_bytes_sent, "snapshot_bytes": p.snapshot_bytes,
         })
     };
     let members = |m: &v1::GroupMembers| {
@@ -355,6 +356,12 @@ fn table(s: &v1::StatusResponse) -> String {
     out
 }
 
+fn snapshot_words(p: &v1::MemberProgress) -> String {
+    const MIB: f64 = (1 << 20) as f64;
+    let (sent, all) = (p.snapshot_bytes_sent as f64 / MIB, p.snapshot_bytes as f64 / MIB);
+    format!("gets a snapshot: {sent:.1} of {all:.1} MiB")
+}
+
 /// A member that is not as it should be. A few entries are always under way.
 fn off_level(p: &v1::MemberProgress) -> Option<String> {
     const LAG_SHOWN_MIN: u64 = 100;
@@ -363,7 +370,7 @@ fn off_level(p: &v1::MemberProgress) -> Option<String> {
     } else if p.rebuilding {
         "waits for a snapshot".to_owned()
     } else if p.in_snapshot {
-        "gets a snapshot".to_owned()
+        snapshot_words(p)
     } else if !p.active {
         "not heard of".to_owned()
     } else if p.lag >= LAG_SHOWN_MIN {

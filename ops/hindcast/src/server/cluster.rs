@@ -111,6 +111,8 @@ impl View {
                     in_snapshot: peer.is_some_and(|p| p.in_snapshot),
                     quarantined: own.and_then(|r| r.quarantined.clone()).unwrap_or_default(),
                     rebuilding: own.is_some_and(|r| r.is_rebuilding),
+                    snapshot_bytes_sent: peer.and_then(|p| p.snapshot).map_or(0, |s| s.0),
+                    snapshot_bytes: peer.and_then(|p| p.snapshot).map_or(0, |s| s.1),
                 }
             });
             Some(v1::GroupMembers {
