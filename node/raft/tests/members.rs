@@ -784,6 +784,59 @@ fn a_group_that_stays_joint_is_led_out_of_it() {
     assert_eq!(show(&net.status(leader)), "voters 1 2 3, learners 4");
 }
 
+/// raft-rs looks for the entries between applied and committed when it campaigns, and panics when a snapshot has taken
+/// their place.
+#[test]
+fn a_node_whose_leader_dies_while_it_installs_a_snapshot_goes_on() {
+    let mut net = Net::new(2, true);
+    net.run(3);
+    for _ in 0..10 {
+        net.propose(1);
+        net.run(1);
+    }
+    net.crash(3);
+    for _ in 0..10 {
+        net.propose(1);
+        net.run(1);
+    }
+    [1, 2].iter().for_each(|id| net.save(*id));
+    net.run(11);
+    net.start(3);
+    // What its own log gives it.
+    let before = 11;
+    'until_installed: for _ in 0..200 {
+        [1, 2, 3].iter().for_each(|id| net.step(*id, Input::Tick));
+        loop {
+            let busy = |net: &Net, f: fn(&Node) -> bool| net.nodes.values().find(|n| f(n)).map(|n| n.id);
+            if !net.mail.is_empty() {
+                net.deliver(0);
+            } else if let Some(id) = busy(&net, |n| !n.tasks.is_empty()) {
+                net.disk(id);
+            } else if let Some(id) = busy(&net, |n| !n.to_apply.is_empty()) {
+                net.apply(id);
+            } else if let Some(id) = busy(&net, |n| !n.exported.is_empty()) {
+                net.export(id);
+            } else {
+                break;
+            }
+            // The machine has its files; the new start of the log is not on the disk yet.
+            if net.nodes[&3].state.applied > before {
+                break 'until_installed;
+            }
+        }
+    }
+    assert!(net.nodes[&3].state.applied > before, "no snapshot came");
+    net.crash(1);
+    for _ in 0..60 {
+        net.step(3, Input::Tick);
+    }
+    net.run(40);
+    let leader = net.leader().expect("two of three lead on");
+    net.propose(leader);
+    net.run(5);
+    assert_eq!(net.nodes[&3].state.lines, net.nodes[&2].state.lines);
+}
+
 /// One life of a cluster by chance; how many changes of members went through.
 fn by_chance(seed: u64) -> usize {
     let mut net = Net::new(seed, !seed.is_multiple_of(3));

@@ -249,6 +249,37 @@ impl View {
             "gauge",
             by_group(&|g| g.durable as f64),
         );
+        gauge(
+            "hindcast_raft_voters",
+            "Members of the group that count, as this node knows.",
+            "gauge",
+            by_group(&|g| g.voters.len() as f64),
+        );
+        gauge(
+            "hindcast_raft_learners",
+            "Members of the group that get everything and count for nothing.",
+            "gauge",
+            by_group(&|g| g.learners.len() as f64),
+        );
+        gauge(
+            "hindcast_raft_quarantined",
+            "Whether this node's copy lost entries it had confirmed and takes no part.",
+            "gauge",
+            by_group(&|g| f64::from(u8::from(!g.quarantined.is_empty()))),
+        );
+        let lags = groups.iter().flat_map(|g| {
+            let peers = self.node.raft.status(hindcast_model::GroupId(g.group)).peers;
+            let row = move |p: &hindcast_raft::PeerProgress| {
+                (format!("{{group=\"{}\",node=\"{}\"}}", g.group, p.node), p.lag as f64)
+            };
+            peers.iter().map(row).collect::<Vec<_>>()
+        });
+        gauge(
+            "hindcast_raft_lag_entries",
+            "Committed entries that another member has not confirmed, told by the group's leader.",
+            "gauge",
+            lags.collect(),
+        );
         let disk = &self.node.disk;
         let plain = |value: f64| vec![(String::new(), value)];
         gauge(
