@@ -24,6 +24,7 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     program: PathBuf,
     dir: PathBuf,
+    peers: Vec<SocketAddr>,
 }
 
 /// Loopback addresses that were free a moment ago, all different.
@@ -58,6 +59,7 @@ impl Cluster {
             nodes: vec![],
             program: program.into(),
             dir,
+            peers: peers.to_vec(),
         };
         for (i, client) in clients.iter().enumerate() {
             let id = i as u64 + 1;
@@ -90,6 +92,35 @@ impl Cluster {
             cluster.spawn(i)?;
         }
         Ok(cluster)
+    }
+
+    /// Starts one more node, which asks the others for its id; its place in `nodes`. It is expected to get `id`.
+    pub fn start_joining(&mut self, id: u64, more: &[&str]) -> Result<usize> {
+        let addresses = free_addresses(2)?;
+        let data = self.dir.join(format!("node-{id}"));
+        std::fs::create_dir_all(&data)?;
+        let peers = self.peers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let mut args: Vec<String> = vec!["server".into(), "--data-dir".into(), data.display().to_string()];
+        args.extend(["--listen".into(), addresses[0].to_string()]);
+        args.extend(["--peer-listen".into(), addresses[1].to_string()]);
+        args.extend(["--join-cluster".into(), peers]);
+        args.extend(more.iter().map(|a| (*a).to_owned()));
+        self.nodes.push(Node {
+            id,
+            client: addresses[0],
+            args,
+            log: data.join("log"),
+            child: None,
+        });
+        let i = self.nodes.len() - 1;
+        self.spawn(i)?;
+        Ok(i)
+    }
+
+    /// Forgets a node whose process has ended; its folder stays.
+    pub fn drop_node(&mut self, i: usize) {
+        self.kill(i);
+        self.nodes.remove(i);
     }
 
     pub fn spawn(&mut self, i: usize) -> Result<()> {

@@ -20,6 +20,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         id: NodeId(1),
         data_dir: data_dir.into(),
         join: vec![],
+        join_cluster: vec![],
         shards: 1,
         replicas: None,
         retention: vec![],

@@ -1,4 +1,4 @@
-//! The cluster's part of the meta machine: cuts and pins.
+//! The cluster's part of the meta machine: cuts, pins, and the nodes (`node_rows`).
 //!
 //! A cut is taken in four steps: `BeginCut` at index m; History delivered up to m; a cut entry
 //! in every shard; `RecordCut` with the vector. Only a recorded cut can be named by a reader.
@@ -7,11 +7,13 @@
 //! - Cut numbers rise and are never reused.
 //! - A cut's positions never change once recorded.
 
+use crate::node_rows::{self, Wish};
 use bytes::Bytes;
-use hindcast_model::{Class, CutId, GroupId, IncidentId, Positions, SpanNs, TenantId, TimestampNs, codec};
+use hindcast_model::{Class, CutId, GroupId, IncidentId, NodeId, Positions, SpanNs, TenantId, TimestampNs, codec};
 use hindcast_proto::history::{HistoryKind, HistoryRecord};
 use hindcast_raft::{ApplyContext, HistoryLine, MetaRead, MetaTx, Part, PartInput, PartOutput, Refusal};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 pub const CLUSTER_PART: &str = "cluster";
 
@@ -35,6 +37,28 @@ pub enum ClusterCommand {
     },
     DropPin {
         id: String,
+    },
+    /// Who founded the cluster, with peer addresses; noted once.
+    FoundNodes {
+        nodes: BTreeMap<NodeId, String>,
+    },
+    /// A new node asks for its id.
+    JoinNode {
+        token: [u8; 16],
+        address: String,
+    },
+    WishNode {
+        node: NodeId,
+        wish: Wish,
+    },
+    /// A node that was to leave counts nowhere any more.
+    NodeGone {
+        node: NodeId,
+    },
+    /// Who is to lead a group; `None`: it is spread like the others.
+    LeadGroup {
+        group: GroupId,
+        node: Option<NodeId>,
     },
 }
 
@@ -173,6 +197,11 @@ impl Part for ClusterPart {
                 );
                 out.history.push(pin_history(ctx, &pin, "pinned"));
             }
+            ClusterCommand::FoundNodes { nodes } => out.reply = node_rows::found(tx, nodes)?,
+            ClusterCommand::JoinNode { token, address } => out.reply = node_rows::join(tx, token, address)?,
+            ClusterCommand::WishNode { node, wish } => out.reply = node_rows::wish(tx, node, wish)?,
+            ClusterCommand::NodeGone { node } => out.reply = node_rows::gone(tx, node)?,
+            ClusterCommand::LeadGroup { group, node } => out.reply = node_rows::lead(tx, group, node)?,
             ClusterCommand::DropPin { id } => {
                 let key = format!("pin/{id}");
                 let row = tx.get(CLUSTER_PART, key.as_bytes());

@@ -10,19 +10,24 @@
 //!   else of the group reaches the disk in between.
 //! - A proposal is answered `Applied` only when the entry with its own id was applied, `Lost` only when another
 //!   entry stands at its index for good.
-//! - A node that lost entries it had confirmed stops this group (`quarantined`) before raft-rs would panic.
+//! - A node that lost entries it had confirmed stops this group (`quarantined`) before raft-rs would panic. Told that it
+//!   counts no more (`Rebuild`), it forgets its log, keeps its vote, and takes nothing but a snapshot.
+//! - The membership is the one as of the applied index, also after a crash: what is written is a membership at or before
+//!   the machine's durable index, and the entries behind it are in the log.
+//! - One change of members at a time. A node that finds itself removed neither leads nor campaigns any more.
 
 use crate::log::{HardState, LogError, LogWrite, Recovered, SnapshotPoint};
 use crate::log_view::{Point, SharedView, ViewError};
+use crate::members::{self, Confs, MemberStep, PeerProgress};
 use bytes::Bytes;
 use hindcast_env::planted::{Bug, planted};
 use hindcast_env::{Rng, SeededRng};
 use hindcast_model::{GroupId, NodeId};
 use protobuf::Message as _;
-use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType, Snapshot};
+use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType, Snapshot};
 use raft::{Config, GetEntriesContext, RawNode, SnapshotStatus, StateRole, Storage, StorageError};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Chosen by the proposer, carried in the entry: how a reply finds its proposal.
 pub type ProposalId = [u8; 16];
@@ -53,6 +58,10 @@ pub enum Refused {
     NotLeader(Option<NodeId>),
     /// Too much is proposed and not yet committed.
     Full,
+    /// Another change of the members is under way; one at a time.
+    ChangePending,
+    /// The change of the members would hurt.
+    Misfit(&'static str),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -118,6 +127,14 @@ pub enum Input {
     Transfer {
         to: NodeId,
     },
+    /// Changes the members; answered like a proposal, with an empty reply, once the change itself is applied (a joint
+    /// membership ends by itself soon after).
+    Change {
+        id: ProposalId,
+        steps: Vec<MemberStep>,
+    },
+    /// This quarantined copy counts no more in the group: it is to begin again from a snapshot.
+    Rebuild,
 }
 
 /// Records that reach the disk together with what may be sent only then.
@@ -185,7 +202,14 @@ pub struct DriverStatus {
     pub last_index: u64,
     pub log_bytes: u64,
     pub voters: Vec<NodeId>,
+    pub learners: Vec<NodeId>,
+    /// While the membership is joint: the voters before, who still count.
+    pub outgoing: Vec<NodeId>,
+    /// Of the other members; known to the leader only.
+    pub peers: Vec<PeerProgress>,
     pub quarantined: Option<String>,
+    /// It lost what it had, counts for nothing, and waits for a snapshot.
+    pub is_rebuilding: bool,
 }
 
 /// raft draws its timeouts from a generator that no seed reaches. It is given so wide a range that what it draws is
@@ -197,6 +221,9 @@ const READ_RETRY_TICKS: u64 = 2;
 /// Reads older than this are forgotten; their callers have given up long ago.
 const READ_AGE_TICKS_MAX: u64 = 1200;
 const COMPACT_EVERY_TICKS: u64 = 10;
+/// A membership that stays joint for so long is ended by the leader: raft does it by itself, save when leaders change at
+/// the wrong moment.
+pub const JOINT_TICKS_MAX: u64 = 40;
 /// While a group begins, the preferred leader asks for votes at these ticks, well before anyone's timeout.
 const EAGER_TICKS: [u64; 3] = [2, 4, 7];
 
@@ -212,7 +239,7 @@ struct Snapshots {
 struct Store {
     view: SharedView,
     hard: HardState,
-    conf: ConfState,
+    confs: Confs,
     snapshots: RefCell<Snapshots>,
 }
 
@@ -228,7 +255,7 @@ impl Storage for Store {
     fn initial_state(&self) -> raft::Result<raft::RaftState> {
         let mut hard = raft::eraftpb::HardState::default();
         (hard.term, hard.vote, hard.commit) = (self.hard.term, self.hard.vote, self.hard.commit);
-        Ok(raft::RaftState::new(hard, self.conf.clone()))
+        Ok(raft::RaftState::new(hard, self.confs.now().clone()))
     }
 
     fn entries(
@@ -257,13 +284,17 @@ impl Storage for Store {
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         let mut s = self.snapshots.borrow_mut();
         let truncated = self.view.lock().truncated();
-        match s.ready.get(&to) {
+        let ready = s
+            .ready
+            .get(&to)
+            .and_then(|(at, _)| Some((at, self.confs.at(at.index)?)));
+        match ready {
             // One that the log has meanwhile been cut beyond would only lead to the next one.
-            Some((at, _)) if at.index >= request_index && at.index >= truncated.index => {
+            Some((at, conf)) if at.index >= request_index && at.index >= truncated.index => {
                 let mut snapshot = Snapshot::default();
                 let meta = snapshot.mut_metadata();
                 (meta.index, meta.term) = (at.index, at.term);
-                meta.set_conf_state(self.conf.clone());
+                meta.set_conf_state(conf.clone());
                 Ok(snapshot)
             }
             _ => {
@@ -312,6 +343,19 @@ pub struct Driver {
     installing: Option<Installing>,
     /// Number of the task that resets the log, and the snapshot's index.
     resetting: Option<(u64, u64)>,
+    /// Entries that change members, handed out for applying.
+    changes: VecDeque<Entry>,
+    /// Index of the last entry for the machine that was handed out.
+    machine_index: u64,
+    joint_since: Option<u64>,
+    /// Nothing but a snapshot is taken: the machine may hold anything until then.
+    rebuilding: bool,
+    /// Numbers of tasks of earlier lives of this copy lie at or below it.
+    numbers_from: u64,
+    number: u64,
+    hard: HardState,
+    view: SharedView,
+    logger: slog::Logger,
     out: Vec<Output>,
 }
 
@@ -348,34 +392,71 @@ impl Driver {
             incoming: None,
             installing: None,
             resetting: None,
+            changes: VecDeque::new(),
+            machine_index: start.applied,
+            joint_since: None,
+            rebuilding: false,
+            numbers_from: 0,
+            number: 0,
+            hard: HardState::default(),
+            view: start.view.clone(),
+            logger: start.logger,
             out: Vec::new(),
             config,
         };
-        let (hard, conf) = driver.recover(&start.recovered, &start.view);
+        let (hard, confs) = driver.recover(&start.recovered, &start.view);
+        driver.hard = hard;
         if driver.quarantined.is_some() {
             return Ok(driver);
         }
-        let store = Store {
-            view: start.view,
-            hard,
-            conf,
-            snapshots: RefCell::default(),
-        };
-        let node = RawNode::new(&driver.raft_config(), store, &start.logger)?;
-        let alone = node.raft.prs().is_singleton();
-        driver.node = Some(node);
+        driver.begin(confs)?;
+        driver.replay_changes(&start.recovered)?;
         driver.draw();
-        if alone && let Some(node) = &mut driver.node {
+        let alone = |node: &RawNode<Store>| node.raft.prs().is_singleton() && node.raft.promotable();
+        if let Some(node) = driver.node.as_mut().filter(|n| alone(n)) {
             node.campaign()?;
             driver.draw();
         }
         Ok(driver)
     }
 
+    fn begin(&mut self, confs: Confs) -> Result<(), raft::Error> {
+        let store = Store {
+            view: self.view.clone(),
+            hard: self.hard,
+            confs,
+            snapshots: RefCell::default(),
+        };
+        self.node = Some(RawNode::new(&self.raft_config(), store, &self.logger)?);
+        Ok(())
+    }
+
+    /// The membership as of the applied index follows from the written one and the log.
+    fn replay_changes(&mut self, recovered: &Recovered) -> Result<(), raft::Error> {
+        let applied = self.applied;
+        let Some(node) = &mut self.node else { return Ok(()) };
+        let since = node.store().confs.since();
+        for &index in recovered.changes.iter().filter(|i| (since + 1..=applied).contains(*i)) {
+            let entries = self
+                .view
+                .lock()
+                .entries(index, index + 1, u64::MAX)
+                .map_err(raft_error)?;
+            // One that did not fit then does not fit now.
+            if let Some(change) = entries.first().and_then(read_change)
+                && let Ok(conf) = node.apply_conf_change(&change)
+            {
+                node.mut_store().confs.push(index, conf);
+            }
+        }
+        Ok(())
+    }
+
     /// Puts log, machine and voters together; what does not fit is a loss that nobody may vote or ack upon.
-    fn recover(&mut self, recovered: &Recovered, view: &SharedView) -> (HardState, ConfState) {
+    fn recover(&mut self, recovered: &Recovered, view: &SharedView) -> (HardState, Confs) {
         let mut hard = recovered.hard;
         let mut conf = ConfState::default();
+        let mut conf_index = recovered.conf_index;
         let stored = recovered
             .conf
             .as_ref()
@@ -384,8 +465,8 @@ impl Driver {
             Some(stored) => conf = stored,
             None => {
                 conf.set_voters(self.config.voters.iter().map(|n| n.0).collect());
-                let bytes = conf.write_to_bytes().expect("voters encode").into();
-                self.write(vec![LogWrite::Conf(bytes)], true);
+                conf_index = 0;
+                self.write(vec![conf_write(0, &conf)], true);
             }
         }
         let mut view = view.lock();
@@ -399,6 +480,7 @@ impl Driver {
                 (hard.term, hard.vote) = (at.term, 0);
             }
             conf = ConfState::parse_from_bytes(bytes).unwrap_or(conf);
+            conf_index = at.index;
             let point = SnapshotPoint {
                 at: *at,
                 conf: bytes.clone(),
@@ -415,10 +497,15 @@ impl Driver {
         } else if self.applied + 1 < first {
             let applied = self.applied;
             self.quarantine(format!("the log starts at {first}, but the state ends at {applied}"));
+        } else if conf_index > self.applied {
+            let applied = self.applied;
+            self.quarantine(format!(
+                "the members are known as of {conf_index}, but the state ends at {applied}"
+            ));
         }
         // The commit index may be written without a sync; what was applied was committed.
         hard.commit = hard.commit.max(self.applied);
-        (hard, conf)
+        (hard, Confs::new(conf_index, conf))
     }
 
     fn raft_config(&self) -> Config {
@@ -446,7 +533,9 @@ impl Driver {
         self.quarantined = Some(format!(
             "{why}; this copy takes no more part in group {group} until it is rebuilt from a peer"
         ));
-        self.node = None;
+        if let Some(node) = self.node.take() {
+            self.hard = node.store().hard;
+        }
         let lost: Vec<_> = std::mem::take(&mut self.proposed).into_values().collect();
         for id in lost {
             self.answer(id, Outcome::Unknown);
@@ -459,6 +548,7 @@ impl Driver {
             durable: self.durable,
             voters: self.config.voters.clone(),
             quarantined: self.quarantined.clone(),
+            is_rebuilding: self.rebuilding,
             ..DriverStatus::default()
         };
         if let Some(node) = &self.node {
@@ -470,7 +560,20 @@ impl Driver {
             };
             status.leader = node_id(raft.leader_id);
             (status.term, status.commit) = (raft.term, raft.raft_log.committed);
-            status.voters = node.store().conf.voters.iter().map(|v| NodeId(*v)).collect();
+            let conf = node.store().confs.now();
+            let ids = |ids: &[u64]| ids.iter().map(|v| NodeId(*v)).collect();
+            status.voters = ids(&conf.voters);
+            status.learners = ids(&conf.learners);
+            status.outgoing = ids(&conf.voters_outgoing);
+            if status.role == Role::Leader {
+                let others = raft
+                    .prs()
+                    .iter()
+                    .map(|(id, _)| NodeId(*id))
+                    .filter(|id| *id != self.config.node);
+                status.peers = others.filter_map(|id| progress(node, id)).collect();
+                status.peers.sort_by_key(|p| p.node);
+            }
             let view = node.store().view.lock();
             (status.first_index, status.last_index) = (view.first_index(), view.last_index());
             status.log_bytes = view.bytes();
@@ -507,13 +610,19 @@ impl Driver {
             Input::SnapshotSent { to, ok } => self.snapshot_sent(to, ok),
             Input::Unreachable { to } => self.raft(|node| node.report_unreachable(to.0)),
             Input::Transfer { to } => self.raft(|node| node.transfer_leader(to.0)),
+            Input::Change { id, steps } => self.change(id, &steps),
+            // It is well.
+            Input::Rebuild => {}
         }
         self.draw();
     }
 
     fn step_quarantined(&mut self, input: Input) {
         match input {
-            Input::Propose { id, .. } => self.answer(id, Outcome::Refused(Refused::NotLeader(None))),
+            Input::Propose { id, .. } | Input::Change { id, .. } => {
+                self.answer(id, Outcome::Refused(Refused::NotLeader(None)));
+            }
+            Input::Rebuild => self.rebuild(),
             Input::Snapshot { dir, .. }
             | Input::Exported {
                 result: Some((_, dir)), ..
@@ -546,11 +655,16 @@ impl Driver {
 
     fn tick(&mut self) {
         self.ticks += 1;
-        self.raft(|node| node.tick());
-        if self.config.preferred && EAGER_TICKS.contains(&self.ticks) && self.leader().is_none() {
-            // Pre-vote: whoever knows a leader says no, and nothing has happened.
-            self.raft(|node| node.campaign().is_ok());
+        // Between a snapshot and its being applied raft-rs panics when it campaigns: the entries it looks for are gone.
+        let may_campaign = self.installing.is_none() && self.resetting.is_none();
+        if may_campaign {
+            self.raft(|node| node.tick());
         }
+        if may_campaign && self.config.preferred && EAGER_TICKS.contains(&self.ticks) && self.leader().is_none() {
+            // Pre-vote: whoever knows a leader says no, and nothing has happened.
+            self.raft(|node| node.raft.promotable() && node.campaign().is_ok());
+        }
+        self.end_joint();
         let oldest = self.ticks.saturating_sub(READ_AGE_TICKS_MAX);
         self.reads.retain(|r| r.since_tick >= oldest);
         if self.ticks.is_multiple_of(COMPACT_EVERY_TICKS) {
@@ -571,8 +685,154 @@ impl Driver {
                 "the log ends at {last}, but the leader, node {from}, has this node's word for entries up to {confirmed}"
             ));
         }
+        if self.rebuilding && message.get_msg_type() == MessageType::MsgAppend {
+            return self.ask_for_snapshot(&message);
+        }
+        let is_installing = self.installing.is_some() || self.resetting.is_some();
+        if is_installing && message.get_msg_type() == MessageType::MsgTimeoutNow {
+            // Not now: see `tick`.
+            return;
+        }
         // What raft does not take (an unknown peer, a late answer) needs no one's attention.
         let _ = node.step(message);
+    }
+
+    /// Instead of entries: the leader is to send a snapshot. (raft's own request wants a log that has caught up.)
+    fn ask_for_snapshot(&mut self, append: &Message) {
+        let mut beat = Message {
+            from: append.from,
+            to: append.to,
+            term: append.term,
+            ..Message::default()
+        };
+        beat.set_msg_type(MessageType::MsgHeartbeat);
+        let Some(node) = &mut self.node else { return };
+        if append.term < node.raft.term || self.installing.is_some() || self.incoming.is_some() {
+            return;
+        }
+        // The leader is heard of, in its term.
+        let _ = node.step(beat);
+        let mut answer = Message {
+            from: append.to,
+            to: append.from,
+            term: append.term,
+            index: append.index,
+            reject: true,
+            request_snapshot: 1,
+            ..Message::default()
+        };
+        answer.set_msg_type(MessageType::MsgAppendResponse);
+        // It promises nothing, so it waits for no disk.
+        self.out.push(Output::Send(answer));
+    }
+
+    /// Begins again: without a log, as no voter, with the vote that was given. The machine keeps what it has until the
+    /// snapshot comes.
+    fn rebuild(&mut self) {
+        let me = self.config.node;
+        let mut conf = ConfState::default();
+        let founders = self.config.voters.iter().filter(|v| **v != me);
+        conf.set_voters(founders.map(|v| v.0).collect());
+        if self.config.voters.contains(&me) {
+            // What the group was founded with, save that this copy must not count by itself.
+            conf.set_learners(vec![me.0]);
+        }
+        if conf.voters.is_empty() {
+            return;
+        }
+        let at = Point::default();
+        self.view.lock().reset(at);
+        self.hard.commit = 0;
+        self.numbers_from = self.number;
+        (self.applied, self.durable, self.machine_index) = (0, 0, 0);
+        self.changes.clear();
+        self.resetting = None;
+        let left = self.installing.take().map(|i| i.dir);
+        let left = left.into_iter().chain(self.incoming.take().map(|(_, dir)| dir));
+        self.out.extend(left.map(|dir| Output::Discard { dir }));
+        let bytes = conf.write_to_bytes().expect("voters encode").into();
+        let point = SnapshotPoint { at, conf: bytes };
+        self.write(vec![LogWrite::Reset(point), LogWrite::HardState(self.hard)], true);
+        match self.begin(Confs::new(0, conf)) {
+            Ok(()) => (self.quarantined, self.rebuilding) = (None, true),
+            Err(e) => self.quarantine(format!("it cannot begin again ({e})")),
+        }
+        self.draw();
+    }
+
+    fn change(&mut self, id: ProposalId, steps: &[MemberStep]) {
+        let leader = self.leader();
+        let me = self.config.node;
+        let Some(node) = &mut self.node else { return };
+        let refused = match node.raft.state {
+            StateRole::Leader => {
+                let conf = node.store().confs.now();
+                if members::is_joint(conf) || node.raft.has_pending_conf() {
+                    Some(Refused::ChangePending)
+                } else if node.raft.lead_transferee.is_some() {
+                    Some(Refused::NotLeader(None))
+                } else {
+                    members::misfit(conf, me, steps, |id| progress(node, id)).map(Refused::Misfit)
+                }
+            }
+            _ => Some(Refused::NotLeader(leader)),
+        };
+        if let Some(refused) = refused {
+            return self.answer(id, Outcome::Refused(refused));
+        }
+        let data = members::encode(node.store().confs.now(), steps);
+        match propose_change(node, &id, data) {
+            Some(index) => {
+                if let Some(earlier) = self.proposed.insert(index, id) {
+                    self.answer(earlier, Outcome::Lost(leader));
+                }
+            }
+            None => self.answer(id, Outcome::Refused(Refused::ChangePending)),
+        }
+    }
+
+    /// Ends a joint membership that stays.
+    fn end_joint(&mut self) {
+        let ticks = self.ticks;
+        let Some(node) = &mut self.node else { return };
+        let leads = node.raft.state == StateRole::Leader && node.raft.lead_transferee.is_none();
+        if !leads || !members::is_joint(node.store().confs.now()) {
+            self.joint_since = None;
+            return;
+        }
+        let since = *self.joint_since.get_or_insert(ticks);
+        if ticks - since >= JOINT_TICKS_MAX && !node.raft.has_pending_conf() {
+            self.joint_since = Some(ticks);
+            propose_change(node, &[], vec![]);
+        }
+    }
+
+    /// Puts the changes of members up to `index` in force; those that were proposed under an id here or elsewhere.
+    fn change_members(&mut self, index: u64) -> Vec<(u64, ProposalId, Bytes)> {
+        let mut done = vec![];
+        while let Some(entry) = self.changes.pop_front_if(|e| e.index <= index) {
+            let Some(node) = &mut self.node else { return done };
+            let before: Vec<(u64, u64)> = node.raft.prs().iter().map(|(id, p)| (*id, p.matched)).collect();
+            let Some(Ok(conf)) = read_change(&entry).map(|c| node.apply_conf_change(&c)) else {
+                // Every member refuses it alike.
+                continue;
+            };
+            node.mut_store().confs.push(entry.index, conf);
+            done.extend(proposal_id(&entry).map(|id| (entry.index, id, Bytes::new())));
+            if node.raft.state == StateRole::Leader {
+                let gone = before.into_iter().filter(|(id, _)| node.raft.prs().get(*id).is_none());
+                for (to, matched) in gone.filter(|(id, _)| *id != self.config.node.0) {
+                    self.out
+                        .push(Output::Send(farewell(node, to, matched.min(entry.index))));
+                }
+            }
+            if !node.raft.promotable() && node.raft.state != StateRole::Follower {
+                // raft-rs would lead on, or win an election that it asked for before, without counting itself.
+                let term = node.raft.term;
+                node.raft.become_follower(term, 0);
+            }
+        }
+        done
     }
 
     fn snapshot(&mut self, message: Message, dir: String) {
@@ -585,7 +845,12 @@ impl Driver {
     }
 
     fn persisted(&mut self, number: u64) {
-        self.raft(|node| node.on_persist_ready(number));
+        if number <= self.numbers_from {
+            // Of the log that this copy has given up.
+            return;
+        }
+        let of_raft = number - self.numbers_from;
+        self.raft(|node| node.on_persist_ready(of_raft));
         if let Some((reset, index)) = self.resetting
             && number >= reset
         {
@@ -610,6 +875,8 @@ impl Driver {
         };
         assert_eq!(installing.index, index, "one snapshot is installed at a time");
         self.resetting = Some((installing.number, index));
+        self.machine_index = index;
+        self.rebuilding = false;
         self.durable = self.durable.max(index);
         self.out.push(Output::Discard { dir: installing.dir });
         self.out.extend(installing.held.into_iter().map(Output::Write));
@@ -619,7 +886,16 @@ impl Driver {
         }
     }
 
-    fn applied(&mut self, index: u64, replies: Vec<(u64, ProposalId, Bytes)>) {
+    fn applied(&mut self, index: u64, mut replies: Vec<(u64, ProposalId, Bytes)>) {
+        if self.rebuilding {
+            // Entries of the life before.
+            return;
+        }
+        let changed = self.change_members(index);
+        if !changed.is_empty() {
+            replies.extend(changed);
+            replies.sort_by_key(|(at, ..)| *at);
+        }
         let leader = self.leader();
         for (at, id, reply) in replies {
             self.lose_below(at, leader);
@@ -662,10 +938,20 @@ impl Driver {
     }
 
     fn exported(&mut self, to: NodeId, result: Option<(u64, String)>) {
+        let (applied, machine_index) = (self.applied, self.machine_index);
         let Some(node) = &mut self.node else { return };
-        let term = result
-            .as_ref()
-            .and_then(|(index, _)| node.raft.raft_log.term(*index).ok());
+        // Behind the last entry for the machine come only such as it never sees: its state is also that of now. Without
+        // this an idle group could give a new member no snapshot that knows it.
+        let result = result.map(|(index, dir)| match index >= machine_index {
+            true => (index.max(applied), dir),
+            false => (index, dir),
+        });
+        let term = result.as_ref().and_then(|(index, _)| {
+            let conf = node.store().confs.at(*index)?;
+            // Who gets a snapshot without itself in it leaves it alone; the next one will have it.
+            let knows = members::is_member(conf, to);
+            node.raft.raft_log.term(*index).ok().filter(|_| knows)
+        });
         let mut snapshots = node.mut_store().snapshots.borrow_mut();
         snapshots.exporting.remove(&to.0);
         let dir = match (result, term) {
@@ -673,7 +959,7 @@ impl Driver {
                 let old = snapshots.ready.insert(to.0, (Point { index, term }, dir));
                 old.map(|(_, dir)| dir)
             }
-            // The log has been cut beyond it meanwhile.
+            // The log has been cut beyond it meanwhile, or it comes too early.
             (Some((_, dir)), None) => Some(dir),
             (None, _) => None,
         };
@@ -741,8 +1027,9 @@ impl Driver {
             self.send(message);
         }
         let Some(node) = &mut self.node else { return };
+        self.number = self.numbers_from + ready.number();
         let mut task = WriteTask {
-            number: Some(ready.number()),
+            number: Some(self.number),
             sync: ready.must_sync(),
             ..WriteTask::default()
         };
@@ -754,8 +1041,10 @@ impl Driver {
             };
             let store = node.mut_store();
             store.view.lock().reset(at);
-            store.conf = meta.get_conf_state().clone();
-            let conf = store.conf.write_to_bytes().expect("voters encode").into();
+            store.confs = Confs::new(at.index, meta.get_conf_state().clone());
+            let conf = meta.get_conf_state().write_to_bytes().expect("voters encode").into();
+            // It brings what they would change.
+            self.changes.clear();
             task.writes.push(LogWrite::Reset(SnapshotPoint { at, conf }));
         }
         let entries = ready.take_entries();
@@ -789,6 +1078,10 @@ impl Driver {
         }
         self.put(task);
         if !committed.is_empty() {
+            let is_change = |e: &&Entry| e.get_entry_type() != EntryType::EntryNormal;
+            self.changes.extend(committed.iter().filter(is_change).cloned());
+            let last = committed.iter().rfind(|e| is_for_machine(e));
+            self.machine_index = last.map_or(self.machine_index, |e| e.index);
             self.out.push(Output::Apply(committed));
         }
         for state in read_states {
@@ -946,6 +1239,7 @@ impl Driver {
         if self.installing.is_some() || self.resetting.is_some() {
             return;
         }
+        self.drop_exports();
         let tail_bytes = self.config.tail_bytes;
         let durable = if planted(Bug::TruncateBeyondDurable) {
             u64::MAX
@@ -961,10 +1255,94 @@ impl Driver {
             let to = view.excess(limit, tail_bytes)?;
             view.truncate(to)
         });
-        if let Some(point) = point {
-            self.write(vec![LogWrite::Truncate(point)], false);
+        let Some(point) = point else { return };
+        let mut writes = vec![];
+        if let Some((index, conf)) = self.raft(|node| node.mut_store().confs.forget_before(point.index)) {
+            // Before the entries go that it follows from.
+            writes.push(conf_write(index, &conf));
         }
+        writes.push(LogWrite::Truncate(point));
+        self.write(writes, false);
     }
+
+    /// Exports for members that need none any more, or are none, would keep the log from being cut.
+    fn drop_exports(&mut self) {
+        let Some(node) = &mut self.node else { return };
+        let leads = node.raft.state == StateRole::Leader;
+        let needless = |to: &u64, at: Point| match node.raft.prs().get(*to) {
+            Some(progress) if leads => progress.matched >= at.index,
+            _ => true,
+        };
+        let mut snapshots = node.store().snapshots.borrow_mut();
+        let ready = snapshots.ready.iter();
+        let gone: Vec<u64> = ready
+            .filter(|(to, (at, _))| needless(to, *at))
+            .map(|(to, _)| *to)
+            .collect();
+        let dirs: Vec<_> = gone.iter().filter_map(|to| snapshots.ready.remove(to)).collect();
+        drop(snapshots);
+        self.out
+            .extend(dirs.into_iter().map(|(_, dir)| Output::Discard { dir }));
+    }
+}
+
+fn conf_write(index: u64, conf: &ConfState) -> LogWrite {
+    let conf = conf.write_to_bytes().expect("voters encode").into();
+    let at = Point { index, term: 0 };
+    LogWrite::Conf(SnapshotPoint { at, conf })
+}
+
+/// What an entry changes; one without data ends a joint membership.
+fn read_change(entry: &Entry) -> Option<ConfChangeV2> {
+    match entry.get_entry_type() {
+        EntryType::EntryConfChangeV2 => ConfChangeV2::parse_from_bytes(&entry.data).ok(),
+        // The first form is never proposed here.
+        EntryType::EntryConfChange | EntryType::EntryNormal => None,
+    }
+}
+
+/// The index of the change in the leader's log; `None`: raft put an empty entry in its place, or took none.
+fn propose_change(node: &mut RawNode<Store>, context: &[u8], data: Vec<u8>) -> Option<u64> {
+    let mut entry = Entry {
+        data: data.into(),
+        context: Bytes::copy_from_slice(context),
+        ..Entry::default()
+    };
+    entry.set_entry_type(EntryType::EntryConfChangeV2);
+    let mut message = Message {
+        from: node.raft.id,
+        ..Message::default()
+    };
+    message.set_msg_type(MessageType::MsgPropose);
+    message.set_entries(vec![entry].into());
+    node.raft.step(message).ok()?;
+    let last = node.raft.raft_log.unstable_entries().last()?;
+    (last.get_entry_type() == EntryType::EntryConfChangeV2).then_some(last.index)
+}
+
+/// A last word to a member that was taken out: with the commit index it learns so by itself.
+fn farewell(node: &RawNode<Store>, to: u64, commit: u64) -> Message {
+    let mut message = Message {
+        from: node.raft.id,
+        to,
+        term: node.raft.term,
+        commit,
+        ..Message::default()
+    };
+    message.set_msg_type(MessageType::MsgHeartbeat);
+    message
+}
+
+fn progress(node: &RawNode<Store>, id: NodeId) -> Option<PeerProgress> {
+    let raft = &node.raft;
+    let progress = raft.prs().get(id.0)?;
+    Some(PeerProgress {
+        node: id,
+        matched: progress.matched,
+        lag: raft.raft_log.committed.saturating_sub(progress.matched),
+        is_active: progress.recent_active,
+        in_snapshot: progress.state == raft::ProgressState::Snapshot,
+    })
 }
 
 fn node_id(id: u64) -> Option<NodeId> {

@@ -81,7 +81,9 @@ fn log_seeds() -> Vec<Vec<u8>> {
     let views = [0, 1, 2].map(|g| store.view(GroupId(g)));
     let mut write = |group: u64, write| store.write(GroupId(group), write).expect("it is open");
     for (group, view) in (0..).zip(&views) {
-        write(group, LogWrite::Conf(Bytes::from_static(&[8, 1])));
+        let conf = Bytes::from_static(&[8, 1]);
+        let at = Point::default();
+        write(group, LogWrite::Conf(SnapshotPoint { at, conf }));
         for index in 1..=5u64 {
             let entries = vec![Entry {
                 index,

@@ -9,6 +9,7 @@ pub mod log;
 pub mod log_view;
 pub mod machine;
 pub mod mem_store;
+pub mod members;
 pub mod meta;
 pub mod meta_machine;
 pub mod meta_snapshot;
@@ -24,6 +25,7 @@ pub use local_meta::LocalMeta;
 pub use log::LogConfig;
 pub use machine::{Entry, Machine, MachineError, Work, WorkKind};
 pub use mem_store::{MemStore, MemStores};
+pub use members::{MemberStep, PeerProgress};
 pub use meta::{
     ApplyContext, Changes, HistoryLine, MachineCommand, Meta, MetaCommand, MetaError, MetaRead, MetaStore,
     MetaStoreError, MetaTx, Part, PartInput, PartOutput, Refusal,

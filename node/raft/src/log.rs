@@ -16,7 +16,7 @@ use hindcast_env::disk::{Disk, DiskError, DiskFile, make_dir};
 use hindcast_model::GroupId;
 use parking_lot::Mutex;
 use raft::eraftpb::Entry;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 #[derive(Clone, Debug)]
@@ -82,8 +82,8 @@ pub enum LogWrite {
         entries: Vec<Entry>,
     },
     HardState(HardState),
-    /// The voters, when no snapshot brings them.
-    Conf(Bytes),
+    /// The members as of an applied index, at or before every index that the log is needed from.
+    Conf(SnapshotPoint),
     /// A snapshot is about to replace the machine's state.
     Announce(SnapshotPoint),
     /// It has: the log starts anew behind it.
@@ -97,6 +97,10 @@ pub enum LogWrite {
 pub struct Recovered {
     pub hard: HardState,
     pub conf: Option<Bytes>,
+    /// The index that `conf` is as of.
+    pub conf_index: u64,
+    /// Indices of the entries that change members, ascending.
+    pub changes: Vec<u64>,
     pub announced: Option<SnapshotPoint>,
 }
 
@@ -109,7 +113,9 @@ struct Slot {
 #[derive(Default)]
 struct Group {
     hard: Option<HardState>,
-    conf: Option<Bytes>,
+    conf: Option<(u64, Bytes)>,
+    /// Of the entries found at open, those that change members.
+    changes: Vec<u64>,
     announced: Option<SnapshotPoint>,
     truncated: Point,
     /// Of the entries after `truncated`, as written (the view may be ahead).
@@ -244,7 +250,9 @@ impl LogStore {
         };
         Recovered {
             hard: g.hard.unwrap_or_default(),
-            conf: g.conf.clone(),
+            conf: g.conf.as_ref().map(|(_, conf)| conf.clone()),
+            conf_index: g.conf.as_ref().map_or(0, |(index, _)| *index),
+            changes: g.changes.clone(),
             announced: g.announced.clone(),
         }
     }
@@ -286,9 +294,9 @@ impl LogStore {
                 self.groups.entry(group).or_default().hard = Some(hard);
                 self.push(Kind::HardState, group, hard.commit, hard.term, &hard.vote.to_le_bytes())?;
             }
-            LogWrite::Conf(conf) => {
-                self.groups.entry(group).or_default().conf = Some(conf.clone());
-                self.push(Kind::Conf, group, 0, 0, &conf)?;
+            LogWrite::Conf(SnapshotPoint { at, conf }) => {
+                self.groups.entry(group).or_default().conf = Some((at.index, conf.clone()));
+                self.push(Kind::Conf, group, at.index, at.term, &conf)?;
             }
             LogWrite::Announce(point) => {
                 self.push(Kind::Announce, group, point.at.index, point.at.term, &point.conf)?;
@@ -298,7 +306,7 @@ impl LogStore {
                 self.push(Kind::Reset, group, at.index, at.term, &conf)?;
                 let g = self.groups.entry(group).or_default();
                 forget(&mut self.live, g.slots.drain(..));
-                (g.truncated, g.conf, g.announced) = (at, Some(conf), None);
+                (g.truncated, g.conf, g.announced) = (at, Some((at.index, conf)), None);
             }
             LogWrite::Truncate(to) => {
                 let g = self.groups.entry(group).or_default();
@@ -468,8 +476,8 @@ impl LogStore {
             if let Some(h) = g.hard {
                 self.push_here(Kind::HardState, group, h.commit, h.term, &h.vote.to_le_bytes());
             }
-            if let Some(conf) = &g.conf {
-                self.push_here(Kind::Conf, group, 0, 0, conf);
+            if let Some((index, conf)) = &g.conf {
+                self.push_here(Kind::Conf, group, *index, 0, conf);
             }
             if let Some(a) = &g.announced {
                 self.push_here(Kind::Announce, group, a.at.index, a.at.term, &a.conf);
@@ -570,6 +578,8 @@ fn new_segment(disk: &dyn Disk, dir: &str, id: u64, free: &mut Vec<String>) -> R
 struct Recovering {
     group: Group,
     entries: BTreeMap<u64, Slot>,
+    /// Of the entries, those that change members.
+    changes: BTreeSet<u64>,
 }
 
 struct SegmentEnd {
@@ -635,9 +645,18 @@ fn replay(groups: &mut BTreeMap<GroupId, Recovering>, body: Body, payload: &Byte
     match body.kind {
         Kind::Entry => {
             r.entries.split_off(&body.index);
+            r.changes.split_off(&body.index);
             r.entries.insert(body.index, slot);
+            if record::changes_members(payload) {
+                r.changes.insert(body.index);
+            }
         }
-        Kind::Copy => drop(r.entries.insert(body.index, slot)),
+        Kind::Copy => {
+            r.entries.insert(body.index, slot);
+            if record::changes_members(payload) {
+                r.changes.insert(body.index);
+            }
+        }
         Kind::HardState => {
             let vote = payload
                 .as_ref()
@@ -655,15 +674,16 @@ fn replay(groups: &mut BTreeMap<GroupId, Recovering>, body: Body, payload: &Byte
                 r.entries = r.entries.split_off(&(at.index + 1));
             }
         }
-        Kind::Conf => r.group.conf = Some(payload.clone()),
+        Kind::Conf => r.group.conf = Some((at.index, payload.clone())),
         Kind::Announce => {
             let conf = payload.clone();
             r.group.announced = Some(SnapshotPoint { at, conf });
         }
         Kind::Reset => {
             r.entries.clear();
+            r.changes.clear();
             r.group.truncated = at;
-            r.group.conf = Some(payload.clone());
+            r.group.conf = Some((at.index, payload.clone()));
             r.group.announced = None;
         }
         Kind::End => unreachable!("handled by the caller"),
@@ -685,6 +705,7 @@ fn settle_groups(
             *live.entry(slot.loc.segment).or_insert(0) += u64::from(slot.loc.len);
             r.group.slots.push_back(slot);
         }
+        r.group.changes = r.changes.split_off(&first).into_iter().collect();
         settled.insert(id, r.group);
     }
     Ok(settled)

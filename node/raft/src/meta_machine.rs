@@ -15,7 +15,7 @@ use crate::meta::{
     ApplyContext, Changes, HistoryLine, META_PART, MachineCommand, MetaCommand, MetaRead, MetaStore, MetaStoreError,
     MetaTx, Part, PartInput, PartOutput, Refusal, Rows, as_bytes, history_key, leftward_key,
 };
-use crate::meta_snapshot::{Exporter, SUM_TREE, SnapshotFile, export_all};
+use crate::meta_snapshot::{self, Exporter, SUM_TREE, SnapshotFile, export_all};
 use bytes::Bytes;
 use hindcast_env::disk::{Disk, make_dir, replace_file};
 use hindcast_model::{Class, TimestampNs, codec};
@@ -567,16 +567,20 @@ impl<S: MetaStore + 'static> Machine for MetaMachine<S> {
         let incoming = SnapshotFile::open(self.disk.as_ref(), &from)
             .map_err(damaged)?
             .ok_or_else(missing)?;
-        if incoming.applied() != index {
+        if incoming.applied() > index {
             return Err(damaged(format!(
-                "{from} holds index {}, not {index}",
+                "{from} holds index {}, beyond {index}",
                 incoming.applied()
             )));
         }
         self.exporter = None;
         let path = snapshot_path(&self.config);
-        let bytes = self.disk.read(&from)?;
+        // Entries between the two hold nothing for the machine, such as changes of members.
+        let bytes = meta_snapshot::as_of(&self.disk.read(&from)?, index);
         replace_file(self.disk.as_ref(), &path, &bytes)?;
+        let incoming = SnapshotFile::open(self.disk.as_ref(), &path)
+            .map_err(damaged)?
+            .ok_or_else(missing)?;
         let mut shared = self.shared.0.write();
         // The old store closes here: no reader holds it beyond one call.
         *shared = None;

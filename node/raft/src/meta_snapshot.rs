@@ -191,6 +191,16 @@ pub fn export_all(disk: Arc<dyn Disk>, path: &str, store: &dyn MetaRead) -> Resu
     exporter.finish()
 }
 
+/// A verified file as that of a later index, at which the state is the same.
+pub fn as_of(file: &[u8], applied: u64) -> Vec<u8> {
+    let mut bytes = file.to_vec();
+    bytes[8..HEADER_BYTES].copy_from_slice(&applied.to_be_bytes());
+    let body = bytes.len() - FOOTER_BYTES;
+    let footer = blake3::hash(&bytes[..body]);
+    bytes[body..].copy_from_slice(footer.as_bytes());
+    bytes
+}
+
 /// Tree, key, value.
 pub type Row = (String, Vec<u8>, Vec<u8>);
 

@@ -166,6 +166,11 @@ pub fn entry_payload(entry: &Entry, payload: &mut Vec<u8>) {
     payload.extend_from_slice(&entry.data);
 }
 
+/// Whether the entry of this payload changes the members of its group.
+pub fn changes_members(payload: &Bytes) -> bool {
+    matches!(payload.first(), Some(1 | 2))
+}
+
 pub fn read_entry(body: Body, payload: &Bytes) -> Option<Entry> {
     let kind = match *payload.first()? {
         0 => EntryType::EntryNormal,

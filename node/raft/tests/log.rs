@@ -474,7 +474,15 @@ fn the_golden_segment_still_reads_and_is_still_written_the_same() {
     let mut store = open(&disk).unwrap();
     let view = store.view(GroupId(4));
     let conf: bytes::Bytes = b"voters".as_slice().into();
-    store.write(GroupId(4), LogWrite::Conf(conf)).unwrap();
+    store
+        .write(
+            GroupId(4),
+            LogWrite::Conf(SnapshotPoint {
+                at: Point::default(),
+                conf,
+            }),
+        )
+        .unwrap();
     append(
         &mut store,
         &view,

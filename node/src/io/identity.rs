@@ -4,6 +4,7 @@
 //! - Only the lowest id founds a cluster, once all listed nodes answer and none belongs to one.
 //! - A node is welcomed once: one that comes back without its file never gets its old id again, because its votes
 //!   and acknowledgements are forgotten.
+//! - A node that joins later draws a token first, and gets one id for it, however often it asks.
 
 use hindcast_env::disk::{self, Disk, DiskError};
 use hindcast_model::NodeId;
@@ -17,8 +18,11 @@ pub struct Identity {
     /// Random, shared by all nodes of the cluster.
     pub cluster: String,
     pub node: NodeId,
-    /// Peer addresses of all nodes, this one included; empty for a node on its own.
+    /// Peer addresses of the nodes that founded the cluster; empty for a node on its own.
     pub nodes: BTreeMap<NodeId, String>,
+    /// Of those that were there when this node joined. Later ones are rows of the meta group.
+    #[serde(default)]
+    pub known: BTreeMap<NodeId, String>,
     /// Fixed at the first start.
     pub shards: u64,
     pub replicas: u64,
@@ -52,6 +56,25 @@ pub fn load(disk: &dyn Disk) -> Result<Option<Identity>, IdentityError> {
 pub fn store(disk: &dyn Disk, identity: &Identity) -> Result<(), IdentityError> {
     let text = serde_json::to_vec_pretty(identity).expect("an identity is plain data");
     Ok(disk::replace_file(disk, FILE, &text)?)
+}
+
+const TOKEN_FILE: &str = "joining.json";
+
+/// The token of a node that has no id yet: drawn once, kept until the id is there.
+pub fn joining_token(disk: &dyn Disk, draw: impl FnOnce() -> [u8; 16]) -> Result<[u8; 16], IdentityError> {
+    match disk.read(TOKEN_FILE) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| IdentityError::Damaged {
+            path: TOKEN_FILE,
+            why: e.to_string(),
+        }),
+        Err(e) if e.is_not_found() => {
+            let token = draw();
+            let text = serde_json::to_vec(&token).expect("a token is plain data");
+            disk::replace_file(disk, TOKEN_FILE, &text)?;
+            Ok(token)
+        }
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// What a node answers to who asks before there is a cluster.

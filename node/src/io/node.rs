@@ -5,6 +5,7 @@ use super::cold::jobs::ColdThread;
 use super::cuts::Cuts;
 use super::disk_watch::DiskWatch;
 use super::identity::{self, Founding, Hello, Identity, IdentityError};
+use super::members::{self, Members};
 use super::memory_watch::MemoryWatch;
 use super::meta_client::MetaClient;
 use super::peers::{CALL_FOUND, CALL_HELLO, Peers, accept_peers, call_address, peer_service};
@@ -40,6 +41,9 @@ pub struct NodeConfig {
     pub data_dir: PathBuf,
     /// Peer addresses of all nodes, this one included; empty: a node on its own.
     pub join: Vec<String>,
+    /// Peer addresses of some nodes of a cluster that is there already: this one asks them for its id, and `id` counts for
+    /// nothing.
+    pub join_cluster: Vec<String>,
     pub shards: u64,
     /// `None`: 3, or 1 alone.
     pub replicas: Option<u64>,
@@ -152,6 +156,10 @@ pub enum StartError {
     InUse(PathBuf),
     #[error("this cluster cannot be founded: {0}")]
     Founding(String),
+    #[error("this node cannot join: {0}")]
+    Joining(String),
+    #[error("{what} takes addresses of a cluster, and this node listens for no peers")]
+    NoPeerPort { what: &'static str },
     #[error(transparent)]
     Shards(#[from] BadShardCount),
     #[error(
@@ -187,6 +195,7 @@ pub struct Node {
     pub meta: MetaClient,
     pub writer: Writer,
     pub cuts: Cuts,
+    pub members: Members,
     pub shards: Arc<BTreeMap<GroupId, ShardHandle>>,
     pub clock: Arc<dyn Clock>,
     pub disk: DiskWatch,
@@ -225,6 +234,17 @@ impl Node {
         let mut rng = os_rng().map_err(StartError::Entropy)?;
         disk.remove_dir_all("incoming")?;
 
+        let config = match &config.join_cluster[..] {
+            [] => config,
+            addresses => {
+                let listener = peer_listener.as_ref();
+                let own = listener.and_then(|l| l.local_addr().ok());
+                let own = own.ok_or(StartError::NoPeerPort { what: "--join-cluster" })?;
+                let tls = config.peer_tls.as_ref();
+                let id = members::known_or_joined(addresses, &own.to_string(), tls, &*disk, &mut rng).await?;
+                NodeConfig { id, ..config }
+            }
+        };
         let peers = Peers::new(config.id, disk.clone(), config.peer_tls.clone());
         let identity = known_identity(&config, &*disk)?;
         check_certificate(&config, identity.as_ref())?;
@@ -245,8 +265,10 @@ impl Node {
                 alone
             }
         };
+        let mut addresses = identity.known.clone();
+        addresses.extend(identity.nodes.clone());
         peers
-            .join(&identity.cluster, &identity.nodes)
+            .join(&identity.cluster, &addresses)
             .map_err(|e| StartError::Peer(format!("{:?}", identity.nodes), e.to_string()))?;
         if identity.welcomed.contains(&config.id) && identity.welcomed.len() < identity.nodes.len() {
             tokio::spawn(welcome_rest(identity.clone(), disk.clone(), peers.clone()));
@@ -328,13 +350,22 @@ impl Node {
             meta: Arc::new(meta.clone()),
             writer: writer.clone(),
         };
+        let identity = Arc::new(identity);
+        let members = Members::start(
+            identity.clone(),
+            raft.clone(),
+            peers.clone(),
+            meta.clone(),
+            clock.clone(),
+        );
         let node = Self {
-            identity: Arc::new(identity),
+            identity,
             raft,
             peers,
             meta,
             writer,
             cuts,
+            members,
             shards: Arc::new(shards),
             clock,
             disk: watch,
@@ -496,6 +527,7 @@ fn new_identity(
         },
         node: config.id,
         nodes,
+        known: BTreeMap::new(),
         shards: config.shards,
         replicas,
         welcomed: BTreeSet::from([config.id]),

@@ -3,22 +3,24 @@
 //! Raft messages may be dropped at any time: Raft repairs it. Calls are answered or fail; what a call means is known
 //! to whoever registered its kind.
 
+use super::snapshots::Courier;
 use super::tls::{Dial, Let, Stream, Tcp, Tls};
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use hindcast_env::Disk;
-use hindcast_model::{GroupId, NodeId};
+use hindcast_env::io::SystemClock;
+use hindcast_env::{Clock, Disk};
+use hindcast_model::{GroupId, NodeId, codec};
 use hindcast_proto::v1;
 use hindcast_proto::v1::peer_client::PeerClient;
 use hindcast_proto::v1::peer_server::{Peer, PeerServer};
 use hindcast_raft::{RaftHost, Transport, WireMessage};
 use parking_lot::{Mutex, RwLock};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status, Streaming};
@@ -33,6 +35,8 @@ const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// Larger than any batch of appends, entries of `ENTRY_BYTES_MAX` included.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
+const CALL_HAVE: &str = "snapshot_have";
+const HAVE_TIMEOUT: Duration = Duration::from_secs(2);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 /// Handshakes of peers at once; further connections wait in the kernel's queue.
 const HANDSHAKES_MAX: usize = 64;
@@ -45,6 +49,8 @@ pub type CallHandler = Arc<dyn Fn(NodeId, Bytes) -> BoxFuture<'static, Result<By
 /// Calls that are answered before this node belongs to a cluster.
 pub const CALL_HELLO: &str = "hello";
 pub const CALL_FOUND: &str = "found";
+/// Asked by a node that belongs to no cluster yet.
+pub const CALL_JOIN: &str = "join";
 
 /// Connects lazily and again and again; windows wide enough for batches of `BATCH_BYTES_MAX`. With TLS, what answers there
 /// must be a node of this cluster, and the one that is expected.
@@ -90,6 +96,7 @@ pub async fn call_address(
 }
 
 struct PeerLink {
+    address: String,
     channel: Channel,
     queue: mpsc::Sender<Vec<WireMessage>>,
     queued: Arc<Queued>,
@@ -115,11 +122,17 @@ pub struct Peers {
     me: NodeId,
     cluster: OnceLock<String>,
     links: RwLock<BTreeMap<NodeId, PeerLink>>,
+    /// Nodes that were removed: nobody listens to them.
+    gone: RwLock<BTreeSet<NodeId>>,
+    /// Whether a peer said that this node itself was removed.
+    removed: watch::Sender<bool>,
     handlers: RwLock<BTreeMap<String, CallHandler>>,
     raft: OnceLock<RaftHost>,
     disk: Arc<dyn Disk>,
     /// Counts incoming snapshots, for folder names.
     incoming: Mutex<u64>,
+    pub courier: Arc<Courier>,
+    clock: Arc<dyn Clock>,
     runtime: tokio::runtime::Handle,
     tls: Option<Tls>,
 }
@@ -131,10 +144,14 @@ impl Peers {
             me,
             cluster: OnceLock::new(),
             links: RwLock::default(),
+            gone: RwLock::default(),
+            removed: watch::Sender::new(false),
             handlers: RwLock::default(),
             raft: OnceLock::new(),
             disk,
             incoming: Mutex::new(0),
+            courier: Arc::default(),
+            clock: Arc::new(SystemClock::new()),
             runtime: tokio::runtime::Handle::current(),
         })
     }
@@ -150,16 +167,57 @@ impl Peers {
     /// From now on calls and messages of this cluster, and no other, are taken.
     pub fn join(&self, cluster: &str, nodes: &BTreeMap<NodeId, String>) -> Result<(), tonic::transport::Error> {
         let _ = self.cluster.set(cluster.to_owned());
-        for (id, address) in nodes.iter().filter(|(id, _)| **id != self.me) {
-            let channel = channel_to(address, self.tls.as_ref(), Some(*id))?;
-            let (queue, waiting) = mpsc::channel(QUEUED_LISTS_MAX);
-            let queued = Arc::<Queued>::default();
-            let sending = send_raft(self.me, cluster.to_owned(), channel.clone(), waiting, queued.clone());
-            tokio::spawn(sending);
-            let link = PeerLink { channel, queue, queued };
-            self.links.write().insert(*id, link);
+        for (id, address) in nodes {
+            self.learn(*id, address)?;
         }
         Ok(())
+    }
+
+    /// A node of this cluster, and where it is.
+    pub fn learn(&self, id: NodeId, address: &str) -> Result<(), tonic::transport::Error> {
+        let known = self.links.read().get(&id).is_some_and(|l| l.address == address);
+        let (Some(cluster), false) = (self.cluster.get(), known || id == self.me) else {
+            return Ok(());
+        };
+        let channel = channel_to(address, self.tls.as_ref(), Some(id))?;
+        let (queue, waiting) = mpsc::channel(QUEUED_LISTS_MAX);
+        let (queued, removed) = (Arc::<Queued>::default(), self.removed.clone());
+        let sending = send_raft(
+            self.me,
+            cluster.clone(),
+            channel.clone(),
+            waiting,
+            queued.clone(),
+            removed,
+        );
+        tokio::spawn(sending);
+        let link = PeerLink {
+            address: address.to_owned(),
+            channel,
+            queue,
+            queued,
+        };
+        self.links.write().insert(id, link);
+        Ok(())
+    }
+
+    /// A node that was removed: nothing goes to it, and nothing of it is taken.
+    pub fn forget(&self, id: NodeId) {
+        if self.gone.write().insert(id) {
+            self.links.write().remove(&id);
+        }
+    }
+
+    /// Turns true when a peer says that this node was removed from the cluster.
+    pub fn removed(&self) -> watch::Receiver<bool> {
+        self.removed.subscribe()
+    }
+
+    fn check_sender(&self, from: u64) -> Result<(), Status> {
+        match self.gone.read().contains(&NodeId(from)) {
+            true => Err(Status::failed_precondition(removed_words(NodeId(from)))),
+            false => Ok(()),
+        }
     }
 
     pub fn attach(&self, raft: RaftHost) {
@@ -192,7 +250,11 @@ impl Peers {
         });
         request.set_timeout(timeout);
         match tokio::time::timeout(timeout, client(channel).call(request)).await {
-            Ok(answer) => Ok(answer?.into_inner().body),
+            Ok(Ok(answer)) => Ok(answer.into_inner().body),
+            Ok(Err(status)) => {
+                note_removal(&status, self.me, &self.removed);
+                Err(status)
+            }
             Err(_) => Err(Status::deadline_exceeded(format!(
                 "node {to} did not answer in {timeout:?}"
             ))),
@@ -217,6 +279,7 @@ impl Peers {
         let header = first.ok_or_else(|| Status::invalid_argument("a snapshot begins with its header"))?;
         self.check_cluster(&header.cluster)?;
         speaks_for(header.from)?;
+        self.check_sender(header.from)?;
         let raft = self
             .raft
             .get()
@@ -227,26 +290,49 @@ impl Peers {
             *n += 1;
             format!("incoming/{}-{}", header.group, *n)
         };
+        let io = |e: hindcast_env::DiskError| Status::internal(e.to_string());
+        self.disk.remove_dir_all(&dir).map_err(io)?;
+        self.disk.create_dir_all(&dir).map_err(io)?;
+        let group = GroupId(header.group);
+        let mut whole = self
+            .courier
+            .reuse(&*self.disk, group, &header.files, &dir)
+            .map_err(io)?;
+        let taken = self.take_files(chunks, &header, &dir, &mut whole).await;
+        if taken.is_err() {
+            self.courier.keep(&*self.disk, group, &header.files, dir, &whole);
+            return taken;
+        }
+        raft.receive_snapshot(group, header.message, dir);
+        Ok(())
+    }
+
+    /// `whole`: names of the files that are there and verified, also when the stream breaks.
+    async fn take_files(
+        &self,
+        mut chunks: Streaming<v1::SnapshotChunk>,
+        header: &v1::SnapshotHeader,
+        dir: &str,
+        whole: &mut BTreeSet<String>,
+    ) -> Result<(), Status> {
         let disk = &self.disk;
         let io = |e: hindcast_env::DiskError| Status::internal(e.to_string());
-        disk.remove_dir_all(&dir).map_err(io)?;
-        disk.create_dir_all(&dir).map_err(io)?;
         let mut open: Option<(String, Box<dyn hindcast_env::DiskFile>, u64, blake3::Hasher)> = None;
-        let finish = |done: (String, Box<dyn hindcast_env::DiskFile>, u64, blake3::Hasher)| -> Result<(), Status> {
+        let mut finish = |done: (String, Box<dyn hindcast_env::DiskFile>, u64, blake3::Hasher)| -> Result<(), Status> {
             let (name, mut file, len, hash) = done;
             let expected = header.files.iter().find(|f| f.name == name);
-            let whole = expected.is_some_and(|f| f.bytes == len && f.hash == hash.finalize().as_bytes()[..]);
-            if !whole {
+            let is_whole = expected.is_some_and(|f| f.bytes == len && f.hash == hash.finalize().as_bytes()[..]);
+            if !is_whole {
                 return Err(Status::data_loss(format!("snapshot file {name} did not arrive whole")));
             }
-            file.sync().map_err(io)
+            file.sync().map_err(io)?;
+            whole.insert(name);
+            Ok(())
         };
-        let mut taken = 0;
         while let Some(chunk) = chunks.message().await? {
             if open.as_ref().is_none_or(|(name, ..)| *name != chunk.file) {
                 if let Some(done) = open.take() {
                     finish(done)?;
-                    taken += 1;
                 }
                 if chunk.file.is_empty() || chunk.file.contains('/') || chunk.file.starts_with('.') {
                     return Err(Status::invalid_argument("a snapshot file has a plain name"));
@@ -262,17 +348,15 @@ impl Peers {
         }
         if let Some(done) = open.take() {
             finish(done)?;
-            taken += 1;
         }
-        if taken != header.files.len() {
+        let missing = header.files.iter().filter(|f| !whole.contains(&f.name)).count();
+        if missing > 0 {
             return Err(Status::data_loss(format!(
-                "{taken} of {} snapshot files arrived",
+                "{missing} of {} snapshot files did not arrive",
                 header.files.len()
             )));
         }
-        disk.sync_dir(&dir).map_err(io)?;
-        raft.receive_snapshot(GroupId(header.group), header.message, dir);
-        Ok(())
+        disk.sync_dir(dir).map_err(io)
     }
 }
 
@@ -283,6 +367,7 @@ async fn send_raft(
     channel: Channel,
     mut waiting: mpsc::Receiver<Vec<WireMessage>>,
     queued: Arc<Queued>,
+    removed: watch::Sender<bool>,
 ) {
     let taken = |messages: &[WireMessage]| {
         let bytes: usize = messages.iter().map(wire_bytes).sum();
@@ -300,7 +385,12 @@ async fn send_raft(
                     Some(first) => first,
                     None => return,
                 },
-                _ = &mut call => break,
+                ended = &mut call => {
+                    if let Ok(Err(status)) = ended {
+                        note_removal(&status, me, &removed);
+                    }
+                    break;
+                }
             };
             let mut messages: Vec<WireMessage> = first;
             let mut bytes = taken(&messages);
@@ -329,6 +419,42 @@ async fn send_raft(
         while let Ok(old) = waiting.try_recv() {
             taken(&old);
         }
+    }
+}
+
+/// Which files the receiver has from a try that broke. Who does not know gets everything.
+async fn ask_have(
+    channel: Channel,
+    me: NodeId,
+    cluster: &str,
+    group: GroupId,
+    files: &[v1::SnapshotFile],
+) -> Vec<String> {
+    let files: Vec<(String, u64, Bytes)> = files
+        .iter()
+        .map(|f| (f.name.clone(), f.bytes, f.hash.clone()))
+        .collect();
+    let mut request = Request::new(v1::CallRequest {
+        from: me.0,
+        cluster: cluster.to_owned(),
+        kind: CALL_HAVE.to_owned(),
+        body: codec::to_bytes(&(group, files)).into(),
+    });
+    request.set_timeout(HAVE_TIMEOUT);
+    let answer = client(channel).call(request).await;
+    answer
+        .ok()
+        .and_then(|a| codec::from_bytes(&a.into_inner().body).ok())
+        .unwrap_or_default()
+}
+
+fn removed_words(node: NodeId) -> String {
+    format!("node {node} was removed from this cluster")
+}
+
+fn note_removal(status: &Status, me: NodeId, removed: &watch::Sender<bool>) {
+    if status.code() == tonic::Code::FailedPrecondition && status.message() == removed_words(me) {
+        removed.send_replace(true);
     }
 }
 
@@ -387,12 +513,19 @@ impl Transport for Peers {
             self.cluster.get().cloned().unwrap_or_default(),
             self.me,
         );
+        let (courier, clock) = (self.courier.clone(), self.clock.clone());
+        let have_asked = channel.clone();
         self.runtime.spawn(async move {
             let (feed, stream) = mpsc::channel::<v1::SnapshotChunk>(16);
+            let runtime = tokio::runtime::Handle::current();
+            let travel = (group, to);
+            let ended = courier.clone();
             let reader = tokio::task::spawn_blocking(move || -> Result<(), Status> {
                 let io = |e: hindcast_env::DiskError| Status::internal(e.to_string());
                 let gone = |_| Status::cancelled("the receiver went away");
                 let files = snapshot_files(&*disk, &dir)?;
+                courier.begin(travel, files.iter().map(|f| f.bytes).sum());
+                let have = runtime.block_on(ask_have(have_asked, me, &cluster, group, &files));
                 let header = v1::SnapshotHeader {
                     from: me.0,
                     cluster,
@@ -407,6 +540,10 @@ impl Transport for Peers {
                 };
                 feed.blocking_send(first).map_err(gone)?;
                 for f in files {
+                    if have.contains(&f.name) {
+                        courier.send(travel, 0, &*clock);
+                        continue;
+                    }
                     let file = disk.open_read(&format!("{dir}/{}", f.name)).map_err(io)?;
                     let mut at = 0;
                     // An empty file is sent as one empty chunk.
@@ -414,6 +551,7 @@ impl Transport for Peers {
                         let len = SNAPSHOT_CHUNK_BYTES.min((f.bytes - at) as usize);
                         let data = file.read_at(at, len).map_err(io)?;
                         at += len as u64;
+                        std::thread::sleep(courier.send(travel, len as u64, &*clock));
                         let chunk = v1::SnapshotChunk {
                             header: None,
                             file: f.name.clone(),
@@ -431,6 +569,7 @@ impl Transport for Peers {
                 .snapshot(tokio_stream::wrappers::ReceiverStream::new(stream))
                 .await;
             let read = reader.await;
+            ended.end(travel);
             let ok = sent.is_ok() && matches!(read, Ok(Ok(())));
             if let Err(status) = sent {
                 tracing::warn!(%to, %group, %status, "a Raft snapshot was not taken");
@@ -558,6 +697,7 @@ impl Peer for PeerService {
         while let Some(batch) = batches.message().await? {
             self.0.check_cluster(&batch.cluster)?;
             speaks_for(batch.from)?;
+            self.0.check_sender(batch.from)?;
             let Some(raft) = self.0.raft.get() else { continue };
             let message = |m: v1::RaftMessage| WireMessage {
                 group: GroupId(m.group),
@@ -572,9 +712,21 @@ impl Peer for PeerService {
     async fn call(&self, request: Request<v1::CallRequest>) -> Result<Response<v1::CallResponse>, Status> {
         let speaks_for = check_speaker(&request);
         let request = request.into_inner();
-        speaks_for(request.from)?;
-        if request.kind != CALL_HELLO && request.kind != CALL_FOUND {
+        // Who joins has no number yet, whatever its certificate says; it is checked once it has one.
+        if request.kind != CALL_JOIN {
+            speaks_for(request.from)?;
+        }
+        if ![CALL_HELLO, CALL_FOUND, CALL_JOIN].contains(&request.kind.as_str()) {
             self.0.check_cluster(&request.cluster)?;
+            self.0.check_sender(request.from)?;
+        }
+        if request.kind == CALL_HAVE {
+            let asked = codec::from_bytes::<(GroupId, Vec<(String, u64, Bytes)>)>(&request.body);
+            let (group, files) = asked.map_err(|e| Status::invalid_argument(e.to_string()))?;
+            let file = |(name, bytes, hash)| v1::SnapshotFile { name, bytes, hash };
+            let files: Vec<_> = files.into_iter().map(file).collect();
+            let body = codec::to_bytes(&self.0.courier.have(group, &files)).into();
+            return Ok(Response::new(v1::CallResponse { body }));
         }
         let handler = self.0.handlers.read().get(&request.kind).cloned();
         let handler = handler

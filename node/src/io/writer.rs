@@ -235,7 +235,8 @@ impl Writer {
                 Fate::Unconfirmed => may_be_stored = true,
             }
             // With an id the shard tells a second attempt from a first; without one only a sure refusal is retried.
-            let again = has_id || !may_be_stored;
+            // Nobody takes parts of a node that was removed; its clients are to ask another one soon.
+            let again = (has_id || !may_be_stored) && !*self.0.peers.removed().borrow();
             if !again || self.0.clock.monotonic().as_duration() >= deadline {
                 return Err(if may_be_stored {
                     WriteError::Unconfirmed { shard }
@@ -473,6 +474,7 @@ mod tests {
             id: NodeId(1),
             data_dir: dir.to_path_buf(),
             join: vec![],
+            join_cluster: vec![],
             shards: 2,
             replicas: None,
             retention: vec![],

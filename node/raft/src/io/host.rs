@@ -17,6 +17,7 @@ use super::workshop::Workshop;
 use crate::driver::{Driver, DriverConfig, DriverStatus, Input, ProposalId, Role, Start};
 use crate::log::{LogConfig, LogError, LogStore};
 use crate::machine::Machine;
+use crate::members::{MemberStep, PeerProgress};
 use crate::wire::{self, WireMessage};
 use bytes::Bytes;
 use hindcast_env::{Clock, Disk, DiskError, Rng, SeededRng};
@@ -40,7 +41,7 @@ pub struct GroupSpec {
 #[derive(Clone, Debug)]
 pub struct RaftConfig {
     pub node: NodeId,
-    /// All nodes of a new cluster, this one included. Later the log knows them.
+    /// All nodes of a new cluster; later the log knows them. A node that joins later is told the same ones.
     pub voters: Vec<NodeId>,
     pub tick: Duration,
     pub election_ticks: usize,
@@ -115,8 +116,8 @@ pub enum RaftError {
     Disk(#[from] DiskError),
     #[error("raft does not start group {group}: {why}")]
     Raft { group: GroupId, why: String },
-    #[error("node {node} is not among the voters {voters:?}; give every node the same list, itself included")]
-    NotAVoter { node: NodeId, voters: Vec<NodeId> },
+    #[error("nobody founded this cluster: the list of its first nodes is empty")]
+    NoVoters,
     #[error("a thread of the replication cannot be started: {0}")]
     Thread(std::io::Error),
 }
@@ -134,6 +135,10 @@ pub enum ProposeError {
     Unconfirmed,
     #[error("replication has stopped on this node")]
     Stopped,
+    #[error("another change of the group's members is under way; try again when it has ended")]
+    ChangePending,
+    #[error("the members cannot be changed so: {0}")]
+    Misfit(&'static str),
 }
 
 impl Classify for ProposeError {
@@ -141,7 +146,8 @@ impl Classify for ProposeError {
         match self {
             Self::NotLeader { leader: Some(_) } => Class::AskAnotherNode,
             Self::NotLeader { leader: None } | Self::Stopped => Class::Unavailable,
-            Self::Full => Class::RetryLater,
+            Self::Full | Self::ChangePending => Class::RetryLater,
+            Self::Misfit(_) => Class::FixRequest,
             Self::TooLarge { .. } => Class::TooLarge,
             Self::Unconfirmed => Class::RetrySameId,
         }
@@ -213,8 +219,15 @@ pub struct GroupStatus {
     pub last_index: u64,
     pub log_bytes: u64,
     pub voters: Vec<NodeId>,
+    pub learners: Vec<NodeId>,
+    /// While the membership is joint: the voters before, who still count.
+    pub outgoing: Vec<NodeId>,
+    /// How far the others are; known to the leader only.
+    pub peers: Vec<PeerProgress>,
     /// Why this copy takes no more part in the group.
     pub quarantined: Option<String>,
+    /// This copy lost what it had and waits for a snapshot.
+    pub is_rebuilding: bool,
     /// Index and digest of the state there (I3); refreshed about once a second.
     pub digest: (u64, [u8; 32]),
 }
@@ -291,9 +304,8 @@ impl RaftHost {
         clock: Arc<dyn Clock>,
         mut rng: SeededRng,
     ) -> Result<Self, RaftError> {
-        if !config.voters.contains(&config.node) {
-            let (node, voters) = (config.node, config.voters);
-            return Err(RaftError::NotAVoter { node, voters });
+        if config.voters.is_empty() {
+            return Err(RaftError::NoVoters);
         }
         let snapshot_dir = format!("{dir}/snapshots");
         // Half-sent exports of an earlier life; received ones are the transport's.
@@ -529,7 +541,11 @@ impl RaftHost {
             last_index: s.last_index,
             log_bytes: s.log_bytes,
             voters: s.voters,
+            learners: s.learners,
+            outgoing: s.outgoing,
+            peers: s.peers,
             quarantined: s.quarantined,
+            is_rebuilding: s.is_rebuilding,
             digest: *shared.digest.lock(),
         }
     }
@@ -550,6 +566,33 @@ impl RaftHost {
         let mut leadership = self.leadership(group)?;
         let known = leadership.wait_for(|l| l.leader.is_some());
         tokio::time::timeout(timeout, known).await.ok()??.leader
+    }
+
+    /// Changes the members of a group that this node leads; the index of the change. Unconfirmed: look at the status.
+    pub async fn change_members(
+        &self,
+        group: GroupId,
+        steps: Vec<MemberStep>,
+        timeout: Duration,
+    ) -> Result<u64, ProposeError> {
+        let id = self.next_proposal_id();
+        let (reply, answer) = oneshot::channel();
+        let event = Event::Change {
+            group,
+            id,
+            steps,
+            reply,
+        };
+        self.0.events.send(event).map_err(|_| ProposeError::Stopped)?;
+        match tokio::time::timeout(timeout, answer).await {
+            Ok(Ok(result)) => result.map(|(index, _)| index),
+            Ok(Err(_)) | Err(_) => Err(ProposeError::Unconfirmed),
+        }
+    }
+
+    /// This quarantined copy is no member of its group any more: it is to begin again from a snapshot.
+    pub fn rebuild(&self, group: GroupId) {
+        let _ = self.0.events.send(Event::Inputs(vec![(group, Input::Rebuild)]));
     }
 
     /// Asks the leader (this node) to hand over; proposals meanwhile fail. Does nothing on a follower without leader.

@@ -4,6 +4,7 @@ use super::host::{GroupShared, Leadership, ProposeError, Transport};
 use super::log_thread::{LogJob, bytes_of};
 use super::worker::Job;
 use crate::driver::{Driver, Input, Outcome, Output, ProposalId, Refused};
+use crate::members::MemberStep;
 use crate::wire::{self, WireMessage};
 use bytes::Bytes;
 use hindcast_env::{Clock, Disk};
@@ -34,6 +35,12 @@ pub enum Event {
     Read {
         group: GroupId,
         reply: oneshot::Sender<u64>,
+    },
+    Change {
+        group: GroupId,
+        id: ProposalId,
+        steps: Vec<MemberStep>,
+        reply: ProposeReply,
     },
     Stop,
 }
@@ -198,6 +205,15 @@ impl RaftThread {
                 self.reads.insert(id, reply);
                 self.step(group, Input::Read { id }, touched);
             }
+            Event::Change {
+                group,
+                id,
+                steps,
+                reply,
+            } => {
+                self.proposals.insert(id, reply);
+                self.step(group, Input::Change { id, steps }, touched);
+            }
             Event::Stop => return false,
         }
         true
@@ -259,6 +275,8 @@ impl RaftThread {
                     let _ = reply.send(match outcome {
                         Outcome::Applied { index, reply } => Ok((index, reply)),
                         Outcome::Refused(Refused::Full) => Err(ProposeError::Full),
+                        Outcome::Refused(Refused::ChangePending) => Err(ProposeError::ChangePending),
+                        Outcome::Refused(Refused::Misfit(why)) => Err(ProposeError::Misfit(why)),
                         Outcome::Refused(Refused::NotLeader(leader)) | Outcome::Lost(leader) => {
                             Err(ProposeError::NotLeader { leader })
                         }

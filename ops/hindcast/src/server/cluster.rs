@@ -11,6 +11,9 @@ use hindcast_node::disk_guard::DiskState;
 use hindcast_node::io::node::Node;
 use hindcast_node::io::servers::IngestCounters;
 use hindcast_node::io::tls::Tls;
+use hindcast_node::membership::leader_of;
+use hindcast_node::node_rows::{NodeRow, Wish};
+use hindcast_proto::edge;
 use hindcast_proto::v1;
 use hindcast_proto::v1::cluster_server::{Cluster, ClusterServer};
 use std::sync::Arc;
@@ -65,22 +68,29 @@ impl View {
     }
 
     async fn nodes(&self) -> Vec<v1::NodeStatus> {
-        let identity = &self.node.identity;
-        let me = v1::NodeStatus {
-            id: identity.node.0,
-            peer_address: identity.nodes.get(&identity.node).cloned().unwrap_or_default(),
-            client_address: self.client_address.clone(),
-            reachable: true,
-        };
-        let others = identity.nodes.iter().filter(|(id, _)| **id != identity.node);
-        let asked = others.map(|(id, peer_address)| self.ask(*id, peer_address.clone()));
+        let asked = self.node.members.rows().into_iter().map(|row| self.ask(row));
         let mut nodes = futures::future::join_all(asked).await;
-        nodes.push(me);
         nodes.sort_by_key(|n| n.id);
         nodes
     }
 
-    async fn ask(&self, id: NodeId, peer_address: String) -> v1::NodeStatus {
+    async fn ask(&self, row: NodeRow) -> v1::NodeStatus {
+        let (id, peer_address) = (row.id, row.address);
+        let state = match row.wish {
+            Wish::Waiting => "waiting",
+            Wish::Member => "member",
+            Wish::Leaving { .. } => "leaving",
+            Wish::Removed => "removed",
+        };
+        if id == self.node.id() {
+            return v1::NodeStatus {
+                id: id.0,
+                peer_address,
+                client_address: self.client_address.clone(),
+                reachable: true,
+                state: state.to_owned(),
+            };
+        }
         let answer = self.node.peers.call(id, CALL_PING, Bytes::new(), PING_TIMEOUT).await;
         let client_address = answer
             .as_ref()
@@ -91,7 +101,47 @@ impl View {
             peer_address,
             client_address,
             reachable: answer.is_ok(),
+            state: state.to_owned(),
         }
+    }
+
+    /// Who belongs to which group, by the word of its leader.
+    async fn members(&self) -> Vec<v1::GroupMembers> {
+        let reports = self.node.members.reports().await;
+        let leads = self.node.members.leads();
+        let ids = |nodes: &[NodeId]| nodes.iter().map(|n| n.0).collect();
+        let group = |g: GroupId| {
+            let (leader, report) = leader_of(&reports, g)?;
+            let members: std::collections::BTreeSet<NodeId> = [&report.voters, &report.learners, &report.outgoing]
+                .into_iter()
+                .flatten()
+                .copied()
+                .collect();
+            let progress = members.into_iter().map(|node| {
+                let peer = report.peers.iter().find(|p| p.node == node);
+                let own = reports.get(&node).and_then(|r| r.iter().find(|r| r.group == g));
+                v1::MemberProgress {
+                    node: node.0,
+                    lag: peer.map_or(0, |p| p.lag),
+                    active: node == leader || peer.is_some_and(|p| p.is_active),
+                    in_snapshot: peer.is_some_and(|p| p.in_snapshot),
+                    quarantined: own.and_then(|r| r.quarantined.clone()).unwrap_or_default(),
+                    rebuilding: own.is_some_and(|r| r.is_rebuilding),
+                    snapshot_bytes_sent: peer.and_then(|p| p.snapshot).map_or(0, |s| s.0),
+                    snapshot_bytes: peer.and_then(|p| p.snapshot).map_or(0, |s| s.1),
+                }
+            });
+            Some(v1::GroupMembers {
+                group: g.0,
+                leader: leader.0,
+                voters: ids(&report.voters),
+                learners: ids(&report.learners),
+                outgoing: ids(&report.outgoing),
+                progress: progress.collect(),
+                wished_leader: leads.get(&g).map_or(0, |n| n.0),
+            })
+        };
+        self.node.raft.groups().into_iter().filter_map(group).collect()
     }
 
     pub(super) fn groups(&self) -> Vec<v1::GroupStatus> {
@@ -110,6 +160,8 @@ impl View {
                 digest: s.digest.1.iter().map(|b| format!("{b:02x}")).collect(),
                 samples: stats.as_ref().map_or(0, |s| s.samples),
                 lines: stats.as_ref().map_or(0, |s| s.lines),
+                learners: s.learners.iter().map(|v| v.0).collect(),
+                quarantined: s.quarantined.unwrap_or_default(),
             }
         };
         ids.map(group).collect()
@@ -122,7 +174,18 @@ impl View {
             nodes: self.nodes().await,
             groups: self.groups(),
             ready: self.node.is_ready(),
+            members: self.members().await,
         }
+    }
+
+    async fn wish(&self, node: u64, wish: Wish) -> Result<Response<v1::WishResponse>, Status> {
+        if self.node.identity.nodes.is_empty() {
+            let why = "this node is on its own and listens for no peers; a cluster begins with --join on all its nodes";
+            return Err(Status::failed_precondition(why));
+        }
+        let wished = self.node.members.wish(NodeId(node), wish).await;
+        wished.map_err(|e| edge::status(&e))?;
+        Ok(Response::new(v1::WishResponse {}))
     }
 
     /// Flushes (and compacts) every shard of this node, and waits for it.
@@ -213,6 +276,33 @@ pub fn service(view: View) -> ClusterServer<View> {
 impl Cluster for View {
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         Ok(Response::new(View::status(self).await))
+    }
+
+    async fn add_node(&self, request: Request<v1::AddNodeRequest>) -> Result<Response<v1::WishResponse>, Status> {
+        self.wish(request.into_inner().node, Wish::Member).await
+    }
+
+    async fn remove_node(&self, request: Request<v1::RemoveNodeRequest>) -> Result<Response<v1::WishResponse>, Status> {
+        let wish = Wish::Leaving { replaced_by: None };
+        self.wish(request.into_inner().node, wish).await
+    }
+
+    async fn move_node(&self, request: Request<v1::MoveNodeRequest>) -> Result<Response<v1::WishResponse>, Status> {
+        let v1::MoveNodeRequest { from, to } = request.into_inner();
+        let replaced_by = Some(NodeId(to));
+        self.wish(from, Wish::Leaving { replaced_by }).await
+    }
+
+    async fn lead_group(&self, request: Request<v1::LeadGroupRequest>) -> Result<Response<v1::WishResponse>, Status> {
+        let v1::LeadGroupRequest { group, node } = request.into_inner();
+        let group = GroupId(group);
+        if !self.node.raft.groups().contains(&group) {
+            return Err(Status::not_found(format!("there is no group {group}")));
+        }
+        let node = (node != 0).then_some(NodeId(node));
+        let wished = self.node.members.lead(group, node).await;
+        wished.map_err(|e| edge::status(&e))?;
+        Ok(Response::new(v1::WishResponse {}))
     }
 
     async fn flush(&self, request: Request<v1::FlushRequest>) -> Result<Response<v1::FlushResponse>, Status> {

@@ -22,6 +22,8 @@ const KEEP_DEFAULT: &str = "30d";
   hindcast server --id 1 --data-dir n1 --listen 127.0.0.1:7400 --peer-listen 127.0.0.1:7401 \\
                   --join 127.0.0.1:7401,127.0.0.1:7411,127.0.0.1:7421
       one of three nodes; start the others with their own --id, --data-dir, --listen and --peer-listen
+  hindcast server --data-dir n4 --listen 127.0.0.1:7430 --peer-listen 127.0.0.1:7431 --join-cluster 127.0.0.1:7401
+      one more node for a cluster that runs: it gets its number there, and waits for `hindcast cluster add`
   hindcast server --data-dir d --retention none
       keeps and accepts data of every age, back to 1970
   hindcast server --data-dir d --retention 30d,DBMS=90d,team-a=1y,team-a/SMS=7d
@@ -49,6 +51,10 @@ pub struct ServerArgs {
     /// Peer addresses of all nodes, this one included.
     #[arg(long, env = "HINDCAST_JOIN", value_delimiter = ',')]
     pub join: Vec<String>,
+    /// Peer addresses of some nodes of a cluster that runs already: this node asks them for its number and joins. Instead
+    /// of --join and --id; the same on every start.
+    #[arg(long, env = "HINDCAST_JOIN_CLUSTER", value_delimiter = ',', conflicts_with_all = ["join", "id"])]
+    pub join_cluster: Vec<String>,
     /// Who signs the certificates of clients, and of peers unless --peer-tls-ca says otherwise (PEM). With it, clients must
     /// show a certificate.
     #[arg(long, env = "HINDCAST_TLS_CA", value_name = "FILE")]
@@ -175,6 +181,8 @@ pub enum ConfigError {
     Cold(String),
     #[error("--id must be at least 1; 0 means nobody")]
     NodeZero,
+    #[error("--join founds a cluster and --join-cluster enters one that runs; give one of them")]
+    JoinTwice,
 }
 
 /// What is used, defaults filled in.
@@ -185,6 +193,7 @@ pub struct ServerConfig {
     pub listen: SocketAddr,
     pub peer_listen: SocketAddr,
     pub join: Vec<String>,
+    pub join_cluster: Vec<String>,
     pub shards: u64,
     pub replicas: Option<u64>,
     pub rules: Vec<String>,
@@ -200,6 +209,13 @@ pub struct ServerConfig {
     pub tls: Option<TlsFiles>,
     /// Of the peer port; `None`: without TLS, or there are no peers.
     pub peer_tls: Option<TlsFiles>,
+}
+
+impl ServerConfig {
+    /// Whether there are other nodes, now or soon.
+    pub fn has_peers(&self) -> bool {
+        !self.join.is_empty() || !self.join_cluster.is_empty()
+    }
 }
 
 /// Where old files go, and when.
@@ -229,6 +245,11 @@ impl ServerArgs {
             listen: self.listen.or(file.listen),
             peer_listen: self.peer_listen.or(file.peer_listen),
             join: if self.join.is_empty() { file.join } else { self.join },
+            join_cluster: if self.join_cluster.is_empty() {
+                file.join_cluster
+            } else {
+                self.join_cluster
+            },
             tls_ca: self.tls_ca.or(file.tls_ca),
             tls_cert: self.tls_cert.or(file.tls_cert),
             tls_key: self.tls_key.or(file.tls_key),
@@ -266,6 +287,7 @@ impl ServerArgs {
             listen: address(self.listen, 7400),
             peer_listen: address(self.peer_listen, 7401),
             join: self.join,
+            join_cluster: self.join_cluster,
             shards: self.shards.unwrap_or(4),
             replicas: self.replicas,
             rules: self.rules,
@@ -292,12 +314,14 @@ impl ServerArgs {
         if config.id == 0 {
             return Err(ConfigError::NodeZero);
         }
+        if !config.join.is_empty() && !config.join_cluster.is_empty() {
+            return Err(ConfigError::JoinTwice);
+        }
         let is_guarded = config.tls.as_ref().is_some_and(|t| t.ca.is_some());
         if !config.listen.ip().is_loopback() && !is_guarded {
             return Err(ConfigError::OffLoopback { address: config.listen });
         }
-        let has_peers = !config.join.is_empty();
-        if has_peers && !config.peer_listen.ip().is_loopback() && config.peer_tls.is_none() {
+        if config.has_peers() && !config.peer_listen.ip().is_loopback() && config.peer_tls.is_none() {
             let address = config.peer_listen;
             return Err(ConfigError::PeersOffLoopback { address });
         }
@@ -314,7 +338,7 @@ impl ServerArgs {
             [&self.peer_tls_ca, &self.peer_tls_cert, &self.peer_tls_key],
             ["--peer-tls-ca", "--peer-tls-cert", "--peer-tls-key"],
         )?;
-        if self.join.is_empty() {
+        if self.join.is_empty() && self.join_cluster.is_empty() {
             return Ok((clients, None));
         }
         let peers = match own {

@@ -168,6 +168,16 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     ),
     ("hindcast_raft_is_leader", "gauge", "Whether this node leads the group."),
     (
+        "hindcast_raft_lag_entries",
+        "gauge",
+        "Committed entries that another member has not confirmed, told by the group's leader.",
+    ),
+    (
+        "hindcast_raft_learners",
+        "gauge",
+        "Members of the group that get everything and count for nothing.",
+    ),
+    (
         "hindcast_raft_log_bytes",
         "gauge",
         "Bytes of entries that the Raft log holds for the group.",
@@ -178,6 +188,11 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "Whether this copy of the group takes no part any more, because it lost what it had confirmed.",
     ),
     ("hindcast_raft_term", "gauge", "Raft term."),
+    (
+        "hindcast_raft_voters",
+        "gauge",
+        "Members of the group that count, as this node knows.",
+    ),
     ("hindcast_ready", "gauge", "Whether every group has a leader here."),
     (
         "hindcast_request_seconds",
@@ -342,6 +357,16 @@ impl View {
             "hindcast_raft_quarantined",
             by_id(&|g| f64::from(u8::from(self.node.raft.status(g).quarantined.is_some()))),
         );
+        out.put("hindcast_raft_voters", by_group(&|g| g.voters.len() as f64));
+        out.put("hindcast_raft_learners", by_group(&|g| g.learners.len() as f64));
+        let lags = groups.iter().flat_map(|g| {
+            let peers = self.node.raft.status(GroupId(g.group)).peers;
+            let row = move |p: &hindcast_raft::PeerProgress| {
+                (format!("{{group=\"{}\",node=\"{}\"}}", g.group, p.node), p.lag as f64)
+            };
+            peers.iter().map(row).collect::<Vec<_>>()
+        });
+        out.put("hindcast_raft_lag_entries", lags.collect());
         out.put_times("hindcast_raft_fsync_seconds", "", &self.node.raft.fsync_times());
         self.put_queues(&mut out);
         self.put_admission(&mut out);

@@ -82,10 +82,9 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let peer_tls = open(&config.peer_tls, Port::Peers)?;
     let listener = bind("client", config.listen).await?;
     let address = listener.local_addr().map_err(|e| Failure::no(e.to_string()))?;
-    let peer_listener = if config.join.is_empty() {
-        None
-    } else {
-        Some(bind("peer", config.peer_listen).await?)
+    let peer_listener = match config.has_peers() {
+        true => Some(bind("peer", config.peer_listen).await?),
+        false => None,
     };
 
     let parts: Vec<Box<dyn Part>> = vec![Box::new(GatewayPart), Box::new(DeskPart)];
@@ -93,6 +92,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         id: NodeId(config.id),
         data_dir: config.data_dir.clone(),
         join: config.join.clone(),
+        join_cluster: config.join_cluster.clone(),
         shards: config.shards,
         replicas: config.replicas,
         retention: config.retention.clone(),
@@ -139,7 +139,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         sends,
     );
 
-    announce(&config, address);
+    announce(&config, node.id(), address);
     let (health, health_service) = tonic_health::server::health_reporter();
     tokio::spawn(report_health(node.clone(), health));
     let describe = || {
@@ -193,7 +193,16 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let mut fatal = node.raft.fatal();
     let (end, ended) = watch::channel(false);
     let serving = tokio::spawn(serve::serve(listener, tls, grpc, http, ended));
+    let mut removed = node.peers.removed();
     let failure = tokio::select! {
+        _ = removed.wait_for(|r| *r) => {
+            println!(
+                "hindcast node {} was removed from its cluster and ends; its data directory {} is not needed any more",
+                node.id(),
+                config.data_dir.display()
+            );
+            None
+        }
         _ = stopped.wait_for(|s| *s) => None,
         broken = fatal.wait_for(Option::is_some) => broken.ok().and_then(|b| b.clone()),
     };
@@ -217,17 +226,20 @@ fn open_cold(config: &ServerConfig) -> Result<Option<NodeCold>, Failure> {
     }))
 }
 
-fn announce(config: &ServerConfig, address: std::net::SocketAddr) {
+fn announce(config: &ServerConfig, node: NodeId, address: std::net::SocketAddr) {
     let scheme = if config.tls.is_some() { "https" } else { "http" };
-    println!(
-        "hindcast node {} listens on {scheme}://{address} (gRPC, HTTP and web UI)",
-        config.id
-    );
+    println!("hindcast node {node} listens on {scheme}://{address} (gRPC, HTTP and web UI)");
     match &config.tls {
         Some(TlsFiles { ca: Some(ca), .. }) => println!("clients show a certificate signed by {}", ca.display()),
         _ => println!("no user and no token needed, because only this machine can reach it"),
     }
-    if config.join.is_empty() {
+    if !config.join_cluster.is_empty() {
+        println!(
+            "peers on {}: joined at {}",
+            config.peer_listen,
+            config.join_cluster.join(", ")
+        );
+    } else if config.join.is_empty() {
         println!("alone: no peers");
     } else {
         let how = if config.peer_tls.is_some() {

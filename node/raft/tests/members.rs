@@ -1,0 +1,941 @@
+//! Members come and go while messages are lost and nodes crash: drivers on simulated disks, by script and by chance.
+//!
+//! Held at every step: no two nodes apply different entries at one index, nor know different members as of one index;
+//! one leader and one vote per term; what a leader calls committed is on the disks of a majority of those who count, of
+//! both halves when the membership is joint; who does not count does not lead (I2, I10).
+
+use bytes::Bytes;
+use expect_test::{Expect, expect};
+use hindcast_env::{Rng, SeededRng, SimDisk};
+use hindcast_model::{GroupId, NodeId};
+use hindcast_raft::driver::{
+    Driver, DriverConfig, DriverStatus, Input, JOINT_TICKS_MAX, Outcome, Output, Start, WriteTask, is_for_machine,
+};
+use hindcast_raft::log::{LogConfig, LogStore, LogWrite};
+use hindcast_raft::members::MemberStep;
+use hindcast_raft::{Role, log_view::Point};
+use protobuf::Message as _;
+use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+const GROUP: GroupId = GroupId(0);
+const FOUNDERS: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
+
+/// What a machine holds: lines by index.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct State {
+    applied: u64,
+    lines: BTreeMap<u64, Bytes>,
+}
+
+struct Node {
+    id: u64,
+    disk: SimDisk,
+    driver: Driver,
+    log: LogStore,
+    tasks: VecDeque<WriteTask>,
+    to_apply: VecDeque<Entry>,
+    exported: VecDeque<Input>,
+    state: State,
+    /// What of it survives a crash.
+    saved: State,
+    /// Entries that are surely on the disk: index → term; all up to `base` are.
+    stored: BTreeMap<u64, u64>,
+    base: u64,
+    commit: u64,
+}
+
+/// A message, and the state that travels with it.
+type Sent = (Message, Option<State>);
+
+struct Net {
+    rng: SeededRng,
+    nodes: BTreeMap<u64, Node>,
+    down: BTreeMap<u64, (SimDisk, State)>,
+    mail: Vec<Sent>,
+    exports: BTreeMap<String, State>,
+    names: u64,
+    lives: u64,
+    save_often: bool,
+    // What must be the same for everybody.
+    applied: BTreeMap<u64, (u64, Bytes, EntryType)>,
+    members: BTreeMap<u64, String>,
+    leaders: BTreeMap<u64, u64>,
+    votes: BTreeMap<(u64, u64), u64>,
+    outcomes: BTreeMap<u64, Outcome>,
+    told: Vec<String>,
+}
+
+fn show(s: &DriverStatus) -> String {
+    let ids = |ids: &[NodeId]| {
+        let mut ids: Vec<u64> = ids.iter().map(|n| n.0).collect();
+        ids.sort_unstable();
+        ids.iter().map(u64::to_string).collect::<Vec<_>>().join(" ")
+    };
+    let mut out = format!("voters {}", ids(&s.voters));
+    if !s.outgoing.is_empty() {
+        let _ = write!(out, " and before {}", ids(&s.outgoing));
+    }
+    if !s.learners.is_empty() {
+        let _ = write!(out, ", learners {}", ids(&s.learners));
+    }
+    out
+}
+
+fn open(id: u64, disk: SimDisk, saved: State, seed: u64, save_often: bool) -> Node {
+    let config = LogConfig {
+        segment_bytes_max: 16 << 10,
+        prewrite_bytes: 4 << 10,
+        cache_bytes_max: 1 << 10,
+        ..LogConfig::default()
+    };
+    let mut log = LogStore::open(Arc::new(disk.clone()), "log", config).unwrap();
+    let driver_config = DriverConfig {
+        group: GROUP,
+        node: NodeId(id),
+        voters: FOUNDERS.to_vec(),
+        election_ticks: 10,
+        election_spread_ticks: 6,
+        heartbeat_ticks: 2,
+        message_bytes_max: 4 << 10,
+        inflight_messages_max: 8,
+        uncommitted_bytes_max: 1 << 20,
+        committed_bytes_per_ready_max: 4 << 10,
+        tail_bytes: if save_often { 0 } else { 1 << 20 },
+        preferred: id == 1,
+    };
+    let recovered = log.recovered(GROUP);
+    let view = log.view(GROUP);
+    let (base, stored) = {
+        let view = view.lock();
+        let stored = (view.first_index()..=view.last_index()).map(|i| (i, view.term(i).unwrap()));
+        (view.truncated().index, stored.collect())
+    };
+    let start = Start {
+        recovered,
+        view,
+        applied: saved.applied,
+        durable: saved.applied,
+        rng: SeededRng::new(seed),
+        logger: slog::Logger::root(slog::Discard, slog::o!()),
+    };
+    Node {
+        id,
+        disk,
+        driver: Driver::new(driver_config, start).unwrap(),
+        log,
+        tasks: VecDeque::new(),
+        to_apply: VecDeque::new(),
+        exported: VecDeque::new(),
+        state: saved.clone(),
+        saved,
+        stored,
+        base,
+        commit: 0,
+    }
+}
+
+impl Node {
+    fn has(&self, index: u64, term: u64) -> bool {
+        index <= self.base || self.stored.get(&index) == Some(&term)
+    }
+}
+
+impl Net {
+    fn new(seed: u64, save_often: bool) -> Self {
+        let mut net = Self {
+            rng: SeededRng::new(seed),
+            nodes: BTreeMap::new(),
+            down: BTreeMap::new(),
+            mail: vec![],
+            exports: BTreeMap::new(),
+            names: 0,
+            lives: seed * 1000,
+            save_often,
+            applied: BTreeMap::new(),
+            members: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+            votes: BTreeMap::new(),
+            outcomes: BTreeMap::new(),
+            told: vec![],
+        };
+        for id in 1..=3 {
+            net.start(id);
+        }
+        net
+    }
+
+    fn start(&mut self, id: u64) {
+        self.lives += 1;
+        let (disk, saved) = self.down.remove(&id).unwrap_or_default();
+        let node = open(id, disk, saved, self.lives, self.save_often);
+        self.nodes.insert(id, node);
+        self.settle(id);
+    }
+
+    fn crash(&mut self, id: u64) {
+        if let Some(node) = self.nodes.remove(&id) {
+            drop((node.driver, node.log));
+            node.disk.crash(&mut self.rng);
+            self.down.insert(id, (node.disk, node.saved));
+        }
+    }
+
+    fn step(&mut self, id: u64, input: Input) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.driver.step(input);
+            self.settle(id);
+        }
+    }
+
+    fn settle(&mut self, id: u64) {
+        loop {
+            let node = self.nodes.get_mut(&id).unwrap();
+            let outputs = node.driver.ready();
+            if outputs.is_empty() {
+                break;
+            }
+            for output in outputs {
+                self.carry_out(id, output);
+            }
+        }
+        self.check(id);
+    }
+
+    fn carry_out(&mut self, id: u64, output: Output) {
+        let node = self.nodes.get_mut(&id).unwrap();
+        match output {
+            Output::Send(message) => self.mail.push((message, None)),
+            Output::Write(task) => node.tasks.push_back(task),
+            Output::Apply(entries) => node.to_apply.extend(entries),
+            Output::Install { index, dir } => {
+                node.to_apply.clear();
+                let mut state = self.exports[&dir].clone();
+                state.applied = index;
+                (node.state, node.saved) = (state.clone(), state);
+                self.members
+                    .insert(index, self.members.get(&index).cloned().unwrap_or_default());
+                node.driver.step(Input::Installed { index });
+            }
+            Output::Export { to } => {
+                self.names += 1;
+                let dir = format!("export {}", self.names);
+                self.exports.insert(dir.clone(), node.state.clone());
+                let result = Some((node.state.applied, dir));
+                node.exported.push_back(Input::Exported { to, result });
+            }
+            Output::SendSnapshot { message, dir, .. } => self.mail.push((message, Some(self.exports[&dir].clone()))),
+            Output::Discard { .. } => {}
+            Output::Answer { id, outcome } => {
+                self.outcomes
+                    .insert(u64::from_le_bytes(id[..8].try_into().unwrap()), outcome);
+            }
+            Output::ReadReady { .. } => {}
+        }
+    }
+
+    /// One task reaches the disk.
+    fn disk(&mut self, id: u64) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let Some(task) = node.tasks.pop_front() else { return };
+        // A sync holds for everything before it.
+        for write in task.writes {
+            match &write {
+                LogWrite::Entries { entries, .. } => {
+                    node.stored.split_off(&entries[0].index);
+                    node.stored.extend(entries.iter().map(|e| (e.index, e.term)));
+                }
+                LogWrite::Reset(point) => {
+                    node.stored.clear();
+                    node.base = point.at.index;
+                }
+                LogWrite::Truncate(Point { index, .. }) => node.base = node.base.max(*index),
+                _ => {}
+            }
+            node.log.write(GROUP, write).unwrap();
+        }
+        node.log.commit(task.sync).unwrap();
+        node.log.reclaim().unwrap();
+        for message in task.messages {
+            if message.get_msg_type() == MessageType::MsgRequestVoteResponse && !message.reject {
+                let earlier = self.votes.insert((message.term, id), message.to);
+                assert!(
+                    earlier.is_none_or(|to| to == message.to),
+                    "node {id} votes twice in term {}",
+                    message.term
+                );
+            }
+            self.mail.push((message, None));
+        }
+        let (number, announces) = (task.number, task.announces);
+        if let Some(number) = number {
+            self.step(id, Input::Persisted { number });
+        }
+        if announces {
+            self.step(id, Input::Announced);
+        }
+    }
+
+    /// One entry is applied.
+    fn apply(&mut self, id: u64) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let Some(entry) = node.to_apply.pop_front() else { return };
+        let index = entry.index;
+        let mut replies = vec![];
+        if is_for_machine(&entry) && index > node.state.applied {
+            node.state.applied = index;
+            node.state.lines.insert(index, entry.data.clone());
+            replies.push((index, entry.context.as_ref().try_into().unwrap(), Bytes::new()));
+        }
+        let seen = (entry.term, entry.data.clone(), entry.get_entry_type());
+        let first = self.applied.entry(index).or_insert_with(|| seen.clone());
+        assert_eq!(*first, seen, "node {id} applies another entry at {index} (I2)");
+        node.driver.step(Input::Applied { index, replies });
+        let status = node.driver.status();
+        if status.applied == index && entry.get_entry_type() != EntryType::EntryNormal {
+            let members = show(&status);
+            let first = self.members.entry(index).or_default();
+            if first.is_empty() {
+                first.clone_from(&members);
+                self.told.push(members.clone());
+            }
+            assert_eq!(*first, members, "node {id} knows other members as of {index} (I10)");
+        }
+        self.settle(id);
+    }
+
+    /// An export is complete.
+    fn export(&mut self, id: u64) {
+        let done = self.nodes.get_mut(&id).and_then(|n| n.exported.pop_front());
+        done.into_iter().for_each(|input| self.step(id, input));
+    }
+
+    fn save(&mut self, id: u64) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        node.saved = node.state.clone();
+        let index = node.saved.applied;
+        self.step(id, Input::Durable { index });
+    }
+
+    fn deliver(&mut self, at: usize) {
+        let (message, state) = self.mail.swap_remove(at);
+        let (from, to) = (message.from, message.to);
+        match state {
+            None => self.step(to, Input::Message(message)),
+            Some(state) => {
+                self.names += 1;
+                let dir = format!("arrived {}", self.names);
+                self.exports.insert(dir.clone(), state);
+                let ok = self.nodes.contains_key(&to);
+                self.step(to, Input::Snapshot { message, dir });
+                self.step(from, Input::SnapshotSent { to: NodeId(to), ok });
+            }
+        }
+    }
+
+    fn lose(&mut self, at: usize) {
+        let (message, state) = self.mail.swap_remove(at);
+        if state.is_some() {
+            let to = NodeId(message.to);
+            self.step(message.from, Input::SnapshotSent { to, ok: false });
+        }
+    }
+
+    fn check(&mut self, id: u64) {
+        let node = &self.nodes[&id];
+        let status = node.driver.status();
+        if status.role == Role::Leader {
+            let counts = status.voters.contains(&NodeId(id)) || status.outgoing.contains(&NodeId(id));
+            assert!(counts, "node {id} leads and does not count: {} (I10)", show(&status));
+            let leader = *self.leaders.entry(status.term).or_insert(id);
+            assert_eq!(leader, id, "two leaders in term {} (I2)", status.term);
+            if status.commit > node.commit {
+                // Entries of an earlier term count through one of the own.
+                let index = status.commit;
+                let term = node.stored.get(&index).copied();
+                let term = term
+                    .or_else(|| self.applied.get(&index).map(|a| a.0))
+                    .unwrap_or(status.term);
+                for half in [&status.voters, &status.outgoing] {
+                    let on_disk = |n: &&NodeId| match (self.nodes.get(&n.0), self.down.contains_key(&n.0)) {
+                        (Some(node), _) => node.has(index, term),
+                        // It was there when it died; reopening would tell, and that is checked when it comes back.
+                        (None, down) => down,
+                    };
+                    let have = half.iter().filter(on_disk).count();
+                    let enough = half.is_empty() || have > half.len() / 2;
+                    assert!(enough, "{index} is committed on {have} of {half:?} (I10)");
+                }
+            }
+        }
+        self.nodes.get_mut(&id).unwrap().commit = status.commit;
+    }
+
+    fn leader(&self) -> Option<u64> {
+        let leads = |n: &&Node| n.driver.status().role == Role::Leader;
+        let leaders = self.nodes.values().filter(leads);
+        leaders.max_by_key(|n| n.driver.status().term).map(|n| n.id)
+    }
+
+    fn change(&mut self, at: u64, steps: Vec<MemberStep>) -> u64 {
+        self.names += 1;
+        let name = self.names;
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&name.to_le_bytes());
+        self.step(at, Input::Change { id, steps });
+        name
+    }
+
+    fn propose(&mut self, at: u64) {
+        self.names += 1;
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&self.names.to_le_bytes());
+        let data = vec![b'x'; 200];
+        self.step(at, Input::Propose { id, data });
+    }
+
+    /// Everything that is under way arrives, a number of ticks long.
+    fn run(&mut self, ticks: u64) {
+        for _ in 0..ticks {
+            for id in self.nodes.keys().copied().collect::<Vec<_>>() {
+                self.step(id, Input::Tick);
+            }
+            loop {
+                let ids: Vec<_> = self.nodes.keys().copied().collect();
+                let mut moved = false;
+                while !self.mail.is_empty() {
+                    self.deliver(0);
+                    moved = true;
+                }
+                for id in ids {
+                    while self.nodes.get(&id).is_some_and(|n| !n.tasks.is_empty()) {
+                        self.disk(id);
+                        moved = true;
+                    }
+                    while self.nodes.get(&id).is_some_and(|n| !n.to_apply.is_empty()) {
+                        self.apply(id);
+                        moved = true;
+                    }
+                    self.export(id);
+                }
+                if !moved {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn status(&self, id: u64) -> DriverStatus {
+        self.nodes[&id].driver.status()
+    }
+}
+
+/// Commands: `start N`, `crash N`, `run TICKS`, `propose TIMES`, `save`, `learner N`, `voter N`, `remove N`,
+/// `move FROM TO`, `transfer N`, `rebuild N`; changes go to the leader. Told: what each membership was, and answers.
+fn check(script: &str, expected: Expect) {
+    let mut net = Net::new(1, true);
+    let mut shown = String::new();
+    for line in script.lines().map(str::trim).filter(|l| !l.is_empty()) {
+        writeln!(shown, "{line}").unwrap();
+        let words: Vec<_> = line.split_whitespace().collect();
+        let number = |n: usize| words[n].parse::<u64>().unwrap();
+        let node = |n: usize| NodeId(number(n));
+        let leader = net.leader();
+        let change = |net: &mut Net, steps| Some(net.change(leader.unwrap(), steps));
+        let asked = match words[0] {
+            "start" => {
+                net.start(number(1));
+                None
+            }
+            "crash" => {
+                net.crash(number(1));
+                None
+            }
+            "run" => {
+                net.run(number(1));
+                None
+            }
+            "propose" => {
+                for _ in 0..number(1) {
+                    net.propose(leader.unwrap());
+                    net.run(1);
+                }
+                None
+            }
+            "save" => {
+                for id in net.nodes.keys().copied().collect::<Vec<_>>() {
+                    net.save(id);
+                }
+                // Logs are cut on ticks.
+                net.run(11);
+                None
+            }
+            "transfer" => {
+                net.step(leader.unwrap(), Input::Transfer { to: node(1) });
+                net.run(3);
+                None
+            }
+            "rebuild" => {
+                net.step(number(1), Input::Rebuild);
+                None
+            }
+            "learner" => change(&mut net, vec![MemberStep::Learner(node(1))]),
+            "voter" => change(&mut net, vec![MemberStep::Voter(node(1))]),
+            "remove" => change(&mut net, vec![MemberStep::Remove(node(1))]),
+            "move" => change(&mut net, vec![MemberStep::Remove(node(1)), MemberStep::Voter(node(2))]),
+            other => panic!("{other}"),
+        };
+        if let Some(name) = asked {
+            net.run(3);
+            let outcome = match net.outcomes.get(&name) {
+                Some(Outcome::Applied { .. }) => "done".to_owned(),
+                Some(other) => format!("{other:?}"),
+                None => "no answer yet".to_owned(),
+            };
+            writeln!(shown, "    {outcome}").unwrap();
+        }
+        for told in net.told.drain(..) {
+            writeln!(shown, "    {told}").unwrap();
+        }
+    }
+    for (id, node) in &net.nodes {
+        let s = node.driver.status();
+        writeln!(
+            shown,
+            "{id}: {:?}, {} lines, {}",
+            s.role,
+            node.state.lines.len(),
+            show(&s)
+        )
+        .unwrap();
+        if let Some(why) = s.quarantined {
+            writeln!(shown, "    {why}").unwrap();
+        }
+    }
+    expected.assert_eq(&shown);
+}
+
+#[test]
+fn a_node_is_added_as_a_learner_catches_up_and_counts_then() {
+    check(
+        "
+        run 3
+        propose 5
+        start 4
+        voter 4
+        learner 4
+        voter 4
+        propose 2
+        ",
+        expect![[r#"
+            run 3
+            propose 5
+            start 4
+            voter 4
+                Refused(Misfit("only a learner becomes a voter; add the node as a learner first"))
+            learner 4
+                done
+                voters 1 2 3, learners 4
+            voter 4
+                done
+                voters 1 2 3 4 and before 1 2 3
+                voters 1 2 3 4
+            propose 2
+            1: Leader, 7 lines, voters 1 2 3 4
+            2: Follower, 7 lines, voters 1 2 3 4
+            3: Follower, 7 lines, voters 1 2 3 4
+            4: Follower, 7 lines, voters 1 2 3 4
+        "#]],
+    );
+}
+
+#[test]
+fn a_node_that_comes_after_the_log_was_cut_gets_a_snapshot_that_knows_it() {
+    check(
+        "
+        run 3
+        propose 20
+        save
+        start 4
+        learner 4
+        run 5
+        voter 4
+        ",
+        expect![[r#"
+            run 3
+            propose 20
+            save
+            start 4
+            learner 4
+                done
+                voters 1 2 3, learners 4
+            run 5
+            voter 4
+                done
+                voters 1 2 3 4 and before 1 2 3
+                voters 1 2 3 4
+            1: Leader, 20 lines, voters 1 2 3 4
+            2: Follower, 20 lines, voters 1 2 3 4
+            3: Follower, 20 lines, voters 1 2 3 4
+            4: Follower, 20 lines, voters 1 2 3 4
+        "#]],
+    );
+}
+
+#[test]
+fn a_node_is_replaced_by_another_in_one_change_and_learns_of_it() {
+    check(
+        "
+        run 3
+        propose 2
+        start 4
+        learner 4
+        move 3 4
+        run 60
+        remove 1
+        transfer 2
+        remove 1
+        run 60
+        propose 1
+        ",
+        expect![[r#"
+            run 3
+            propose 2
+            start 4
+            learner 4
+                done
+                voters 1 2 3, learners 4
+            move 3 4
+                done
+                voters 1 2 4 and before 1 2 3
+                voters 1 2 4
+            run 60
+            remove 1
+                Refused(Misfit("the leader cannot be taken out by itself; transfer the leadership first"))
+            transfer 2
+            remove 1
+                done
+                voters 2 4 and before 1 2 4
+                voters 2 4
+            run 60
+            propose 1
+            1: Follower, 2 lines, voters 2 4
+            2: Leader, 3 lines, voters 2 4
+            3: Follower, 2 lines, voters 1 2 4
+            4: Follower, 3 lines, voters 2 4
+        "#]],
+    );
+}
+
+#[test]
+fn members_outlive_the_crash_of_everybody_and_the_cut_of_the_log() {
+    check(
+        "
+        run 3
+        start 4
+        learner 4
+        voter 4
+        remove 3
+        propose 20
+        crash 1
+        crash 2
+        crash 4
+        start 1
+        start 2
+        start 4
+        run 40
+        propose 20
+        save
+        crash 1
+        crash 2
+        crash 4
+        start 1
+        start 2
+        start 4
+        run 40
+        propose 1
+        ",
+        expect![[r#"
+            run 3
+            start 4
+            learner 4
+                done
+                voters 1 2 3, learners 4
+            voter 4
+                done
+                voters 1 2 3 4 and before 1 2 3
+                voters 1 2 3 4
+            remove 3
+                done
+                voters 1 2 4 and before 1 2 3 4
+                voters 1 2 4
+            propose 20
+            crash 1
+            crash 2
+            crash 4
+            start 1
+            start 2
+            start 4
+            run 40
+            propose 20
+            save
+            crash 1
+            crash 2
+            crash 4
+            start 1
+            start 2
+            start 4
+            run 40
+            propose 1
+            1: Leader, 41 lines, voters 1 2 4
+            2: Follower, 41 lines, voters 1 2 4
+            3: Follower, 0 lines, voters 1 2 4
+            4: Follower, 41 lines, voters 1 2 4
+        "#]],
+    );
+}
+
+#[test]
+fn a_copy_that_lost_its_log_is_taken_out_and_comes_back_as_a_learner() {
+    let mut net = Net::new(3, true);
+    net.run(3);
+    for _ in 0..20 {
+        net.propose(1);
+        net.run(1);
+    }
+    // Log and machine are gone, and with them what this copy gave its word for.
+    net.crash(3);
+    net.down.insert(3, (SimDisk::new(), State::default()));
+    net.start(3);
+    net.run(5);
+    let why = net.status(3).quarantined.unwrap();
+    assert!(why.contains("has this node's word"), "{why}");
+    // Before it is taken out it must not begin again; afterwards it may.
+    let name = net.change(1, vec![MemberStep::Remove(NodeId(3))]);
+    net.run(5);
+    assert!(matches!(net.outcomes[&name], Outcome::Applied { .. }));
+    net.step(3, Input::Rebuild);
+    assert_eq!(net.status(3).quarantined, None);
+    assert!(net.status(3).is_rebuilding);
+    net.run(60);
+    assert_eq!(net.status(3).role, Role::Follower, "it waits and does not campaign");
+    let name = net.change(1, vec![MemberStep::Learner(NodeId(3))]);
+    net.run(10);
+    assert!(matches!(net.outcomes[&name], Outcome::Applied { .. }));
+    assert!(!net.status(3).is_rebuilding, "the snapshot came");
+    assert_eq!(net.nodes[&3].state.lines, net.nodes[&1].state.lines);
+    let name = net.change(1, vec![MemberStep::Voter(NodeId(3))]);
+    net.run(5);
+    assert!(matches!(net.outcomes[&name], Outcome::Applied { .. }));
+    net.crash(2);
+    net.propose(1);
+    net.run(5);
+    assert_eq!(net.nodes[&3].state.lines, net.nodes[&1].state.lines);
+    assert_eq!(net.nodes[&3].state.lines.len(), 21, "it counts again");
+    // Its new log survives like any other.
+    net.crash(3);
+    net.start(3);
+    net.run(20);
+    assert_eq!(net.nodes[&3].state.lines, net.nodes[&1].state.lines);
+}
+
+#[test]
+fn a_group_that_stays_joint_is_led_out_of_it() {
+    let mut net = Net::new(5, false);
+    // A change that does not end by itself, in the log of everybody.
+    let mut change = ConfChangeV2::default();
+    change.set_transition(ConfChangeTransition::Explicit);
+    let mut single = ConfChangeSingle {
+        node_id: 4,
+        ..ConfChangeSingle::default()
+    };
+    single.set_change_type(ConfChangeType::AddLearnerNode);
+    change.set_changes(vec![single].into());
+    let mut entry = Entry {
+        index: 1,
+        term: 1,
+        data: change.write_to_bytes().unwrap().into(),
+        ..Entry::default()
+    };
+    entry.set_entry_type(EntryType::EntryConfChangeV2);
+    for to in [1, 2, 3] {
+        let mut message = Message {
+            from: 9,
+            to,
+            term: 1,
+            ..Message::default()
+        };
+        message.set_msg_type(MessageType::MsgAppend);
+        message.set_entries(vec![entry.clone()].into());
+        net.step(to, Input::Message(message));
+    }
+    net.run(30);
+    let leader = net.leader().unwrap();
+    assert_eq!(show(&net.status(leader)), "voters 1 2 3 and before 1 2 3, learners 4");
+    let name = net.change(leader, vec![MemberStep::Remove(NodeId(4))]);
+    assert_eq!(
+        net.outcomes[&name],
+        Outcome::Refused(hindcast_raft::driver::Refused::ChangePending)
+    );
+    net.run(JOINT_TICKS_MAX + 5);
+    assert_eq!(show(&net.status(leader)), "voters 1 2 3, learners 4");
+}
+
+/// raft-rs looks for the entries between applied and committed when it campaigns, and panics when a snapshot has taken
+/// their place.
+#[test]
+fn a_node_whose_leader_dies_while_it_installs_a_snapshot_goes_on() {
+    let mut net = Net::new(2, true);
+    net.run(3);
+    for _ in 0..10 {
+        net.propose(1);
+        net.run(1);
+    }
+    net.crash(3);
+    for _ in 0..10 {
+        net.propose(1);
+        net.run(1);
+    }
+    [1, 2].iter().for_each(|id| net.save(*id));
+    net.run(11);
+    net.start(3);
+    // What its own log gives it.
+    let before = 11;
+    'until_installed: for _ in 0..200 {
+        [1, 2, 3].iter().for_each(|id| net.step(*id, Input::Tick));
+        loop {
+            let busy = |net: &Net, f: fn(&Node) -> bool| net.nodes.values().find(|n| f(n)).map(|n| n.id);
+            if !net.mail.is_empty() {
+                net.deliver(0);
+            } else if let Some(id) = busy(&net, |n| !n.tasks.is_empty()) {
+                net.disk(id);
+            } else if let Some(id) = busy(&net, |n| !n.to_apply.is_empty()) {
+                net.apply(id);
+            } else if let Some(id) = busy(&net, |n| !n.exported.is_empty()) {
+                net.export(id);
+            } else {
+                break;
+            }
+            // The machine has its files; the new start of the log is not on the disk yet.
+            if net.nodes[&3].state.applied > before {
+                break 'until_installed;
+            }
+        }
+    }
+    assert!(net.nodes[&3].state.applied > before, "no snapshot came");
+    net.crash(1);
+    for _ in 0..60 {
+        net.step(3, Input::Tick);
+    }
+    net.run(40);
+    let leader = net.leader().expect("two of three lead on");
+    net.propose(leader);
+    net.run(5);
+    assert_eq!(net.nodes[&3].state.lines, net.nodes[&2].state.lines);
+}
+
+/// One life of a cluster by chance; how many changes of members went through.
+fn by_chance(seed: u64) -> usize {
+    let mut net = Net::new(seed, !seed.is_multiple_of(3));
+    let mut rng = SeededRng::new(seed ^ 0xabcd);
+    let loss = [0, 5, 20][rng.below(3) as usize];
+    let (mut next_id, mut _gone) = (4, ());
+    net.run(3);
+    for _ in 0..15_000 {
+        let ids: Vec<u64> = net.nodes.keys().copied().collect();
+        let id = ids[rng.below(ids.len() as u64) as usize];
+        match rng.below(1000) {
+            0..150 => net.step(id, Input::Tick),
+            150..600 if !net.mail.is_empty() => {
+                let at = rng.below(net.mail.len() as u64) as usize;
+                match rng.below(100) {
+                    n if n < loss => net.lose(at),
+                    n if n < 2 * loss / 3 + loss && net.mail[at].1.is_none() => {
+                        let again = net.mail[at].clone();
+                        net.mail.push(again);
+                        net.deliver(at);
+                    }
+                    _ => net.deliver(at),
+                }
+            }
+            600..750 => net.disk(id),
+            750..890 => net.apply(id),
+            890..900 => net.export(id),
+            900..930 => {
+                if let Some(leader) = net.leader() {
+                    net.propose(leader);
+                }
+            }
+            930..950 => net.save(id),
+            950..955 if net.down.is_empty() => net.crash(id),
+            955..970 => {
+                let down = net.down.keys().next().copied();
+                down.into_iter().for_each(|id| net.start(id));
+            }
+            970..975 => {
+                let to = NodeId(ids[rng.below(ids.len() as u64) as usize]);
+                net.step(id, Input::Transfer { to });
+            }
+            975..1000 => {
+                let Some(leader) = net.leader() else { continue };
+                let s = net.status(leader);
+                let voters: Vec<NodeId> = s.voters.clone();
+                let victim = voters[rng.below(voters.len() as u64) as usize];
+                let steps = match (rng.below(4), s.learners.first()) {
+                    (0, _) if next_id < 8 && voters.len() < 5 => {
+                        net.start(next_id);
+                        next_id += 1;
+                        vec![MemberStep::Learner(NodeId(next_id - 1))]
+                    }
+                    (1, Some(learner)) => vec![MemberStep::Voter(*learner)],
+                    (2, Some(learner)) => vec![MemberStep::Voter(*learner), MemberStep::Remove(victim)],
+                    (3, _) if voters.len() > 3 => vec![MemberStep::Remove(victim)],
+                    _ => continue,
+                };
+                net.change(leader, steps);
+            }
+            _ => {}
+        }
+        if net.mail.len() > 400 {
+            net.lose(0);
+        }
+    }
+    // Faults end. Those who count find a leader and the same state; those who do not, stay quiet.
+    let down: Vec<u64> = net.down.keys().copied().collect();
+    down.into_iter().for_each(|id| net.start(id));
+    for id in net.nodes.keys() {
+        assert_eq!(
+            net.status(*id).quarantined,
+            None,
+            "node {id} lost nothing (seed {seed})"
+        );
+    }
+    net.run(200);
+    let leader = net
+        .leader()
+        .unwrap_or_else(|| panic!("no leader after faults ended (seed {seed})"));
+    net.propose(leader);
+    net.run(20);
+    let status = net.status(leader);
+    assert!(status.outgoing.is_empty(), "still joint (seed {seed})");
+    for id in status.voters.iter().chain(&status.learners) {
+        assert_eq!(
+            net.nodes[&id.0].state.lines, net.nodes[&leader].state.lines,
+            "node {id} did not converge (seed {seed})"
+        );
+    }
+    net.told.len()
+}
+
+#[test]
+fn by_chance_nobody_disagrees_about_entries_members_and_leaders() {
+    let seeds = std::env::var("HINDCAST_MEMBER_SEEDS")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(40);
+    let changes: usize = (1..=seeds).map(by_chance).sum();
+    assert!(changes as u64 > 3 * seeds, "too few changes went through: {changes}");
+}

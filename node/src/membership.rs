@@ -1,0 +1,798 @@
+//! What brings the groups nearer to what is wished of the nodes: the next steps, from wishes, reports and time.
+//!
+//! Pure. The leader of the meta group asks every node how its groups stand and has the steps carried out; whatever is
+//! lost on the way (a step, a report, that leader) is seen again in the next round, because nothing is remembered but
+//! when leaders were last moved.
+//!
+//! Adding: learner, caught up, voter. Leaving: leaders go first, then the voter, in one joint change with the one that
+//! takes its place, if any. A copy that lost what it had confirmed is taken out, begins again and comes back the same way.
+//!
+//! Invariants
+//! - At most one step per group and round, and none while its membership is joint.
+//! - No step leaves a group without a majority that was heard of.
+//! - A copy is told to begin again only when its group does not count it any more.
+
+use crate::node_rows::{NodeRow, Wish};
+use hindcast_model::{GroupId, NodeId, SpanNs};
+use hindcast_raft::MemberStep;
+use hindcast_raft::members::PROMOTE_LAG_MAX;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Groups in which one node catches up at the same time.
+pub const CATCHING_UP_MAX: usize = 2;
+/// Between two moves of leaders that nobody asked for.
+pub const SPREAD_PAUSE: SpanNs = SpanNs::from_secs(5);
+/// A group whose leader was moved is left alone for so long.
+pub const SPREAD_AGAIN: SpanNs = SpanNs::from_secs(60);
+/// A leader that is asked again to hand over.
+const TRANSFER_PAUSE: SpanNs = SpanNs::from_secs(2);
+
+/// A group as one node sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupReport {
+    pub group: GroupId,
+    pub is_leader: bool,
+    pub term: u64,
+    pub voters: Vec<NodeId>,
+    pub learners: Vec<NodeId>,
+    /// While the membership is joint: the voters before.
+    pub outgoing: Vec<NodeId>,
+    /// Of the others, when this node leads.
+    pub peers: Vec<PeerReport>,
+    pub quarantined: Option<String>,
+    pub is_rebuilding: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerReport {
+    pub node: NodeId,
+    pub lag: u64,
+    pub is_active: bool,
+    pub in_snapshot: bool,
+    /// Bytes of the snapshot that are sent, and all of them, while one is on its way.
+    #[serde(default)]
+    pub snapshot: Option<(u64, u64)>,
+}
+
+/// What the nodes said; who did not answer is not in it.
+pub type Reports = BTreeMap<NodeId, Vec<GroupReport>>;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// At the group's leader.
+    Change {
+        group: GroupId,
+        leader: NodeId,
+        steps: Vec<MemberStep>,
+    },
+    Transfer {
+        group: GroupId,
+        leader: NodeId,
+        to: NodeId,
+    },
+    /// At the node whose copy it is.
+    Rebuild {
+        group: GroupId,
+        node: NodeId,
+    },
+    /// The node counts nowhere any more.
+    Gone {
+        node: NodeId,
+    },
+}
+
+/// When leaders were last moved, by the monotonic clock of who asks.
+#[derive(Clone, Debug, Default)]
+pub struct Moves {
+    last: Option<SpanNs>,
+    by_group: BTreeMap<GroupId, SpanNs>,
+}
+
+impl Moves {
+    /// As if leaders had been moved just now.
+    pub fn starting(now: SpanNs) -> Self {
+        Self {
+            last: Some(now),
+            by_group: BTreeMap::new(),
+        }
+    }
+}
+
+struct Round<'a> {
+    wishes: BTreeMap<NodeId, Wish>,
+    leads: &'a BTreeMap<GroupId, NodeId>,
+    reports: &'a Reports,
+    now: SpanNs,
+    /// Groups in which a node is a learner that has not caught up.
+    catching_up: BTreeMap<NodeId, usize>,
+}
+
+/// The newest leader's report of a group.
+pub fn leader_of(reports: &Reports, group: GroupId) -> Option<(NodeId, &GroupReport)> {
+    let all = reports
+        .iter()
+        .flat_map(|(node, groups)| groups.iter().map(|g| (*node, g)));
+    let led = all.filter(|(_, g)| g.group == group && g.is_leader && g.quarantined.is_none());
+    led.max_by_key(|(_, g)| g.term)
+}
+
+/// All that is to be done now, at most one step per group.
+pub fn next_steps(
+    rows: &[NodeRow],
+    leads: &BTreeMap<GroupId, NodeId>,
+    groups: &[GroupId],
+    reports: &Reports,
+    now: SpanNs,
+    moves: &mut Moves,
+) -> Vec<Step> {
+    let mut round = Round {
+        wishes: rows.iter().map(|r| (r.id, r.wish)).collect(),
+        leads,
+        reports,
+        now,
+        catching_up: BTreeMap::new(),
+    };
+    for group in groups {
+        if let Some((_, report)) = leader_of(reports, *group) {
+            for peer in &report.peers {
+                let behind = !peer.is_active || peer.lag > PROMOTE_LAG_MAX;
+                if report.learners.contains(&peer.node) && behind {
+                    *round.catching_up.entry(peer.node).or_default() += 1;
+                }
+            }
+        }
+    }
+    let mut steps = vec![];
+    for group in groups {
+        steps.extend(round.step(*group, moves));
+    }
+    steps.extend(round.gone(groups));
+    steps
+}
+
+impl Round<'_> {
+    fn report(&self, node: NodeId, group: GroupId) -> Option<&GroupReport> {
+        self.reports.get(&node)?.iter().find(|g| g.group == group)
+    }
+
+    fn is_well(&self, node: NodeId, group: GroupId) -> bool {
+        self.report(node, group)
+            .is_some_and(|r| r.quarantined.is_none() && !r.is_rebuilding)
+    }
+
+    fn step(&mut self, group: GroupId, moves: &mut Moves) -> Option<Step> {
+        let (leader, report) = leader_of(self.reports, group)?;
+        let report = report.clone();
+        if !report.outgoing.is_empty() {
+            return None;
+        }
+        let change = |steps| Step::Change { group, leader, steps };
+        if let Some(step) = self.take_out(group, leader, &report, moves) {
+            return Some(step);
+        }
+        if let Some(step) = self.heal(group, leader, &report) {
+            return Some(step);
+        }
+        let is_member = |n: NodeId| report.voters.contains(&n) || report.learners.contains(&n);
+        let wanted: Vec<NodeId> = self.wanted().collect();
+        for node in &wanted {
+            let reached = self.report(*node, group).is_some_and(|r| r.quarantined.is_none());
+            let busy = self.catching_up.get(node).copied().unwrap_or(0);
+            if !is_member(*node) && reached && busy < CATCHING_UP_MAX {
+                *self.catching_up.entry(*node).or_default() += 1;
+                return Some(change(vec![MemberStep::Learner(*node)]));
+            }
+        }
+        for node in wanted {
+            let counts = self.wishes.get(&node) == Some(&Wish::Member);
+            if counts && report.learners.contains(&node) && has_caught_up(&report, node) {
+                return Some(change(vec![MemberStep::Voter(node)]));
+            }
+        }
+        self.spread(group, leader, &report, moves)
+    }
+
+    fn wanted(&self) -> impl Iterator<Item = NodeId> {
+        let wanted = self
+            .wishes
+            .iter()
+            .filter(|(_, w)| matches!(w, Wish::Waiting | Wish::Member));
+        wanted.map(|(n, _)| *n)
+    }
+
+    /// Those that leave, or are gone and still counted.
+    fn take_out(&self, group: GroupId, leader: NodeId, report: &GroupReport, moves: &mut Moves) -> Option<Step> {
+        let leaving = report.voters.iter().chain(&report.learners).filter_map(|n| {
+            let by = match self.wishes.get(n)? {
+                Wish::Leaving { replaced_by } => *replaced_by,
+                Wish::Removed => None,
+                Wish::Waiting | Wish::Member => return None,
+            };
+            Some((*n, by))
+        });
+        let change = |steps| Some(Step::Change { group, leader, steps });
+        for (node, by) in leaving {
+            if report.learners.contains(&node) {
+                return change(vec![MemberStep::Remove(node)]);
+            }
+            if node == leader {
+                let to = self.best_successor(group, leader, report)?;
+                return self.transfer(group, leader, to, TRANSFER_PAUSE, moves);
+            }
+            if self.leads_anything(node) {
+                // It is drained first.
+                continue;
+            }
+            match by {
+                Some(by)
+                    if report.learners.contains(&by)
+                        && has_caught_up(report, by)
+                        && self.stays_whole(group, leader, report, &[node], Some(by)) =>
+                {
+                    return change(vec![MemberStep::Voter(by), MemberStep::Remove(node)]);
+                }
+                // Its place is taken by who is not there yet: that one is added as any other.
+                Some(by) if !report.voters.contains(&by) && self.wishes.get(&by) == Some(&Wish::Member) => {}
+                _ if self.stays_whole(group, leader, report, &[node], None) => {
+                    return change(vec![MemberStep::Remove(node)]);
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
+    fn leads_anything(&self, node: NodeId) -> bool {
+        let groups: BTreeSet<GroupId> = self.reports.values().flatten().map(|g| g.group).collect();
+        groups
+            .into_iter()
+            .any(|g| leader_of(self.reports, g).is_some_and(|(l, _)| l == node))
+    }
+
+    /// Copies that lost what they had confirmed.
+    fn heal(&self, group: GroupId, leader: NodeId, report: &GroupReport) -> Option<Step> {
+        for node in self.wanted() {
+            let lost = self.report(node, group).is_some_and(|r| r.quarantined.is_some());
+            if !lost || node == leader {
+                continue;
+            }
+            let remove = Step::Change {
+                group,
+                leader,
+                steps: vec![MemberStep::Remove(node)],
+            };
+            if report.learners.contains(&node) {
+                return Some(remove);
+            }
+            if !report.voters.contains(&node) {
+                return Some(Step::Rebuild { group, node });
+            }
+            if self.stays_whole(group, leader, report, &[node], None) {
+                return Some(remove);
+            }
+        }
+        None
+    }
+
+    /// Whether those left are a majority that was heard of, among themselves and, for the joint change, before.
+    fn stays_whole(
+        &self,
+        group: GroupId,
+        leader: NodeId,
+        report: &GroupReport,
+        out: &[NodeId],
+        more: Option<NodeId>,
+    ) -> bool {
+        let heard = |n: &NodeId| {
+            let active = report.peers.iter().any(|p| p.node == *n && p.is_active);
+            *n == leader || (active && self.is_well(*n, group))
+        };
+        let before = report.voters.iter().filter(|n| heard(n)).count();
+        let left: Vec<NodeId> = report
+            .voters
+            .iter()
+            .copied()
+            .filter(|n| !out.contains(n))
+            .chain(more)
+            .collect();
+        let after = left.iter().filter(|n| heard(n)).count();
+        before > report.voters.len() / 2 && after > left.len() / 2
+    }
+
+    /// A voter that stays, is well and nearest to the leader.
+    fn best_successor(&self, group: GroupId, leader: NodeId, report: &GroupReport) -> Option<NodeId> {
+        let fit = report.peers.iter().filter(|p| {
+            let stays = self.wishes.get(&p.node) == Some(&Wish::Member);
+            p.node != leader && stays && report.voters.contains(&p.node) && p.is_active && self.is_well(p.node, group)
+        });
+        fit.min_by_key(|p| (p.lag, p.node)).map(|p| p.node)
+    }
+
+    fn transfer(&self, group: GroupId, leader: NodeId, to: NodeId, pause: SpanNs, moves: &mut Moves) -> Option<Step> {
+        let moved = moves.by_group.get(&group);
+        if moved.is_some_and(|at| self.now.0.saturating_sub(at.0) < pause.0) {
+            return None;
+        }
+        moves.by_group.insert(group, self.now);
+        moves.last = Some(self.now);
+        Some(Step::Transfer { group, leader, to })
+    }
+
+    /// Leaders go where they are wished, at once; the rest is spread, slowly.
+    fn spread(&self, group: GroupId, leader: NodeId, report: &GroupReport, moves: &mut Moves) -> Option<Step> {
+        let mut able = report.voters.clone();
+        able.retain(|n| self.wishes.get(n) == Some(&Wish::Member));
+        able.sort_unstable();
+        let wished = self.leads.get(&group).filter(|n| able.contains(n)).copied();
+        let by_turn = able.get((group.0 % able.len().max(1) as u64) as usize).copied();
+        let to = wished.or(by_turn)?;
+        let near = report
+            .peers
+            .iter()
+            .any(|p| p.node == to && p.is_active && p.lag <= PROMOTE_LAG_MAX);
+        if to == leader || !near || !self.is_well(to, group) {
+            return None;
+        }
+        if wished.is_some() {
+            return self.transfer(group, leader, to, TRANSFER_PAUSE, moves);
+        }
+        let recently = moves
+            .last
+            .is_some_and(|at| self.now.0.saturating_sub(at.0) < SPREAD_PAUSE.0);
+        if recently {
+            return None;
+        }
+        self.transfer(group, leader, to, SPREAD_AGAIN, moves)
+    }
+
+    fn gone(&self, groups: &[GroupId]) -> Vec<Step> {
+        let leaders: Option<Vec<_>> = groups.iter().map(|g| leader_of(self.reports, *g)).collect();
+        let Some(leaders) = leaders else { return vec![] };
+        let counted = |node: &NodeId| {
+            leaders
+                .iter()
+                .any(|(_, r)| [&r.voters, &r.learners, &r.outgoing].iter().any(|l| l.contains(node)))
+        };
+        let leaving = self.wishes.iter().filter(|(_, w)| matches!(w, Wish::Leaving { .. }));
+        let out = leaving.filter(|(n, _)| !counted(n));
+        out.map(|(node, _)| Step::Gone { node: *node }).collect()
+    }
+}
+
+fn has_caught_up(report: &GroupReport, node: NodeId) -> bool {
+    let near = |p: &&PeerReport| p.node == node && p.is_active && p.lag <= PROMOTE_LAG_MAX && !p.in_snapshot;
+    report.peers.iter().any(|p| near(&p))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::{Expect, expect};
+    use hindcast_env::{Rng, SeededRng};
+    use std::fmt::Write as _;
+
+    /// A toy cluster that does what it is told, at once.
+    struct World {
+        rows: Vec<NodeRow>,
+        leads: BTreeMap<GroupId, NodeId>,
+        groups: BTreeMap<GroupId, Group>,
+        dead: BTreeSet<NodeId>,
+        lost: BTreeSet<(NodeId, GroupId)>,
+        slow: BTreeSet<NodeId>,
+        now: SpanNs,
+        moves: Moves,
+    }
+
+    struct Group {
+        leader: NodeId,
+        voters: BTreeSet<NodeId>,
+        learners: BTreeSet<NodeId>,
+    }
+
+    fn row(id: u64, wish: Wish) -> NodeRow {
+        NodeRow {
+            id: NodeId(id),
+            address: format!("n{id}"),
+            wish,
+            token: None,
+        }
+    }
+
+    impl World {
+        fn new(groups: u64) -> Self {
+            let voters: BTreeSet<NodeId> = (1..=3).map(NodeId).collect();
+            let group = |g| {
+                let group = Group {
+                    leader: NodeId(1),
+                    voters: voters.clone(),
+                    learners: BTreeSet::new(),
+                };
+                (GroupId(g), group)
+            };
+            Self {
+                rows: (1..=3).map(|n| row(n, Wish::Member)).collect(),
+                leads: BTreeMap::new(),
+                groups: (0..groups).map(group).collect(),
+                dead: BTreeSet::new(),
+                lost: BTreeSet::new(),
+                slow: BTreeSet::new(),
+                now: SpanNs::from_secs(100),
+                moves: Moves::default(),
+            }
+        }
+
+        fn reports(&self) -> Reports {
+            let ids = self.rows.iter().filter(|r| r.wish != Wish::Removed).map(|r| r.id);
+            let living = ids.filter(|n| !self.dead.contains(n));
+            living
+                .map(|n| (n, self.groups.iter().map(|(g, s)| self.report(n, *g, s)).collect()))
+                .collect()
+        }
+
+        fn report(&self, node: NodeId, group: GroupId, s: &Group) -> GroupReport {
+            let lost = self.lost.contains(&(node, group));
+            let peer = |n: &NodeId| PeerReport {
+                node: *n,
+                lag: if self.slow.contains(n) { PROMOTE_LAG_MAX + 1 } else { 0 },
+                is_active: !self.dead.contains(n) && !self.lost.contains(&(*n, group)),
+                in_snapshot: false,
+                snapshot: None,
+            };
+            let others = s.voters.iter().chain(&s.learners).filter(|n| **n != node);
+            GroupReport {
+                group,
+                is_leader: s.leader == node && !lost,
+                term: 1,
+                voters: s.voters.iter().copied().collect(),
+                learners: s.learners.iter().copied().collect(),
+                peers: if s.leader == node {
+                    others.map(peer).collect()
+                } else {
+                    vec![]
+                },
+                quarantined: lost.then(|| "lost".to_owned()),
+                ..GroupReport::default()
+            }
+        }
+
+        fn round(&mut self) -> Vec<Step> {
+            let groups: Vec<GroupId> = self.groups.keys().copied().collect();
+            let reports = self.reports();
+            let steps = next_steps(&self.rows, &self.leads, &groups, &reports, self.now, &mut self.moves);
+            for step in &steps {
+                self.carry_out(step);
+            }
+            self.now = SpanNs(self.now.0 + SpanNs::from_secs(1).0);
+            steps
+        }
+
+        fn carry_out(&mut self, step: &Step) {
+            match step {
+                Step::Change { group, leader, steps } => {
+                    let g = self.groups.get_mut(group).unwrap();
+                    assert_eq!(g.leader, *leader);
+                    for s in steps {
+                        match s {
+                            MemberStep::Learner(n) => drop(g.learners.insert(*n)),
+                            MemberStep::Voter(n) => {
+                                assert!(g.learners.remove(n), "{n} was no learner");
+                                g.voters.insert(*n);
+                            }
+                            MemberStep::Remove(n) => {
+                                assert_ne!(g.leader, *n, "the leader of {group} was taken out");
+                                g.learners.remove(n);
+                                g.voters.remove(n);
+                            }
+                        }
+                    }
+                }
+                Step::Transfer { group, to, .. } => {
+                    let g = self.groups.get_mut(group).unwrap();
+                    assert!(g.voters.contains(to) && !self.dead.contains(to));
+                    g.leader = *to;
+                }
+                Step::Rebuild { group, node } => {
+                    let g = &self.groups[group];
+                    assert!(
+                        !g.voters.contains(node),
+                        "{node} counts in {group} and is told to begin again"
+                    );
+                    self.lost.remove(&(*node, *group));
+                }
+                Step::Gone { node } => {
+                    let row = self.rows.iter_mut().find(|r| r.id == *node).unwrap();
+                    row.wish = Wish::Removed;
+                }
+            }
+        }
+
+        fn wish(&mut self, id: u64, wish: Wish) {
+            match self.rows.iter_mut().find(|r| r.id == NodeId(id)) {
+                Some(row) => row.wish = wish,
+                None => self.rows.push(row(id, wish)),
+            }
+        }
+    }
+
+    fn show(step: &Step) -> String {
+        match step {
+            Step::Change { group, steps, .. } => {
+                let words: Vec<_> = steps
+                    .iter()
+                    .map(|s| match s {
+                        MemberStep::Learner(n) => format!("learner {n}"),
+                        MemberStep::Voter(n) => format!("voter {n}"),
+                        MemberStep::Remove(n) => format!("remove {n}"),
+                    })
+                    .collect();
+                format!("{group}: {}", words.join(", "))
+            }
+            Step::Transfer { group, leader, to } => format!("{group}: lead {leader} -> {to}"),
+            Step::Rebuild { group, node } => format!("{group}: {node} begins again"),
+            Step::Gone { node } => format!("{node} is gone"),
+        }
+    }
+
+    /// Commands: `wait N`, `add N`, `remove N`, `move N M`, `die N`, `live N`, `lose N GROUP`, `slow N`, `fast N`,
+    /// `lead GROUP N`, `rounds N`.
+    fn check(groups: u64, script: &str, expected: Expect) {
+        let mut world = World::new(groups);
+        let mut out = String::new();
+        for line in script.lines().map(str::trim).filter(|l| !l.is_empty()) {
+            writeln!(out, "{line}").unwrap();
+            let words: Vec<_> = line.split_whitespace().collect();
+            let number = |n: usize| words[n].parse::<u64>().unwrap();
+            match words[0] {
+                "wait" => world.wish(number(1), Wish::Waiting),
+                "add" => world.wish(number(1), Wish::Member),
+                "remove" => world.wish(number(1), Wish::Leaving { replaced_by: None }),
+                "move" => {
+                    let replaced_by = Some(NodeId(number(2)));
+                    world.wish(number(2), Wish::Member);
+                    world.wish(number(1), Wish::Leaving { replaced_by });
+                }
+                "die" => drop(world.dead.insert(NodeId(number(1)))),
+                "live" => drop(world.dead.remove(&NodeId(number(1)))),
+                "lose" => drop(world.lost.insert((NodeId(number(1)), GroupId(number(2))))),
+                "slow" => drop(world.slow.insert(NodeId(number(1)))),
+                "fast" => drop(world.slow.remove(&NodeId(number(1)))),
+                "lead" => drop(world.leads.insert(GroupId(number(1)), NodeId(number(2)))),
+                "rounds" => {
+                    for n in 1..=number(1) {
+                        let steps: Vec<_> = world.round().iter().map(show).collect();
+                        if !steps.is_empty() {
+                            writeln!(out, "    {n}. {}", steps.join("; ")).unwrap();
+                        }
+                    }
+                }
+                other => panic!("{other}"),
+            }
+        }
+        expected.assert_eq(&out);
+    }
+
+    #[test]
+    fn a_new_node_catches_up_in_a_few_groups_at_a_time_and_counts_when_it_is_told() {
+        check(
+            3,
+            "
+            lead 0 1
+            lead 1 1
+            lead 2 1
+            slow 4
+            wait 4
+            rounds 3
+            fast 4
+            rounds 3
+            add 4
+            rounds 3
+            ",
+            expect![[r#"
+                lead 0 1
+                lead 1 1
+                lead 2 1
+                slow 4
+                wait 4
+                rounds 3
+                    1. 0: learner 4; 1: learner 4
+                fast 4
+                rounds 3
+                    1. 2: learner 4
+                add 4
+                rounds 3
+                    1. 0: voter 4; 1: voter 4; 2: voter 4
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_node_that_leaves_hands_over_first_also_when_its_wish_is_found_by_the_next_leader() {
+        check(
+            2,
+            "
+            lead 0 1
+            lead 1 1
+            rounds 1
+            remove 1
+            rounds 6
+            ",
+            expect![[r#"
+                lead 0 1
+                lead 1 1
+                rounds 1
+                remove 1
+                rounds 6
+                    1. 0: lead 1 -> 2; 1: lead 1 -> 2
+                    2. 0: remove 1; 1: remove 1
+                    3. 1 is gone
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_dead_node_is_replaced_in_one_change() {
+        check(
+            1,
+            "
+            die 3
+            wait 4
+            move 3 4
+            rounds 4
+            ",
+            expect![[r#"
+                die 3
+                wait 4
+                move 3 4
+                rounds 4
+                    1. 0: learner 4
+                    2. 0: voter 4, remove 3
+                    3. 3 is gone
+            "#]],
+        );
+    }
+
+    #[test]
+    fn nobody_is_taken_out_while_that_would_end_the_majority() {
+        check(
+            1,
+            "
+            die 2
+            remove 3
+            rounds 5
+            live 2
+            rounds 3
+            ",
+            expect![[r#"
+                die 2
+                remove 3
+                rounds 5
+                live 2
+                rounds 3
+                    1. 0: remove 3
+                    2. 3 is gone
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_copy_that_lost_entries_goes_and_comes_back_by_itself() {
+        check(
+            2,
+            "
+            lead 0 1
+            lead 1 1
+            lose 3 1
+            rounds 6
+            ",
+            expect![[r#"
+                lead 0 1
+                lead 1 1
+                lose 3 1
+                rounds 6
+                    1. 1: remove 3
+                    2. 1: 3 begins again
+                    3. 1: learner 3
+                    4. 1: voter 3
+            "#]],
+        );
+    }
+
+    #[test]
+    fn leaders_are_spread_slowly_and_go_at_once_where_they_are_wished() {
+        check(
+            4,
+            "
+            rounds 15
+            lead 2 1
+            rounds 2
+            ",
+            expect![[r#"
+                rounds 15
+                    1. 1: lead 1 -> 2
+                    6. 2: lead 1 -> 3
+                lead 2 1
+                rounds 2
+                    1. 2: lead 3 -> 1
+            "#]],
+        );
+    }
+
+    #[test]
+    fn whatever_is_wished_and_dies_the_groups_get_there_and_keep_their_majority() {
+        for seed in 0..100 {
+            let mut rng = SeededRng::new(seed);
+            let mut world = World::new(3);
+            let mut next = 4;
+            for _ in 0..120 {
+                match rng.below(12) {
+                    0 if next < 9 => {
+                        world.wish(next, if rng.below(2) == 0 { Wish::Waiting } else { Wish::Member });
+                        next += 1;
+                    }
+                    1 => {
+                        let members: Vec<u64> = world
+                            .rows
+                            .iter()
+                            .filter(|r| r.wish == Wish::Member)
+                            .map(|r| r.id.0)
+                            .collect();
+                        if members.len() > 2 {
+                            let leaves = members[rng.below(members.len() as u64) as usize];
+                            let by = members.iter().copied().find(|m| *m != leaves && rng.below(3) == 0);
+                            let replaced_by = by.map(NodeId);
+                            world.wish(leaves, Wish::Leaving { replaced_by });
+                        }
+                    }
+                    2 => {
+                        let node = world.rows[rng.below(world.rows.len() as u64) as usize].id;
+                        let leads = world.groups.values().any(|g| g.leader == node);
+                        if world.dead.is_empty() && !leads {
+                            world.dead.insert(node);
+                        }
+                    }
+                    3 => world.dead.clear(),
+                    4 => {
+                        let node = world.rows[rng.below(world.rows.len() as u64) as usize].id;
+                        let group = GroupId(rng.below(3));
+                        if world.lost.is_empty() && world.groups[&group].leader != node {
+                            world.lost.insert((node, group));
+                        }
+                    }
+                    _ => {}
+                }
+                world.round();
+                for (id, g) in &world.groups {
+                    assert!(
+                        g.voters.contains(&g.leader),
+                        "seed {seed}: group {id} is led by who does not count"
+                    );
+                }
+            }
+            world.dead.clear();
+            for _ in 0..60 {
+                world.round();
+            }
+            let wished = |wish: Wish| {
+                world
+                    .rows
+                    .iter()
+                    .filter(move |r| r.wish == wish)
+                    .map(|r| r.id)
+                    .collect()
+            };
+            let (members, waiting): (BTreeSet<NodeId>, BTreeSet<NodeId>) =
+                (wished(Wish::Member), wished(Wish::Waiting));
+            assert!(
+                !world.rows.iter().any(|r| matches!(r.wish, Wish::Leaving { .. })),
+                "seed {seed}: somebody still leaves: {:?}",
+                world.rows
+            );
+            for (id, g) in &world.groups {
+                assert_eq!(g.voters, members, "seed {seed}: voters of group {id}");
+                assert_eq!(g.learners, waiting, "seed {seed}: learners of group {id}");
+            }
+            assert!(world.round().is_empty(), "seed {seed}: and then it is quiet");
+        }
+    }
+}
