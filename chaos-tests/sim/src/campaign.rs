@@ -122,7 +122,7 @@ pub fn hunt(kept: &[u64], budget: Budget, bug: Option<Bug>, tell: bool) -> Outco
 
 /// Takes faults out as long as the run still fails.
 fn simplified(mut plan: Plan) -> Plan {
-    let without: [fn(&mut Plan); 13] = [
+    let without: [fn(&mut Plan); 14] = [
         |p| p.loss = 0,
         |p| p.duplicates = 0,
         |p| p.late = 0,
@@ -132,6 +132,7 @@ fn simplified(mut plan: Plan) -> Plan {
         |p| p.all_crash = false,
         |p| p.pause_every = 0,
         |p| p.transfer_every = 0,
+        |p| (p.change_every, p.spare) = (0, false),
         |p| (p.clock_off, p.clock_steps) = (0, false),
         |p| p.sync_errors_every = 0,
         |p| p.full_every = 0,

@@ -3,8 +3,8 @@
 //! A violation is kept, the first one only; the world asks for it after every event.
 
 use bytes::Bytes;
-use hindcast_model::GroupId;
-use std::collections::BTreeMap;
+use hindcast_model::{GroupId, NodeId};
+use std::collections::{BTreeMap, BTreeSet};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// One batch of a writer, by writer and sequence.
@@ -16,12 +16,16 @@ pub struct Acked {
     pub at: Vec<(GroupId, u64)>,
 }
 
+/// Voters, learners, and voters of the membership that a change is leaving.
+pub type Members = [BTreeSet<NodeId>; 3];
+
 #[derive(Default)]
 pub struct Ledger {
     entries: BTreeMap<(GroupId, u64), (u64, u128, u64)>,
     leaders: BTreeMap<(GroupId, u64), u64>,
     votes: BTreeMap<(u64, GroupId, u64), u64>,
     digests: BTreeMap<(GroupId, u64), ([u8; 32], u64)>,
+    members: BTreeMap<(GroupId, u64), (Members, u64)>,
     pub acked: BTreeMap<BatchKey, Acked>,
     /// The highest index per group that someone was told of.
     told: BTreeMap<GroupId, u64>,
@@ -40,6 +44,7 @@ pub struct Counts {
     pub disk_ends: u64,
     pub snapshots: u64,
     pub transfers: u64,
+    pub changes: u64,
     pub batches_acked: u64,
     pub batches_unknown: u64,
     pub reads: u64,
@@ -63,6 +68,7 @@ impl Counts {
             disk_ends,
             snapshots,
             transfers,
+            changes,
             batches_acked,
             batches_unknown,
             reads,
@@ -82,6 +88,7 @@ impl Counts {
         self.disk_ends += disk_ends;
         self.snapshots += snapshots;
         self.transfers += transfers;
+        self.changes += changes;
         self.batches_acked += batches_acked;
         self.batches_unknown += batches_unknown;
         self.reads += reads;
@@ -147,6 +154,20 @@ impl Ledger {
         if known != digest {
             self.violated(format!(
                 "I3: the state of group {group} at index {index} differs between node {node} and node {by}"
+            ));
+        }
+    }
+
+    /// I10: one membership per index.
+    pub fn members(&mut self, node: u64, group: GroupId, index: u64, members: Members) {
+        let (known, by) = self
+            .members
+            .entry((group, index))
+            .or_insert_with(|| (members.clone(), node));
+        if *known != members {
+            let (known, by) = (known.clone(), *by);
+            self.violated(format!(
+                "I10: at index {index} of group {group} node {node} counts {members:?}, node {by} counted {known:?}"
             ));
         }
     }

@@ -22,8 +22,8 @@ use hindcast_raft::driver::{
 };
 use hindcast_raft::log::{LogError, LogStore, LogWrite};
 use hindcast_raft::{
-    Entry, LogConfig, Machine, MachineError, MemStores, MetaCommand, MetaMachine, MetaMachineConfig, MetaRead,
-    WireMessage, Work, wire,
+    Entry, LogConfig, Machine, MachineError, MemStores, MemberStep, MetaCommand, MetaMachine, MetaMachineConfig,
+    MetaRead, WireMessage, Work, wire,
 };
 use hindcast_storage::{ShardConfig, StorageError};
 use raft::eraftpb::{Message, MessageType};
@@ -393,6 +393,11 @@ impl Running {
         self.step(group, Input::Transfer { to: NodeId(to) }, env)
     }
 
+    pub fn change(&mut self, group: GroupId, steps: Vec<MemberStep>, env: &mut Env<'_>) -> Result<(), End> {
+        let id = self.name();
+        self.step(group, Input::Change { id, steps }, env)
+    }
+
     fn step(&mut self, group: GroupId, input: Input, env: &mut Env<'_>) -> Result<(), End> {
         if let Some(driver) = self.drivers.get_mut(&group) {
             driver.step(input);
@@ -490,6 +495,16 @@ impl Running {
         }
     }
 
+    /// Of one proposal: no other life and no other node has it.
+    fn name(&mut self) -> ProposalId {
+        self.names += 1;
+        let mut id = [0; 16];
+        id[..4].copy_from_slice(&(self.id as u32).to_le_bytes());
+        id[4..8].copy_from_slice(&(self.life as u32).to_le_bytes());
+        id[8..].copy_from_slice(&self.names.to_le_bytes());
+        id
+    }
+
     fn propose_fold(&mut self, group: GroupId, env: &mut Env<'_>) -> Result<(), End> {
         let waiting = self.folds.remove(&group).unwrap_or_default();
         let (callers, parts): (Vec<Caller>, Vec<Bytes>) = waiting.into_iter().unzip();
@@ -501,11 +516,7 @@ impl Running {
     }
 
     fn propose(&mut self, group: GroupId, callers: Vec<Caller>, data: Vec<u8>, env: &mut Env<'_>) -> Result<(), End> {
-        self.names += 1;
-        let mut id = [0; 16];
-        id[..4].copy_from_slice(&(self.id as u32).to_le_bytes());
-        id[4..8].copy_from_slice(&(self.life as u32).to_le_bytes());
-        id[8..].copy_from_slice(&self.names.to_le_bytes());
+        let id = self.name();
         self.proposals.insert(id, callers);
         self.step(group, Input::Propose { id, data }, env)
     }
@@ -700,7 +711,13 @@ impl Running {
                 replies.push((raw.index, id, reply));
             }
         }
-        self.step(group, Input::Applied { index, replies }, env)
+        self.step(group, Input::Applied { index, replies }, env)?;
+        let s = self.status(group);
+        if s.applied == index {
+            let members = [&s.voters, &s.learners, &s.outgoing].map(|m| m.iter().copied().collect());
+            env.ledger.members(self.id, group, index, members);
+        }
+        Ok(())
     }
 
     fn maintain(&mut self, group: GroupId, env: &mut Env<'_>) -> Result<(), End> {

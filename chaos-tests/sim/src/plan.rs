@@ -15,7 +15,11 @@ const SOMETIMES: u64 = 25;
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub seed: u64,
+    /// Founders of the cluster.
     pub nodes: u64,
+    /// A node more, that is no member at first; and the mean time between changes of members (ns); 0: none.
+    pub spare: bool,
+    pub change_every: u64,
     pub shards: u64,
     /// Faults happen until then (ns); afterwards everything is healed.
     pub faulty_until: u64,
@@ -72,6 +76,13 @@ pub struct Plan {
     pub receiver_errors: u64,
 }
 
+impl Plan {
+    /// All nodes, founders first.
+    pub fn node_ids(&self) -> std::ops::RangeInclusive<u64> {
+        1..=self.nodes + u64::from(self.spare)
+    }
+}
+
 fn chance(rng: &mut dyn Rng, per_cent: u64) -> bool {
     rng.below(100) < per_cent
 }
@@ -87,9 +98,13 @@ impl Plan {
             let value = pick(rng, from);
             if chance(rng, per_cent) { value } else { 0 }
         };
+        let nodes = pick(rng, &[3, 3, 3, 5, 1]);
+        let change_every = some(rng, OFTEN, &[800, 3_000]) * MS;
         Self {
             seed,
-            nodes: pick(rng, &[3, 3, 3, 5, 1]),
+            nodes,
+            spare: nodes >= 3 && change_every > 0,
+            change_every: if nodes >= 3 { change_every } else { 0 },
             shards: pick(rng, &[1, 2]),
             faulty_until: pick(rng, &[8, 15, 25]) * SECOND,
             writers: pick(rng, &[1, 2, 4]),

@@ -14,7 +14,7 @@ use hindcast_ingest::{Intake, Naming};
 use hindcast_model::{GroupId, Matcher, NodeId, TenantId, TimestampNs, codec};
 use hindcast_node::entry;
 use hindcast_node::shard_machine::{Applied, PartApplied};
-use hindcast_raft::MemStores;
+use hindcast_raft::{MemStores, MemberStep, Role};
 use hindcast_storage::logs::Filter;
 use hindcast_storage::read::{Direction, SelectLines, SelectSeries};
 use std::cmp::Reverse;
@@ -94,6 +94,7 @@ enum Fault {
     Pause,
     Partition,
     Transfer,
+    Change,
     SyncError,
     Full,
     ClockStep,
@@ -213,7 +214,7 @@ impl World {
         let voters: Vec<NodeId> = (1..=plan.nodes).map(NodeId).collect();
         // One clock may be far off, the others are about right.
         let wrong = 1 + rng.below(plan.nodes);
-        let nodes = (1..=plan.nodes).map(|id| {
+        let nodes = plan.node_ids().map(|id| {
             let node = Node {
                 disk: SimDisk::new(),
                 stores: MemStores::default(),
@@ -284,7 +285,7 @@ impl World {
     }
 
     fn go(&mut self) {
-        for node in 1..=self.plan.nodes {
+        for node in self.plan.node_ids() {
             let delay = self.rng.below(300 * MS);
             self.at(delay, Event::Start { node });
         }
@@ -325,6 +326,7 @@ impl World {
             (p.pause_every, Fault::Pause),
             (p.partition_every, Fault::Partition),
             (p.transfer_every, Fault::Transfer),
+            (p.change_every, Fault::Change),
             (p.sync_errors_every, Fault::SyncError),
             (p.full_every, Fault::Full),
             (if p.clock_steps { 3 * SECOND } else { 0 }, Fault::ClockStep),
@@ -346,6 +348,7 @@ impl World {
             Fault::Pause => p.pause_every,
             Fault::Partition => p.partition_every,
             Fault::Transfer => p.transfer_every,
+            Fault::Change => p.change_every,
             Fault::SyncError => p.sync_errors_every,
             Fault::Full => p.full_every,
             Fault::ClockStep => 3 * SECOND,
@@ -355,7 +358,7 @@ impl World {
     }
 
     fn any_node(&mut self) -> u64 {
-        1 + self.rng.below(self.plan.nodes)
+        1 + self.rng.below(*self.plan.node_ids().end())
     }
 
     fn fault(&mut self, fault: Fault) {
@@ -366,7 +369,7 @@ impl World {
         let node = self.any_node();
         match fault {
             Fault::Crash => self.crash(node, "power cut"),
-            Fault::AllCrash => (1..=self.plan.nodes).for_each(|n| self.crash(n, "power cut of all")),
+            Fault::AllCrash => self.plan.node_ids().for_each(|n| self.crash(n, "power cut of all")),
             Fault::Pause => {
                 let n = self.nodes.get_mut(&node).expect("a node");
                 if n.running.is_some() && !n.paused {
@@ -389,6 +392,7 @@ impl World {
                     self.with(leader, |n, env| n.transfer(group, to, env));
                 }
             }
+            Fault::Change => self.change_members(),
             Fault::SyncError => {
                 let n = self.rng.below(3);
                 self.nodes[&node].disk.fail_sync_after(n);
@@ -424,11 +428,55 @@ impl World {
         self.nodes.iter().find(|n| leads((n.0, n.1))).map(|(id, _)| *id)
     }
 
+    /// Asks a leader to add, promote, demote or remove somebody. What is unwise it refuses.
+    fn change_members(&mut self) {
+        let group = GroupId(self.rng.below(self.plan.shards + 1));
+        let Some(leader) = self.leader_of(group) else { return };
+        let Some(running) = self.runs(leader) else { return };
+        let s = running.status(group);
+        let outside = self.plan.node_ids().map(NodeId);
+        let outside: Vec<NodeId> = outside
+            .filter(|n| !s.voters.contains(n) && !s.learners.contains(n))
+            .collect();
+        let victims: Vec<NodeId> = s.voters.iter().copied().filter(|n| n.0 != leader).collect();
+        let Some(&victim) = victims.get(self.rng.below(victims.len().max(1) as u64) as usize) else {
+            return;
+        };
+        let may_shrink = s.voters.len() > 3;
+        let steps = match (self.rng.below(5), s.learners.first(), outside.first()) {
+            (0 | 1, None, Some(new)) => vec![MemberStep::Learner(*new)],
+            (0 | 1, Some(learner), _) => vec![MemberStep::Voter(*learner)],
+            (2, Some(learner), _) => vec![MemberStep::Voter(*learner), MemberStep::Remove(victim)],
+            (3, _, _) if may_shrink => vec![MemberStep::Remove(victim)],
+            (4, _, _) if may_shrink => vec![MemberStep::Learner(victim)],
+            _ => return,
+        };
+        self.ledger.counts.changes += 1;
+        self.note(|| format!("group {group}, led by node {leader}: {steps:?}"));
+        self.with(leader, |n, env| n.change(group, steps, env));
+    }
+
+    /// After the last fault everybody belongs to every group again, so that all can be compared.
+    fn bring_all_in(&mut self) {
+        for group in (0..=self.plan.shards).map(GroupId) {
+            let Some(leader) = self.leader_of(group) else { continue };
+            let Some(running) = self.runs(leader) else { continue };
+            let s = running.status(group);
+            let missing = self.plan.node_ids().map(NodeId);
+            let missing = missing
+                .filter(|n| !s.voters.contains(n) && !s.learners.contains(n))
+                .next();
+            if let Some(node) = missing {
+                self.with(leader, |n, env| n.change(group, vec![MemberStep::Learner(node)], env));
+            }
+        }
+    }
+
     fn partition(&mut self, node: u64) {
         self.wave += 1;
         self.ledger.counts.partitions += 1;
         self.cut.clear();
-        let n = self.plan.nodes;
+        let n = *self.plan.node_ids().end();
         let side: BTreeSet<u64> = match self.rng.below(3) {
             0 => BTreeSet::from([node]),
             1 => {
@@ -556,7 +604,7 @@ impl World {
                 self.calm = true;
                 self.cut.clear();
                 self.note(|| "no more faults".to_owned());
-                for node in 1..=self.plan.nodes {
+                for node in self.plan.node_ids() {
                     self.nodes[&node].disk.heal();
                     self.nodes.get_mut(&node).expect("a node").clock_off = 0;
                     self.at(0, Event::Resume { node });
@@ -991,6 +1039,7 @@ impl World {
             ));
             return;
         }
+        self.bring_all_in();
         self.at(500 * MS, Event::Judge { tries: tries + 1 });
     }
 
@@ -1010,6 +1059,11 @@ impl World {
             let leaders: BTreeSet<Option<u64>> = running().map(|(_, r)| r.leader(group)).collect();
             let applied: BTreeSet<u64> = running().map(|(_, r)| r.applied(group)).collect();
             let commits: BTreeSet<u64> = running().map(|(_, r)| r.status(group).commit).collect();
+            let members = running().map(|(_, r)| r.status(group)).find(|s| s.role == Role::Leader);
+            let members = members.map_or(0, |s| s.voters.len() + s.learners.len());
+            if members < self.nodes.len() {
+                busy.push(format!("group {group} has {members} members"));
+            }
             if leaders.len() != 1 || leaders.contains(&None) {
                 busy.push(format!("group {group} has leaders {leaders:?}"));
             } else if applied.len() != 1 || commits.len() != 1 {

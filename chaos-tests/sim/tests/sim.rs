@@ -60,6 +60,7 @@ fn whatever_fails_nothing_that_was_acknowledged_is_lost() {
         ("ends by the disk", c.disk_ends),
         ("snapshots", c.snapshots),
         ("transfers", c.transfers),
+        ("changes of members", c.changes),
         ("unknown outcomes", c.batches_unknown),
         ("repeated messages", c.repeats),
         ("tickets", c.tickets),
