@@ -132,6 +132,29 @@ async fn a_node_short_of_memory_refuses_recovers_and_loses_nothing() -> Result<(
     }
     ensure!(get(node, "/-/healthy").await?.0 == 200);
     ensure!(cluster.status(0).await.is_ok());
+    // Queries go before writes; alerts and tickets never go.
+    let started = Instant::now();
+    loop {
+        for path in [
+            "/api/v1/alerts",
+            "/api/hindcast/v1/incidents",
+            "/api/hindcast/v1/tickets",
+        ] {
+            let (status, answer) = get(node, path).await?;
+            ensure!(status == 200, "{path}: {answer}");
+        }
+        let (status, answer) = get(node, "/api/v1/query?query=up").await?;
+        if status == 429 {
+            ensure!(answer.to_lowercase().contains("\r\nretry-after: 1\r\n"), "{answer}");
+            ensure!(answer.contains("takes no queries now"), "{answer}");
+            break;
+        }
+        ensure!(status == 200, "{answer}");
+        ensure!(
+            started.elapsed() < LOAD_SPAN_MAX,
+            "no query was turned away while writes were"
+        );
+    }
 
     let (mut acked, mut refused) = (vec![], 0);
     for writer in writers {

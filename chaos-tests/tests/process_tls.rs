@@ -5,6 +5,7 @@
 
 use anyhow::{Context, Result, ensure};
 use hindcast_chaos::process::free_addresses;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -160,6 +161,14 @@ fn three_nodes_with_tls_take_and_give_and_refuse_strangers() -> Result<()> {
     ensure!(
         code == Some(2) && words.contains("this port speaks TLS"),
         "{code:?}: {words}"
+    );
+    let mut http = std::net::TcpStream::connect(nodes.clients[0])?;
+    http.write_all(b"GET /-/ready HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    let mut answer = String::new();
+    http.read_to_string(&mut answer)?;
+    ensure!(
+        answer.starts_with("HTTP/1.1 400") && answer.contains("this port speaks TLS"),
+        "{answer}"
     );
     let (code, words) = said(&me[..4])?;
     ensure!(code == Some(3) && words.contains("--tls-cert"), "{code:?}: {words}");

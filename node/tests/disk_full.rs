@@ -11,7 +11,7 @@ use hindcast_node::entry::Control;
 use hindcast_node::io::disk_watch::DiskWatch;
 use hindcast_node::io::memory_watch::MemoryWatch;
 use hindcast_node::io::peers::Peers;
-use hindcast_node::io::writer::Writer;
+use hindcast_node::io::writer::{Room, Writer};
 use hindcast_node::shard_machine::{ShardHandle, ShardMachine};
 use hindcast_node::write::{BatchSink, WriteError};
 use hindcast_raft::{GroupSpec, LogConfig, RaftConfig, RaftHost};
@@ -81,8 +81,10 @@ async fn start(disk: &SimDisk) -> Node {
         raft.clone(),
         peers,
         system,
-        watch.clone(),
-        memory,
+        Room {
+            disk: watch.clone(),
+            memory,
+        },
     );
     Node {
         raft,

@@ -10,7 +10,7 @@ use super::memory_watch::MemoryWatch;
 use super::meta_client::MetaClient;
 use super::peers::{CALL_FOUND, CALL_HELLO, Peers, accept_peers, call_address, peer_service};
 use super::tls::Tls;
-use super::writer::Writer;
+use super::writer::{Room, Writer};
 use crate::cluster_part::ClusterPart;
 use crate::cold_moves::Jobs;
 use crate::entry::Control;
@@ -343,8 +343,10 @@ impl Node {
             raft.clone(),
             peers.clone(),
             Arc::new(meta.clone()),
-            watch.clone(),
-            memory.clone(),
+            Room {
+                disk: watch.clone(),
+                memory: memory.clone(),
+            },
         );
         let cuts = Cuts {
             meta: Arc::new(meta.clone()),

@@ -76,6 +76,13 @@ struct Fold {
     queued_bytes: Arc<AtomicUsize>,
 }
 
+/// What a leader looks at before it takes a part.
+#[derive(Clone)]
+pub struct Room {
+    pub disk: DiskWatch,
+    pub memory: MemoryWatch,
+}
+
 /// The node's router. Clones share it.
 #[derive(Clone)]
 pub struct Writer(Arc<Inner>);
@@ -112,8 +119,7 @@ impl Writer {
         raft: RaftHost,
         peers: Arc<Peers>,
         clock: Arc<dyn Clock>,
-        disk: DiskWatch,
-        memory: MemoryWatch,
+        room: Room,
     ) -> Self {
         let folds = map.shards().into_iter().map(|shard| {
             let (queue, waiting) = mpsc::unbounded_channel();
@@ -128,8 +134,8 @@ impl Writer {
             raft,
             peers: peers.clone(),
             clock,
-            disk,
-            memory,
+            disk: room.disk,
+            memory: room.memory,
             folds,
         }));
         let w = writer.clone();

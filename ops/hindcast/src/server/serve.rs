@@ -236,7 +236,39 @@ pub async fn web(method: Method, uri: Uri, headers: HeaderMap) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use super::is_loopback;
+    use super::{guard_origin, is_loopback};
+    use axum::routing::post;
+    use tower::ServiceExt;
+
+    #[tokio::test]
+    async fn a_page_of_another_origin_changes_nothing_off_loopback() {
+        let app = axum::Router::new()
+            .route("/x", post(|| async { "changed" }).get(|| async { "read" }))
+            .layer(axum::middleware::from_fn(guard_origin));
+        let ask = |method: &str, origin: Option<&str>| {
+            let mut request = hyper::Request::builder()
+                .method(method)
+                .uri("/x")
+                .header("host", "node1.example.org:7400");
+            if let Some(origin) = origin {
+                request = request.header("origin", origin);
+            }
+            let request = request.body(axum::body::Body::empty()).unwrap();
+            let app = app.clone();
+            async move { app.oneshot(request).await.unwrap().status().as_u16() }
+        };
+        assert_eq!(ask("POST", None).await, 200, "no browser");
+        assert_eq!(ask("POST", Some("https://node1.example.org:7400")).await, 200);
+        for foreign in [
+            "https://evil.example",
+            "https://node1.example.org",
+            "https://node1.example.org:7400.evil.example",
+            "null",
+        ] {
+            assert_eq!(ask("POST", Some(foreign)).await, 403, "{foreign}");
+            assert_eq!(ask("GET", Some(foreign)).await, 200, "{foreign}");
+        }
+    }
 
     #[test]
     fn a_rebound_name_is_not_this_machine() {
