@@ -133,6 +133,10 @@ pub enum Input {
         id: ProposalId,
         steps: Vec<MemberStep>,
     },
+    /// What this copy confirmed is not here any more: it takes no part from now on.
+    Lost {
+        why: String,
+    },
     /// This quarantined copy counts no more in the group: it is to begin again from a snapshot.
     Rebuild,
 }
@@ -611,6 +615,7 @@ impl Driver {
             Input::Unreachable { to } => self.raft(|node| node.report_unreachable(to.0)),
             Input::Transfer { to } => self.raft(|node| node.transfer_leader(to.0)),
             Input::Change { id, steps } => self.change(id, &steps),
+            Input::Lost { why } => self.quarantine(why),
             // It is well.
             Input::Rebuild => {}
         }

@@ -96,6 +96,8 @@ pub enum LogWrite {
 #[derive(Clone, Debug, Default)]
 pub struct Recovered {
     pub hard: HardState,
+    /// Whether a hard state was ever written: a copy that took part has one.
+    pub has_hard: bool,
     pub conf: Option<Bytes>,
     /// The index that `conf` is as of.
     pub conf_index: u64,
@@ -250,6 +252,7 @@ impl LogStore {
         };
         Recovered {
             hard: g.hard.unwrap_or_default(),
+            has_hard: g.hard.is_some(),
             conf: g.conf.as_ref().map(|(_, conf)| conf.clone()),
             conf_index: g.conf.as_ref().map_or(0, |(index, _)| *index),
             changes: g.changes.clone(),

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Cluster, Lines, ListMachine};
-use hindcast_env::SimDisk;
+use hindcast_env::{Disk, SimDisk};
 use hindcast_model::{GroupId, NodeId};
 use hindcast_raft::{ProposeError, Role};
 use std::sync::atomic::Ordering;
@@ -275,6 +275,30 @@ async fn a_node_that_lost_its_log_but_not_its_word_is_quarantined() {
     assert!(cluster.hosts[&victim].fatal().borrow().is_none());
     cluster.hosts.remove(&victim);
     cluster.propose(0, "the others go on").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_whose_log_was_taken_away_gives_no_vote_from_the_first_moment_on() {
+    let mut cluster = Cluster::started(3, 1);
+    cluster.propose(0, "x").await.unwrap();
+    cluster.converge(0).await;
+    for node in 1..=3 {
+        cluster.kill(node);
+    }
+    // Nothing of it is saved elsewhere, and nobody is there to tell: alone it would look like a new node.
+    cluster.disks[&3].remove_dir_all("raft/log").unwrap();
+    cluster.start(3);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let why = cluster.status(3, 0).quarantined.expect("the loss is noticed");
+    assert!(why.contains("is gone, and with it what this node voted"), "{why}");
+    // It stays so over a restart, until it is rebuilt.
+    cluster.start(1);
+    cluster.start(2);
+    cluster.propose(0, "the others go on").await.unwrap();
+    cluster.kill(3);
+    cluster.start(3);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(cluster.status(3, 0).quarantined.is_some());
 }
 
 #[test]

@@ -114,7 +114,7 @@ pub fn next_step(me: NodeId, answers: &BTreeMap<String, Option<Hello>>) -> Found
     }
     if let Some(member) = hellos.iter().find(|h| h.cluster.is_some()) {
         return Founding::Wait(format!(
-            "node {} belongs to a cluster already; waiting to be welcomed (a node that lost its data never is: give it a new id)",
+            "node {} belongs to a cluster already; waiting to be welcomed (a node that lost its data never is: start it with --join-cluster, and move its old number to the new one)",
             member.node
         ));
     }

@@ -267,14 +267,18 @@ impl Members {
                     .progress(group, p.node)
                     .map(|p| (p.bytes_sent, p.bytes)),
             };
+            let sorted = |mut nodes: Vec<NodeId>| {
+                nodes.sort_unstable();
+                nodes
+            };
             GroupReport {
                 group,
                 is_leader: s.role == hindcast_raft::Role::Leader,
                 term: s.term,
                 peers: s.peers.iter().map(peer).collect(),
-                voters: s.voters,
-                learners: s.learners,
-                outgoing: s.outgoing,
+                voters: sorted(s.voters),
+                learners: sorted(s.learners),
+                outgoing: sorted(s.outgoing),
                 quarantined: s.quarantined,
                 is_rebuilding: s.is_rebuilding,
             }

@@ -20,6 +20,7 @@ use crate::machine::Machine;
 use crate::members::{MemberStep, PeerProgress};
 use crate::wire::{self, WireMessage};
 use bytes::Bytes;
+use hindcast_env::disk::write_new_file;
 use hindcast_env::{Clock, Disk, DiskError, Rng, SeededRng};
 use hindcast_model::limits::ENTRY_BYTES_MAX;
 use hindcast_model::{Class, Classify, GroupId, NodeId, SpanNs};
@@ -312,7 +313,19 @@ impl RaftHost {
         for name in disk.list(&snapshot_dir)? {
             disk.remove_dir_all(&format!("{snapshot_dir}/{name}"))?;
         }
-        let mut store = LogStore::open(disk.clone(), &format!("{dir}/log"), config.log.clone())?;
+        let (log_dir, begun) = (format!("{dir}/log"), format!("{dir}/begun"));
+        let has_begun = disk.exists(&begun);
+        let lost = format!("{dir}/lost");
+        if has_begun && disk.list(&log_dir)?.is_empty() && !disk.exists(&lost) {
+            // Before a new log is there: until a copy is rebuilt, it must not look like one that never began.
+            write_new_file(disk.as_ref(), &lost, b"the Raft log was taken away\n")?;
+        }
+        let is_lost = disk.exists(&lost);
+        let mut store = LogStore::open(disk.clone(), &log_dir, config.log.clone())?;
+        if !has_begun {
+            // From here on there is always a segment: a log without any is one that was taken away, with its votes.
+            write_new_file(disk.as_ref(), &begun, b"the Raft log was begun\n")?;
+        }
         let boot = rng.next_u64();
         let (events, event_queue) = channel();
         let (fatal_told, fatal) = watch::channel(None);
@@ -325,7 +338,14 @@ impl RaftHost {
         let workers = config.apply_workers.max(1);
         let mut owned: Vec<BTreeMap<GroupId, Owned>> = (0..workers).map(|_| BTreeMap::new()).collect();
         for GroupSpec { group, machine } in groups {
-            let driver = start_driver(&config, group, machine.as_ref(), &mut store, &mut rng)?;
+            let has_hard = store.recovered(group).has_hard;
+            let mut driver = start_driver(&config, group, machine.as_ref(), &mut store, &mut rng)?;
+            // One that was rebuilt has a hard state again.
+            if is_lost && !has_hard {
+                let why =
+                    format!("the Raft log that {log_dir} held is gone, and with it what this node voted and confirmed");
+                driver.step(Input::Lost { why });
+            }
             drivers.insert(group, driver);
             let group_shared = Arc::new(GroupShared {
                 status: Mutex::default(),

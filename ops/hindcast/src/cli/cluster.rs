@@ -121,8 +121,8 @@ pub async fn run(args: ClusterArgs) -> Done {
             };
             cluster.lead_group(request).await?;
             let done = match node {
-                Some(node) => format!("node {node} leads group {group}"),
-                None => format!("the leader of group {group} is spread with the others"),
+                Some(node) => format!("node {node} leads {}", group_name(group)),
+                None => format!("the leader of {} is spread with the others", group_name(group)),
             };
             wait(cluster, &waiting, &done, |s| leads(s, group, node)).await
         }
