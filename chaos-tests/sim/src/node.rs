@@ -713,7 +713,8 @@ impl Running {
         }
         self.step(group, Input::Applied { index, replies }, env)?;
         let s = self.status(group);
-        if s.applied == index {
+        // While a snapshot is being installed, members are those of the snapshot already.
+        if s.applied == index && s.first_index <= index + 1 {
             let members = [&s.voters, &s.learners, &s.outgoing].map(|m| m.iter().copied().collect());
             env.ledger.members(self.id, group, index, members);
         }

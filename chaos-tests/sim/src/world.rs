@@ -462,10 +462,8 @@ impl World {
             let Some(leader) = self.leader_of(group) else { continue };
             let Some(running) = self.runs(leader) else { continue };
             let s = running.status(group);
-            let missing = self.plan.node_ids().map(NodeId);
-            let missing = missing
-                .filter(|n| !s.voters.contains(n) && !s.learners.contains(n))
-                .next();
+            let mut all = self.plan.node_ids().map(NodeId);
+            let missing = all.find(|n| !s.voters.contains(n) && !s.learners.contains(n));
             if let Some(node) = missing {
                 self.with(leader, |n, env| n.change(group, vec![MemberStep::Learner(node)], env));
             }

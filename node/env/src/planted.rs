@@ -16,6 +16,8 @@ pub enum Bug {
     ReadWithoutIndex,
     /// A snapshot for a peer comes without the dedup table.
     SnapshotDropsDedup,
+    /// A node that starts again counts members as they were when its state was saved.
+    RemovedStillCounts,
     /// An effect ends when it is leased.
     DoneBeforeSend,
     /// The log is cut up to what is applied, whether or not it is on disk elsewhere.
@@ -23,12 +25,13 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::ReplyBeforeSync,
         Self::VoteNotPersisted,
         Self::NoDirSync,
         Self::ReadWithoutIndex,
         Self::SnapshotDropsDedup,
+        Self::RemovedStillCounts,
         Self::DoneBeforeSend,
         Self::TruncateBeyondDurable,
     ];
@@ -40,6 +43,7 @@ impl Bug {
             Self::NoDirSync => "no-dir-sync",
             Self::ReadWithoutIndex => "read-without-index",
             Self::SnapshotDropsDedup => "snapshot-drops-dedup",
+            Self::RemovedStillCounts => "removed-still-counts",
             Self::DoneBeforeSend => "done-before-send",
             Self::TruncateBeyondDurable => "truncate-beyond-durable",
         }
@@ -49,7 +53,7 @@ impl Bug {
     pub const fn seeds_max(self) -> u64 {
         match self {
             Self::ReplyBeforeSync | Self::ReadWithoutIndex | Self::TruncateBeyondDurable => 300,
-            Self::NoDirSync | Self::DoneBeforeSend => 1_000,
+            Self::NoDirSync | Self::RemovedStillCounts | Self::DoneBeforeSend => 1_000,
             Self::VoteNotPersisted | Self::SnapshotDropsDedup => 5_000,
         }
     }
