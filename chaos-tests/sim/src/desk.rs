@@ -139,13 +139,14 @@ struct Arrived {
 }
 
 /// History on its way: one command's lines, part by part.
+#[derive(Clone)]
 struct Pump {
     up_to: u64,
     batch: Batch,
     parts: Vec<(GroupId, Bytes, bool)>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Desk {
     /// Per host: when it is down (ns of the run).
     down: Vec<Vec<(u64, u64)>>,
@@ -174,6 +175,15 @@ impl Desk {
         Self {
             down: down.collect(),
             ..Self::default()
+        }
+    }
+
+    /// As it is when all processes begin anew.
+    pub fn after_restart(&self) -> Self {
+        Self {
+            busy: BTreeSet::new(),
+            pumps: BTreeMap::new(),
+            ..self.clone()
         }
     }
 

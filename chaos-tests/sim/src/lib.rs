@@ -17,7 +17,7 @@ pub mod world;
 pub mod writers;
 
 pub use plan::Plan;
-pub use world::{Report, run};
+pub use world::{Grown, Report, grow, run};
 
 /// Seeds that once failed.
 pub fn kept_seeds() -> Vec<u64> {

@@ -92,6 +92,40 @@ fn pick<T: Copy>(rng: &mut dyn Rng, from: &[T]) -> T {
 }
 
 impl Plan {
+    /// One node, no faults, and sizes at which every kind of file comes to be.
+    pub fn quiet(seed: u64) -> Self {
+        Self {
+            nodes: 1,
+            spare: false,
+            change_every: 0,
+            shards: 2,
+            faulty_until: 20 * SECOND,
+            writers: 2,
+            patience: 30 * SECOND,
+            loss: 0,
+            duplicates: 0,
+            late: 0,
+            partition_every: 0,
+            crash_every: 0,
+            pause_every: 0,
+            transfer_every: 0,
+            clock_off: 0,
+            clock_steps: false,
+            sync_for: MS,
+            sync_errors_every: 0,
+            full_every: 0,
+            apply_for: MS,
+            beside_for: 5 * MS,
+            tail_bytes: 2_000,
+            segment_bytes_max: 64 << 10,
+            flush_bytes_max: 8_000,
+            snapshot_every_commands: 40,
+            message_bytes_max: 1 << 20,
+            receiver_errors: 0,
+            ..Self::draw(seed)
+        }
+    }
+
     pub fn draw(seed: u64) -> Self {
         let rng: &mut dyn Rng = &mut SeededRng::new(seed);
         let some = |rng: &mut dyn Rng, per_cent: u64, from: &[u64]| {

@@ -199,16 +199,62 @@ fn off_by(rng: &mut SeededRng, most: u64) -> i64 {
 pub fn run(plan: Plan, verbose: bool) -> Report {
     let mut world = World::new(plan, verbose);
     world.go();
-    Report {
-        seed: world.plan.seed,
-        violation: world.ledger.violation().map(str::to_owned),
-        counts: world.ledger.counts,
-        trace: world.trace.into(),
-        fingerprint: world.fingerprint,
+    world.into_report()
+}
+
+/// What a run without faults left behind on the disk of its only node, and what must be there.
+pub struct Grown {
+    plan: Plan,
+    pub disk: SimDisk,
+    acked: Vec<Shape>,
+    desk: Desk,
+}
+
+/// Runs a plan to its end.
+///
+/// # Panics
+/// When something does not hold in it.
+pub fn grow(plan: Plan) -> Grown {
+    let mut world = World::new(plan.clone(), false);
+    world.go();
+    assert_eq!(world.ledger.violation(), None, "a run without faults");
+    Grown {
+        disk: world.nodes[&1].disk.clone(),
+        acked: world.acked,
+        desk: world.desk.after_restart(),
+        plan,
+    }
+}
+
+impl Grown {
+    /// Starts the node with `disk` in the place of its own, and asks for everything that was acknowledged.
+    pub fn open(&self, disk: SimDisk) -> Report {
+        let plan = Plan {
+            faulty_until: 0,
+            writers: 0,
+            readers: 0,
+            ..self.plan.clone()
+        };
+        let mut world = World::new(plan, false);
+        world.nodes.get_mut(&1).expect("the only node").disk = disk;
+        world.acked.clone_from(&self.acked);
+        world.desk = self.desk.clone();
+        world.go();
+        world.into_report()
     }
 }
 
 impl World {
+    fn into_report(self) -> Report {
+        Report {
+            seed: self.plan.seed,
+            violation: self.ledger.violation().map(str::to_owned),
+            counts: self.ledger.counts,
+            trace: self.trace.into(),
+            fingerprint: self.fingerprint,
+        }
+    }
+
     fn new(plan: Plan, verbose: bool) -> Self {
         let mut rng = SeededRng::new(plan.seed ^ 0x5117);
         let voters: Vec<NodeId> = (1..=plan.nodes).map(NodeId).collect();

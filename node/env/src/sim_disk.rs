@@ -149,6 +149,36 @@ impl SimDisk {
         self.0.lock().syncs_until_error = None;
     }
 
+    /// Another disk with the same files, all of it on the platter.
+    pub fn fork(&self) -> Self {
+        let s = self.0.lock();
+        let names = s.names.iter().map(|(path, node)| {
+            let bytes = node.lock().bytes.clone();
+            let file = FileState {
+                synced: bytes.clone(),
+                bytes,
+                unsynced: vec![],
+            };
+            (path.clone(), Arc::new(Mutex::new(file)))
+        });
+        let names: BTreeMap<String, Node> = names.collect();
+        let state = State {
+            synced_names: names.clone(),
+            names,
+            ..State::default()
+        };
+        Self(Arc::new(Mutex::new(state)))
+    }
+
+    /// Paths of all files, with their lengths.
+    pub fn files(&self) -> Vec<(String, usize)> {
+        let s = self.0.lock();
+        s.names
+            .iter()
+            .map(|(path, node)| (path.clone(), node.lock().bytes.len()))
+            .collect()
+    }
+
     /// How many file syncs there were.
     pub fn syncs(&self) -> u64 {
         self.0.lock().syncs
