@@ -127,7 +127,7 @@ fn three_nodes_with_tls_take_and_give_and_refuse_strangers() -> Result<()> {
         done(&["cert", "node", "--id", id, "--dir", &certs_dir])?;
     }
     done(&["cert", "client", "--name", "tester", "--dir", &certs_dir])?;
-    let nodes = Nodes::start(&certs, dir.clone())?;
+    let mut nodes = Nodes::start(&certs, dir.clone())?;
     for i in 0..NODES {
         let me = as_client(&nodes.url(i), &certs, "tester");
         wait(&format!("node {i} is ready\n{}", nodes.log(i)), || {
@@ -187,6 +187,20 @@ fn three_nodes_with_tls_take_and_give_and_refuse_strangers() -> Result<()> {
     for reason in ["plain", "no_certificate", "foreign_ca"] {
         ensure!(log.contains(reason), "{reason} is not in the log:\n{log}");
     }
+
+    // Seen by hand: a node on its own drew an id of its own, and refused every client of its authority.
+    let log = std::fs::File::create(dir.join("log-alone"))?;
+    let address = free_addresses(1)?[0].to_string();
+    let file = |name: &str| certs.join(name).display().to_string();
+    let (ca, cert, key) = (file("ca.pem"), file("node-2.pem"), file("node-2-key.pem"));
+    let mut alone = Command::new(PROGRAM);
+    alone.args(["server", "--id", "2", "--listen", &address]);
+    alone.args(["--tls-ca", &ca, "--tls-cert", &cert, "--tls-key", &key]);
+    alone.arg("--data-dir").arg(dir.join("alone"));
+    alone.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    nodes.running.push(alone.spawn()?);
+    let client = as_client(&format!("https://{address}"), &certs, "tester");
+    wait("the node on its own", || Ok(said(&client)?.0 == Some(0)))?;
 
     // A new certificate is taken without a restart.
     done(&["cert", "node", "--id", "1", "--dir", &certs_dir, "--force"])?;

@@ -29,6 +29,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         cold: None,
         peer_tls: None,
         memory_limit: None,
+        client_cluster: None,
     };
     let node = Node::start(config, None, vec![]).await?;
     let floor = node.clone();

@@ -54,6 +54,8 @@ pub struct NodeConfig {
     pub cold: Option<NodeCold>,
     /// Of the peer port; `None`: peers speak without TLS.
     pub peer_tls: Option<Tls>,
+    /// The cluster that the client port's certificate names: a node on its own founds that one.
+    pub client_cluster: Option<String>,
     /// Bytes that this process may use; `None`: by the machine's memory.
     pub memory_limit: Option<u64>,
 }
@@ -525,6 +527,9 @@ fn new_identity(
         cluster: match config.peer_tls.as_ref().and_then(Tls::own_node) {
             // The certificates were made first, and name the cluster.
             Some((cluster, _)) => cluster,
+            None if config.join.is_empty() && config.client_cluster.is_some() => {
+                config.client_cluster.clone().unwrap_or_default()
+            }
             None => format!("{:016x}{:016x}", rng.next_u64(), rng.next_u64()),
         },
         node: config.id,

@@ -489,6 +489,7 @@ mod tests {
             cold: None,
             peer_tls: None,
             memory_limit: None,
+            client_cluster: None,
         };
         Node::start(config, None, vec![]).await.unwrap()
     }

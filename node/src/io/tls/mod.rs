@@ -183,6 +183,11 @@ impl Tls {
         node_of(&loaded.own).map(|(cluster, id)| (cluster.to_owned(), id))
     }
 
+    /// The cluster that the own certificate names, if it names one.
+    pub fn own_cluster(&self) -> Option<String> {
+        self.0.loaded.read().own.first().map(|n| n.cluster.clone())
+    }
+
     /// From now on certificates that name another cluster are refused.
     pub fn belongs_to(&self, cluster: &str) {
         let _ = self.0.cluster.set(cluster.to_owned());

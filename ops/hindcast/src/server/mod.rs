@@ -101,6 +101,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         cold: open_cold(&config)?,
         peer_tls,
         memory_limit: config.memory_limit,
+        client_cluster: tls.as_ref().and_then(Tls::own_cluster),
     };
     let starting = Node::start(node_config, peer_listener, parts);
     let node = tokio::select! {
@@ -109,7 +110,13 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     };
 
     if let Some(tls) = &tls {
-        tls.belongs_to(&node.identity.cluster);
+        let own = &node.identity.cluster;
+        if let Some(named) = tls.own_cluster().filter(|named| named != own) {
+            return Err(Failure::usage(format!(
+                "the certificate of the client port is of cluster {named}, and this is cluster {own}: its clients would be refused; make an authority for it with `hindcast cert ca --cluster {own}`"
+            )));
+        }
+        tls.belongs_to(own);
         tokio::spawn(tls.clone().run());
     }
 
