@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::transport::{Channel, Endpoint};
 
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -36,6 +37,24 @@ pub fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
         .iter()
         .map(TcpListener::local_addr)
         .collect::<std::io::Result<_>>()?)
+}
+
+/// An answer over HTTP, head and all.
+pub async fn http_get(address: SocketAddr, path: &str) -> Result<String> {
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = vec![];
+    stream.read_to_end(&mut answer).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// The sum of a metric's rows.
+pub async fn metric(address: SocketAddr, name: &str) -> Result<f64> {
+    let text = http_get(address, "/metrics").await?;
+    let rows = text.lines().filter(|l| l.split(['{', ' ']).next() == Some(name));
+    let values = rows.map(|l| Ok(l.rsplit(' ').next().context("a row without a value")?.parse::<f64>()?));
+    values.sum()
 }
 
 /// A channel that connects when it is first used.

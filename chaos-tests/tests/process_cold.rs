@@ -4,12 +4,11 @@
 #![allow(clippy::disallowed_methods, reason = "a test on real processes runs in real time")]
 
 use anyhow::{Context, Result, ensure};
-use hindcast_chaos::process::{Cluster, channel};
+use hindcast_chaos::process::{Cluster, channel, metric};
 use hindcast_chaos::workload::{label, now_ms};
 use hindcast_proto::v1;
 use hindcast_proto::v1::ingest_client::IngestClient;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -132,19 +131,6 @@ async fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()
     Ok(())
 }
 
-fn metric(address: SocketAddr, name: &str) -> Result<f64> {
-    let mut stream = TcpStream::connect(address)?;
-    write!(
-        stream,
-        "GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
-    )?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    let of_it = text.lines().filter(|l| l.split(['{', ' ']).next() == Some(name));
-    let values = of_it.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok());
-    Ok(values.sum())
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn old_files_go_to_a_folder_and_come_back_in_answers() {
     run().await.unwrap();
@@ -223,10 +209,10 @@ async fn run() -> Result<()> {
     );
     let scrub = storage(address, "scrub")?;
     ensure!(scrub["findings"] == 0 && scrub["files_unchecked"] == 0, "{scrub}");
-    ensure!(metric(address, "hindcast_storage_cold_bytes")? == cold_bytes as f64);
-    ensure!(metric(address, "hindcast_cold_uploads_total")? == objects.len() as f64);
-    ensure!(metric(address, "hindcast_cold_cache_misses_total")? > 0.0);
-    ensure!(metric(address, "hindcast_cold_failures_total")? == 0.0);
+    ensure!(metric(address, "hindcast_storage_cold_bytes").await? == cold_bytes as f64);
+    ensure!(metric(address, "hindcast_cold_uploads_total").await? == objects.len() as f64);
+    ensure!(metric(address, "hindcast_cold_cache_misses_total").await? > 0.0);
+    ensure!(metric(address, "hindcast_cold_failures_total").await? == 0.0);
 
     cluster.kill(0);
     cluster.spawn(0)?;

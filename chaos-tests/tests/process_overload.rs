@@ -4,14 +4,13 @@
 #![allow(clippy::disallowed_methods, reason = "a test on real processes runs in real time")]
 
 use anyhow::{Context, Result, ensure};
-use hindcast_chaos::process::{Cluster, channel};
+use hindcast_chaos::process::{Cluster, channel, http_get, metric};
 use hindcast_chaos::workload::{base_ms, label};
 use hindcast_proto::v1::ingest_client::IngestClient;
 use hindcast_proto::v1::query_client::QueryClient;
 use hindcast_proto::{edge, v1};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_hindcast-under-test");
 const LIMIT: u64 = 160 << 20;
@@ -91,27 +90,9 @@ async fn write(node: SocketAddr, writer: u64, base_ms: i64) -> Result<(u64, u64)
 }
 
 async fn get(node: SocketAddr, path: &str) -> Result<(u16, String)> {
-    let mut stream = tokio::net::TcpStream::connect(node).await?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {node}\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
+    let answer = http_get(node, path).await?;
     let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok());
     Ok((status.context("no HTTP answer")?, answer))
-}
-
-/// The sum of a metric's rows.
-async fn metric(node: SocketAddr, name: &str) -> Result<f64> {
-    let (_, text) = get(node, "/metrics").await?;
-    let rows = text.lines().filter(|l| {
-        let rest = l.strip_prefix(name);
-        rest.is_some_and(|r| r.starts_with(' ') || r.starts_with('{'))
-    });
-    rows.map(|l| {
-        let value = l.rsplit(' ').next().context("a row without a value")?;
-        Ok(value.parse::<f64>()?)
-    })
-    .sum()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

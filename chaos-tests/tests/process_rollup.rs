@@ -4,7 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "a test on real processes runs in real time")]
 
 use anyhow::{Context, Result, ensure};
-use hindcast_chaos::process::{Cluster, channel};
+use hindcast_chaos::process::{Cluster, channel, http_get};
 use hindcast_chaos::workload::{label, now_ms};
 use hindcast_proto::v1;
 use hindcast_proto::v1::ingest_client::IngestClient;
@@ -12,7 +12,6 @@ use serde_json::Value;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_hindcast-under-test");
 const HOUR_MS: i64 = 3_600_000;
@@ -62,15 +61,6 @@ async fn write(address: SocketAddr, seq: u64, times: &[i64]) -> Result<()> {
     Ok(())
 }
 
-async fn get(address: SocketAddr, path: &str) -> Result<String> {
-    let mut socket = tokio::net::TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    socket.write_all(request.as_bytes()).await?;
-    let mut answer = vec![];
-    socket.read_to_end(&mut answer).await?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
-}
-
 /// Result and notes of a range query.
 async fn ask(address: SocketAddr, expr: &str, start_ms: i64, end_ms: i64, step_ms: i64) -> Result<(Value, Value)> {
     let encoded: String = expr
@@ -86,7 +76,7 @@ async fn ask(address: SocketAddr, expr: &str, start_ms: i64, end_ms: i64, step_m
         end_ms / 1000,
         step_ms / 1000
     );
-    let answer = get(address, &path).await?;
+    let answer = http_get(address, &path).await?;
     let body = answer.split_once("\r\n\r\n").context("no body")?.1;
     let body: Value = serde_json::from_str(&body[body.find('{').unwrap_or(0)..=body.rfind('}').unwrap_or(0)])
         .with_context(|| format!("{expr}: {answer}"))?;
@@ -98,7 +88,7 @@ async fn ask(address: SocketAddr, expr: &str, start_ms: i64, end_ms: i64, step_m
 }
 
 async fn metric(address: SocketAddr, name: &str) -> Result<f64> {
-    let text = get(address, "/metrics").await?;
+    let text = http_get(address, "/metrics").await?;
     let values = text
         .lines()
         .filter(|l| l.starts_with(name))

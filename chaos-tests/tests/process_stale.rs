@@ -4,7 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "a test on real processes runs in real time")]
 
 use anyhow::{Context, Result, ensure};
-use hindcast_chaos::process::{Cluster, channel};
+use hindcast_chaos::process::{Cluster, channel, http_get};
 use hindcast_chaos::workload::{label, now_ms};
 use hindcast_proto::edge::CONSISTENCY_KEY;
 use hindcast_proto::v1;
@@ -13,7 +13,6 @@ use hindcast_proto::v1::query_client::QueryClient;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_hindcast-under-test");
 const METRICS_DOC: &str = include_str!("../../ops/hindcast/METRICS.md");
@@ -44,15 +43,6 @@ async fn ask(
 
 fn value(answer: &v1::QueryResponse) -> Option<f64> {
     answer.series.first()?.points.first().map(v1::ResultPoint::value)
-}
-
-async fn get(node: SocketAddr, path: &str) -> Result<String> {
-    let mut stream = tokio::net::TcpStream::connect(node).await?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {node}\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    Ok(answer)
 }
 
 /// Name to (kind, words), as the document has it.
@@ -115,7 +105,7 @@ async fn a_stale_read_answers_at_once_and_says_how_old_it_is() -> Result<()> {
         .err()
         .context("it was taken")?;
     ensure!(refused.code() == tonic::Code::InvalidArgument, "{refused}");
-    let http = get(
+    let http = http_get(
         nodes[1],
         &format!(
             "/api/v1/query?query=sum(stale_try)&time={}&consistency=stale-ok",
@@ -127,11 +117,11 @@ async fn a_stale_read_answers_at_once_and_says_how_old_it_is() -> Result<()> {
         http.contains("\"stale\":true,\"age_ms\":") && http.contains("\"positions\":{\"1\":"),
         "{http}"
     );
-    let http = get(nodes[1], "/api/v1/query?query=up&consistency=sometimes").await?;
+    let http = http_get(nodes[1], "/api/v1/query?query=up&consistency=sometimes").await?;
     ensure!(http.contains("neither linearizable nor stale-ok"), "{http}");
 
     // The document is true.
-    let told = get(nodes[0], "/metrics").await?;
+    let told = http_get(nodes[0], "/metrics").await?;
     let documented = documented();
     let mut seen = BTreeMap::new();
     for line in told.lines() {

@@ -3,14 +3,14 @@
 #![allow(clippy::disallowed_methods, reason = "a test on real processes runs in real time")]
 
 use anyhow::{Context, Result, ensure};
-use hindcast_chaos::process::{Cluster, channel};
+use hindcast_chaos::process::{Cluster, channel, metric};
 use hindcast_chaos::workload::{label, now_ms};
 use hindcast_proto::v1;
 use hindcast_proto::v1::cluster_client::ClusterClient;
 use hindcast_proto::v1::ingest_client::IngestClient;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -93,6 +93,48 @@ async fn a_live_node_flushes_compacts_and_finds_damage_while_it_serves() {
     run().await.unwrap();
 }
 
+/// A byte goes bad on the disk, under a living node.
+fn damage(path: &Path) -> Result<u64> {
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
+    let at = file.metadata()?.len() / 3;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at)?;
+    file.write_all_at(&[byte[0] ^ 0x10], at)?;
+    file.sync_all()?;
+    Ok(at)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_finds_by_itself_what_went_bad_on_its_disk() {
+    find_alone().await.unwrap();
+}
+
+async fn find_alone() -> Result<()> {
+    let mut cluster = Cluster::start("daily", PROGRAM, 1, &["--shards", "1", "--test-only-small-files"])?;
+    cluster.wait_ready().await?;
+    let address = cluster.nodes[0].client;
+    write(address, 0).await?;
+    let flush = storage(address, &["flush"])?;
+    ensure!(flush.status.code() == Some(0), "{}", said(&flush));
+    let started = Instant::now();
+    while metric(address, "hindcast_scrub_bytes_total").await? == 0.0 {
+        ensure!(started.elapsed() < Duration::from_secs(20), "nothing is read by itself");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    ensure!(
+        metric(address, "hindcast_scrub_findings_total").await? == 0.0,
+        "nothing is wrong yet"
+    );
+    damage(&segments(&cluster)?.pop().context("no segment")?)?;
+    let started = Instant::now();
+    while metric(address, "hindcast_scrub_findings_total").await? == 0.0 {
+        ensure!(started.elapsed() < Duration::from_secs(20), "the damage is not found");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    ensure!(cluster.status(0).await?.ready, "the node is not ready any more");
+    Ok(())
+}
+
 async fn run() -> Result<()> {
     let mut cluster = Cluster::start("storage", PROGRAM, 1, &["--shards", "2"])?;
     cluster.wait_ready().await?;
@@ -145,14 +187,8 @@ async fn run() -> Result<()> {
     slow.abort();
     let _ = slow.await;
 
-    // A byte goes bad on the disk, under the living node.
     let victim = segments(&cluster)?.pop().context("no segment")?;
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(&victim)?;
-    let at = file.metadata()?.len() / 3;
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at)?;
-    file.write_all_at(&[byte[0] ^ 0x10], at)?;
-    file.sync_all()?;
+    let at = damage(&victim)?;
     let found = scrub_until_free(address).await?;
     ensure!(found.status.code() == Some(1), "{found:?}");
     ensure!(said(&found).contains("scrub-findings.md"), "{}", said(&found));

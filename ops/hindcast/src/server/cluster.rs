@@ -32,7 +32,7 @@ pub struct View {
     /// This node's client address, told to the others.
     client_address: String,
     pub(super) counters: Arc<IngestCounters>,
-    maintenance: super::maintain::Maintenance,
+    pub(super) maintenance: super::maintain::Maintenance,
     /// Of the client port.
     pub(super) tls: Option<Tls>,
     pub(super) requests: Arc<Requests>,

@@ -3,9 +3,12 @@
 //! Flushes and merges are the business of each shard's owner: they are asked for here and watched. A scrub never meets
 //! the owner: it reads over a reader's handles on a thread that may block, paced, while everything else goes on.
 //!
+//! Beside what people ask for, a node reads all its files once a day, so slowly that nobody notices.
+//!
 //! Invariants
-//! - One scrub at a time on a node; a second one is refused, so that the bound on its reads is the node's.
+//! - One scrub at a time that somebody asked for; a second one is refused, so that the bound on its reads is the node's.
 //! - A scrub ends when nobody listens to it any more.
+//! - Every byte of a file that is here is read again within a day; the cold store is read when somebody asks.
 
 use hindcast_model::{Class, Classify, GroupId, SpanNs};
 use hindcast_node::io::node::Node;
@@ -17,6 +20,7 @@ use hindcast_proto::v1::shard_progress::State;
 use hindcast_proto::{edge, v1};
 use hindcast_storage::{Damage, FileCheck};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::Status;
@@ -25,6 +29,14 @@ use tonic::Status;
 const SCRUB_BYTES_PER_SECOND_DEFAULT: u64 = 32 << 20;
 /// What it may read at once before it waits.
 const SCRUB_BURST_BYTES: u64 = 4 << 20;
+/// A round of the daily scrub begins so long after the one before.
+const ROUND: Duration = Duration::from_secs(24 * 3600);
+/// And is paced to be through after so long, files that come meanwhile included.
+const ROUND_WORK_SECONDS: u64 = 18 * 3600;
+/// A small store is not read byte by byte.
+const DAILY_BYTES_PER_SECOND_MIN: u64 = 256 << 10;
+/// With small files, for tests: the same within a second.
+const ROUND_TEST: Duration = Duration::from_secs(1);
 /// Messages that wait for a slow reader; the work waits with them.
 const PROGRESS_QUEUE_MAX: usize = 16;
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
@@ -39,12 +51,22 @@ pub type Progress = tokio_stream::wrappers::ReceiverStream<Result<v1::MaintainPr
 #[derive(Clone)]
 pub struct Maintenance {
     scrubs: Arc<Semaphore>,
+    daily: Arc<Daily>,
+}
+
+/// What the daily scrub has done since the node started.
+#[derive(Default)]
+pub struct Daily {
+    pub rounds: AtomicU64,
+    pub bytes: AtomicU64,
+    pub findings: AtomicU64,
 }
 
 impl Default for Maintenance {
     fn default() -> Self {
         Self {
             scrubs: Arc::new(Semaphore::new(1)),
+            daily: Arc::default(),
         }
     }
 }
@@ -85,22 +107,46 @@ impl Maintenance {
                     0 => SCRUB_BYTES_PER_SECOND_DEFAULT,
                     given => given,
                 };
-                let scrub = Scrub {
-                    node: node.clone(),
-                    pace: Pace {
-                        bytes_per_second,
-                        burst_bytes: SCRUB_BURST_BYTES.min(bytes_per_second),
-                    },
-                    owed: Owed::default(),
-                    tell,
-                    summary: v1::MaintainSummary::default(),
-                    _only: only,
-                };
-                drop(tokio::spawn(scrub.run(shards)));
+                drop(tokio::spawn(
+                    Scrub::new(node, bytes_per_second, tell, Some(only)).run(shards),
+                ));
             }
         }
         Ok(Progress::new(told))
     }
+
+    pub fn daily(&self) -> &Daily {
+        &self.daily
+    }
+
+    /// Reads all files of the node once a day, for as long as it runs. What it finds is logged and counted.
+    pub async fn scrub_daily(self, node: Node, small_files: bool) {
+        let round = if small_files { ROUND_TEST } else { ROUND };
+        loop {
+            let began = node.clock.monotonic();
+            let shards: Vec<ShardHandle> = node.shards.values().cloned().collect();
+            let rate = daily_rate(held(&shards).segment_bytes);
+            let (tell, mut told) = mpsc::channel(PROGRESS_QUEUE_MAX);
+            drop(tokio::spawn(Scrub::new(&node, rate, tell, None).run(shards)));
+            while let Some(message) = told.recv().await {
+                match message.ok().and_then(|m| m.event) {
+                    Some(Event::Finding(_)) => drop(self.daily.findings.fetch_add(1, Relaxed)),
+                    Some(Event::Summary(s)) => {
+                        self.daily.bytes.fetch_add(s.bytes_checked, Relaxed);
+                        self.daily.rounds.fetch_add(1, Relaxed);
+                    }
+                    _ => {}
+                }
+            }
+            let took = Duration::from_nanos(node.clock.monotonic().0.saturating_sub(began.0));
+            tokio::time::sleep(round.saturating_sub(took).max(ROUND_TEST)).await;
+        }
+    }
+}
+
+/// Bytes per second that read `bytes` well within a day.
+fn daily_rate(bytes: u64) -> u64 {
+    bytes.div_ceil(ROUND_WORK_SECONDS).max(DAILY_BYTES_PER_SECOND_MIN)
 }
 
 fn chosen(node: &Node, groups: &[u64]) -> Result<Vec<ShardHandle>, Refused> {
@@ -237,10 +283,25 @@ struct Scrub {
     owed: Owed,
     tell: Tell,
     summary: v1::MaintainSummary,
-    _only: OwnedSemaphorePermit,
+    /// `None`: the daily one, which leaves the cold store alone.
+    only: Option<OwnedSemaphorePermit>,
 }
 
 impl Scrub {
+    fn new(node: &Node, bytes_per_second: u64, tell: Tell, only: Option<OwnedSemaphorePermit>) -> Self {
+        Self {
+            node: node.clone(),
+            pace: Pace {
+                bytes_per_second,
+                burst_bytes: SCRUB_BURST_BYTES.min(bytes_per_second),
+            },
+            owed: Owed::default(),
+            tell,
+            summary: v1::MaintainSummary::default(),
+            only,
+        }
+    }
+
     async fn run(mut self, shards: Vec<ShardHandle>) {
         self.summary = held(&shards);
         for shard in &shards {
@@ -254,7 +315,10 @@ impl Scrub {
 
     /// False when nobody listens any more.
     async fn shard(&mut self, shard: &ShardHandle) -> bool {
-        let files = shard.reader.files();
+        let mut files = shard.reader.files();
+        if self.only.is_none() {
+            files.retain(|f| !f.is_cold());
+        }
         let mut progress = v1::ShardProgress {
             files: files.len() as u64,
             bytes: files.iter().map(|f| f.bytes()).sum(),
@@ -381,6 +445,15 @@ mod tests {
             assert!(next_step(3, is_cold).contains("other nodes"));
             assert_eq!(next_step(3, is_cold).contains("restore the object"), is_cold);
         }
+    }
+
+    #[test]
+    fn a_day_is_enough_for_a_round_of_any_size() {
+        for bytes in [0, 1, 10 << 30, 4 << 40, 1 << 60] {
+            let seconds = bytes / daily_rate(bytes);
+            assert!(seconds < ROUND.as_secs(), "{bytes} bytes take {seconds} s");
+        }
+        assert_eq!(daily_rate(1 << 20), DAILY_BYTES_PER_SECOND_MIN);
     }
 
     #[test]

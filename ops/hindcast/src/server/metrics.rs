@@ -13,6 +13,7 @@ use hindcast_proto::v1;
 use hindcast_raft::Meta;
 use hindcast_raft::io::TimesSeen;
 use std::fmt::Write as _;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Name, kind, words.
 pub const METRICS: &[(&str, &str, &str)] = &[
@@ -210,6 +211,21 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "What each retention policy let go on this node since it started, about for bytes.",
     ),
     (
+        "hindcast_scrub_bytes_total",
+        "counter",
+        "Bytes of files that the daily scrub has read and found as they were written.",
+    ),
+    (
+        "hindcast_scrub_findings_total",
+        "counter",
+        "Damaged places that the daily scrub found; each is named in the log.",
+    ),
+    (
+        "hindcast_scrub_rounds_total",
+        "counter",
+        "Rounds of the daily scrub over all files that are here.",
+    ),
+    (
         "hindcast_storage_cold_bytes",
         "gauge",
         "Bytes of segment files that are in the cold store, of hindcast_storage_segment_bytes.",
@@ -371,6 +387,14 @@ impl View {
         self.put_queues(&mut out);
         self.put_admission(&mut out);
         self.put_outbox(&mut out);
+        let daily = self.maintenance.daily();
+        for (name, count) in [
+            ("hindcast_scrub_bytes_total", &daily.bytes),
+            ("hindcast_scrub_findings_total", &daily.findings),
+            ("hindcast_scrub_rounds_total", &daily.rounds),
+        ] {
+            out.put(name, vec![(String::new(), count.load(Relaxed) as f64)]);
+        }
         let disk = &self.node.disk;
         let plain = |value: f64| vec![(String::new(), value)];
         out.put("hindcast_disk_free_bytes", plain(disk.free() as f64));
