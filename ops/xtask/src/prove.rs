@@ -38,6 +38,9 @@ const PROOFS: &[Proof] = &[
             "--release",
             "-p",
             "hindcast-sim",
+            // The build of the next proof, with no bug switched on: one build instead of two.
+            "--features",
+            "planted-bugs",
             "--",
             "--seeds",
             "1000000",
