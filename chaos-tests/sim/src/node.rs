@@ -377,14 +377,6 @@ impl Running {
         self.drivers.keys().copied().collect()
     }
 
-    pub fn applied(&self, group: GroupId) -> u64 {
-        self.machines.get(&group).map_or(0, |m| m.applied())
-    }
-
-    pub fn digest(&self, group: GroupId) -> [u8; 32] {
-        self.machines[&group].digest()
-    }
-
     pub fn read(&mut self, group: GroupId, id: u64, env: &mut Env<'_>) -> Result<(), End> {
         self.step(group, Input::Read { id }, env)
     }

@@ -131,6 +131,7 @@ struct Writer {
 struct Op {
     shape: Shape,
     began: u64,
+    /// Unlike all others, so that no answer to an earlier batch counts for this one. 0: none is under way.
     attempt: u64,
     attempt_began: u64,
     node: u64,
@@ -179,6 +180,7 @@ pub struct World {
     acked: Vec<Shape>,
     reads: BTreeMap<u64, Read>,
     next_read: u64,
+    next_attempt: u64,
     desk: Desk,
     calm: bool,
     over: bool,
@@ -298,6 +300,7 @@ impl World {
             acked: vec![],
             reads: BTreeMap::new(),
             next_read: 0,
+            next_attempt: 0,
             desk,
             calm: false,
             over: false,
@@ -929,6 +932,7 @@ impl World {
             return self.at(200 * MS, Event::WriterTurn { writer });
         };
         let replicas = self.nodes[&node].running.as_ref().expect("it runs").replicas.clone();
+        self.next_attempt += 1;
         let op = self
             .writers
             .get_mut(&writer)
@@ -936,7 +940,7 @@ impl World {
             .op
             .as_mut()
             .expect("under way");
-        op.attempt += 1;
+        op.attempt = self.next_attempt;
         op.attempt_began = self.now;
         op.node = node;
         let intake = Intake::of_batch(&op.shape.batch(), replicas.as_ref(), Naming::Known);
@@ -961,7 +965,7 @@ impl World {
         }
         if self.now >= op.attempt_began + NODE_PATIENCE {
             // The node gives up; the client comes again.
-            op.attempt += 1;
+            op.attempt = 0;
             return self.at(PAUSE, Event::WriterTurn { writer });
         }
         let (node, group, bytes) = (op.node, op.parts[share].group, op.parts[share].bytes.clone());
@@ -1019,7 +1023,7 @@ impl World {
             }
             Fate::NotLeader | Fate::Unconfirmed => {
                 if self.nodes[&node].running.is_none() {
-                    op.attempt += 1;
+                    op.attempt = 0;
                     return self.at(PAUSE, Event::WriterTurn { writer });
                 }
                 let _ = now;
@@ -1101,7 +1105,8 @@ impl World {
         let running = || self.nodes.iter().filter_map(|(id, n)| Some((id, n.running.as_ref()?)));
         for group in (0..=self.plan.shards).map(GroupId) {
             let leaders: BTreeSet<Option<u64>> = running().map(|(_, r)| r.leader(group)).collect();
-            let applied: BTreeSet<u64> = running().map(|(_, r)| r.applied(group)).collect();
+            // The driver's count: machines do not see the empty entries of new leaders.
+            let applied: BTreeSet<u64> = running().map(|(_, r)| r.status(group).applied).collect();
             let commits: BTreeSet<u64> = running().map(|(_, r)| r.status(group).commit).collect();
             let members = running().map(|(_, r)| r.status(group)).find(|s| s.role == Role::Leader);
             let members = members.map_or(0, |s| s.voters.len() + s.learners.len());
