@@ -1,7 +1,38 @@
 //! The write path as its callers see it: one batch in, one honest answer out.
 
 use hindcast_ingest::{Ids, Intake};
-use hindcast_model::{Batch, Class, Classify, ShardId, TimestampNs};
+use hindcast_model::{
+    Batch, BatchId, Class, Classify, LogLine, Owner, ShardId, StreamBlock, TenantId, TimestampNs, WriterId,
+};
+use hindcast_raft::HistoryLine;
+
+/// The name under which History is written.
+const HISTORY_WRITER: &str = "hindcast/history";
+
+/// The History of one meta command as a batch. With the command's index as `sequence`, in order, it is stored once.
+pub fn history_batch(tenant: &TenantId, sequence: u64, lines: Vec<HistoryLine>) -> Batch {
+    let mut batch = Batch::new(tenant.clone());
+    batch.id = Some(BatchId::Ordered {
+        writer: WriterId::named(tenant, HISTORY_WRITER),
+        seq: sequence,
+    });
+    for line in lines {
+        let stored = LogLine {
+            at: line.at,
+            line: line.line.into(),
+            metadata: vec![],
+        };
+        match batch.streams.iter_mut().find(|s| s.labels == line.labels) {
+            Some(stream) => stream.lines.push(stored),
+            None => batch.streams.push(StreamBlock {
+                labels: line.labels,
+                owner: Owner::None,
+                lines: vec![stored],
+            }),
+        }
+    }
+    batch
+}
 
 /// What became of a confirmed batch.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -7,15 +7,6 @@ use hindcast_model::{GroupId, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use xxhash_rust::xxh3::xxh3_128;
 
-/// One batch of a writer, by writer and sequence.
-pub type BatchKey = (u64, u64);
-
-#[derive(Clone, Debug, Default)]
-pub struct Acked {
-    /// Where each part stands.
-    pub at: Vec<(GroupId, u64)>,
-}
-
 /// Voters, learners, and voters of the membership that a change is leaving.
 pub type Members = [BTreeSet<NodeId>; 3];
 
@@ -26,7 +17,6 @@ pub struct Ledger {
     votes: BTreeMap<(u64, GroupId, u64), u64>,
     digests: BTreeMap<(GroupId, u64), ([u8; 32], u64)>,
     members: BTreeMap<(GroupId, u64), (Members, u64)>,
-    pub acked: BTreeMap<BatchKey, Acked>,
     /// The highest index per group that someone was told of.
     told: BTreeMap<GroupId, u64>,
     violation: Option<String>,

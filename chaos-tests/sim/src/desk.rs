@@ -17,14 +17,14 @@ use hindcast_itsm::desk::{DESK_PART, DeskCommand, Edit, EditReply};
 use hindcast_itsm::ticket::Action;
 use hindcast_itsm::view::{TICKETS_LISTED_MAX, TicketFilter, get_ticket, list_tickets, verify_audit};
 use hindcast_model::{
-    Batch, BatchId, GroupId, IncidentId, Labels, LogLine, Matcher, NodeId, Owner, Positions, SpanNs, StreamBlock,
-    TenantId, TicketId, TimestampNs, WriterId, codec,
+    Batch, GroupId, IncidentId, Labels, Matcher, NodeId, Positions, SpanNs, TenantId, TicketId, TimestampNs, codec,
 };
 use hindcast_node::entry;
 use hindcast_node::shard_machine::{Applied, PartApplied};
+use hindcast_node::write::history_batch;
 use hindcast_proto::history::{HISTORY_LABEL, HistoryRecord};
 use hindcast_raft::meta::META_PART;
-use hindcast_raft::{HistoryLine, MachineCommand, decode_reply, history_rows, leftward_rows};
+use hindcast_raft::{MachineCommand, decode_reply, history_rows, leftward_rows};
 use hindcast_storage::logs::Filter;
 use hindcast_storage::read::{Direction, SelectLines};
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,7 +61,6 @@ const LEASE: SpanNs = SpanNs::from_secs(6);
 const HOSTS: u64 = 3;
 /// Rows of each kind that a node takes up in one turn.
 const ROWS_MAX: usize = 8;
-const HISTORY_WRITER: &str = "hindcast/history";
 const AGAIN: u64 = 100 * MS;
 
 /// What a call of this side is for.
@@ -327,18 +326,8 @@ impl Desk {
         let Some(running) = world.runs(node) else { return };
         let rows = history_rows(&*running.meta, 200);
         let Some(&(index, ..)) = rows.first() else { return };
-        let lines = rows
-            .into_iter()
-            .filter(|(at, ..)| *at == index)
-            .map(|(_, _, line)| line);
-        let mut batch = Batch::new(tenant());
-        batch.id = Some(BatchId::Ordered {
-            writer: WriterId::named(&tenant(), HISTORY_WRITER),
-            seq: index,
-        });
-        for line in lines {
-            put_line(&mut batch, line);
-        }
+        let lines = rows.into_iter().filter(|(at, ..)| *at == index);
+        let batch = history_batch(&tenant(), index, lines.map(|(_, _, line)| line).collect());
         let intake = Intake::of_batch(&batch, running.replicas.as_ref(), Naming::Known);
         let parts = intake
             .shares
@@ -729,21 +718,5 @@ impl Desk {
             }
         }
         Ok(count)
-    }
-}
-
-fn put_line(batch: &mut Batch, line: HistoryLine) {
-    let stored = LogLine {
-        at: line.at,
-        line: line.line.into(),
-        metadata: vec![],
-    };
-    match batch.streams.iter_mut().find(|s| s.labels == line.labels) {
-        Some(stream) => stream.lines.push(stored),
-        None => batch.streams.push(StreamBlock {
-            labels: line.labels,
-            owner: Owner::None,
-            lines: vec![stored],
-        }),
     }
 }

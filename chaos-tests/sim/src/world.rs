@@ -3,7 +3,7 @@
 //! First faults happen, as the plan says. Then everything is healed, clients finish, nodes catch up, and what every
 //! node holds is compared with what was acknowledged.
 
-use crate::check::{Acked, Counts, Ledger};
+use crate::check::{Counts, Ledger};
 use crate::desk::Desk;
 use crate::node::{Caller, Effect, End, Env, Fate, NodeEvent, Payload, Running};
 use crate::plan::{MS, Plan, SECOND};
@@ -82,9 +82,7 @@ enum Event {
         node: u64,
     },
     Calm,
-    Judge {
-        tries: u64,
-    },
+    Judge,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -656,9 +654,9 @@ impl World {
                     self.nodes.get_mut(&node).expect("a node").clock_off = 0;
                     self.at(0, Event::Resume { node });
                 }
-                self.at(2 * SECOND, Event::Judge { tries: 0 });
+                self.at(2 * SECOND, Event::Judge);
             }
-            Event::Judge { tries } => self.judge(tries),
+            Event::Judge => self.judge(),
         }
     }
 
@@ -978,7 +976,6 @@ impl World {
     }
 
     fn part_answered(&mut self, writer: u64, attempt: u64, share: usize, fate: Fate) {
-        let now = self.now;
         let Some(op) = self.writers.get_mut(&writer).and_then(|w| w.op.as_mut()) else {
             return;
         };
@@ -1026,7 +1023,6 @@ impl World {
                     op.attempt = 0;
                     return self.at(PAUSE, Event::WriterTurn { writer });
                 }
-                let _ = now;
                 self.at(PAUSE, Event::Retry { writer, attempt, share });
             }
         }
@@ -1038,12 +1034,10 @@ impl World {
             .get_mut(&writer)
             .and_then(|w| w.op.take())
             .expect("under way");
-        let at: Vec<(GroupId, u64)> = op.parts.iter().filter_map(|p| Some((p.group, p.done?))).collect();
-        for (group, index) in &at {
-            self.ledger.tell(*group, *index);
+        for (group, index) in op.parts.iter().filter_map(|p| Some((p.group, p.done?))) {
+            self.ledger.tell(group, index);
         }
         self.ledger.counts.batches_acked += 1;
-        self.ledger.acked.insert(op.shape.key(), Acked { at });
         self.acked.push(op.shape);
         let pause = self.rng.below(120 * MS);
         self.at(pause, Event::WriterTurn { writer });
@@ -1070,7 +1064,7 @@ impl World {
 
     // ---- the end ----
 
-    fn judge(&mut self, tries: u64) {
+    fn judge(&mut self) {
         let busy: Vec<String> = self.unsettled();
         if busy.is_empty() {
             self.over = true;
@@ -1088,7 +1082,7 @@ impl World {
             return;
         }
         self.bring_all_in();
-        self.at(500 * MS, Event::Judge { tries: tries + 1 });
+        self.at(500 * MS, Event::Judge);
     }
 
     /// What is not at rest yet.

@@ -1,6 +1,5 @@
 //! Clients that write batches with unique content, and that know at the end what must be there.
 
-use crate::check::BatchKey;
 use crate::node::BEGIN;
 use hindcast_env::Rng;
 use hindcast_model::{
@@ -32,10 +31,6 @@ impl Shape {
             lines: rng.below(4),
             long: rng.below(12) == 0,
         }
-    }
-
-    pub fn key(&self) -> BatchKey {
-        (self.writer, self.seq)
     }
 
     pub fn at(&self) -> TimestampNs {

@@ -56,7 +56,7 @@ enum Command {
     Ticket(cli::ticket::TicketArgs),
     /// Checks rule files.
     Rules(cli::rules::RulesArgs),
-    /// Shows nodes and Raft groups.
+    /// Shows nodes and Raft groups; adds, moves and removes nodes.
     Cluster(cli::cluster::ClusterArgs),
     /// Makes certificates: for a cluster, its nodes and its clients.
     Cert(cli::cert::CertArgs),

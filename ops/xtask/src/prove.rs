@@ -9,31 +9,58 @@ use std::time::{Duration, Instant};
 struct Proof {
     name: &'static str,
     shows: &'static str,
-    program: &'static str,
-    args: &'static [&'static str],
+    run: Run,
     env: &'static [(&'static str, &'static str)],
+}
+
+enum Run {
+    Cargo(&'static [&'static str]),
+    /// A test that `cargo test` leaves out, because it takes long or needs what is not on every machine.
+    Ignored {
+        package: &'static str,
+        test: &'static str,
+        release: bool,
+    },
+}
+
+impl Run {
+    const fn ignored(package: &'static str, test: &'static str) -> Self {
+        Self::Ignored {
+            package,
+            test,
+            release: false,
+        }
+    }
+
+    fn args(&self) -> Vec<&'static str> {
+        match self {
+            Self::Cargo(args) => args.to_vec(),
+            Self::Ignored { package, test, release } => {
+                let profile = if *release { vec!["--release"] } else { vec![] };
+                let rest = ["-p", package, "--test", test, "--", "--ignored", "--nocapture"];
+                [vec!["test"], profile, rest.to_vec()].concat()
+            }
+        }
+    }
 }
 
 const PROOFS: &[Proof] = &[
     Proof {
         name: "deny",
         shows: "licences, bans and sources of all dependencies",
-        program: "cargo",
-        args: &["deny", "check", "licenses", "bans", "sources"],
+        run: Run::Cargo(&["deny", "check", "licenses", "bans", "sources"]),
         env: &[],
     },
     Proof {
         name: "properties",
         shows: "every property that does not fix its own number, with four times the cases of `cargo test`",
-        program: "cargo",
-        args: &["test", "--workspace", "--lib"],
+        run: Run::Cargo(&["test", "--workspace", "--lib"]),
         env: &[("PROPTEST_CASES", "1000")],
     },
     Proof {
         name: "sim",
         shows: "whole clusters simulated for three minutes, at least 300 seeds a minute: nothing acknowledged is lost",
-        program: "cargo",
-        args: &[
+        run: Run::Cargo(&[
             "run",
             "--release",
             "-p",
@@ -48,14 +75,13 @@ const PROOFS: &[Proof] = &[
             "3",
             "--rate-min",
             "300",
-        ],
+        ]),
         env: &[],
     },
     Proof {
         name: "planted",
         shows: "each planted bug is found by the simulator within its number of seeds",
-        program: "cargo",
-        args: &[
+        run: Run::Cargo(&[
             "run",
             "--release",
             "-p",
@@ -64,118 +90,59 @@ const PROOFS: &[Proof] = &[
             "planted-bugs",
             "--",
             "--planted",
-        ],
+        ]),
         env: &[],
     },
     Proof {
         name: "chaos",
         shows: "three real nodes, 1,000,000 samples and 100,000 lines under kill -9 every 10 s: read back once from each",
-        program: "cargo",
-        args: &[
-            "test",
-            "-p",
-            "hindcast-chaos",
-            "--test",
-            "process_kill",
-            "--",
-            "--ignored",
-            "--nocapture",
-        ],
+        run: Run::ignored("hindcast-chaos", "process_kill"),
         env: &[],
     },
     Proof {
         name: "chaos",
         shows: "one and three real nodes whose power is cut again and again: read back once from each, equal states",
-        program: "cargo",
-        args: &[
-            "test",
-            "-p",
-            "hindcast-chaos",
-            "--test",
-            "power_cut",
-            "--",
-            "--ignored",
-            "--nocapture",
-        ],
+        run: Run::ignored("hindcast-chaos", "power_cut"),
         env: &[],
     },
     Proof {
         name: "failover",
         shows: "the leader killed fifty times under 64 writers: median gap at most 0.7 s, worst at most 1.2 s",
-        program: "cargo",
-        args: &[
-            "test",
-            "--release",
-            "-p",
-            "hindcast-chaos",
-            "--test",
-            "process_failover",
-            "--",
-            "--ignored",
-            "--nocapture",
-        ],
+        run: Run::Ignored {
+            package: "hindcast-chaos",
+            test: "process_failover",
+            release: true,
+        },
         env: &[],
     },
     Proof {
         name: "fuzz",
         shows: "every decoder on damaged bytes: no panic, no hang, no memory without a bound",
-        program: "cargo",
-        args: &["run", "--release", "-p", "hindcast-fuzz"],
+        run: Run::Cargo(&["run", "--release", "-p", "hindcast-fuzz"]),
         env: &[],
     },
     Proof {
         name: "clients",
         shows: "real clients: Prometheus as remote writer and as judge of our answers, promtool",
-        program: "cargo",
-        args: &[
-            "test",
-            "-p",
-            "hindcast-chaos",
-            "--test",
-            "process_clients",
-            "--",
-            "--ignored",
-            "--nocapture",
-        ],
+        run: Run::ignored("hindcast-chaos", "process_clients"),
         env: &[],
     },
     Proof {
         name: "export",
         shows: "DuckDB reads back every bit of an export (python3 with duckdb; PYTHON names another one)",
-        program: "cargo",
-        args: &[
-            "test",
-            "-p",
-            "hindcast-chaos",
-            "--test",
-            "process_export",
-            "--",
-            "--ignored",
-            "--nocapture",
-        ],
+        run: Run::ignored("hindcast-chaos", "process_export"),
         env: &[],
     },
     Proof {
         name: "cold",
         shows: "a real S3-compatible server as cold store (moto_server; MOTO_SERVER names another program)",
-        program: "cargo",
-        args: &[
-            "test",
-            "-p",
-            "hindcast-node",
-            "--test",
-            "cold",
-            "--",
-            "--ignored",
-            "--nocapture",
-        ],
+        run: Run::ignored("hindcast-node", "cold"),
         env: &[],
     },
     Proof {
         name: "demo",
         shows: "the whole story, once",
-        program: "cargo",
-        args: &["run", "--release", "--", "demo", "--once"],
+        run: Run::Cargo(&["run", "--release", "--", "demo", "--once"]),
         env: &[],
     },
 ];
@@ -189,19 +156,17 @@ enum Outcome {
 #[allow(clippy::disallowed_methods, reason = "a tool times what it runs")]
 fn run_one(proof: &Proof, lengths: Lengths) -> (Outcome, Duration) {
     let started = Instant::now();
-    let mut command = Command::new(proof.program);
-    command
-        .args(proof.args)
-        .envs(proof.env.iter().copied())
-        .envs(lengths.env());
+    let args = proof.run.args();
+    let mut command = Command::new("cargo");
+    command.args(&args).envs(proof.env.iter().copied()).envs(lengths.env());
     let outcome = match command.status() {
         Ok(status) if status.success() => Outcome::Passed,
         // cargo's own word for a subcommand that is not installed.
-        Ok(status) if status.code() == Some(101) && proof.args.first() == Some(&"deny") => {
+        Ok(status) if status.code() == Some(101) && args.first() == Some(&"deny") => {
             Outcome::Missing("cargo install --locked cargo-deny".to_owned())
         }
         Ok(_) => Outcome::Failed,
-        Err(e) => Outcome::Missing(format!("{} cannot be started: {e}", proof.program)),
+        Err(e) => Outcome::Missing(format!("cargo cannot be started: {e}")),
     };
     (outcome, started.elapsed())
 }
@@ -211,7 +176,7 @@ fn run_one(proof: &Proof, lengths: Lengths) -> (Outcome, Duration) {
 pub struct Lengths {
     /// Of each fuzz target.
     pub fuzz_seconds: Option<u64>,
-    /// Of power cuts.
+    /// Of power cuts, and of leaders killed.
     pub rounds: Option<u64>,
 }
 

@@ -191,14 +191,18 @@ fn streams_apart(streams: &[LogStream]) -> String {
 fn streams_merged(streams: &[LogStream]) -> String {
     let mut merged: BTreeMap<Labels, Vec<String>> = BTreeMap::new();
     for s in streams {
-        for l in &s.lines {
+        // Lines that follow each other mostly have the same metadata, or none.
+        for run in s.lines.chunk_by(|a, b| a.metadata == b.metadata) {
             let own = s.labels.iter().map(|(n, v)| (n.to_owned(), v.to_owned()));
-            let labels: Labels = l.metadata.iter().cloned().chain(own).collect();
-            let line = json::string(&String::from_utf8_lossy(&l.line));
-            merged
-                .entry(labels)
-                .or_default()
-                .push(format!("[\"{}\",{line}]", l.at.0));
+            let labels = match &run[0].metadata[..] {
+                [] => s.labels.clone(),
+                metadata => metadata.iter().cloned().chain(own).collect(),
+            };
+            let values = run.iter().map(|l| {
+                let line = json::string(&String::from_utf8_lossy(&l.line));
+                format!("[\"{}\",{line}]", l.at.0)
+            });
+            merged.entry(labels).or_default().extend(values);
         }
     }
     let shown: Vec<String> = merged.iter().map(|(labels, values)| stream(labels, values)).collect();

@@ -1142,7 +1142,7 @@ impl Block {
             return Ok(lines);
         }
         let times = self.times()?;
-        lines.times.extend(rows.iter().map(|&row| times.get(row as usize)));
+        times.pick(rows, &mut lines.times);
         if self.info.is_plain() || rows.len() > self.rows() / FEW {
             return self.fill(rows.iter().map(|&row| row as usize), lines);
         }

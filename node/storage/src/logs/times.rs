@@ -154,6 +154,22 @@ impl Times {
         found
     }
 
+    /// The times of rows in any order. Rows of one chunk that follow each other walk it once.
+    pub fn pick(&self, rows: &[u32], out: &mut Vec<i64>) {
+        let (mut number, mut times) = (usize::MAX, Vec::with_capacity(CHUNK));
+        for row in rows.iter().map(|&r| r as usize) {
+            if row / CHUNK != number {
+                number = row / CHUNK;
+                times.clear();
+                self.chunk(number, |t| {
+                    times.push(t);
+                    true
+                });
+            }
+            out.push(times[row % CHUNK]);
+        }
+    }
+
     /// The times of some rows, ascending.
     pub fn range(&self, rows: std::ops::Range<usize>, out: &mut Vec<i64>) {
         let mut number = rows.start / CHUNK;
@@ -226,6 +242,12 @@ mod tests {
             let mut part = vec![];
             back.range(row / 2..row, &mut part);
             prop_assert_eq!(&part[..], &times[row / 2..row]);
+            // As a search finds them: forwards, backwards, with gaps.
+            let mut rows: Vec<u32> = (0..times.len() as u32).filter(|r| r % 3 != 1).collect();
+            rows.extend((0..times.len() as u32).rev());
+            let mut picked = vec![];
+            back.pick(&rows, &mut picked);
+            prop_assert!(picked.iter().eq(rows.iter().map(|r| &times[*r as usize])));
             for t in probes.into_iter().chain([times[row].saturating_add(near)]) {
                 prop_assert_eq!(back.before(t), times.partition_point(|&x| x < t));
             }

@@ -55,6 +55,7 @@ enum CertAction {
         /// The cluster's id; a new one unless the cluster is there already (`hindcast cluster status -o json` shows it).
         #[arg(long)]
         cluster: Option<String>,
+        /// How long it is good for.
         #[arg(long, default_value_t = 3650)]
         days: u32,
         #[command(flatten)]
@@ -68,6 +69,7 @@ enum CertAction {
         /// Names and addresses under which clients reach it, beside localhost.
         #[arg(long, value_delimiter = ',')]
         host: Vec<String>,
+        /// How long it is good for.
         #[arg(long, default_value_t = 365)]
         days: u32,
         #[command(flatten)]
@@ -78,6 +80,7 @@ enum CertAction {
         /// Small letters, digits and dashes.
         #[arg(long)]
         name: String,
+        /// How long it is good for.
         #[arg(long, default_value_t = 365)]
         days: u32,
         #[command(flatten)]

@@ -47,6 +47,7 @@ enum ClusterAction {
     /// Makes a waiting node count: learner, caught up, voter, in every group.
     #[command(after_help = "Example:\n  hindcast cluster add 4 --endpoint http://127.0.0.1:7400")]
     Add {
+        /// Its number, as `hindcast cluster status` shows it.
         node: u64,
         #[command(flatten)]
         waiting: Waiting,
@@ -54,6 +55,7 @@ enum ClusterAction {
     /// Takes a node out for good: what it leads goes to others, then it counts nowhere. Its number is not given again.
     #[command(after_help = "Example:\n  hindcast cluster remove 3 --endpoint http://127.0.0.1:7400")]
     Remove {
+        /// Its number, as `hindcast cluster status` shows it.
         node: u64,
         #[command(flatten)]
         waiting: Waiting,

@@ -3,7 +3,7 @@
 //! Flushes and merges are the business of each shard's owner: they are asked for here and watched. A scrub never meets
 //! the owner: it reads over a reader's handles on a thread that may block, paced, while everything else goes on.
 //!
-//! Beside what people ask for, a node reads all its files once a day, so slowly that nobody notices.
+//! Beside what people ask for, a node reads all its files twice a day, so slowly that nobody notices.
 //!
 //! Invariants
 //! - One scrub at a time that somebody asked for; a second one is refused, so that the bound on its reads is the node's.
@@ -29,14 +29,15 @@ use tonic::Status;
 const SCRUB_BYTES_PER_SECOND_DEFAULT: u64 = 32 << 20;
 /// What it may read at once before it waits.
 const SCRUB_BURST_BYTES: u64 = 4 << 20;
-/// A round of the daily scrub begins so long after the one before.
-const ROUND: Duration = Duration::from_secs(24 * 3600);
-/// And is paced to be through after so long, files that come meanwhile included.
-const ROUND_WORK_SECONDS: u64 = 18 * 3600;
+/// A round of the background scrub begins so long after the one before: half of the day within which every byte is to be
+/// read again, because a file may be the first of one round and the last of the next.
+const ROUND: Duration = Duration::from_secs(12 * 3600);
+/// And is paced to be through after so long.
+const ROUND_WORK_SECONDS: u64 = 10 * 3600;
 /// A small store is not read byte by byte.
-const DAILY_BYTES_PER_SECOND_MIN: u64 = 256 << 10;
-/// With small files, for tests: the same within a second.
-const ROUND_TEST: Duration = Duration::from_secs(1);
+const BACKGROUND_BYTES_PER_SECOND_MIN: u64 = 256 << 10;
+/// Between two rounds, whatever the first one took. With small files, for tests, a round begins after as much.
+const ROUND_PAUSE_MIN: Duration = Duration::from_secs(1);
 /// Messages that wait for a slow reader; the work waits with them.
 const PROGRESS_QUEUE_MAX: usize = 16;
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
@@ -51,12 +52,12 @@ pub type Progress = tokio_stream::wrappers::ReceiverStream<Result<v1::MaintainPr
 #[derive(Clone)]
 pub struct Maintenance {
     scrubs: Arc<Semaphore>,
-    daily: Arc<Daily>,
+    background: Arc<BackgroundScrub>,
 }
 
-/// What the daily scrub has done since the node started.
+/// What the background scrub has done since the node started.
 #[derive(Default)]
-pub struct Daily {
+pub struct BackgroundScrub {
     pub rounds: AtomicU64,
     pub bytes: AtomicU64,
     pub findings: AtomicU64,
@@ -66,7 +67,7 @@ impl Default for Maintenance {
     fn default() -> Self {
         Self {
             scrubs: Arc::new(Semaphore::new(1)),
-            daily: Arc::default(),
+            background: Arc::default(),
         }
     }
 }
@@ -115,38 +116,38 @@ impl Maintenance {
         Ok(Progress::new(told))
     }
 
-    pub fn daily(&self) -> &Daily {
-        &self.daily
+    pub fn background(&self) -> &BackgroundScrub {
+        &self.background
     }
 
-    /// Reads all files of the node once a day, for as long as it runs. What it finds is logged and counted.
-    pub async fn scrub_daily(self, node: Node, small_files: bool) {
-        let round = if small_files { ROUND_TEST } else { ROUND };
+    /// Reads all files of the node again and again, for as long as it runs. What it finds is logged and counted.
+    pub async fn scrub_in_background(self, node: Node, small_files: bool) {
+        let round = if small_files { ROUND_PAUSE_MIN } else { ROUND };
         loop {
             let began = node.clock.monotonic();
             let shards: Vec<ShardHandle> = node.shards.values().cloned().collect();
-            let rate = daily_rate(held(&shards).segment_bytes);
+            let rate = background_rate(held(&shards).segment_bytes);
             let (tell, mut told) = mpsc::channel(PROGRESS_QUEUE_MAX);
             drop(tokio::spawn(Scrub::new(&node, rate, tell, None).run(shards)));
             while let Some(message) = told.recv().await {
                 match message.ok().and_then(|m| m.event) {
-                    Some(Event::Finding(_)) => drop(self.daily.findings.fetch_add(1, Relaxed)),
+                    Some(Event::Finding(_)) => drop(self.background.findings.fetch_add(1, Relaxed)),
                     Some(Event::Summary(s)) => {
-                        self.daily.bytes.fetch_add(s.bytes_checked, Relaxed);
-                        self.daily.rounds.fetch_add(1, Relaxed);
+                        self.background.bytes.fetch_add(s.bytes_checked, Relaxed);
+                        self.background.rounds.fetch_add(1, Relaxed);
                     }
                     _ => {}
                 }
             }
             let took = Duration::from_nanos(node.clock.monotonic().0.saturating_sub(began.0));
-            tokio::time::sleep(round.saturating_sub(took).max(ROUND_TEST)).await;
+            tokio::time::sleep(round.saturating_sub(took).max(ROUND_PAUSE_MIN)).await;
         }
     }
 }
 
-/// Bytes per second that read `bytes` well within a day.
-fn daily_rate(bytes: u64) -> u64 {
-    bytes.div_ceil(ROUND_WORK_SECONDS).max(DAILY_BYTES_PER_SECOND_MIN)
+/// Bytes per second that read `bytes` well within a round.
+fn background_rate(bytes: u64) -> u64 {
+    bytes.div_ceil(ROUND_WORK_SECONDS).max(BACKGROUND_BYTES_PER_SECOND_MIN)
 }
 
 fn chosen(node: &Node, groups: &[u64]) -> Result<Vec<ShardHandle>, Refused> {
@@ -283,7 +284,7 @@ struct Scrub {
     owed: Owed,
     tell: Tell,
     summary: v1::MaintainSummary,
-    /// `None`: the daily one, which leaves the cold store alone.
+    /// `None`: the one in the background, which leaves the cold store alone.
     only: Option<OwnedSemaphorePermit>,
 }
 
@@ -448,12 +449,12 @@ mod tests {
     }
 
     #[test]
-    fn a_day_is_enough_for_a_round_of_any_size() {
+    fn a_round_of_any_size_ends_before_the_next_begins() {
         for bytes in [0, 1, 10 << 30, 4 << 40, 1 << 60] {
-            let seconds = bytes / daily_rate(bytes);
+            let seconds = bytes / background_rate(bytes);
             assert!(seconds < ROUND.as_secs(), "{bytes} bytes take {seconds} s");
         }
-        assert_eq!(daily_rate(1 << 20), DAILY_BYTES_PER_SECOND_MIN);
+        assert_eq!(background_rate(1 << 20), BACKGROUND_BYTES_PER_SECOND_MIN);
     }
 
     #[test]

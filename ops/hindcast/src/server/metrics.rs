@@ -213,17 +213,17 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     (
         "hindcast_scrub_bytes_total",
         "counter",
-        "Bytes of files that the daily scrub has read and found as they were written.",
+        "Bytes of files that the background scrub has read and found as they were written.",
     ),
     (
         "hindcast_scrub_findings_total",
         "counter",
-        "Damaged places that the daily scrub found; each is named in the log.",
+        "Damaged places that the background scrub found; each is named in the log.",
     ),
     (
         "hindcast_scrub_rounds_total",
         "counter",
-        "Rounds of the daily scrub over all files that are here.",
+        "Rounds of the background scrub over all files that are here.",
     ),
     (
         "hindcast_storage_cold_bytes",
@@ -387,11 +387,11 @@ impl View {
         self.put_queues(&mut out);
         self.put_admission(&mut out);
         self.put_outbox(&mut out);
-        let daily = self.maintenance.daily();
+        let scrub = self.maintenance.background();
         for (name, count) in [
-            ("hindcast_scrub_bytes_total", &daily.bytes),
-            ("hindcast_scrub_findings_total", &daily.findings),
-            ("hindcast_scrub_rounds_total", &daily.rounds),
+            ("hindcast_scrub_bytes_total", &scrub.bytes),
+            ("hindcast_scrub_findings_total", &scrub.findings),
+            ("hindcast_scrub_rounds_total", &scrub.rounds),
         ] {
             out.put(name, vec![(String::new(), count.load(Relaxed) as f64)]);
         }

@@ -146,8 +146,8 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         sends,
     );
 
-    let daily = view.maintenance.clone();
-    tokio::spawn(daily.scrub_daily(node.clone(), config.test_only.small_files));
+    let maintenance = view.maintenance.clone();
+    tokio::spawn(maintenance.scrub_in_background(node.clone(), config.test_only.small_files));
 
     announce(&config, node.id(), address);
     let (health, health_service) = tonic_health::server::health_reporter();
