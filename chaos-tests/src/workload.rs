@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
+use tonic::transport::Channel;
 
 /// How much is written, and how fast.
 #[derive(Clone, Copy, Debug)]
@@ -25,10 +26,11 @@ pub struct Load {
 }
 
 /// Resources that each writer speaks of, so that its data is spread over all shards.
-const HOSTS: u64 = 10;
+pub const HOSTS: u64 = 10;
 /// Lines asked for at once.
 const LINES_PER_READ: u64 = 50_000;
 const SAMPLES_PER_READ: u64 = 1_000_000;
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Item `i` of a writer is stamped so many milliseconds after the start; all of it must lie in the past.
 const START_BEFORE_NOW_MS: i64 = 12 * 3_600_000;
 
@@ -53,7 +55,7 @@ pub fn label(name: &str, value: impl ToString) -> v1::Label {
 }
 
 /// Batch `seq` of a writer.
-fn batch(load: Load, writer: u64, seq: u64, base_ms: i64) -> v1::WriteRequest {
+pub fn batch(load: Load, writer: u64, seq: u64, base_ms: i64) -> v1::WriteRequest {
     let host = |item: u64| label("instance", format!("w{writer}h{}:1", item % HOSTS));
     let first = (seq - 1) * load.samples_per_batch;
     let series = (0..HOSTS).map(|h| v1::Series {
@@ -153,8 +155,8 @@ pub async fn write(
 }
 
 /// The numbers of a writer's samples in a range of numbers, as a node has them.
-async fn read_samples(address: SocketAddr, writer: u64, base_ms: i64, items: Range<u64>) -> Result<Vec<u64>> {
-    let client = QueryClient::new(channel(address, Duration::from_secs(60)));
+pub async fn read_samples(node: Channel, writer: u64, base_ms: i64, items: Range<u64>) -> Result<Vec<u64>> {
+    let client = QueryClient::new(node);
     let request = v1::InstantRequest {
         // Left-open, right-closed.
         expr: format!("node_chaos{{writer=\"{writer}\"}}[{}ms]", items.end - items.start),
@@ -180,8 +182,8 @@ async fn read_samples(address: SocketAddr, writer: u64, base_ms: i64, items: Ran
         .collect()
 }
 
-async fn read_lines(address: SocketAddr, writer: u64, base_ms: i64, items: Range<u64>) -> Result<Vec<u64>> {
-    let client = QueryClient::new(channel(address, Duration::from_secs(60)));
+pub async fn read_lines(node: Channel, writer: u64, base_ms: i64, items: Range<u64>) -> Result<Vec<u64>> {
+    let client = QueryClient::new(node);
     let request = v1::LogsRequest {
         expr: format!("{{job=\"chaos\", writer=\"{writer}\"}}"),
         start_ns: (base_ms + items.start as i64) * 1_000_000,
@@ -217,10 +219,30 @@ fn pieces(items: Range<u64>, step: u64) -> impl Iterator<Item = Range<u64>> {
         .map(move |from| from..(from + step).min(end))
 }
 
-/// I1 for one writer's batches on one node: each sample and each line exactly once. How many were read.
-pub async fn check_writer(
+/// The numbers of all samples and all lines of a writer's batches (counted from 0), as a node has them.
+pub async fn read_batches(
     load: Load,
-    node: SocketAddr,
+    node: &Channel,
+    writer: u64,
+    base_ms: i64,
+    batches: &Range<u64>,
+) -> Result<(Vec<u64>, Vec<u64>)> {
+    let items = |per: u64| batches.start * per..batches.end * per;
+    let mut samples = vec![];
+    for piece in pieces(items(load.samples_per_batch), SAMPLES_PER_READ) {
+        samples.extend(read_samples(node.clone(), writer, base_ms, piece).await?);
+    }
+    let mut lines = vec![];
+    for piece in pieces(items(load.lines_per_batch), LINES_PER_READ) {
+        lines.extend(read_lines(node.clone(), writer, base_ms, piece).await?);
+    }
+    Ok((samples, lines))
+}
+
+/// I1 for one writer's batches on one node: each sample and each line exactly once. How many were read.
+async fn check_writer(
+    load: Load,
+    node: &Channel,
     writer: u64,
     base_ms: i64,
     batches: Range<u64>,
@@ -230,14 +252,7 @@ pub async fn check_writer(
         acked: items.collect(),
         ..Written::default()
     };
-    let mut samples = vec![];
-    for piece in pieces(items(load.samples_per_batch), SAMPLES_PER_READ) {
-        samples.extend(read_samples(node, writer, base_ms, piece).await?);
-    }
-    let mut lines = vec![];
-    for piece in pieces(items(load.lines_per_batch), LINES_PER_READ) {
-        lines.extend(read_lines(node, writer, base_ms, piece).await?);
-    }
+    let (samples, lines) = read_batches(load, node, writer, base_ms, &batches).await?;
     let counted = (samples.len(), lines.len());
     for (what, read, per) in [
         ("samples", samples, load.samples_per_batch),
@@ -258,8 +273,9 @@ pub async fn check_cluster(
 ) -> Result<(usize, usize)> {
     let mut counted = (0, 0);
     for node in &cluster.nodes {
+        let channel = channel(node.client, READ_TIMEOUT);
         for (writer, batches) in (1..).zip(batches) {
-            let read = check_writer(load, node.client, writer, base_ms, batches.clone()).await;
+            let read = check_writer(load, &channel, writer, base_ms, batches.clone()).await;
             let (samples, lines) = read.with_context(|| format!("on node {}", node.id))?;
             counted.0 += samples;
             counted.1 += lines;

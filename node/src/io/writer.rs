@@ -40,6 +40,8 @@ const ENTRIES_IN_FLIGHT_MAX: usize = 4;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const LEADER_PAUSE: Duration = Duration::from_millis(50);
+/// A node that knows no leader for so long is on the small side of a cut, or most nodes are down: writers are told.
+const LEADERLESS_TIMEOUT: Duration = Duration::from_secs(3);
 
 const CALL_WRITE: &str = "write";
 const CALL_CONTROL: &str = "control";
@@ -202,31 +204,50 @@ impl Writer {
         answered.await.unwrap_or(Fate::Unconfirmed)
     }
 
+    /// Ends when `leader` is not the shard's any more, by what this node knows.
+    async fn leads_no_more(&self, shard: ShardId, leader: NodeId) {
+        while self.0.raft.status(shard.into()).leader == Some(leader) {
+            tokio::time::sleep(LEADER_PAUSE).await;
+        }
+    }
+
+    /// Hands a part to the leader, here or there.
+    async fn write_at(&self, leader: NodeId, shard: ShardId, part: Bytes) -> Fate {
+        if leader == self.0.me {
+            return self.write_here(shard, part).await;
+        }
+        let body = codec::to_bytes(&ForwardedPart { shard, part });
+        let answer = self
+            .0
+            .peers
+            .call(leader, CALL_WRITE, body.into(), PROPOSE_TIMEOUT)
+            .await;
+        match answer {
+            Ok(fate) => codec::from_bytes(&fate).unwrap_or(Fate::Unconfirmed),
+            Err(_) => Fate::Unconfirmed,
+        }
+    }
+
     /// Brings one part to its leader, wherever it is; again while that is harmless.
     async fn write_part(&self, shard: ShardId, part: Bytes, has_id: bool) -> Result<PartApplied, WriteError> {
-        let deadline = self.0.clock.monotonic().as_duration() + WRITE_TIMEOUT;
+        let now = || self.0.clock.monotonic().as_duration();
+        let deadline = now() + WRITE_TIMEOUT;
+        let mut leaderless_until = now() + LEADERLESS_TIMEOUT;
         let mut may_be_stored = false;
         loop {
             let leader = self.0.raft.status(shard.into()).leader;
             let fate = match leader {
                 None => Fate::NotLeader,
-                Some(leader) if leader == self.0.me => self.write_here(shard, part.clone()).await,
-                Some(leader) => {
-                    let body = codec::to_bytes(&ForwardedPart {
-                        shard,
-                        part: part.clone(),
-                    });
-                    match self
-                        .0
-                        .peers
-                        .call(leader, CALL_WRITE, body.into(), PROPOSE_TIMEOUT)
-                        .await
-                    {
-                        Ok(fate) => codec::from_bytes(&fate).unwrap_or(Fate::Unconfirmed),
-                        Err(_) => Fate::Unconfirmed,
-                    }
-                }
+                // A leader that stands still, or is cut off, answers nothing: the next one is asked as soon as there is
+                // one. Not without an id: then a second attempt could be a second write.
+                Some(leader) => tokio::select! {
+                    fate = self.write_at(leader, shard, part.clone()) => fate,
+                    () = self.leads_no_more(shard, leader), if has_id => Fate::Unconfirmed,
+                },
             };
+            if leader.is_some() {
+                leaderless_until = now() + LEADERLESS_TIMEOUT;
+            }
             match fate {
                 Fate::Applied(applied) => return Ok(applied),
                 Fate::QueueFull => {
@@ -243,7 +264,7 @@ impl Writer {
             // With an id the shard tells a second attempt from a first; without one only a sure refusal is retried.
             // Nobody takes parts of a node that was removed; its clients are to ask another one soon.
             let again = (has_id || !may_be_stored) && !*self.0.peers.removed().borrow();
-            if !again || self.0.clock.monotonic().as_duration() >= deadline {
+            if !again || now() >= deadline.min(leaderless_until) {
                 return Err(if may_be_stored {
                     WriteError::Unconfirmed { shard }
                 } else {

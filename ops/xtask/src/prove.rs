@@ -44,6 +44,8 @@ impl Run {
     }
 }
 
+const EPISODES: &str = "episodes";
+
 const PROOFS: &[Proof] = &[
     Proof {
         name: "deny",
@@ -116,6 +118,12 @@ const PROOFS: &[Proof] = &[
         env: &[],
     },
     Proof {
+        name: EPISODES,
+        shows: "eight kinds of trouble on real nodes with hosts, disks and clocks of their own: every promise kept",
+        run: Run::Cargo(&["run", "--release", "-p", "hindcast-episodes"]),
+        env: &[],
+    },
+    Proof {
         name: "fuzz",
         shows: "every decoder on damaged bytes: no panic, no hang, no memory without a bound",
         run: Run::Cargo(&["run", "--release", "-p", "hindcast-fuzz"]),
@@ -165,6 +173,9 @@ fn run_one(proof: &Proof, lengths: Lengths) -> (Outcome, Duration) {
         Ok(status) if status.code() == Some(101) && args.first() == Some(&"deny") => {
             Outcome::Missing("cargo install --locked cargo-deny".to_owned())
         }
+        Ok(status) if status.code() == Some(2) && proof.name == EPISODES => Outcome::Missing(
+            "apt-get install iproute2 xfsprogs faketime, as root; what is missing is said above".to_owned(),
+        ),
         Ok(_) => Outcome::Failed,
         Err(e) => Outcome::Missing(format!("cargo cannot be started: {e}")),
     };

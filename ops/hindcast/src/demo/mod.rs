@@ -5,7 +5,7 @@
 //! replay is then played from every node. Every number of the summary is counted from what nodes and receivers hold.
 
 mod cluster;
-mod receivers;
+pub mod receivers;
 mod world;
 
 use crate::agent::{self, AgentConfig, Endpoints};
@@ -13,6 +13,7 @@ use crate::cli::{Done, Failure};
 use cluster::{Cluster, digest_hex};
 use hindcast_proto::v1;
 use receivers::{Mailbox, SlackDesk};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -40,6 +41,7 @@ const POLL_PAUSE: Duration = Duration::from_millis(50);
 const AGENT_INTERVAL: Duration = Duration::from_secs(1);
 /// The receivers take their time, as real ones do: so the leader dies while they are being told.
 const RECEIVER_DELAY: Duration = Duration::from_millis(700);
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// Tells what happens, with the time since the start.
 struct Story(Instant);
@@ -123,8 +125,8 @@ pub async fn run(args: DemoArgs) -> Done {
     };
     std::fs::create_dir_all(&dir).map_err(|e| Failure::usage(format!("{} cannot be made: {e}", dir.display())))?;
     let failed = |e: std::io::Error| Failure::no(format!("a local receiver cannot be started: {e}"));
-    let mail = Mailbox::start(RECEIVER_DELAY).await.map_err(failed)?;
-    let slack = SlackDesk::start(RECEIVER_DELAY).await.map_err(failed)?;
+    let mail = Mailbox::start(LOOPBACK, RECEIVER_DELAY).await.map_err(failed)?;
+    let slack = SlackDesk::start(LOOPBACK, RECEIVER_DELAY).await.map_err(failed)?;
     story.say(format!(
         "a mailbox listens on {}, a Slack-shaped API on {}",
         mail.addr(),

@@ -3,7 +3,7 @@
 //! [`Mailbox`] is an SMTP server (RFC 5321: EHLO, MAIL, RCPT, DATA, RSET, NOOP, QUIT; no TLS, no sign-in).
 //! [`SlackDesk`] answers the part of Slack's Web API that posting needs (`chat.postMessage`, `chat.update`,
 //! `auth.test`) at `http://<addr>/api`, with a bearer token and JSON or form bodies. Both listen on a free port of
-//! 127.0.0.1, keep everything in memory, and end when dropped.
+//! the given address, keep everything in memory, and end when dropped.
 //!
 //! Bounds: a mail of [`MAIL_BYTES_MAX`], [`MAILS_MAX`] mails, [`SLACK_MESSAGES_MAX`] messages; beyond them they refuse
 //! as the real ones do (552, 452, `rate_limited`), so that nothing is counted that is not held.
@@ -17,7 +17,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -90,8 +90,8 @@ pub struct Mailbox {
 
 impl Mailbox {
     /// `delay`: how long it takes to answer a delivery, as real ones do.
-    pub async fn start(delay: Duration) -> io::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    pub async fn start(ip: IpAddr, delay: Duration) -> io::Result<Self> {
+        let listener = TcpListener::bind((ip, 0)).await?;
         let addr = listener.local_addr()?;
         let mails = Arc::new(Mutex::new(vec![]));
         let kept = mails.clone();
@@ -305,8 +305,8 @@ pub struct SlackDesk {
 
 impl SlackDesk {
     /// `delay`: how long it takes to answer a delivery, as real ones do.
-    pub async fn start(delay: Duration) -> io::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    pub async fn start(ip: IpAddr, delay: Duration) -> io::Result<Self> {
+        let listener = TcpListener::bind((ip, 0)).await?;
         let addr = listener.local_addr()?;
         let messages = Arc::new(Mutex::new(Messages::default()));
         let app = Router::new()
@@ -500,10 +500,13 @@ mod tests {
     use lettre::{AsyncTransport, Message, Tokio1Executor};
     use slack_morphism::prelude::*;
     use std::fmt::Write;
+    use std::net::Ipv4Addr;
+
+    const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     /// What the client says line by line, and what it is answered.
     async fn check(script: &str, expect: Expect) -> Vec<Mail> {
-        let mailbox = Mailbox::start(Duration::ZERO).await.unwrap();
+        let mailbox = Mailbox::start(LOOPBACK, Duration::ZERO).await.unwrap();
         let stream = TcpStream::connect(mailbox.addr()).await.unwrap();
         let (reader, mut writer) = stream.into_split();
         let mut lines = BufReader::new(reader).lines();
@@ -587,7 +590,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_lettre_sends_arrives() {
-        let mailbox = Mailbox::start(Duration::ZERO).await.unwrap();
+        let mailbox = Mailbox::start(LOOPBACK, Duration::ZERO).await.unwrap();
         let mailer = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous("127.0.0.1")
             .port(mailbox.addr().port())
             .build();
@@ -634,7 +637,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_slack_morphism_posts_and_updates_is_held_once() {
-        let desk = SlackDesk::start(Duration::ZERO).await.unwrap();
+        let desk = SlackDesk::start(LOOPBACK, Duration::ZERO).await.unwrap();
         let (client, token) = session_of(&desk);
         let session = client.open_session(&token);
         assert_eq!(session.auth_test().await.unwrap().team, "demo");
