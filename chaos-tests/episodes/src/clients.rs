@@ -1,7 +1,7 @@
 //! Those who use the cluster while things go wrong: writers, readers, something that raises alarms, and receivers that
 //! are told of them. All of it goes into the history.
 
-use crate::history::{Found, History, Phase, What};
+use crate::history::{FLOOD, Found, History, Phase, What};
 use crate::hosts::{Hosts, now};
 use anyhow::{Context, Result};
 use axum::Router;
@@ -32,6 +32,16 @@ pub const LOAD: Load = Load {
     pause: Duration::from_millis(50),
     patience: Duration::MAX,
 };
+/// What a flood sends, from as many writers as [`FLOOD_WRITERS`], each without a pause and whatever it is told.
+pub const FLOOD_LOAD: Load = Load {
+    writers: 0,
+    samples_per_batch: 500,
+    lines_per_batch: 50,
+    pause: Duration::ZERO,
+    patience: Duration::ZERO,
+};
+const FLOOD_WRITERS: u64 = 40;
+
 /// A call that takes longer has an unknown end.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A node that gave no answer is not asked again for so long, as load balancers do.
@@ -145,6 +155,46 @@ pub async fn write_on(
     }
 }
 
+/// Batches that a flood sent last, by writer from [`FLOOD`] on.
+pub type Flooded = Arc<Mutex<BTreeMap<u64, u64>>>;
+
+/// Sends as much as it can until told to stop, and never the same twice.
+pub async fn flood(base_ms: i64, nodes: Nodes, history: Arc<History>, flooded: Flooded, stop: watch::Receiver<bool>) {
+    let mut tasks = tokio::task::JoinSet::new();
+    for writer in FLOOD..FLOOD + FLOOD_WRITERS {
+        let (nodes, history, flooded, stop) = (nodes.clone(), history.clone(), flooded.clone(), stop.clone());
+        tasks.spawn(async move {
+            let first = flooded.lock().expect("plain data").get(&writer).copied().unwrap_or(0) + 1;
+            for seq in first.. {
+                if *stop.borrow() {
+                    return;
+                }
+                flooded.lock().expect("plain data").insert(writer, seq);
+                let (node, channel) = {
+                    let nodes = nodes.borrow();
+                    nodes[(writer + seq) as usize % nodes.len()].clone()
+                };
+                let tell = |phase| {
+                    history.tell(What::Write {
+                        writer,
+                        seq,
+                        node,
+                        phase,
+                        why: String::new(),
+                    });
+                };
+                tell(Phase::Invoke);
+                let answer = send(channel, &batch(FLOOD_LOAD, writer, seq, base_ms)).await;
+                tell(match answer {
+                    Ok(_) => Phase::Ok,
+                    Err(status) => phase(&status),
+                });
+            }
+        });
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
 /// Asks one node after the other for the newest samples of one writer after the other.
 pub async fn read_on(base_ms: i64, nodes: Nodes, history: Arc<History>, acked: Acked, stop: watch::Receiver<bool>) {
     let mut rng = SeededRng::new(1);
@@ -254,11 +304,13 @@ async fn hook(State(history): State<Arc<History>>, body: String) -> StatusCode {
         return StatusCode::BAD_REQUEST;
     };
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let alerts = body["alerts"].as_array().map_or(&[][..], Vec::as_slice);
     history.tell(What::Told {
         receiver: RECEIVERS[0].to_owned(),
         key: text(&body["key"]),
         incident: text(&body["incident"]["id"]),
         kind: text(&body["kind"]),
+        cases: alerts.iter().map(|a| text(&a["labels"]["case"])).collect(),
     });
     StatusCode::OK
 }
@@ -315,6 +367,7 @@ impl Receivers {
                     key,
                     incident,
                     kind,
+                    cases: vec![],
                 });
             }
         };
@@ -353,11 +406,18 @@ pub async fn incidents(channel: &Channel) -> Result<Vec<(v1::Incident, Vec<Strin
 }
 
 /// What one node holds of all writers in the end, and its state.
-pub async fn tell_node(hosts: &Hosts, i: usize, base_ms: i64, asked: &[u64], history: &History) -> Result<()> {
+pub async fn tell_node(
+    hosts: &Hosts,
+    i: usize,
+    base_ms: i64,
+    asked: &BTreeMap<u64, u64>,
+    history: &History,
+) -> Result<()> {
     let node = hosts.all[i].id;
     let channel = hosts.channel(hosts.all[i].place, Duration::from_secs(60))?;
-    for (writer, last) in (1..).zip(asked) {
-        let read = read_batches(LOAD, &channel, writer, base_ms, &(0..*last)).await;
+    for (&writer, last) in asked {
+        let load = if writer < FLOOD { LOAD } else { FLOOD_LOAD };
+        let read = read_batches(load, &channel, writer, base_ms, &(0..*last)).await;
         let (samples, lines) = read.with_context(|| format!("writer {writer} on node {node}"))?;
         history.tell(What::Holds {
             node,

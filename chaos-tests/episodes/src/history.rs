@@ -58,6 +58,9 @@ impl Found {
     }
 }
 
+/// Writers of this number and above are a flood.
+pub const FLOOD: u64 = 100;
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum What {
@@ -65,6 +68,9 @@ pub enum What {
         seed: u64,
         samples_per_batch: u64,
         lines_per_batch: u64,
+        /// The same of writers from [`FLOOD`] on.
+        flood_samples_per_batch: u64,
+        flood_lines_per_batch: u64,
         /// Samples of one writer go to so many series in turn.
         series: u64,
         receivers: Vec<String>,
@@ -115,6 +121,19 @@ pub enum What {
         key: String,
         incident: String,
         kind: String,
+        /// Of the alarms in it; empty where the receiver cannot tell.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        cases: Vec<String>,
+    },
+    /// Writers that send more than anybody can take begin, and end.
+    Flood {
+        begins: bool,
+    },
+    /// The most that a node has used since its start, and what it may use.
+    Memory {
+        node: u64,
+        peak: u64,
+        bound: u64,
     },
     /// All of a writer's batches, as a node has them in the end.
     Holds {

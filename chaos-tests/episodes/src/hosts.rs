@@ -20,6 +20,9 @@ const CLIENT_PORT: u16 = 7400;
 const PEER_PORT: u16 = 7401;
 /// Sparse: what is not written takes no room.
 const DISK_BYTES: u64 = 1 << 30;
+const MEMORY_GROUPS_V1: &str = "/sys/fs/cgroup/memory";
+/// What a host has of memory, where control groups bound it.
+pub const HOST_MEMORY_BYTES: u64 = 512 << 20;
 /// A node that ended by itself is started again after this.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// Certificates are made for so many nodes at most, replaced ones included.
@@ -162,6 +165,17 @@ impl Host {
         lines[lines.len().saturating_sub(12)..].join("\n")
     }
 
+    /// The most that the node's process has had in memory, in bytes.
+    pub fn memory_peak(&self) -> Result<u64> {
+        let child = self.child.as_ref().context("the node does not run")?;
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id()))?;
+        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+        let kib: u64 = line
+            .and_then(|l| l.split_whitespace().next()?.parse().ok())
+            .context("no VmHWM")?;
+        Ok(kib << 10)
+    }
+
     pub fn is_running(&self) -> bool {
         self.child.is_some()
     }
@@ -301,16 +315,37 @@ impl Hosts {
         self.add(id, &["--join-cluster", &others.join(",")], false)
     }
 
+    /// The control group that bounds a host's memory.
+    fn memory_group(&self, i: usize) -> Result<PathBuf> {
+        let (root, bound) = match Path::new(MEMORY_GROUPS_V1).exists() {
+            true => (MEMORY_GROUPS_V1, "memory.limit_in_bytes"),
+            false => ("/sys/fs/cgroup", "memory.max"),
+        };
+        let group = Path::new(root).join(self.net.namespace(self.all[i].place));
+        let made = fs::create_dir_all(&group).map_err(anyhow::Error::from);
+        made.and_then(|()| write(&group.join(bound), HOST_MEMORY_BYTES.to_string()))
+            .with_context(|| format!("no control group for memory at {}", group.display()))?;
+        Ok(group)
+    }
+
     pub fn start(&mut self, i: usize) -> Result<()> {
         let namespace = self.net.namespace(self.all[i].place);
-        let host = &mut self.all[i];
+        let host = &self.all[i];
         let log = fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(host.dir.join("log"))?;
         // Not `ip netns exec`: that makes a namespace of mounts, too, in which other hosts' disks would stay mounted.
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{namespace}")).arg(&self.program);
+        let group = self.memory_group(i)?;
+        let host = &mut self.all[i];
+        let mut command = Command::new("sh");
+        // The shell puts itself into the group and becomes the node.
+        command
+            .args(["-c", "echo $$ > \"$0\" && exec \"$@\""])
+            .arg(group.join("cgroup.procs"));
+        command
+            .args(["nsenter", &format!("--net=/run/netns/{namespace}")])
+            .arg(&self.program);
         command.args(&host.args).args(&self.more);
         let libraries: Vec<&PathBuf> = [&self.disk_library].into_iter().chain(&self.clock_library).collect();
         let libraries: Vec<String> = libraries.iter().map(|l| l.display().to_string()).collect();
@@ -521,6 +556,9 @@ impl Drop for Hosts {
     fn drop(&mut self) {
         for i in 0..self.all.len() {
             self.kill(i);
+            if let Ok(group) = self.memory_group(i) {
+                let _ = fs::remove_dir(group);
+            }
             if self.all[i].image().exists()
                 && let Err(e) = self.all[i].unmount()
             {

@@ -1,6 +1,6 @@
 //! Whether a history keeps the promises: a function of its records, and of nothing else.
 
-use crate::history::{Phase, Record, What};
+use crate::history::{FLOOD, Phase, Record, What};
 use hindcast_chaos::history::{Written, check};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -34,6 +34,13 @@ pub struct Sum {
     pub longest_gap_ms: u64,
     pub samples_read: u64,
     pub lines_read: u64,
+    /// From the confirmation of an alarm's sample to the webhook's message, at worst (of so few it is the 99th percentile):
+    /// before a flood, and in it.
+    pub told_ms_calm: u64,
+    pub told_ms_flood: u64,
+    /// Batches that a flood sent, and those of them that were taken.
+    pub flood_sent: u64,
+    pub flood_taken: u64,
 }
 
 /// A cluster must have healed within this (I13).
@@ -53,6 +60,8 @@ pub fn judge(records: &[Record]) -> (Sum, Vec<Broken>) {
     let Some(What::Run {
         samples_per_batch,
         lines_per_batch,
+        flood_samples_per_batch,
+        flood_lines_per_batch,
         series,
         receivers,
         ..
@@ -61,10 +70,15 @@ pub fn judge(records: &[Record]) -> (Sum, Vec<Broken>) {
         let what = "the first record is not `run`: this is no history of a run".to_owned();
         return (sum, vec![Broken { rule: "history", what }]);
     };
-    writes(records, (*samples_per_batch, *lines_per_batch), &mut sum, &mut broken);
+    let per_batch = |writer| match writer < FLOOD {
+        true => (*samples_per_batch, *lines_per_batch),
+        false => (*flood_samples_per_batch, *flood_lines_per_batch),
+    };
+    writes(records, &per_batch, &mut sum, &mut broken);
     reads(records, *samples_per_batch, *series, &mut sum, &mut broken);
     states(records, &mut broken);
     alarms(records, receivers, &mut sum, &mut broken);
+    flood(records, &mut sum, &mut broken);
     for record in records {
         let What::Healed { name, took_ms, missing } = &record.what else {
             continue;
@@ -78,7 +92,7 @@ pub fn judge(records: &[Record]) -> (Sum, Vec<Broken>) {
 }
 
 /// I1: what was acknowledged is there once, what is unknown at most once, and nothing else.
-fn writes(records: &[Record], per_batch: (u64, u64), sum: &mut Sum, broken: &mut Vec<Broken>) {
+fn writes(records: &[Record], per_batch: &dyn Fn(u64) -> (u64, u64), sum: &mut Sum, broken: &mut Vec<Broken>) {
     let mut seqs = BTreeMap::<u64, (BTreeSet<u64>, BTreeSet<u64>)>::new();
     let mut last_ok = None;
     for record in records {
@@ -117,6 +131,7 @@ fn writes(records: &[Record], per_batch: (u64, u64), sum: &mut Sum, broken: &mut
             continue;
         };
         held.insert(*writer);
+        let per_batch = per_batch(*writer);
         let (acked, asked) = seqs.entry(*writer).or_default();
         for (kind, found, per) in [("samples", samples, per_batch.0), ("lines", lines, per_batch.1)] {
             let written = Written {
@@ -321,6 +336,77 @@ fn alarms(records: &[Record], receivers: &[String], sum: &mut Sum, broken: &mut 
     }
 }
 
+/// What a node may use above its bound before it counts as broken.
+const MEMORY_SLACK: f64 = 1.2;
+/// After a flood everybody is served again within this.
+const RECOVERY_US_MAX: u64 = 10_000_000;
+/// In a flood people are told so many times later at most.
+const TOLD_TIMES_MAX: u64 = 2;
+/// Two evaluations: what is below is in time, whatever it was before.
+const TOLD_MS_ALWAYS_FINE: u64 = 2_000;
+
+/// I12: within its memory, alive, and in time with alerts, however much is sent; and soon over it (P7).
+fn flood(records: &[Record], sum: &mut Sum, broken: &mut Vec<Broken>) {
+    let mut no = |what: String| broken.push(Broken { rule: "I12", what });
+    let begins = |r: &&Record| r.what == What::Flood { begins: true };
+    let ends = |r: &&Record| r.what == What::Flood { begins: false };
+    let (Some(begun), Some(ended)) = (records.iter().find(begins), records.iter().find(ends)) else {
+        return;
+    };
+    let mut raised = BTreeMap::new();
+    let mut served = BTreeSet::new();
+    for record in records {
+        let is_during = (begun.at_us..ended.at_us).contains(&record.at_us);
+        match &record.what {
+            What::Alarm { case, phase: Phase::Ok } => _ = raised.insert(case.as_str(), record.at_us),
+            What::Told { cases, .. } => {
+                for at in cases.iter().filter_map(|case| raised.remove(case.as_str())) {
+                    let longest = match at {
+                        at if at >= ended.at_us => continue,
+                        at if at >= begun.at_us => &mut sum.told_ms_flood,
+                        _ => &mut sum.told_ms_calm,
+                    };
+                    *longest = (*longest).max((record.at_us - at) / 1000);
+                }
+            }
+            What::Write { writer, phase, .. } if *writer >= FLOOD => match phase {
+                Phase::Invoke => sum.flood_sent += 1,
+                Phase::Ok => sum.flood_taken += 1,
+                _ => {}
+            },
+            What::Write {
+                writer,
+                phase: Phase::Ok,
+                ..
+            } if (ended.at_us..ended.at_us + RECOVERY_US_MAX).contains(&record.at_us) => _ = served.insert(*writer),
+            What::Ended { node, how } if is_during => no(format!("node {node} ended in the flood: {how}")),
+            What::Memory { node, peak, bound } if *peak as f64 > *bound as f64 * MEMORY_SLACK => {
+                no(format!("node {node} used {peak} bytes, of {bound}"));
+            }
+            _ => {}
+        }
+    }
+    let at_most = (sum.told_ms_calm * TOLD_TIMES_MAX).max(TOLD_MS_ALWAYS_FINE);
+    if sum.told_ms_flood > at_most {
+        no(format!(
+            "in the flood people were told after {} ms, before it after {}",
+            sum.told_ms_flood, sum.told_ms_calm
+        ));
+    }
+    let wrote = |r: &Record| match r.what {
+        What::Write { writer, .. } if writer < FLOOD => Some(writer),
+        _ => None,
+    };
+    let waiting: BTreeSet<u64> = records
+        .iter()
+        .filter_map(wrote)
+        .filter(|w| !served.contains(w))
+        .collect();
+    if !waiting.is_empty() {
+        no(format!("writers {waiting:?} wait longer than 10 s after the flood"));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -331,6 +417,8 @@ mod tests {
             seed: 1,
             samples_per_batch: 20,
             lines_per_batch: 2,
+            flood_samples_per_batch: 40,
+            flood_lines_per_batch: 4,
             series: 10,
             receivers: vec!["hook".into()],
         }
@@ -388,6 +476,7 @@ mod tests {
             key: "k".into(),
             incident: "INC-1".into(),
             kind: kind.into(),
+            cases: vec![],
         }
     }
 
@@ -498,5 +587,58 @@ mod tests {
             missing: "node 2".into(),
         });
         assert_eq!(rules(whats), ["I13"]);
+    }
+
+    #[test]
+    fn late_words_a_dead_node_and_too_much_memory_in_a_flood_break_i12() {
+        let at = |seconds: u64, what| Record {
+            at_us: seconds * 1_000_000,
+            what,
+        };
+        let alarm = |case: &str| What::Alarm {
+            case: case.into(),
+            phase: Phase::Ok,
+        };
+        let told = |case: &str| What::Told {
+            receiver: "hook".into(),
+            key: "k".into(),
+            incident: "INC-1".into(),
+            kind: "opened".into(),
+            cases: vec![case.into()],
+        };
+        let memory = |peak| What::Memory {
+            node: 1,
+            peak,
+            bound: 100,
+        };
+        let flood = |told_at: u64, during: What, served_at: u64| {
+            let mut records = vec![
+                at(0, run()),
+                at(1, alarm("a")),
+                at(2, told("a")),
+                at(10, What::Flood { begins: true }),
+                at(11, alarm("b")),
+                at(told_at, told("b")),
+                at(20, during),
+                at(30, What::Flood { begins: false }),
+                at(served_at, write(1, Phase::Ok)),
+            ];
+            records.sort_by_key(|r| r.at_us);
+            let (sum, broken) = judge(&records);
+            (
+                sum.told_ms_calm,
+                sum.told_ms_flood,
+                broken.iter().filter(|b| b.rule == "I12").count(),
+            )
+        };
+        assert_eq!(flood(13, memory(110), 33), (1000, 2000, 0));
+        assert_eq!(flood(14, memory(110), 33), (1000, 3000, 1));
+        assert_eq!(flood(13, memory(130), 33).2, 1);
+        let ended = What::Ended {
+            node: 1,
+            how: "signal: 9".into(),
+        };
+        assert_eq!(flood(13, ended, 33).2, 1);
+        assert_eq!(flood(13, memory(110), 41).2, 1);
     }
 }

@@ -1,14 +1,15 @@
 //! The episodes: what goes wrong, when, and for how long.
 
+use crate::clients::{self, Cases, Flooded, Nodes};
 use crate::history::What;
-use crate::hosts::{DiskFault, EIO, Hosts, NODES_MAX, now};
+use crate::hosts::{DiskFault, EIO, HOST_MEMORY_BYTES, Hosts, NODES_MAX, now};
 use crate::net::{Link, Place, RECEIVERS};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use hindcast_env::{Rng, SeededRng};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 /// One kind of trouble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -41,6 +42,8 @@ pub enum Episode {
     Replace,
     /// Kills and pauses of anybody, every few seconds.
     Storm,
+    /// Forty writers send as much as they can for a minute, whatever they are told, to nodes with 512 MiB each.
+    Overload,
 }
 
 /// Those of every run of `cargo xtask prove`.
@@ -71,6 +74,10 @@ pub struct Stage {
     pub rng: SeededRng,
     /// A long run has time for long faults.
     pub is_long: bool,
+    pub cases: Cases,
+    pub nodes: Nodes,
+    pub flooded: Flooded,
+    pub base_ms: i64,
 }
 
 async fn seconds(s: f64) {
@@ -283,7 +290,46 @@ impl Stage {
             }
             Episode::Replace => self.replace().await,
             Episode::Storm => self.storm().await,
+            Episode::Overload => self.overload().await,
         }
+    }
+
+    /// One more alarm every so often.
+    async fn raise(&self, kind: &str, count: u32, pause: f64) {
+        for n in 1..=count {
+            self.cases.lock().expect("plain data").insert(format!("{kind}-{n}"));
+            seconds(pause).await;
+        }
+    }
+
+    async fn overload(&self) -> Result<()> {
+        self.raise("calm", 15, 1.0).await;
+        seconds(5.0).await;
+        self.cases
+            .lock()
+            .expect("plain data")
+            .retain(|case| !case.starts_with("calm"));
+        let history = self.hosts.lock().await.history.clone();
+        history.fault("flood of 40 writers");
+        history.tell(What::Flood { begins: true });
+        let (stop, stopped) = watch::channel(false);
+        let (nodes, flooded) = (self.nodes.clone(), self.flooded.clone());
+        let flood = tokio::spawn(clients::flood(self.base_ms, nodes, history.clone(), flooded, stopped));
+        self.raise("flood", 30, 2.0).await;
+        let _ = stop.send(true);
+        flood.await?;
+        history.tell(What::Flood { begins: false });
+        self.with(|hosts| {
+            for host in hosts.all.iter().filter(|h| h.is_running()) {
+                let (node, peak, bound) = (host.id, host.memory_peak()?, HOST_MEMORY_BYTES / 100 * 85);
+                hosts.history.tell(What::Memory { node, peak, bound });
+                println!("           node {node} used {} MiB at most", peak >> 20);
+            }
+            Ok(())
+        })
+        .await?;
+        seconds(10.0).await;
+        Ok(())
     }
 
     async fn kill_for(&self, i: usize, down: f64) -> Result<()> {

@@ -118,6 +118,16 @@ const PROOFS: &[Proof] = &[
         env: &[],
     },
     Proof {
+        name: "joining",
+        shows: "a fourth node joins while 200,000 samples/s flow: nobody waits more than 1 s, p99 at most three times the quiet one",
+        run: Run::Ignored {
+            package: "hindcast-chaos",
+            test: "process_joining",
+            release: true,
+        },
+        env: &[],
+    },
+    Proof {
         name: EPISODES,
         shows: "eight kinds of trouble on real nodes with hosts, disks and clocks of their own: every promise kept",
         run: Run::Cargo(&["run", "--release", "-p", "hindcast-episodes"]),
