@@ -66,6 +66,7 @@ pub struct ShardHandle {
     stats: Arc<Mutex<ShardStats>>,
     dropped: Arc<Mutex<DroppedByRule>>,
     wishes: Arc<Wishes>,
+    repairs: Arc<AtomicU64>,
 }
 
 /// Requests to the apply worker, counted: a wish is granted when the done count has reached it.
@@ -85,6 +86,11 @@ impl ShardHandle {
     /// What each retention rule let go here since the node started.
     pub fn dropped(&self) -> DroppedByRule {
         self.dropped.lock().clone()
+    }
+
+    /// How often damaged files were replaced by another node's snapshot since the node started.
+    pub fn repairs(&self) -> u64 {
+        self.repairs.load(Ordering::Relaxed)
     }
 
     /// Asks for a flush; the ticket is to be shown to `flushed`.
@@ -136,6 +142,7 @@ impl ShardMachine {
             stats: Arc::new(Mutex::new(shard.stats())),
             dropped: Arc::default(),
             wishes: Arc::default(),
+            repairs: Arc::default(),
         };
         let compact_after = clock.monotonic();
         Ok(Self {
@@ -452,10 +459,16 @@ impl Machine for ShardMachine {
     }
 
     fn install(&mut self, dir: &str, index: u64) -> Result<(), MachineError> {
+        let damaged = self.handle.reader.damaged();
         let aux = self.shard.install(dir, index).map_err(machine_error)?;
         self.aux = read_aux(&aux, dir).map_err(machine_error)?;
         if planted(Bug::SnapshotDropsDedup) {
             self.aux.dedup = Default::default();
+        }
+        if !damaged.is_empty() {
+            self.handle.repairs.fetch_add(1, Ordering::Relaxed);
+            let (group, files) = (self.handle.group, damaged.len());
+            tracing::info!(%group, files, index, "damaged files are replaced by a snapshot of the leader");
         }
         Ok(())
     }

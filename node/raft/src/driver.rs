@@ -11,7 +11,8 @@
 //! - A proposal is answered `Applied` only when the entry with its own id was applied, `Lost` only when another
 //!   entry stands at its index for good.
 //! - A node that lost entries it had confirmed stops this group (`quarantined`) before raft-rs would panic. Told that it
-//!   counts no more (`Rebuild`), it forgets its log, keeps its vote, and takes nothing but a snapshot.
+//!   counts no more (`Rebuild`), it forgets its log, keeps its vote, and takes nothing but a snapshot. One whose machine
+//!   has damaged files does the same (`GiveUp`), never while it counts by its own log.
 //! - The membership is the one as of the applied index, also after a crash: what is written is a membership at or before
 //!   the machine's durable index, and the entries behind it are in the log.
 //! - One change of members at a time. A node that finds itself removed neither leads nor campaigns any more.
@@ -139,6 +140,11 @@ pub enum Input {
     },
     /// This quarantined copy counts no more in the group: it is to begin again from a snapshot.
     Rebuild,
+    /// The machine's files are damaged, and the others have taken this copy out: it is to begin again like one that lost
+    /// what it had confirmed. As long as it counts by its own log, it does nothing.
+    GiveUp {
+        why: String,
+    },
 }
 
 /// Records that reach the disk together with what may be sent only then.
@@ -621,6 +627,7 @@ impl Driver {
             Input::Lost { why } => self.quarantine(why),
             // It is well.
             Input::Rebuild => {}
+            Input::GiveUp { why } => self.give_up(why),
         }
         self.draw();
     }
@@ -630,7 +637,7 @@ impl Driver {
             Input::Propose { id, .. } | Input::Change { id, .. } => {
                 self.answer(id, Outcome::Refused(Refused::NotLeader(None)));
             }
-            Input::Rebuild => self.rebuild(),
+            Input::Rebuild | Input::GiveUp { .. } => self.rebuild(),
             Input::Snapshot { dir, .. }
             | Input::Exported {
                 result: Some((_, dir)), ..
@@ -732,6 +739,20 @@ impl Driver {
         answer.set_msg_type(MessageType::MsgAppendResponse);
         // It promises nothing, so it waits for no disk.
         self.out.push(Output::Send(answer));
+    }
+
+    /// Who gives up a log that counts takes back what it confirmed: the copy's own word decides, whatever others saw. It
+    /// learns that it is out as a learner, before it is removed, so no message needs to reach it for that.
+    fn give_up(&mut self, why: String) {
+        let me = self.config.node;
+        let counts = self.raft(|node| members::is_voter(node.store().confs.now(), me));
+        // A snapshot that is on its way in may be all that is needed.
+        let is_installing = self.installing.is_some() || self.resetting.is_some();
+        if counts || is_installing || self.rebuilding {
+            return;
+        }
+        self.quarantine(why);
+        self.rebuild();
     }
 
     /// Begins again: without a log, as no voter, with the vote that was given. The machine keeps what it has until the

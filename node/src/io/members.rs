@@ -6,8 +6,10 @@ use super::node::StartError;
 use super::peers::{CALL_JOIN, Peers, call_address};
 use super::tls::Tls;
 use crate::cluster_part::{CLUSTER_PART, ClusterCommand};
+use crate::membership::Waiting;
 use crate::membership::{GroupReport, Moves, PeerReport, Reports, Step, next_steps};
 use crate::node_rows::{self, NodeRow, Wish};
+use crate::shard_machine::ShardHandle;
 use bytes::Bytes;
 use futures::future::join_all;
 use hindcast_env::{Clock, Disk, Rng, SeededRng};
@@ -120,6 +122,7 @@ struct Inner {
     raft: RaftHost,
     peers: Arc<Peers>,
     meta: MetaClient,
+    shards: Arc<BTreeMap<GroupId, ShardHandle>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -129,6 +132,7 @@ impl Members {
         raft: RaftHost,
         peers: Arc<Peers>,
         meta: MetaClient,
+        shards: Arc<BTreeMap<GroupId, ShardHandle>>,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let members = Self(Arc::new(Inner {
@@ -136,6 +140,7 @@ impl Members {
             raft,
             peers,
             meta,
+            shards,
             clock,
         }));
         members.register();
@@ -281,9 +286,16 @@ impl Members {
                 outgoing: sorted(s.outgoing),
                 quarantined: s.quarantined,
                 is_rebuilding: s.is_rebuilding,
+                damaged: self.damaged(group),
             }
         };
         self.0.raft.groups().into_iter().map(report).collect()
+    }
+
+    /// The first damage that is known of this node's files of a group.
+    fn damaged(&self, group: GroupId) -> Option<String> {
+        let shard = self.0.shards.get(&group)?;
+        shard.reader.damaged().first().map(ToString::to_string)
     }
 
     /// How the groups stand, by the word of every node that answers.
@@ -314,6 +326,7 @@ impl Members {
 
     async fn run(self) {
         let mut moves = Moves::default();
+        let mut told = Waiting::new();
         let mut led = false;
         loop {
             tokio::time::sleep(PAUSE).await;
@@ -330,6 +343,12 @@ impl Members {
             if let Err(error) = self.round(&mut moves).await {
                 tracing::debug!(%error, "the members have to wait");
             }
+            for ((group, node), why) in moves.waiting() {
+                if told.get(&(*group, *node)) != Some(why) {
+                    tracing::warn!(%group, %node, %why, "a copy with damaged files is not repaired now; see the runbook of scrub findings");
+                }
+            }
+            told.clone_from(moves.waiting());
         }
     }
 
@@ -385,7 +404,13 @@ impl Members {
                 Ok(())
             }
             Order::Rebuild { group } => {
-                self.0.raft.rebuild(group);
+                match self.damaged(group) {
+                    Some(why) => {
+                        tracing::warn!(%group, why, "this node gives up its damaged copy and waits for the leader's snapshot");
+                        self.0.raft.give_up(group, why);
+                    }
+                    None => self.0.raft.rebuild(group),
+                }
                 Ok(())
             }
         }

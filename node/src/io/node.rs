@@ -302,6 +302,9 @@ impl Node {
             });
             shards.insert(handle.group, handle);
         }
+        let shards = Arc::new(shards);
+        let (held, checked) = (shards.clone(), disk.clone());
+        peers.check_snapshots(Box::new(move |group, dir| check_snapshot(&held, &*checked, group, dir)));
         let mut all_parts: Vec<Box<dyn Part>> = vec![Box::new(ClusterPart)];
         all_parts.extend(parts);
         let meta_config = config.test_only.meta(MetaMachineConfig {
@@ -360,6 +363,7 @@ impl Node {
             raft.clone(),
             peers.clone(),
             meta.clone(),
+            shards.clone(),
             clock.clone(),
         );
         let node = Self {
@@ -370,7 +374,7 @@ impl Node {
             writer,
             cuts,
             members,
-            shards: Arc::new(shards),
+            shards,
             clock,
             disk: watch,
             admission: Admission::new(memory.clone()),
@@ -436,6 +440,27 @@ impl Node {
             }
         }
     }
+}
+
+/// A file went into a snapshot under the name that it has here, and nobody has read it for that: when it is not what was
+/// written, it is this node's copy that needs another one.
+fn check_snapshot(
+    shards: &BTreeMap<GroupId, ShardHandle>,
+    disk: &dyn Disk,
+    group: GroupId,
+    dir: &str,
+) -> Result<(), String> {
+    let Some(shard) = shards.get(&group) else {
+        return Ok(());
+    };
+    hindcast_storage::check_export(disk, dir).map_err(|e| {
+        if let StorageError::Damaged(damage) = &e
+            && let Some((_, name)) = damage.file.rsplit_once('/')
+        {
+            shard.reader.suspect(&format!("shard-{group}/{name}"));
+        }
+        e.to_string()
+    })
 }
 
 /// Opens all shards, each on a thread of its own: label indexes are rebuilt meanwhile, which is all work.

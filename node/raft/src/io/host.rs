@@ -615,6 +615,11 @@ impl RaftHost {
         let _ = self.0.events.send(Event::Inputs(vec![(group, Input::Rebuild)]));
     }
 
+    /// The files of this copy are damaged and its group does not count it any more: it is to begin again from a snapshot.
+    pub fn give_up(&self, group: GroupId, why: String) {
+        let _ = self.0.events.send(Event::Inputs(vec![(group, Input::GiveUp { why })]));
+    }
+
     /// Asks the leader (this node) to hand over; proposals meanwhile fail. Does nothing on a follower without leader.
     pub fn transfer_leader(&self, group: GroupId, to: NodeId) {
         let _ = self.0.events.send(Event::Inputs(vec![(group, Input::Transfer { to })]));
