@@ -3,13 +3,13 @@
 
 #![allow(clippy::disallowed_methods, reason = "a test on real processes runs in real time")]
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use hindcast_chaos::process::{Cluster, channel, metric};
 use hindcast_chaos::workload::{Load, Progress, base_ms, check_cluster, write};
 use hindcast_proto::v1;
 use hindcast_proto::v1::cluster_client::ClusterClient;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -36,7 +36,8 @@ async fn until<F: Future<Output = Result<bool>>>(cluster: &Cluster, what: &str, 
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let members = cluster.status(0).await.map(|s| s.members);
-    bail!(
+    // Not an error: the nodes' folders are kept after a panic.
+    panic!(
         "{what}: not after {PATIENCE:?}; {members:?}\n{}",
         cluster.log_tail(VICTIM)
     );
@@ -70,16 +71,21 @@ fn segment(cluster: &Cluster) -> Result<PathBuf> {
     Ok(largest.1)
 }
 
-/// A byte goes bad on the disk, under a living node.
+/// A byte of the largest segment goes bad on the disk, under a living node.
 fn damage(cluster: &Cluster) -> Result<PathBuf> {
     let path = segment(cluster)?;
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(&path)?;
-    let at = file.metadata()?.len() / 3;
+    let at = path.metadata()?.len() / 3;
+    flip(&path, at)?;
+    Ok(path)
+}
+
+fn flip(path: &Path, at: u64) -> Result<()> {
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
     let mut byte = [0];
     file.read_exact_at(&mut byte, at)?;
     file.write_all_at(&[byte[0] ^ 0x10], at)?;
     file.sync_all()?;
-    Ok(path)
+    Ok(())
 }
 
 async fn flush(cluster: &Cluster) -> Result<()> {
@@ -201,4 +207,76 @@ async fn no_majority_without_it() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_copy_is_kept_while_the_others_are_no_majority_without_it() {
     no_majority_without_it().await.unwrap();
+}
+
+/// So much that no log holds a shard from its first entry.
+const MORE: Load = Load {
+    samples_per_batch: 2_000,
+    lines_per_batch: 200,
+    pause: Duration::from_millis(20),
+    ..LOAD
+};
+
+/// Damage that is found when the node starts: of a shard's file, then of the Raft log before its end.
+async fn damage_while_it_was_down() -> Result<()> {
+    let mut cluster = Cluster::start("repair-start", PROGRAM, 3, &["--test-only-small-files"])?;
+    cluster.wait_ready().await?;
+    let (_stop, stopped) = watch::channel(false);
+    let base_ms = base_ms();
+    let written = write(
+        MORE,
+        1,
+        base_ms,
+        cluster.addresses(),
+        Progress::default(),
+        40,
+        stopped.clone(),
+    )
+    .await?;
+    flush(&cluster).await?;
+    // The logs are cut to what was flushed.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    cluster.kill(VICTIM);
+    let file = segment(&cluster)?;
+    let folder = file.parent().context("a shard's folder")?.to_owned();
+    // In its table, which is read when it is opened.
+    flip(&file, file.metadata()?.len() - 80)?;
+    cluster.spawn(VICTIM)?;
+    let victim = cluster.nodes[VICTIM].client;
+    let repaired = || async {
+        let is_repaired = metric(victim, "hindcast_storage_repairs_total").await? >= 1.0;
+        Ok(is_repaired && is_whole(&cluster.status(0).await?))
+    };
+    until(&cluster, "the shard is rebuilt", repaired).await?;
+    let aside = folder.with_file_name(format!(
+        "{}.damaged",
+        folder.file_name().context("a name")?.to_string_lossy()
+    ));
+    ensure!(!aside.exists(), "{} is needed no more", aside.display());
+    cluster.wait_ready().await?;
+    check_cluster(MORE, &cluster, base_ms, &[0..written.batches]).await?;
+
+    let written = write(MORE, 1, base_ms, cluster.addresses(), written, 80, stopped).await?;
+    cluster.kill(VICTIM);
+    let mut logs: Vec<_> = std::fs::read_dir(cluster.data_dir(VICTIM).join("raft/log"))?.collect::<Result<_, _>>()?;
+    logs.sort_by_key(std::fs::DirEntry::file_name);
+    let oldest = logs.first().context("no log")?.path();
+    flip(&oldest, oldest.metadata()?.len() / 3)?;
+    cluster.spawn(VICTIM)?;
+    until(&cluster, "the node noticed", || async {
+        Ok(cluster.data_dir(VICTIM).join("raft/log.damaged").exists())
+    })
+    .await?;
+    until(&cluster, "its copies are rebuilt", || async {
+        Ok(cluster.status(VICTIM).await?.ready && is_whole(&cluster.status(0).await?))
+    })
+    .await?;
+    cluster.wait_ready().await?;
+    check_cluster(MORE, &cluster, base_ms, &[0..written.batches]).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_finds_damage_when_it_starts_comes_up_and_is_rebuilt() {
+    damage_while_it_was_down().await.unwrap();
 }

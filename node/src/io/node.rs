@@ -291,7 +291,8 @@ impl Node {
             Some(_) => Some(Arc::new(ColdThread::start().map_err(StartError::Cold)?)),
             None => None,
         };
-        for mut machine in open_shards(&map, &shard_config, &disk, &clock)? {
+        let has_others = !identity.nodes.is_empty();
+        for mut machine in open_shards(&map, &shard_config, &disk, &clock, has_others)? {
             if let Some(jobs) = &jobs {
                 machine = machine.with_cold_jobs(jobs.clone());
             }
@@ -463,16 +464,49 @@ fn check_snapshot(
     })
 }
 
-/// Opens all shards, each on a thread of its own: label indexes are rebuilt meanwhile, which is all work.
+/// Files of a shard that does not open go here, until another node's snapshot is in force.
+fn aside(dir: &str) -> String {
+    format!("{dir}.damaged")
+}
+
+/// A cut on the way leaves a folder that does not open either, or is empty.
+fn set_aside(disk: &dyn Disk, dir: &str) -> Result<(), DiskError> {
+    let aside = aside(dir);
+    disk.create_dir_all(&aside)?;
+    for name in disk.list(dir)? {
+        disk.rename(&format!("{dir}/{name}"), &format!("{aside}/{name}"))?;
+    }
+    disk.sync_dir(&aside)?;
+    disk.sync_dir(dir)?;
+    disk.sync_dir("")
+}
+
+/// Opens all shards, each on a thread of its own: label indexes are rebuilt meanwhile, which is all work. One that is damaged
+/// begins empty where there are other nodes: its log begins after that, so the copy takes no part until it is rebuilt.
 fn open_shards(
     map: &ShardMap,
     config: &(dyn Fn(GroupId) -> ShardConfig + Sync),
     disk: &Arc<dyn Disk>,
     clock: &Arc<dyn Clock>,
+    has_others: bool,
 ) -> Result<Vec<ShardMachine>, StartError> {
     let open = |group: GroupId| {
-        let opened = ShardMachine::open(disk.clone(), &format!("shard-{group}"), config(group), clock.clone());
-        opened.map_err(|source| StartError::Shard { group, source })
+        let dir = format!("shard-{group}");
+        let open = || ShardMachine::open(disk.clone(), &dir, config(group), clock.clone());
+        let mut opened = open();
+        if let Err(StorageError::Damaged(damage)) = &opened
+            && has_others
+        {
+            tracing::error!(%group, %damage, "a shard does not open; its files are moved aside, and it is rebuilt from another node");
+            set_aside(&**disk, &dir)?;
+            opened = open();
+        }
+        let machine = opened.map_err(|source| StartError::Shard { group, source })?;
+        let aside = aside(&dir);
+        Ok(match disk.exists(&aside) {
+            true => machine.with_aside(disk.clone(), aside),
+            false => machine,
+        })
     };
     std::thread::scope(|threads| {
         let shards = map.shards().into_iter().map(GroupId::from);

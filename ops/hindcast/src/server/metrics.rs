@@ -250,7 +250,7 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     (
         "hindcast_storage_repairs_total",
         "counter",
-        "Times that damaged files of the shard were replaced by the snapshot of another node.",
+        "Times that damaged files of the shard were replaced: by another node's snapshot, or from a Raft log that held everything.",
     ),
     ("hindcast_storage_samples", "gauge", "Samples held by the shard."),
     ("hindcast_storage_segment_bytes", "gauge", "Bytes of segment files."),
