@@ -4,7 +4,8 @@
 //! applied) is decided here and nowhere else. The shell writes, sends, applies and reports back.
 //!
 //! Invariants
-//! - Votes and append responses leave only in `WriteTask::messages`, that is after the task is on disk.
+//! - Votes and append responses leave only in `WriteTask::messages`, that is after the task is on disk; or at once when the
+//!   task has nothing to write and all before it are on disk.
 //! - Tasks of a group come out in the order in which they must reach the disk.
 //! - A snapshot is installed in this order: announced in the log, the machine's files, the log's new start. Nothing
 //!   else of the group reaches the disk in between.
@@ -222,6 +223,18 @@ pub struct DriverStatus {
     pub is_rebuilding: bool,
 }
 
+/// See [`Driver::pulse`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pulse {
+    role: StateRole,
+    leader: u64,
+    term: u64,
+    commit: u64,
+    applied: u64,
+    durable: u64,
+    is_out: bool,
+}
+
 /// raft draws its timeouts from a generator that no seed reaches. It is given so wide a range that what it draws is
 /// above this for all practical purposes; that tells when it has drawn, and ours takes its place at once.
 const DRAWN_BY_US_MAX: usize = 1 << 10;
@@ -363,6 +376,9 @@ pub struct Driver {
     /// Numbers of tasks of earlier lives of this copy lie at or below it.
     numbers_from: u64,
     number: u64,
+    /// The last task that was handed out for writing, and the last that is on disk.
+    handed: u64,
+    persisted: u64,
     hard: HardState,
     view: SharedView,
     logger: slog::Logger,
@@ -408,6 +424,8 @@ impl Driver {
             rebuilding: false,
             numbers_from: 0,
             number: 0,
+            handed: 0,
+            persisted: 0,
             hard: HardState::default(),
             view: start.view.clone(),
             logger: start.logger,
@@ -592,6 +610,20 @@ impl Driver {
             status.log_bytes = view.bytes();
         }
         status
+    }
+
+    /// What others wait for, cheaply: as long as it is the same, the whole status can wait for a while.
+    pub fn pulse(&self) -> Pulse {
+        let raft = self.node.as_ref().map(|n| &n.raft);
+        Pulse {
+            role: raft.map_or(StateRole::Follower, |r| r.state),
+            leader: raft.map_or(0, |r| r.leader_id),
+            term: raft.map_or(0, |r| r.term),
+            commit: raft.map_or(0, |r| r.raft_log.committed),
+            applied: self.applied,
+            durable: self.durable,
+            is_out: self.quarantined.is_some() || self.rebuilding,
+        }
     }
 
     /// Takes one input. What comes of it is collected until `ready`.
@@ -874,6 +906,7 @@ impl Driver {
     }
 
     fn persisted(&mut self, number: u64) {
+        self.persisted = self.persisted.max(number);
         if number <= self.numbers_from {
             // Of the log that this copy has given up.
             return;
@@ -1105,7 +1138,14 @@ impl Driver {
         if meta.index > 0 {
             self.begin_install(&task, meta.index);
         }
-        self.put(task);
+        // With all earlier tasks on disk, an empty one is: a heartbeat and its answer wake no other thread.
+        if task.writes.is_empty() && self.installing.is_none() && self.persisted >= self.handed {
+            self.out.extend(task.messages.into_iter().map(Output::Send));
+            self.persisted(self.number);
+        } else {
+            self.handed = self.number;
+            self.put(task);
+        }
         if !committed.is_empty() {
             let is_change = |e: &&Entry| e.get_entry_type() != EntryType::EntryNormal;
             self.changes.extend(committed.iter().filter(is_change).cloned());

@@ -23,8 +23,10 @@ use tonic::{Code, Status};
 
 const CALL_REPORTS: &str = "groups";
 const CALL_STEP: &str = "step";
-/// How often the cluster is looked at, and addresses are learnt.
+/// How often addresses are learnt, and the cluster is looked at while something is to be done.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Of so many looks, one asks everybody, while nothing is to be done as far as this node can see by itself.
+const QUIET_LOOKS: u32 = 4;
 const REPORT_TIMEOUT: Duration = Duration::from_millis(800);
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 const JOIN_PAUSE: Duration = Duration::from_millis(300);
@@ -52,6 +54,12 @@ enum Order {
     Change { group: GroupId, steps: Vec<MemberStep> },
     Transfer { group: GroupId, to: NodeId },
     Rebuild { group: GroupId },
+}
+
+/// Whether it is to be looked at again soon.
+fn is_odd(report: &GroupReport) -> bool {
+    let is_moving = !report.learners.is_empty() || !report.outgoing.is_empty();
+    is_moving || report.quarantined.is_some() || report.is_rebuilding || report.damaged.is_some()
 }
 
 /// Who this node is: by its file, or by asking a cluster. Waits for as long as none of the addresses answers.
@@ -328,6 +336,8 @@ impl Members {
         let mut moves = Moves::default();
         let mut told = Waiting::new();
         let mut led = false;
+        let mut before = Default::default();
+        let mut quiet = QUIET_LOOKS;
         loop {
             tokio::time::sleep(PAUSE).await;
             self.learn();
@@ -339,9 +349,22 @@ impl Members {
                 // Leaders of a cluster that just came up are let settle before they are spread.
                 moves = Moves::starting(self.0.clock.monotonic());
                 led = true;
+                quiet = QUIET_LOOKS;
             }
-            if let Err(error) = self.round(&mut moves).await {
-                tracing::debug!(%error, "the members have to wait");
+            let seen = (self.rows(), self.leads());
+            quiet += 1;
+            if quiet < QUIET_LOOKS && seen == before && !self.own_reports().iter().any(is_odd) {
+                continue;
+            }
+            before = seen;
+            match self.round(&mut moves).await {
+                Ok(true) => quiet = 0,
+                // Something is under way.
+                Ok(false) => quiet = QUIET_LOOKS,
+                Err(error) => {
+                    quiet = QUIET_LOOKS;
+                    tracing::debug!(%error, "the members have to wait");
+                }
             }
             for ((group, node), why) in moves.waiting() {
                 if told.get(&(*group, *node)) != Some(why) {
@@ -352,20 +375,22 @@ impl Members {
         }
     }
 
-    async fn round(&self, moves: &mut Moves) -> Result<(), MetaError> {
+    /// True: every copy is as it should be, and nothing was to be done.
+    async fn round(&self, moves: &mut Moves) -> Result<bool, MetaError> {
         let read = self.0.meta.read().await?;
         let rows = node_rows::nodes(&*read);
         if rows.is_empty() {
             let nodes = self.0.identity.nodes.clone();
-            return self.propose(ClusterCommand::FoundNodes { nodes }).await.map(drop);
+            return self.propose(ClusterCommand::FoundNodes { nodes }).await.map(|_| false);
         }
         let leads = node_rows::leads(&*read);
         let reports = self.reports().await;
         let groups = self.0.raft.groups();
         let now = self.0.clock.monotonic();
         let steps = next_steps(&rows, &leads, &groups, &reports, now, moves);
+        let is_quiet = steps.is_empty() && !reports.values().flatten().any(is_odd);
         join_all(steps.into_iter().map(|step| self.carry_out(step))).await;
-        Ok(())
+        Ok(is_quiet)
     }
 
     async fn carry_out(&self, step: Step) {

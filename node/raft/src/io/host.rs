@@ -10,7 +10,7 @@
 
 use super::log_thread::LogThread;
 use super::logger::logger;
-use super::raft_thread::{Event, Fatal, RaftThread};
+use super::raft_thread::{Beats, Event, Fatal, RaftThread};
 use super::times::{Times, TimesSeen};
 use super::worker::{Owned, Worker};
 use super::workshop::Workshop;
@@ -429,6 +429,9 @@ impl RaftHost {
             reads: BTreeMap::new(),
             read_seq: 0,
             exports: 0,
+            beats: Beats::default(),
+            published: BTreeMap::new(),
+            ticks: 0,
         };
         threads.push(spawn("raft", fatal_tell.clone(), move || raft_thread.run())?);
         // Last, as they end after all that hand them work.
