@@ -6,11 +6,14 @@
 //!
 //! Adding: learner, caught up, voter. Leaving: leaders go first, then the voter, in one joint change with the one that
 //! takes its place, if any. A copy that lost what it had confirmed is taken out, begins again and comes back the same way.
+//! So does a copy with damaged files, which is first told that it counts no more, and only then taken out.
 //!
 //! Invariants
 //! - At most one step per group and round, and none while its membership is joint.
 //! - No step leaves a group without a majority that was heard of.
 //! - A copy is told to begin again only when its group does not count it any more.
+//! - A copy with damaged files goes only when the others are a majority without it, the group's leader is sound, no other copy
+//!   of the group is lost or on its way back, and no other copy of its node is. The last sound one does not go.
 
 use crate::node_rows::{NodeRow, Wish};
 use hindcast_model::{GroupId, NodeId, SpanNs};
@@ -42,6 +45,9 @@ pub struct GroupReport {
     pub peers: Vec<PeerReport>,
     pub quarantined: Option<String>,
     pub is_rebuilding: bool,
+    /// What is damaged of this node's files; the copy takes part nevertheless.
+    #[serde(default)]
+    pub damaged: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,11 +88,39 @@ pub enum Step {
     },
 }
 
-/// When leaders were last moved, by the monotonic clock of who asks.
+/// When leaders were last moved, by the monotonic clock of who asks; and what the last round left as it is.
 #[derive(Clone, Debug, Default)]
 pub struct Moves {
     last: Option<SpanNs>,
     by_group: BTreeMap<GroupId, SpanNs>,
+    waiting: Waiting,
+}
+
+/// Damaged copies that are not repaired now, and why.
+pub type Waiting = BTreeMap<(GroupId, NodeId), Hindrance>;
+
+/// Why a damaged copy stays as it is: what of it is damaged is refused, the rest is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hindrance {
+    /// The others are no majority that was heard of.
+    NoMajority,
+    /// Nobody can lead the group of whom no damage is known.
+    NoSound,
+    /// Another copy of the group is lost or on its way back, or damaged and before this one.
+    AnotherCopy(NodeId),
+    /// Its node has one copy that is on its way back.
+    AnotherGroup(GroupId),
+}
+
+impl std::fmt::Display for Hindrance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NoMajority => f.write_str("the other copies that were heard of are no majority without it"),
+            Self::NoSound => f.write_str("no copy that can lead is without damage"),
+            Self::AnotherCopy(node) => write!(f, "the copy of node {node} comes first"),
+            Self::AnotherGroup(group) => write!(f, "its node's copy of group {group} comes first"),
+        }
+    }
 }
 
 impl Moves {
@@ -94,8 +128,13 @@ impl Moves {
     pub fn starting(now: SpanNs) -> Self {
         Self {
             last: Some(now),
-            by_group: BTreeMap::new(),
+            ..Self::default()
         }
+    }
+
+    /// As of the last round.
+    pub fn waiting(&self) -> &Waiting {
+        &self.waiting
     }
 }
 
@@ -106,6 +145,9 @@ struct Round<'a> {
     now: SpanNs,
     /// Groups in which a node is a learner that has not caught up.
     catching_up: BTreeMap<NodeId, usize>,
+    /// The copy of a node that is on its way back: one at a time.
+    coming_back: BTreeMap<NodeId, GroupId>,
+    waiting: Waiting,
 }
 
 /// The newest leader's report of a group.
@@ -132,9 +174,20 @@ pub fn next_steps(
         reports,
         now,
         catching_up: BTreeMap::new(),
+        coming_back: BTreeMap::new(),
+        waiting: Waiting::new(),
     };
     for group in groups {
         if let Some((_, report)) = leader_of(reports, *group) {
+            for row in rows {
+                let is_there = match row.wish {
+                    Wish::Member => report.voters.contains(&row.id),
+                    _ => report.learners.contains(&row.id) || !round.is_damaged(row.id, *group),
+                };
+                if !is_there || !round.is_well(row.id, *group) {
+                    round.coming_back.entry(row.id).or_insert(*group);
+                }
+            }
             for peer in &report.peers {
                 let behind = !peer.is_active || peer.lag > PROMOTE_LAG_MAX;
                 if report.learners.contains(&peer.node) && behind {
@@ -148,6 +201,7 @@ pub fn next_steps(
         steps.extend(round.step(*group, moves));
     }
     steps.extend(round.gone(groups));
+    moves.waiting = round.waiting;
     steps
 }
 
@@ -159,6 +213,15 @@ impl Round<'_> {
     fn is_well(&self, node: NodeId, group: GroupId) -> bool {
         self.report(node, group)
             .is_some_and(|r| r.quarantined.is_none() && !r.is_rebuilding)
+    }
+
+    /// It is well, and nothing of it is known to be damaged.
+    fn is_sound(&self, node: NodeId, group: GroupId) -> bool {
+        self.is_well(node, group) && !self.is_damaged(node, group)
+    }
+
+    fn is_damaged(&self, node: NodeId, group: GroupId) -> bool {
+        self.report(node, group).is_some_and(|r| r.damaged.is_some())
     }
 
     fn step(&mut self, group: GroupId, moves: &mut Moves) -> Option<Step> {
@@ -174,6 +237,9 @@ impl Round<'_> {
         if let Some(step) = self.heal(group, leader, &report) {
             return Some(step);
         }
+        if let Some(step) = self.repair(group, leader, &report, moves) {
+            return Some(step);
+        }
         let is_member = |n: NodeId| report.voters.contains(&n) || report.learners.contains(&n);
         let wanted: Vec<NodeId> = self.wanted().collect();
         for node in &wanted {
@@ -186,7 +252,9 @@ impl Round<'_> {
         }
         for node in wanted {
             let counts = self.wishes.get(&node) == Some(&Wish::Member);
-            if counts && report.learners.contains(&node) && has_caught_up(&report, node) {
+            // One that has a snapshot to come has confirmed nothing, whatever came late from its life before.
+            let whole = self.is_well(node, group) && !self.is_being_repaired(node, group, leader);
+            if counts && whole && report.learners.contains(&node) && has_caught_up(&report, node) {
                 return Some(change(vec![MemberStep::Voter(node)]));
             }
         }
@@ -222,6 +290,11 @@ impl Round<'_> {
             }
             if self.leads_anything(node) {
                 // It is drained first.
+                continue;
+            }
+            let mut left = report.voters.iter().copied().chain(by).filter(|n| *n != node);
+            if self.is_sound(node, group) && !left.any(|n| self.is_sound(n, group)) {
+                // The others come back from it first.
                 continue;
             }
             match by {
@@ -275,6 +348,81 @@ impl Round<'_> {
         None
     }
 
+    /// Copies with damaged files: first told that they count no more, then taken out, then they begin again.
+    fn repair(&mut self, group: GroupId, leader: NodeId, report: &GroupReport, moves: &mut Moves) -> Option<Step> {
+        let is_led_by_damaged = self.is_damaged(leader, group);
+        if is_led_by_damaged && let Some(to) = self.best_successor(group, leader, report) {
+            return self.transfer(group, leader, to, TRANSFER_PAUSE, moves);
+        }
+        for node in self.wanted().collect::<Vec<_>>() {
+            let own = self.report(node, group);
+            let Some(own) = own.filter(|r| r.damaged.is_some() && r.quarantined.is_none() && !r.is_rebuilding) else {
+                continue;
+            };
+            if is_led_by_damaged {
+                self.waiting.insert((group, node), Hindrance::NoSound);
+                continue;
+            }
+            let counts_by_itself = own.voters.contains(&node) || own.outgoing.contains(&node);
+            let change = |step| {
+                Some(Step::Change {
+                    group,
+                    leader,
+                    steps: vec![step],
+                })
+            };
+            if report.voters.contains(&node) {
+                if let Some(hindrance) = self.hindrance(node, group, leader, report) {
+                    self.waiting.insert((group, node), hindrance);
+                    continue;
+                }
+                self.coming_back.insert(node, group);
+                return change(MemberStep::Learner(node));
+            }
+            let first = *self.coming_back.entry(node).or_insert(group);
+            if first != group {
+                self.waiting.insert((group, node), Hindrance::AnotherGroup(first));
+                continue;
+            }
+            match report.learners.contains(&node) {
+                // It has not heard yet.
+                true if counts_by_itself => {}
+                true => return change(MemberStep::Remove(node)),
+                false => return Some(Step::Rebuild { group, node }),
+            }
+        }
+        None
+    }
+
+    /// A damaged copy that counts no more goes all the way, as long as there is a sound one to come back from.
+    fn is_being_repaired(&self, node: NodeId, group: GroupId, leader: NodeId) -> bool {
+        self.is_damaged(node, group) && self.is_sound(leader, group)
+    }
+
+    /// Why a damaged copy that counts has to stay.
+    fn hindrance(&self, node: NodeId, group: GroupId, leader: NodeId, report: &GroupReport) -> Option<Hindrance> {
+        let members = report.voters.iter().chain(&report.learners).copied();
+        let all: BTreeSet<NodeId> = members.chain(self.wanted()).filter(|n| *n != node).collect();
+        let goes_first = |n: &NodeId| match self.report(*n, group) {
+            // Who does not answer is of no majority, below, and nothing else.
+            None => false,
+            Some(_) if !self.is_well(*n, group) => true,
+            Some(_) => self.is_damaged(*n, group) && (*n < node || !report.voters.contains(n)),
+        };
+        if let Some(other) = all.iter().copied().find(goes_first) {
+            return Some(Hindrance::AnotherCopy(other));
+        }
+        if let Some(other) = self.coming_back.get(&node).filter(|g| **g != group) {
+            return Some(Hindrance::AnotherGroup(*other));
+        }
+        let heard = |n: &&NodeId| {
+            let active = report.peers.iter().any(|p| p.node == **n && p.is_active);
+            **n != node && (**n == leader || active) && self.is_well(**n, group)
+        };
+        let others = report.voters.iter().filter(heard).count();
+        (others <= report.voters.len() / 2).then_some(Hindrance::NoMajority)
+    }
+
     /// Whether those left are a majority that was heard of, among themselves and, for the joint change, before.
     fn stays_whole(
         &self,
@@ -304,7 +452,7 @@ impl Round<'_> {
     fn best_successor(&self, group: GroupId, leader: NodeId, report: &GroupReport) -> Option<NodeId> {
         let fit = report.peers.iter().filter(|p| {
             let stays = self.wishes.get(&p.node) == Some(&Wish::Member);
-            p.node != leader && stays && report.voters.contains(&p.node) && p.is_active && self.is_well(p.node, group)
+            p.node != leader && stays && report.voters.contains(&p.node) && p.is_active && self.is_sound(p.node, group)
         });
         fit.min_by_key(|p| (p.lag, p.node)).map(|p| p.node)
     }
@@ -331,7 +479,7 @@ impl Round<'_> {
             .peers
             .iter()
             .any(|p| p.node == to && p.is_active && p.lag <= PROMOTE_LAG_MAX);
-        if to == leader || !near || !self.is_well(to, group) {
+        if to == leader || !near || !self.is_sound(to, group) {
             return None;
         }
         if wished.is_some() {
@@ -379,6 +527,7 @@ mod tests {
         groups: BTreeMap<GroupId, Group>,
         dead: BTreeSet<NodeId>,
         lost: BTreeSet<(NodeId, GroupId)>,
+        damaged: BTreeSet<(NodeId, GroupId)>,
         slow: BTreeSet<NodeId>,
         now: SpanNs,
         moves: Moves,
@@ -416,6 +565,7 @@ mod tests {
                 groups: (0..groups).map(group).collect(),
                 dead: BTreeSet::new(),
                 lost: BTreeSet::new(),
+                damaged: BTreeSet::new(),
                 slow: BTreeSet::new(),
                 now: SpanNs::from_secs(100),
                 moves: Moves::default(),
@@ -452,8 +602,16 @@ mod tests {
                     vec![]
                 },
                 quarantined: lost.then(|| "lost".to_owned()),
+                damaged: self.damaged.contains(&(node, group)).then(|| "a file".to_owned()),
                 ..GroupReport::default()
             }
+        }
+
+        /// By group, the voters that have all that they should.
+        fn whole(&self) -> BTreeMap<GroupId, BTreeSet<NodeId>> {
+            let is_whole = |n: &NodeId, g: GroupId| !self.damaged.contains(&(*n, g)) && !self.lost.contains(&(*n, g));
+            let of = |(g, s): (&GroupId, &Group)| (*g, s.voters.iter().filter(|n| is_whole(n, *g)).copied().collect());
+            self.groups.iter().map(of).collect()
         }
 
         fn round(&mut self) -> Vec<Step> {
@@ -474,7 +632,11 @@ mod tests {
                     assert_eq!(g.leader, *leader);
                     for s in steps {
                         match s {
-                            MemberStep::Learner(n) => drop(g.learners.insert(*n)),
+                            MemberStep::Learner(n) => {
+                                assert_ne!(g.leader, *n, "the leader of {group} was made a learner");
+                                g.voters.remove(n);
+                                g.learners.insert(*n);
+                            }
                             MemberStep::Voter(n) => {
                                 assert!(g.learners.remove(n), "{n} was no learner");
                                 g.voters.insert(*n);
@@ -499,6 +661,7 @@ mod tests {
                         "{node} counts in {group} and is told to begin again"
                     );
                     self.lost.remove(&(*node, *group));
+                    self.damaged.remove(&(*node, *group));
                 }
                 Step::Gone { node } => {
                     let row = self.rows.iter_mut().find(|r| r.id == *node).unwrap();
@@ -534,8 +697,8 @@ mod tests {
         }
     }
 
-    /// Commands: `wait N`, `add N`, `remove N`, `move N M`, `die N`, `live N`, `lose N GROUP`, `slow N`, `fast N`,
-    /// `lead GROUP N`, `rounds N`.
+    /// Commands: `wait N`, `add N`, `remove N`, `move N M`, `die N`, `live N`, `lose N GROUP`, `damage N GROUP`, `slow N`,
+    /// `fast N`, `lead GROUP N`, `rounds N`. Told after the rounds: which damaged copies stay, and why.
     fn check(groups: u64, script: &str, expected: Expect) {
         let mut world = World::new(groups);
         let mut out = String::new();
@@ -555,6 +718,7 @@ mod tests {
                 "die" => drop(world.dead.insert(NodeId(number(1)))),
                 "live" => drop(world.dead.remove(&NodeId(number(1)))),
                 "lose" => drop(world.lost.insert((NodeId(number(1)), GroupId(number(2))))),
+                "damage" => drop(world.damaged.insert((NodeId(number(1)), GroupId(number(2))))),
                 "slow" => drop(world.slow.insert(NodeId(number(1)))),
                 "fast" => drop(world.slow.remove(&NodeId(number(1)))),
                 "lead" => drop(world.leads.insert(GroupId(number(1)), NodeId(number(2)))),
@@ -564,6 +728,9 @@ mod tests {
                         if !steps.is_empty() {
                             writeln!(out, "    {n}. {}", steps.join("; ")).unwrap();
                         }
+                    }
+                    for ((group, node), why) in world.moves.waiting() {
+                        writeln!(out, "    {group}: {node} stays damaged: {why}").unwrap();
                     }
                 }
                 other => panic!("{other}"),
@@ -699,6 +866,206 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_with_damaged_files_counts_no_more_then_goes_and_comes_back_one_of_a_node_at_a_time() {
+        check(
+            2,
+            "
+            lead 0 1
+            lead 1 1
+            damage 3 0
+            damage 3 1
+            rounds 12
+            ",
+            expect![[r#"
+                lead 0 1
+                lead 1 1
+                damage 3 0
+                damage 3 1
+                rounds 12
+                    1. 0: learner 3
+                    2. 0: remove 3
+                    3. 0: 3 begins again
+                    4. 0: learner 3
+                    5. 0: voter 3
+                    6. 1: learner 3
+                    7. 1: remove 3
+                    8. 1: 3 begins again
+                    9. 1: learner 3
+                    10. 1: voter 3
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_leader_with_damaged_files_hands_over_to_a_sound_one_first() {
+        check(
+            1,
+            "
+            lead 0 1
+            damage 1 0
+            rounds 9
+            ",
+            expect![[r#"
+                lead 0 1
+                damage 1 0
+                rounds 9
+                    1. 0: lead 1 -> 2
+                    2. 0: learner 1
+                    3. 0: remove 1
+                    4. 0: 1 begins again
+                    5. 0: learner 1
+                    6. 0: voter 1
+                    7. 0: lead 2 -> 1
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_damaged_copy_stays_while_another_is_not_whole_or_the_rest_is_no_majority() {
+        check(
+            1,
+            "
+            lead 0 1
+            damage 3 0
+            die 2
+            rounds 2
+            ",
+            expect![[r#"
+                lead 0 1
+                damage 3 0
+                die 2
+                rounds 2
+                    0: 3 stays damaged: the other copies that were heard of are no majority without it
+            "#]],
+        );
+        check(
+            1,
+            "
+            lead 0 1
+            damage 1 0
+            damage 2 0
+            damage 3 0
+            rounds 2
+            ",
+            expect![[r#"
+                lead 0 1
+                damage 1 0
+                damage 2 0
+                damage 3 0
+                rounds 2
+                    0: 1 stays damaged: no copy that can lead is without damage
+                    0: 2 stays damaged: no copy that can lead is without damage
+                    0: 3 stays damaged: no copy that can lead is without damage
+            "#]],
+        );
+        check(
+            1,
+            "
+            lead 0 1
+            remove 2
+            rounds 2
+            damage 3 0
+            rounds 2
+            ",
+            expect![[r#"
+                lead 0 1
+                remove 2
+                rounds 2
+                    1. 0: remove 2
+                    2. 2 is gone
+                damage 3 0
+                rounds 2
+                    0: 3 stays damaged: the other copies that were heard of are no majority without it
+            "#]],
+        );
+        check(
+            1,
+            "
+            lead 0 1
+            lose 2 0
+            damage 3 0
+            rounds 12
+            ",
+            expect![[r#"
+                lead 0 1
+                lose 2 0
+                damage 3 0
+                rounds 12
+                    1. 0: remove 2
+                    2. 0: 2 begins again
+                    3. 0: learner 2
+                    4. 0: voter 2
+                    5. 0: learner 3
+                    6. 0: remove 3
+                    7. 0: 3 begins again
+                    8. 0: learner 3
+                    9. 0: voter 3
+            "#]],
+        );
+    }
+
+    #[test]
+    fn two_damaged_copies_come_back_one_after_the_other_from_the_sound_one() {
+        check(
+            1,
+            "
+            lead 0 2
+            damage 1 0
+            damage 2 0
+            rounds 14
+            ",
+            expect![[r#"
+                lead 0 2
+                damage 1 0
+                damage 2 0
+                rounds 14
+                    1. 0: lead 1 -> 3
+                    2. 0: learner 1
+                    3. 0: remove 1
+                    4. 0: 1 begins again
+                    5. 0: learner 1
+                    6. 0: voter 1
+                    7. 0: learner 2
+                    8. 0: remove 2
+                    9. 0: 2 begins again
+                    10. 0: learner 2
+                    11. 0: voter 2
+                    12. 0: lead 3 -> 2
+            "#]],
+        );
+    }
+
+    #[test]
+    fn the_last_sound_copy_does_not_leave_before_the_others_came_back_from_it() {
+        check(
+            1,
+            "
+            lead 0 1
+            damage 2 0
+            damage 3 0
+            remove 1
+            rounds 20
+            ",
+            expect![[r#"
+                lead 0 1
+                damage 2 0
+                damage 3 0
+                remove 1
+                rounds 20
+                    1. 0: learner 2
+                    2. 0: remove 2
+                    3. 0: 2 begins again
+                    4. 0: learner 2
+                    5. 0: voter 2
+                    6. 0: lead 1 -> 2
+                    7. 0: remove 1
+                    8. 1 is gone
+                    0: 3 stays damaged: the other copies that were heard of are no majority without it
+            "#]],
+        );
+    }
+
+    #[test]
     fn leaders_are_spread_slowly_and_go_at_once_where_they_are_wished() {
         check(
             4,
@@ -759,10 +1126,17 @@ mod tests {
                             world.lost.insert((node, group));
                         }
                     }
+                    5 => {
+                        let node = world.rows[rng.below(world.rows.len() as u64) as usize].id;
+                        world.damaged.insert((node, GroupId(rng.below(3))));
+                    }
                     _ => {}
                 }
+                let whole = world.whole();
                 world.round();
                 for (id, g) in &world.groups {
+                    let kept = whole[id].is_empty() || whole[id].iter().any(|n| g.voters.contains(n));
+                    assert!(kept, "seed {seed}: no good copy of group {id} counts any more");
                     assert!(
                         g.voters.contains(&g.leader),
                         "seed {seed}: group {id} is led by who does not count"
@@ -793,6 +1167,11 @@ mod tests {
                 assert_eq!(g.learners, waiting, "seed {seed}: learners of group {id}");
             }
             assert!(world.round().is_empty(), "seed {seed}: and then it is quiet");
+            let waiting: BTreeSet<_> = world.moves.waiting().keys().map(|(g, n)| (*n, *g)).collect();
+            let gone = |n: &NodeId| world.rows.iter().any(|r| r.id == *n && r.wish == Wish::Removed);
+            let own = |d: &&(NodeId, GroupId)| !gone(&d.0) && !world.lost.contains(*d);
+            let damaged: BTreeSet<_> = world.damaged.iter().filter(own).copied().collect();
+            assert_eq!(waiting, damaged, "seed {seed}: what stays damaged is told");
         }
     }
 }

@@ -66,6 +66,7 @@ pub struct ShardHandle {
     stats: Arc<Mutex<ShardStats>>,
     dropped: Arc<Mutex<DroppedByRule>>,
     wishes: Arc<Wishes>,
+    repairs: Arc<AtomicU64>,
 }
 
 /// Requests to the apply worker, counted: a wish is granted when the done count has reached it.
@@ -85,6 +86,11 @@ impl ShardHandle {
     /// What each retention rule let go here since the node started.
     pub fn dropped(&self) -> DroppedByRule {
         self.dropped.lock().clone()
+    }
+
+    /// How often damaged files were replaced by another node's snapshot since the node started.
+    pub fn repairs(&self) -> u64 {
+        self.repairs.load(Ordering::Relaxed)
     }
 
     /// Asks for a flush; the ticket is to be shown to `flushed`.
@@ -117,6 +123,8 @@ pub struct ShardMachine {
     merge_grants: Option<u64>,
     /// `None`: nothing goes to a cold store.
     moves: Option<Moves>,
+    /// A folder of files that did not open.
+    aside: Option<(Arc<dyn Disk>, String)>,
 }
 
 impl ShardMachine {
@@ -136,6 +144,7 @@ impl ShardMachine {
             stats: Arc::new(Mutex::new(shard.stats())),
             dropped: Arc::default(),
             wishes: Arc::default(),
+            repairs: Arc::default(),
         };
         let compact_after = clock.monotonic();
         Ok(Self {
@@ -149,7 +158,15 @@ impl ShardMachine {
             merge: Beside::default(),
             merge_grants: None,
             moves: None,
+            aside: None,
         })
+    }
+
+    /// What is in the folder did not open; it goes when a snapshot, or what the log gives again, is in force
+    /// in its place.
+    pub fn with_aside(mut self, disk: Arc<dyn Disk>, folder: String) -> Self {
+        self.aside = Some((disk, folder));
+        self
     }
 
     /// Work with the shard's cold store runs there.
@@ -330,8 +347,23 @@ impl ShardMachine {
 
     fn end_flush(&mut self, done: FlushDone) -> Result<(), MachineError> {
         self.shard.end_flush(done).map_err(machine_error)?;
+        // The log still held all of it, and gives it again.
+        if self.forget_aside() {
+            self.handle.repairs.fetch_add(1, Ordering::Relaxed);
+        }
         self.handle.wishes.flushed.store(self.flush_grants, Ordering::SeqCst);
         Ok(())
+    }
+
+    /// True when there were files that did not open.
+    fn forget_aside(&mut self) -> bool {
+        let Some((disk, folder)) = self.aside.take() else {
+            return false;
+        };
+        if let Err(error) = disk.remove_dir_all(&folder) {
+            tracing::warn!(folder, %error, "damaged files of a shard stay behind; they may be deleted");
+        }
+        true
     }
 
     /// Memory is bounded: when rows come faster than they are written out, their entries wait.
@@ -452,10 +484,16 @@ impl Machine for ShardMachine {
     }
 
     fn install(&mut self, dir: &str, index: u64) -> Result<(), MachineError> {
+        let damaged = self.handle.reader.damaged();
         let aux = self.shard.install(dir, index).map_err(machine_error)?;
         self.aux = read_aux(&aux, dir).map_err(machine_error)?;
         if planted(Bug::SnapshotDropsDedup) {
             self.aux.dedup = Default::default();
+        }
+        if self.forget_aside() || !damaged.is_empty() {
+            self.handle.repairs.fetch_add(1, Ordering::Relaxed);
+            let (group, files) = (self.handle.group, damaged.len());
+            tracing::info!(%group, files, index, "damaged files are replaced by a snapshot of the leader");
         }
         Ok(())
     }

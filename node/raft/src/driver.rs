@@ -4,14 +4,16 @@
 //! applied) is decided here and nowhere else. The shell writes, sends, applies and reports back.
 //!
 //! Invariants
-//! - Votes and append responses leave only in `WriteTask::messages`, that is after the task is on disk.
+//! - Votes and append responses leave only in `WriteTask::messages`, that is after the task is on disk; or at once when the
+//!   task has nothing to write and all before it are on disk.
 //! - Tasks of a group come out in the order in which they must reach the disk.
 //! - A snapshot is installed in this order: announced in the log, the machine's files, the log's new start. Nothing
 //!   else of the group reaches the disk in between.
 //! - A proposal is answered `Applied` only when the entry with its own id was applied, `Lost` only when another
 //!   entry stands at its index for good.
 //! - A node that lost entries it had confirmed stops this group (`quarantined`) before raft-rs would panic. Told that it
-//!   counts no more (`Rebuild`), it forgets its log, keeps its vote, and takes nothing but a snapshot.
+//!   counts no more (`Rebuild`), it forgets its log, keeps its vote, and takes nothing but a snapshot. One whose machine
+//!   has damaged files does the same (`GiveUp`), never while it counts by its own log.
 //! - The membership is the one as of the applied index, also after a crash: what is written is a membership at or before
 //!   the machine's durable index, and the entries behind it are in the log.
 //! - One change of members at a time. A node that finds itself removed neither leads nor campaigns any more.
@@ -139,6 +141,11 @@ pub enum Input {
     },
     /// This quarantined copy counts no more in the group: it is to begin again from a snapshot.
     Rebuild,
+    /// The machine's files are damaged, and the others have taken this copy out: it is to begin again like one that lost
+    /// what it had confirmed. As long as it counts by its own log, it does nothing.
+    GiveUp {
+        why: String,
+    },
 }
 
 /// Records that reach the disk together with what may be sent only then.
@@ -214,6 +221,18 @@ pub struct DriverStatus {
     pub quarantined: Option<String>,
     /// It lost what it had, counts for nothing, and waits for a snapshot.
     pub is_rebuilding: bool,
+}
+
+/// See [`Driver::pulse`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pulse {
+    role: StateRole,
+    leader: u64,
+    term: u64,
+    commit: u64,
+    applied: u64,
+    durable: u64,
+    is_out: bool,
 }
 
 /// raft draws its timeouts from a generator that no seed reaches. It is given so wide a range that what it draws is
@@ -357,6 +376,9 @@ pub struct Driver {
     /// Numbers of tasks of earlier lives of this copy lie at or below it.
     numbers_from: u64,
     number: u64,
+    /// The last task that was handed out for writing, and the last that is on disk.
+    handed: u64,
+    persisted: u64,
     hard: HardState,
     view: SharedView,
     logger: slog::Logger,
@@ -402,6 +424,8 @@ impl Driver {
             rebuilding: false,
             numbers_from: 0,
             number: 0,
+            handed: 0,
+            persisted: 0,
             hard: HardState::default(),
             view: start.view.clone(),
             logger: start.logger,
@@ -588,6 +612,20 @@ impl Driver {
         status
     }
 
+    /// What others wait for, cheaply: as long as it is the same, the whole status can wait for a while.
+    pub fn pulse(&self) -> Pulse {
+        let raft = self.node.as_ref().map(|n| &n.raft);
+        Pulse {
+            role: raft.map_or(StateRole::Follower, |r| r.state),
+            leader: raft.map_or(0, |r| r.leader_id),
+            term: raft.map_or(0, |r| r.term),
+            commit: raft.map_or(0, |r| r.raft_log.committed),
+            applied: self.applied,
+            durable: self.durable,
+            is_out: self.quarantined.is_some() || self.rebuilding,
+        }
+    }
+
     /// Takes one input. What comes of it is collected until `ready`.
     pub fn step(&mut self, input: Input) {
         if self.node.is_none() {
@@ -621,6 +659,7 @@ impl Driver {
             Input::Lost { why } => self.quarantine(why),
             // It is well.
             Input::Rebuild => {}
+            Input::GiveUp { why } => self.give_up(why),
         }
         self.draw();
     }
@@ -630,7 +669,7 @@ impl Driver {
             Input::Propose { id, .. } | Input::Change { id, .. } => {
                 self.answer(id, Outcome::Refused(Refused::NotLeader(None)));
             }
-            Input::Rebuild => self.rebuild(),
+            Input::Rebuild | Input::GiveUp { .. } => self.rebuild(),
             Input::Snapshot { dir, .. }
             | Input::Exported {
                 result: Some((_, dir)), ..
@@ -732,6 +771,20 @@ impl Driver {
         answer.set_msg_type(MessageType::MsgAppendResponse);
         // It promises nothing, so it waits for no disk.
         self.out.push(Output::Send(answer));
+    }
+
+    /// Who gives up a log that counts takes back what it confirmed: the copy's own word decides, whatever others saw. It
+    /// learns that it is out as a learner, before it is removed, so no message needs to reach it for that.
+    fn give_up(&mut self, why: String) {
+        let me = self.config.node;
+        let counts = self.raft(|node| members::is_voter(node.store().confs.now(), me));
+        // A snapshot that is on its way in may be all that is needed.
+        let is_installing = self.installing.is_some() || self.resetting.is_some();
+        if counts || is_installing || self.rebuilding {
+            return;
+        }
+        self.quarantine(why);
+        self.rebuild();
     }
 
     /// Begins again: without a log, as no voter, with the vote that was given. The machine keeps what it has until the
@@ -853,6 +906,7 @@ impl Driver {
     }
 
     fn persisted(&mut self, number: u64) {
+        self.persisted = self.persisted.max(number);
         if number <= self.numbers_from {
             // Of the log that this copy has given up.
             return;
@@ -1084,7 +1138,14 @@ impl Driver {
         if meta.index > 0 {
             self.begin_install(&task, meta.index);
         }
-        self.put(task);
+        // With all earlier tasks on disk, an empty one is: a heartbeat and its answer wake no other thread.
+        if task.writes.is_empty() && self.installing.is_none() && self.persisted >= self.handed {
+            self.out.extend(task.messages.into_iter().map(Output::Send));
+            self.persisted(self.number);
+        } else {
+            self.handed = self.number;
+            self.put(task);
+        }
         if !committed.is_empty() {
             let is_change = |e: &&Entry| e.get_entry_type() != EntryType::EntryNormal;
             self.changes.extend(committed.iter().filter(is_change).cloned());

@@ -244,20 +244,20 @@ fn votes_and_acks_leave_after_the_disk_and_entries_of_a_leader_before() {
         ",
         expect![[r#"
             1 tick 2
+                1: RequestPreVote->2
+                1: RequestPreVote->3
             all
-                1: RequestPreVote->2 (after disk)
-                1: RequestPreVote->3 (after disk)
                 1: RequestVote->2 (after disk)
                 1: RequestVote->3 (after disk)
                 1: Append(1)->2
                 1: Append(1)->3
                 1: disk 1..=1
-                2: RequestPreVoteResponse->1 (after disk)
+                2: RequestPreVoteResponse->1
                 2: RequestVoteResponse->1 (after disk)
                 2: disk 1..=1
                 2: AppendResponse->1 (after disk)
                 2: AppendResponse->1 (after disk)
-                3: RequestPreVoteResponse->1 (after disk)
+                3: RequestPreVoteResponse->1
                 3: RequestVoteResponse->1 (after disk)
                 3: disk 1..=1
                 3: AppendResponse->1 (after disk)
@@ -303,20 +303,20 @@ fn a_follower_names_the_leader_and_reads_through_it() {
         ",
         expect![[r#"
             1 tick 2
+                1: RequestPreVote->2
+                1: RequestPreVote->3
             all
-                1: RequestPreVote->2 (after disk)
-                1: RequestPreVote->3 (after disk)
                 1: RequestVote->2 (after disk)
                 1: RequestVote->3 (after disk)
                 1: Append(1)->2
                 1: Append(1)->3
                 1: disk 1..=1
-                2: RequestPreVoteResponse->1 (after disk)
+                2: RequestPreVoteResponse->1
                 2: RequestVoteResponse->1 (after disk)
                 2: disk 1..=1
                 2: AppendResponse->1 (after disk)
                 2: AppendResponse->1 (after disk)
-                3: RequestPreVoteResponse->1 (after disk)
+                3: RequestPreVoteResponse->1
                 3: RequestVoteResponse->1 (after disk)
                 3: disk 1..=1
                 3: AppendResponse->1 (after disk)
@@ -339,9 +339,9 @@ fn a_follower_names_the_leader_and_reads_through_it() {
                 3: apply 2=p9
                 3: AppendResponse->1 (after disk)
             2 read 4
+                2: ReadIndex(1)->1
             all
                 1: ReadIndexResp(1)->2
-                2: ReadIndex(1)->1 (after disk)
                 2: read 4 at 2
             1: Leader term 1 commit 2 applied 2
             2: Follower term 1 commit 2 applied 2

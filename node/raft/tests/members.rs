@@ -743,6 +743,45 @@ fn a_copy_that_lost_its_log_is_taken_out_and_comes_back_as_a_learner() {
 }
 
 #[test]
+fn a_copy_with_damaged_files_is_given_up_only_when_it_knows_itself_that_it_does_not_count() {
+    let mut net = Net::new(3, true);
+    net.run(3);
+    for _ in 0..20 {
+        net.propose(1);
+        net.run(1);
+    }
+    let give_up = |net: &mut Net| {
+        let why = "a file is damaged".to_owned();
+        net.step(3, Input::GiveUp { why });
+        net.status(3).is_rebuilding
+    };
+    assert!(!give_up(&mut net), "it counts");
+    // Cut off, it does not know what the others decided.
+    let name = net.change(1, vec![MemberStep::Learner(NodeId(3))]);
+    assert!(!give_up(&mut net), "nothing was decided yet");
+    net.run(5);
+    assert!(matches!(net.outcomes[&name], Outcome::Applied { .. }));
+    net.change(1, vec![MemberStep::Remove(NodeId(3))]);
+    net.run(5);
+    assert!(give_up(&mut net));
+    assert_eq!(net.status(3).quarantined, None);
+    net.run(60);
+    assert!(net.status(3).is_rebuilding, "nobody sends it anything yet");
+    net.change(1, vec![MemberStep::Learner(NodeId(3))]);
+    net.run(10);
+    assert!(!net.status(3).is_rebuilding, "the snapshot came");
+    let name = net.change(1, vec![MemberStep::Voter(NodeId(3))]);
+    net.run(5);
+    assert!(matches!(net.outcomes[&name], Outcome::Applied { .. }));
+    net.crash(2);
+    net.propose(1);
+    net.run(5);
+    assert_eq!(net.nodes[&3].state.lines, net.nodes[&1].state.lines);
+    assert_eq!(net.nodes[&3].state.lines.len(), 21, "it counts again");
+    assert!(!give_up(&mut net), "and keeps what it has");
+}
+
+#[test]
 fn a_group_that_stays_joint_is_led_out_of_it() {
     let mut net = Net::new(5, false);
     // A change that does not end by itself, in the log of everybody.

@@ -6,8 +6,10 @@ use super::node::StartError;
 use super::peers::{CALL_JOIN, Peers, call_address};
 use super::tls::Tls;
 use crate::cluster_part::{CLUSTER_PART, ClusterCommand};
+use crate::membership::Waiting;
 use crate::membership::{GroupReport, Moves, PeerReport, Reports, Step, next_steps};
 use crate::node_rows::{self, NodeRow, Wish};
+use crate::shard_machine::ShardHandle;
 use bytes::Bytes;
 use futures::future::join_all;
 use hindcast_env::{Clock, Disk, Rng, SeededRng};
@@ -21,8 +23,10 @@ use tonic::{Code, Status};
 
 const CALL_REPORTS: &str = "groups";
 const CALL_STEP: &str = "step";
-/// How often the cluster is looked at, and addresses are learnt.
+/// How often addresses are learnt, and the cluster is looked at while something is to be done.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Of so many looks, one asks everybody, while nothing is to be done as far as this node can see by itself.
+const QUIET_LOOKS: u32 = 4;
 const REPORT_TIMEOUT: Duration = Duration::from_millis(800);
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 const JOIN_PAUSE: Duration = Duration::from_millis(300);
@@ -50,6 +54,12 @@ enum Order {
     Change { group: GroupId, steps: Vec<MemberStep> },
     Transfer { group: GroupId, to: NodeId },
     Rebuild { group: GroupId },
+}
+
+/// Whether it is to be looked at again soon.
+fn is_odd(report: &GroupReport) -> bool {
+    let is_moving = !report.learners.is_empty() || !report.outgoing.is_empty();
+    is_moving || report.quarantined.is_some() || report.is_rebuilding || report.damaged.is_some()
 }
 
 /// Who this node is: by its file, or by asking a cluster. Waits for as long as none of the addresses answers.
@@ -120,6 +130,7 @@ struct Inner {
     raft: RaftHost,
     peers: Arc<Peers>,
     meta: MetaClient,
+    shards: Arc<BTreeMap<GroupId, ShardHandle>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -129,6 +140,7 @@ impl Members {
         raft: RaftHost,
         peers: Arc<Peers>,
         meta: MetaClient,
+        shards: Arc<BTreeMap<GroupId, ShardHandle>>,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let members = Self(Arc::new(Inner {
@@ -136,6 +148,7 @@ impl Members {
             raft,
             peers,
             meta,
+            shards,
             clock,
         }));
         members.register();
@@ -281,9 +294,16 @@ impl Members {
                 outgoing: sorted(s.outgoing),
                 quarantined: s.quarantined,
                 is_rebuilding: s.is_rebuilding,
+                damaged: self.damaged(group),
             }
         };
         self.0.raft.groups().into_iter().map(report).collect()
+    }
+
+    /// The first damage that is known of this node's files of a group.
+    fn damaged(&self, group: GroupId) -> Option<String> {
+        let shard = self.0.shards.get(&group)?;
+        shard.reader.damaged().first().map(ToString::to_string)
     }
 
     /// How the groups stand, by the word of every node that answers.
@@ -314,7 +334,10 @@ impl Members {
 
     async fn run(self) {
         let mut moves = Moves::default();
+        let mut told = Waiting::new();
         let mut led = false;
+        let mut before = Default::default();
+        let mut quiet = QUIET_LOOKS;
         loop {
             tokio::time::sleep(PAUSE).await;
             self.learn();
@@ -326,27 +349,48 @@ impl Members {
                 // Leaders of a cluster that just came up are let settle before they are spread.
                 moves = Moves::starting(self.0.clock.monotonic());
                 led = true;
+                quiet = QUIET_LOOKS;
             }
-            if let Err(error) = self.round(&mut moves).await {
-                tracing::debug!(%error, "the members have to wait");
+            let seen = (self.rows(), self.leads());
+            quiet += 1;
+            if quiet < QUIET_LOOKS && seen == before && !self.own_reports().iter().any(is_odd) {
+                continue;
             }
+            before = seen;
+            match self.round(&mut moves).await {
+                Ok(true) => quiet = 0,
+                // Something is under way.
+                Ok(false) => quiet = QUIET_LOOKS,
+                Err(error) => {
+                    quiet = QUIET_LOOKS;
+                    tracing::debug!(%error, "the members have to wait");
+                }
+            }
+            for ((group, node), why) in moves.waiting() {
+                if told.get(&(*group, *node)) != Some(why) {
+                    tracing::warn!(%group, %node, %why, "a copy with damaged files is not repaired now; see the runbook of scrub findings");
+                }
+            }
+            told.clone_from(moves.waiting());
         }
     }
 
-    async fn round(&self, moves: &mut Moves) -> Result<(), MetaError> {
+    /// True: every copy is as it should be, and nothing was to be done.
+    async fn round(&self, moves: &mut Moves) -> Result<bool, MetaError> {
         let read = self.0.meta.read().await?;
         let rows = node_rows::nodes(&*read);
         if rows.is_empty() {
             let nodes = self.0.identity.nodes.clone();
-            return self.propose(ClusterCommand::FoundNodes { nodes }).await.map(drop);
+            return self.propose(ClusterCommand::FoundNodes { nodes }).await.map(|_| false);
         }
         let leads = node_rows::leads(&*read);
         let reports = self.reports().await;
         let groups = self.0.raft.groups();
         let now = self.0.clock.monotonic();
         let steps = next_steps(&rows, &leads, &groups, &reports, now, moves);
+        let is_quiet = steps.is_empty() && !reports.values().flatten().any(is_odd);
         join_all(steps.into_iter().map(|step| self.carry_out(step))).await;
-        Ok(())
+        Ok(is_quiet)
     }
 
     async fn carry_out(&self, step: Step) {
@@ -385,7 +429,13 @@ impl Members {
                 Ok(())
             }
             Order::Rebuild { group } => {
-                self.0.raft.rebuild(group);
+                match self.damaged(group) {
+                    Some(why) => {
+                        tracing::warn!(%group, why, "this node gives up its damaged copy and waits for the leader's snapshot");
+                        self.0.raft.give_up(group, why);
+                    }
+                    None => self.0.raft.rebuild(group),
+                }
                 Ok(())
             }
         }

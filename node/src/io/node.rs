@@ -291,7 +291,8 @@ impl Node {
             Some(_) => Some(Arc::new(ColdThread::start().map_err(StartError::Cold)?)),
             None => None,
         };
-        for mut machine in open_shards(&map, &shard_config, &disk, &clock)? {
+        let has_others = !identity.nodes.is_empty();
+        for mut machine in open_shards(&map, &shard_config, &disk, &clock, has_others)? {
             if let Some(jobs) = &jobs {
                 machine = machine.with_cold_jobs(jobs.clone());
             }
@@ -302,6 +303,9 @@ impl Node {
             });
             shards.insert(handle.group, handle);
         }
+        let shards = Arc::new(shards);
+        let (held, checked) = (shards.clone(), disk.clone());
+        peers.check_snapshots(Box::new(move |group, dir| check_snapshot(&held, &*checked, group, dir)));
         let mut all_parts: Vec<Box<dyn Part>> = vec![Box::new(ClusterPart)];
         all_parts.extend(parts);
         let meta_config = config.test_only.meta(MetaMachineConfig {
@@ -360,6 +364,7 @@ impl Node {
             raft.clone(),
             peers.clone(),
             meta.clone(),
+            shards.clone(),
             clock.clone(),
         );
         let node = Self {
@@ -370,7 +375,7 @@ impl Node {
             writer,
             cuts,
             members,
-            shards: Arc::new(shards),
+            shards,
             clock,
             disk: watch,
             admission: Admission::new(memory.clone()),
@@ -438,16 +443,70 @@ impl Node {
     }
 }
 
-/// Opens all shards, each on a thread of its own: label indexes are rebuilt meanwhile, which is all work.
+/// A file went into a snapshot under the name that it has here, and nobody has read it for that: when it is not what was
+/// written, it is this node's copy that needs another one.
+fn check_snapshot(
+    shards: &BTreeMap<GroupId, ShardHandle>,
+    disk: &dyn Disk,
+    group: GroupId,
+    dir: &str,
+) -> Result<(), String> {
+    let Some(shard) = shards.get(&group) else {
+        return Ok(());
+    };
+    hindcast_storage::check_export(disk, dir).map_err(|e| {
+        if let StorageError::Damaged(damage) = &e
+            && let Some((_, name)) = damage.file.rsplit_once('/')
+        {
+            shard.reader.suspect(&format!("shard-{group}/{name}"));
+        }
+        e.to_string()
+    })
+}
+
+/// Files of a shard that does not open go here, until another node's snapshot is in force.
+fn aside(dir: &str) -> String {
+    format!("{dir}.damaged")
+}
+
+/// A cut on the way leaves a folder that does not open either, or is empty.
+fn set_aside(disk: &dyn Disk, dir: &str) -> Result<(), DiskError> {
+    let aside = aside(dir);
+    disk.create_dir_all(&aside)?;
+    for name in disk.list(dir)? {
+        disk.rename(&format!("{dir}/{name}"), &format!("{aside}/{name}"))?;
+    }
+    disk.sync_dir(&aside)?;
+    disk.sync_dir(dir)?;
+    disk.sync_dir("")
+}
+
+/// Opens all shards, each on a thread of its own: label indexes are rebuilt meanwhile, which is all work. One that is damaged
+/// begins empty where there are other nodes: its log begins after that, so the copy takes no part until it is rebuilt.
 fn open_shards(
     map: &ShardMap,
     config: &(dyn Fn(GroupId) -> ShardConfig + Sync),
     disk: &Arc<dyn Disk>,
     clock: &Arc<dyn Clock>,
+    has_others: bool,
 ) -> Result<Vec<ShardMachine>, StartError> {
     let open = |group: GroupId| {
-        let opened = ShardMachine::open(disk.clone(), &format!("shard-{group}"), config(group), clock.clone());
-        opened.map_err(|source| StartError::Shard { group, source })
+        let dir = format!("shard-{group}");
+        let open = || ShardMachine::open(disk.clone(), &dir, config(group), clock.clone());
+        let mut opened = open();
+        if let Err(StorageError::Damaged(damage)) = &opened
+            && has_others
+        {
+            tracing::error!(%group, %damage, "a shard does not open; its files are moved aside, and it is rebuilt from another node");
+            set_aside(&**disk, &dir)?;
+            opened = open();
+        }
+        let machine = opened.map_err(|source| StartError::Shard { group, source })?;
+        let aside = aside(&dir);
+        Ok(match disk.exists(&aside) {
+            true => machine.with_aside(disk.clone(), aside),
+            false => machine,
+        })
     };
     std::thread::scope(|threads| {
         let shards = map.shards().into_iter().map(GroupId::from);

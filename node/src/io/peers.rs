@@ -36,12 +36,17 @@ const BATCH_BYTES_MAX: usize = 1024 * 1024;
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
 const CALL_HAVE: &str = "snapshot_have";
+/// Before a snapshot that must not be sent is asked for again.
+const DAMAGED_PAUSE: Duration = Duration::from_secs(2);
 const HAVE_TIMEOUT: Duration = Duration::from_secs(2);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 /// Handshakes of peers at once; further connections wait in the kernel's queue.
 const HANDSHAKES_MAX: usize = 64;
 /// Connections of peers that shook hands and wait for the server to take them.
 const ACCEPTED_MAX: usize = 16;
+
+/// Tells why a snapshot in a folder must not be sent.
+pub type SnapshotCheck = Box<dyn Fn(GroupId, &str) -> Result<(), String> + Send + Sync>;
 
 /// Answers calls of one kind.
 pub type CallHandler = Arc<dyn Fn(NodeId, Bytes) -> BoxFuture<'static, Result<Bytes, Status>> + Send + Sync>;
@@ -128,6 +133,7 @@ pub struct Peers {
     removed: watch::Sender<bool>,
     handlers: RwLock<BTreeMap<String, CallHandler>>,
     raft: OnceLock<RaftHost>,
+    snapshot_check: Arc<OnceLock<SnapshotCheck>>,
     disk: Arc<dyn Disk>,
     /// Counts incoming snapshots, for folder names.
     incoming: Mutex<u64>,
@@ -148,6 +154,7 @@ impl Peers {
             removed: watch::Sender::new(false),
             handlers: RwLock::default(),
             raft: OnceLock::new(),
+            snapshot_check: Arc::default(),
             disk,
             incoming: Mutex::new(0),
             courier: Arc::default(),
@@ -222,6 +229,11 @@ impl Peers {
 
     pub fn attach(&self, raft: RaftHost) {
         let _ = self.raft.set(raft);
+    }
+
+    /// Snapshots are looked at by it before they are sent. The first one stays.
+    pub fn check_snapshots(&self, check: SnapshotCheck) {
+        let _ = self.snapshot_check.set(check);
     }
 
     pub fn ids(&self) -> Vec<NodeId> {
@@ -515,7 +527,18 @@ impl Transport for Peers {
         );
         let (courier, clock) = (self.courier.clone(), self.clock.clone());
         let have_asked = channel.clone();
+        let check = self.snapshot_check.clone();
         self.runtime.spawn(async move {
+            let looked_at = dir.clone();
+            let looked = tokio::task::spawn_blocking(move || match check.get() {
+                Some(check) => check(group, &looked_at),
+                None => Ok(()),
+            });
+            if let Ok(Err(why)) = looked.await {
+                tracing::error!(%to, %group, why, "a Raft snapshot is not sent");
+                tokio::time::sleep(DAMAGED_PAUSE).await;
+                return done(false);
+            }
             let (feed, stream) = mpsc::channel::<v1::SnapshotChunk>(16);
             let runtime = tokio::runtime::Handle::current();
             let travel = (group, to);

@@ -16,6 +16,7 @@ use hindcast_env::{ColdRef, ColdTier, Disk, DiskError, DiskFile, ReadAt};
 use hindcast_model::{GroupId, TenantId, TimestampNs};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub const MAGIC: &[u8; 8] = b"HCSEGMT\n";
 pub const END_MAGIC: &[u8; 8] = b"HCSEGEND";
@@ -259,6 +260,7 @@ impl FileWriter {
             reader: disk.open_read(&self.path)?,
             path: self.path,
             far: None,
+            is_suspect: AtomicBool::new(false),
         })
     }
 }
@@ -305,6 +307,8 @@ pub struct Container {
     /// Where blocks may lie: behind the header, before the table.
     data: Range<u64>,
     far: Option<Far>,
+    /// A read did not find what was written, and nobody has looked since whether that is so on the disk.
+    is_suspect: AtomicBool,
 }
 
 /// A file whose bytes are in the cold store, but for its table.
@@ -365,6 +369,7 @@ impl Container {
             path,
             reader,
             far: None,
+            is_suspect: AtomicBool::new(false),
         };
         let raw = container.read_block(table)?;
         Ok((container, raw))
@@ -406,6 +411,7 @@ impl Container {
                 table: kept.clone(),
                 table_path: table_path.clone(),
             }),
+            is_suspect: AtomicBool::new(false),
         };
         let raw = unpack(&stored, &stored, table).map_err(bad)?;
         Ok((container, raw))
@@ -458,7 +464,7 @@ impl Container {
         if range.start > range.end || range.end > self.file.bytes {
             return Err(self.damage(range, "lies outside of the file").into());
         }
-        read_range(self.reader.as_ref(), &self.path, range)
+        read_range(self.reader.as_ref(), &self.path, range).inspect_err(|_| self.suspect(true))
     }
 
     /// Verifies and unpacks one block out of bytes that `read_range` gave for `from..`.
@@ -471,9 +477,18 @@ impl Container {
         unpack(bytes, stored, block).map_err(bad)
     }
 
-    /// What to tell of bytes of this file that are not what was written.
+    /// What to tell of bytes of this file that are not what was written. It is suspect from then on.
     pub fn damage(&self, range: Range<u64>, why: impl Into<String>) -> Damage {
+        self.suspect(true);
         damage(&self.path, range, why)
+    }
+
+    pub fn suspect(&self, is_suspect: bool) {
+        self.is_suspect.store(is_suspect, Ordering::Relaxed);
+    }
+
+    pub fn is_suspect(&self) -> bool {
+        self.is_suspect.load(Ordering::Relaxed)
     }
 
     /// The file as a scrub reads it, at its own pace. `blocks` in any order; the table need not be among them.

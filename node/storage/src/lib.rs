@@ -5,7 +5,7 @@
 //! be cut. Times are `TimestampNs` (event time); positions are indexes of the shard's Raft group.
 //!
 //! Deliberately absent: quotas and ages of pins (the meta group decides), the dedup table (the caller's `aux` bytes),
-//! repair (the node fetches a snapshot from a peer when a read reports damage).
+//! repair (the node knows from here which files are damaged, and is sent a snapshot by a peer).
 
 pub mod aggregate;
 mod codec;
@@ -40,7 +40,9 @@ pub use cold::{Cold, ColdCounts, ColdDone, ColdJob, ColdReport, ColdRule};
 pub use compaction::Effort;
 pub use error::{Damage, ReadError, StorageError};
 pub use retention::{Floor, Floors, Pin, Policy, Selector, TOPOLOGY_LABEL};
-pub use shard::{CompactReport, Dropped, DroppedByRule, FlushReport, Opened, Shard, ShardConfig, ShardStats};
+pub use shard::{
+    CompactReport, Dropped, DroppedByRule, FlushReport, Opened, Shard, ShardConfig, ShardStats, check_export,
+};
 pub use verify::{FileCheck, ImmutableFile};
 pub use view::{ShardReader, VisitedSeries};
 pub use work::{FlushDone, FlushWork, MergeDone, MergeWork, Merged};

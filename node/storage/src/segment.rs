@@ -10,6 +10,7 @@ use crate::error::{Damage, ReadError, StorageError};
 use crate::{logs, metric};
 use hindcast_env::{ColdRef, ColdTier, Disk};
 use serde::{Deserialize, Serialize};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// How much work went into a file: what a flush writes fast, compaction makes small.
@@ -70,6 +71,8 @@ pub struct Segment {
     resolution: Option<Resolution>,
     /// A merge met damage here: it is left alone, and readers of what is damaged are told.
     set_aside: AtomicBool,
+    /// What a look at the whole file found.
+    damage: OnceLock<Damage>,
     /// How much of it seemed to be needed when a rewrite had just left it. The page table tells that about: by the time
     /// that a page spans, of which a pin may hold a little with most of the rows.
     kept_when_rewritten: AtomicU64,
@@ -108,6 +111,7 @@ impl Segment {
             rows: Rows::Metric(Box::new(rows)),
             cold: None,
             set_aside: AtomicBool::new(false),
+            damage: OnceLock::new(),
             kept_when_rewritten: AtomicU64::new(u64::MAX),
         }
     }
@@ -121,6 +125,7 @@ impl Segment {
             rows: Rows::Log(rows),
             cold: None,
             set_aside: AtomicBool::new(false),
+            damage: OnceLock::new(),
             kept_when_rewritten: AtomicU64::new(u64::MAX),
         }
     }
@@ -157,6 +162,15 @@ impl Segment {
 
     pub fn is_set_aside(&self) -> bool {
         self.set_aside.load(Ordering::Relaxed)
+    }
+
+    /// The file itself is not what was written. The first finding stays.
+    pub fn found(&self, damage: Damage) {
+        let _ = self.damage.set(damage);
+    }
+
+    pub fn damage_found(&self) -> Option<&Damage> {
+        self.damage.get()
     }
 
     /// A rewrite left it, and `kept` rows of it seem to be needed.

@@ -1448,6 +1448,17 @@ fn bring(disk: &dyn Disk, from: &str, to: &str) -> Result<(), StorageError> {
     Ok(file.sync()?)
 }
 
+/// Reads an exported state whole: a peer would refuse what is damaged, so it had better not be sent. A file is named as in
+/// the shard's own folder.
+pub fn check_export(disk: &dyn Disk, dir: &str) -> Result<(), StorageError> {
+    let no_snapshot = || StorageError::NoSnapshot { dir: dir.to_owned() };
+    let (manifest, ..) = newest_manifest(disk, dir)?.ok_or_else(no_snapshot)?;
+    for SegmentRef { file, .. } in &manifest.segments {
+        container::scrub_path(disk, &container::path_of(dir, file.number), file)?;
+    }
+    Ok(())
+}
+
 type Found = (Manifest, [u8; 32], Option<Damage>);
 
 /// The newest manifest that verifies; `None` in a folder that never had one.

@@ -8,7 +8,7 @@
 use crate::aggregate::{HOUR_NS, Resolution, Window, hours_of, windows_of};
 use crate::codec::RawLine;
 use crate::container::FileKind;
-use crate::error::ReadError;
+use crate::error::{Damage, ReadError};
 use crate::grain::{Parts, Rolled, push_lasts};
 use crate::head::{Copied, Head, Unpacker};
 use crate::index::{Directory, Series};
@@ -105,6 +105,12 @@ struct Sources {
 }
 
 impl State {
+    /// Segments that are on this disk, as wanted.
+    fn here(&self, wanted: impl Fn(&Segment) -> bool) -> Vec<Arc<Segment>> {
+        let here = self.segments.iter().chain(&self.windows).filter(|s| s.cold.is_none());
+        here.filter(|s| wanted(s)).cloned().collect()
+    }
+
     fn sources(&self, tenant: &TenantId, streams: bool, as_of: Option<u64>) -> Result<Sources, ReadError> {
         let kind = if streams { FileKind::Log } else { FileKind::Metric };
         let of_us = |s: &&Arc<Segment>| s.head.tenant == *tenant && s.head.kind == kind;
@@ -503,6 +509,42 @@ impl ShardReader {
             state.segments.iter().chain(&state.windows).cloned().collect()
         };
         segments.iter().map(|s| s.immutable_file()).collect()
+    }
+
+    /// Files that are here, in force, and suspect: a read did not find in them what was written, and nobody knows yet
+    /// whether the disk has it.
+    pub fn suspects(&self) -> Vec<crate::verify::ImmutableFile> {
+        let suspects = self
+            .state
+            .read()
+            .here(|s| s.container().is_suspect() && s.damage_found().is_none());
+        suspects.iter().map(|s| s.immutable_file()).collect()
+    }
+
+    /// Somebody else saw what may be damage of this file.
+    pub fn suspect(&self, path: &str) {
+        for segment in self.state.read().here(|s| s.path() == path) {
+            segment.container().suspect(true);
+        }
+    }
+
+    /// A whole look at a file ended: with what it found, or with nothing. One that is not in force any more, or is in the
+    /// cold store, is nobody's damage here. True: it is news.
+    pub fn looked_at(&self, path: &str, damage: Option<Damage>) -> bool {
+        let Some(segment) = self.state.read().here(|s| s.path() == path).pop() else {
+            return false;
+        };
+        segment.container().suspect(false);
+        let is_news = damage.is_some() && segment.damage_found().is_none();
+        damage.into_iter().for_each(|d| segment.found(d));
+        is_news
+    }
+
+    /// What is known to be damaged, of the files that are here and in force. It ends with them: merged, let go, or
+    /// replaced by a snapshot.
+    pub fn damaged(&self) -> Vec<Damage> {
+        let damaged = self.state.read().here(|s| s.damage_found().is_some());
+        damaged.iter().filter_map(|s| s.damage_found().cloned()).collect()
     }
 
     /// Sorted by (slot, fingerprint, labels). A label set occurs once per slot; series without a sample are left out.

@@ -10,7 +10,7 @@
 
 use super::log_thread::LogThread;
 use super::logger::logger;
-use super::raft_thread::{Event, Fatal, RaftThread};
+use super::raft_thread::{Beats, Event, Fatal, RaftThread};
 use super::times::{Times, TimesSeen};
 use super::worker::{Owned, Worker};
 use super::workshop::Workshop;
@@ -314,14 +314,25 @@ impl RaftHost {
             disk.remove_dir_all(&format!("{snapshot_dir}/{name}"))?;
         }
         let (log_dir, begun) = (format!("{dir}/log"), format!("{dir}/begun"));
+        if disk.exists(&format!("{dir}/{LOG_GOES_ASIDE}")) {
+            set_log_aside(disk.as_ref(), dir)?;
+        }
         let has_begun = disk.exists(&begun);
         let lost = format!("{dir}/lost");
         if has_begun && disk.list(&log_dir)?.is_empty() && !disk.exists(&lost) {
             // Before a new log is there: until a copy is rebuilt, it must not look like one that never began.
             write_new_file(disk.as_ref(), &lost, b"the Raft log was taken away\n")?;
         }
+        let mut opened = LogStore::open(disk.clone(), &log_dir, config.log.clone());
+        if let Err(e @ (LogError::Damaged { .. } | LogError::Gap { .. })) = &opened
+            && config.voters.len() > 1
+        {
+            tracing::error!(error = %e, "the log is moved aside; its groups begin again from snapshots of the others");
+            set_log_aside(disk.as_ref(), dir)?;
+            opened = LogStore::open(disk.clone(), &log_dir, config.log.clone());
+        }
+        let mut store = opened?;
         let is_lost = disk.exists(&lost);
-        let mut store = LogStore::open(disk.clone(), &log_dir, config.log.clone())?;
         if !has_begun {
             // From here on there is always a segment: a log without any is one that was taken away, with its votes.
             write_new_file(disk.as_ref(), &begun, b"the Raft log was begun\n")?;
@@ -418,6 +429,9 @@ impl RaftHost {
             reads: BTreeMap::new(),
             read_seq: 0,
             exports: 0,
+            beats: Beats::default(),
+            published: BTreeMap::new(),
+            ticks: 0,
         };
         threads.push(spawn("raft", fatal_tell.clone(), move || raft_thread.run())?);
         // Last, as they end after all that hand them work.
@@ -615,6 +629,11 @@ impl RaftHost {
         let _ = self.0.events.send(Event::Inputs(vec![(group, Input::Rebuild)]));
     }
 
+    /// The files of this copy are damaged and its group does not count it any more: it is to begin again from a snapshot.
+    pub fn give_up(&self, group: GroupId, why: String) {
+        let _ = self.0.events.send(Event::Inputs(vec![(group, Input::GiveUp { why })]));
+    }
+
     /// Asks the leader (this node) to hand over; proposals meanwhile fail. Does nothing on a follower without leader.
     pub fn transfer_leader(&self, group: GroupId, to: NodeId) {
         let _ = self.0.events.send(Event::Inputs(vec![(group, Input::Transfer { to })]));
@@ -649,6 +668,31 @@ impl RaftHost {
     pub fn shutdown(&self) {
         self.0.stop();
     }
+}
+
+/// While this file is there, what is left of the log belongs aside: a part of it would look like a whole one.
+const LOG_GOES_ASIDE: &str = "log-goes-aside";
+
+/// A log that is damaged before its end is of no use here, but perhaps to a person: it goes to `log.damaged`, and what this
+/// node voted and confirmed counts as lost.
+fn set_log_aside(disk: &dyn Disk, dir: &str) -> Result<(), DiskError> {
+    let (log, aside) = (format!("{dir}/log"), format!("{dir}/log.damaged"));
+    let (goes, lost) = (format!("{dir}/{LOG_GOES_ASIDE}"), format!("{dir}/lost"));
+    if !disk.exists(&goes) {
+        write_new_file(disk, &goes, b"the Raft log is damaged\n")?;
+    }
+    if !disk.exists(&lost) {
+        write_new_file(disk, &lost, b"the Raft log was damaged\n")?;
+    }
+    disk.remove_dir_all(&aside)?;
+    disk.create_dir_all(&aside)?;
+    for name in disk.list(&log)? {
+        disk.rename(&format!("{log}/{name}"), &format!("{aside}/{name}"))?;
+    }
+    disk.sync_dir(&aside)?;
+    disk.sync_dir(&log)?;
+    disk.remove(&goes)?;
+    disk.sync_dir(dir)
 }
 
 struct Counted<'a>(&'a AtomicUsize);

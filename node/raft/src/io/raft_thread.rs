@@ -3,7 +3,7 @@
 use super::host::{GroupShared, Leadership, ProposeError, Transport};
 use super::log_thread::{LogJob, bytes_of};
 use super::worker::Job;
-use crate::driver::{Driver, Input, Outcome, Output, ProposalId, Refused};
+use crate::driver::{Driver, Input, Outcome, Output, ProposalId, Pulse, Refused};
 use crate::members::MemberStep;
 use crate::wire::{self, WireMessage};
 use bytes::Bytes;
@@ -106,6 +106,41 @@ pub struct RaftThread {
     pub reads: BTreeMap<u64, oneshot::Sender<u64>>,
     pub read_seq: u64,
     pub exports: u64,
+    pub beats: Beats,
+    /// What was last published of each group, and at which tick.
+    pub published: BTreeMap<GroupId, (Pulse, u64)>,
+    pub ticks: u64,
+}
+
+/// Heartbeats and their answers that wait for company: a batch to their node, or the tick at which all go. They carry no
+/// read's question and promise nothing, so they may be late by less than the pause between two heartbeats; a batch costs
+/// the same with one of them or with those of all groups.
+#[derive(Default)]
+pub struct Beats(BTreeMap<u64, Vec<(GroupId, Message)>>);
+
+impl Beats {
+    fn is_one(message: &Message) -> bool {
+        let is_beat = matches!(
+            message.get_msg_type(),
+            MessageType::MsgHeartbeat | MessageType::MsgHeartbeatResponse
+        );
+        is_beat && message.context.is_empty()
+    }
+
+    /// Keeps beats back; the rest goes, with what waits for the same nodes.
+    fn sort(&mut self, messages: Vec<(GroupId, Message)>) -> Vec<(GroupId, Message)> {
+        let (beats, mut go): (Vec<_>, Vec<_>) = messages.into_iter().partition(|(_, m)| Self::is_one(m));
+        for (group, beat) in beats {
+            self.0.entry(beat.to).or_default().push((group, beat));
+        }
+        let receivers: BTreeSet<u64> = go.iter().map(|(_, m)| m.to).collect();
+        go.extend(receivers.into_iter().filter_map(|to| self.0.remove(&to)).flatten());
+        go
+    }
+
+    fn all(&mut self) -> Vec<(GroupId, Message)> {
+        std::mem::take(&mut self.0).into_values().flatten().collect()
+    }
 }
 
 /// Events taken before the clock is looked at again.
@@ -113,13 +148,16 @@ const EVENTS_PER_LOOP_MAX: usize = 4096;
 /// After a pause of the process not every missed tick is made up for: peers may have been heard of meanwhile.
 const TICKS_PER_LOOP_MAX: u64 = 2;
 const FORGET_EVERY_TICKS: u64 = 20;
+/// A group in which nothing happens tells how it stands every so many ticks.
+const PUBLISH_EVERY_TICKS: u64 = 8;
+/// All heartbeats that wait go at every second tick.
+const BEAT_EVERY_TICKS: u64 = 2;
 
 impl RaftThread {
     pub fn run(mut self) {
         let groups: BTreeSet<_> = self.drivers.keys().copied().collect();
         self.settle(&groups);
         let mut next_tick = self.clock.monotonic().0 + self.tick.0;
-        let mut ticks = 0u64;
         loop {
             let wait = next_tick.saturating_sub(self.clock.monotonic().0);
             let mut touched = BTreeSet::new();
@@ -147,13 +185,16 @@ impl RaftThread {
                     self.drivers.values_mut().for_each(|d| d.step(Input::Tick));
                 }
                 next_tick += due * self.tick.0;
-                ticks += 1;
+                self.ticks += 1;
                 touched.extend(self.drivers.keys().copied());
-                if ticks.is_multiple_of(FORGET_EVERY_TICKS) {
+                if self.ticks.is_multiple_of(FORGET_EVERY_TICKS) {
                     self.forget_abandoned();
                 }
             }
             self.settle(&touched);
+            if due > 0 && self.ticks.is_multiple_of(BEAT_EVERY_TICKS) {
+                send_messages(self.transport.as_ref(), self.beats.all());
+            }
         }
     }
 
@@ -239,16 +280,20 @@ impl RaftThread {
             let Some(driver) = self.drivers.get_mut(&group) else {
                 continue;
             };
-            for output in driver.ready() {
+            let outputs = driver.ready();
+            let is_quiet = outputs.iter().all(|o| matches!(o, Output::Send(_)));
+            for output in outputs {
                 match output {
                     Output::Send(message) => messages.push((group, message)),
                     Output::Write(task) => round.push((group, task)),
                     other => self.carry_out(group, other),
                 }
             }
-            self.publish(group);
+            if !is_quiet || self.has_news(group) {
+                self.publish(group);
+            }
         }
-        send_messages(self.transport.as_ref(), messages);
+        send_messages(self.transport.as_ref(), self.beats.sort(messages));
         if !round.is_empty() {
             self.log_queue_bytes.fetch_add(bytes_of(&round), Ordering::Relaxed);
             let _ = self.log.send(LogJob::Round(round));
@@ -315,7 +360,15 @@ impl RaftThread {
         self.transport.send_snapshot(to, group, head, dir, done);
     }
 
-    fn publish(&self, group: GroupId) {
+    /// Whether somebody may wait for what changed, or it is time to tell again.
+    fn has_news(&self, group: GroupId) -> bool {
+        let pulse = self.drivers[&group].pulse();
+        let told = self.published.get(&group);
+        told.is_none_or(|(before, at)| *before != pulse || self.ticks - at >= PUBLISH_EVERY_TICKS)
+    }
+
+    fn publish(&mut self, group: GroupId) {
+        self.published.insert(group, (self.drivers[&group].pulse(), self.ticks));
         let status = self.drivers[&group].status();
         let shared = &self.shared[&group];
         let leadership = Leadership {
@@ -355,5 +408,39 @@ pub fn send_messages(transport: &dyn Transport, messages: Vec<(GroupId, Message)
         if !batch.is_empty() {
             transport.send(NodeId(to), batch);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: MessageType, to: u64, context: &'static [u8]) -> (GroupId, Message) {
+        let mut message = Message {
+            to,
+            context: Bytes::from_static(context),
+            ..Message::default()
+        };
+        message.set_msg_type(kind);
+        (GroupId(to), message)
+    }
+
+    #[test]
+    fn heartbeats_wait_for_company_unless_a_read_asks_by_them() {
+        use MessageType::{MsgAppend, MsgHeartbeat, MsgHeartbeatResponse};
+        let mut beats = Beats::default();
+        let kinds = |messages: &[(GroupId, Message)]| {
+            let kind = |(_, m): &(GroupId, Message)| (m.to, m.get_msg_type());
+            messages.iter().map(kind).collect::<Vec<_>>()
+        };
+        let idle = vec![message(MsgHeartbeat, 2, b""), message(MsgHeartbeatResponse, 3, b"")];
+        assert!(beats.sort(idle).is_empty());
+        let went = beats.sort(vec![message(MsgHeartbeat, 3, b"read 7"), message(MsgHeartbeat, 2, b"")]);
+        assert_eq!(kinds(&went), [(3, MsgHeartbeat), (3, MsgHeartbeatResponse)]);
+        let went = beats.sort(vec![message(MsgAppend, 2, b"")]);
+        assert_eq!(kinds(&went), [(2, MsgAppend), (2, MsgHeartbeat), (2, MsgHeartbeat)]);
+        assert!(beats.all().is_empty());
+        beats.sort(vec![message(MsgHeartbeat, 2, b"")]);
+        assert_eq!(kinds(&beats.all()), [(2, MsgHeartbeat)], "at the tick at which all go");
     }
 }

@@ -275,7 +275,7 @@ pub(crate) fn json(s: &v1::StatusResponse) -> serde_json::Value {
     let progress = |p: &v1::MemberProgress| {
         serde_json::json!({
             "node": p.node, "lag": p.lag, "active": p.active, "in_snapshot": p.in_snapshot,
-            "quarantined": p.quarantined, "rebuilding": p.rebuilding,
+            "quarantined": p.quarantined, "rebuilding": p.rebuilding, "damaged": p.damaged,
             "snapshot_bytes_sent": p.snapshot_bytes_sent, "snapshot_bytes": p.snapshot_bytes,
         })
     };
@@ -373,6 +373,8 @@ fn off_level(p: &v1::MemberProgress) -> Option<String> {
         "waits for a snapshot".to_owned()
     } else if p.in_snapshot {
         snapshot_words(p)
+    } else if !p.damaged.is_empty() {
+        format!("has damaged files ({})", p.damaged)
     } else if !p.active {
         "not heard of".to_owned()
     } else if p.lag >= LAG_SHOWN_MIN {

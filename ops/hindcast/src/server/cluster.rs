@@ -127,6 +127,7 @@ impl View {
                     in_snapshot: peer.is_some_and(|p| p.in_snapshot),
                     quarantined: own.and_then(|r| r.quarantined.clone()).unwrap_or_default(),
                     rebuilding: own.is_some_and(|r| r.is_rebuilding),
+                    damaged: own.and_then(|r| r.damaged.clone()).unwrap_or_default(),
                     snapshot_bytes_sent: peer.and_then(|p| p.snapshot).map_or(0, |s| s.0),
                     snapshot_bytes: peer.and_then(|p| p.snapshot).map_or(0, |s| s.1),
                 }

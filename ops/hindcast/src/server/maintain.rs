@@ -3,11 +3,14 @@
 //! Flushes and merges are the business of each shard's owner: they are asked for here and watched. A scrub never meets
 //! the owner: it reads over a reader's handles on a thread that may block, paced, while everything else goes on.
 //!
-//! Beside what people ask for, a node reads all its files twice a day, so slowly that nobody notices.
+//! Beside what people ask for, a node reads all its files twice a day, so slowly that nobody notices, and at once a file in
+//! which a read met damage. What a whole look finds here, and not in the cold store, makes the copy one to be repaired from
+//! another node (`hindcast_node::membership`).
 //!
 //! Invariants
 //! - One scrub at a time that somebody asked for; a second one is refused, so that the bound on its reads is the node's.
 //! - A scrub ends when nobody listens to it any more.
+//! - What a read alone met is no finding: memory may have failed, and a copy is not rebuilt for that.
 //! - Every byte of a file that is here is read again within a day; the cold store is read when somebody asks.
 
 use hindcast_model::{Class, Classify, GroupId, SpanNs};
@@ -18,7 +21,7 @@ use hindcast_proto::v1::maintain_progress::Event;
 use hindcast_proto::v1::maintain_request::Work;
 use hindcast_proto::v1::shard_progress::State;
 use hindcast_proto::{edge, v1};
-use hindcast_storage::{Damage, FileCheck};
+use hindcast_storage::{Damage, FileCheck, ImmutableFile};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -40,6 +43,8 @@ const BACKGROUND_BYTES_PER_SECOND_MIN: u64 = 256 << 10;
 const ROUND_PAUSE_MIN: Duration = Duration::from_secs(1);
 /// Messages that wait for a slow reader; the work waits with them.
 const PROGRESS_QUEUE_MAX: usize = 16;
+/// Between looks at files in which reads met damage.
+const SUSPECTS_PAUSE: Duration = Duration::from_secs(1);
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 /// The stats are renewed after the work, by the next round of the owner.
 const STATS_PAUSE: Duration = Duration::from_millis(100);
@@ -143,6 +148,43 @@ impl Maintenance {
             tokio::time::sleep(round.saturating_sub(took).max(ROUND_PAUSE_MIN)).await;
         }
     }
+}
+
+/// Reads files whole in which a read met damage, for as long as the node runs.
+pub async fn look_at_suspects(node: Node) {
+    loop {
+        tokio::time::sleep(SUSPECTS_PAUSE).await;
+        for shard in node.shards.values() {
+            for file in shard.reader.suspects() {
+                look_at(&node, shard, file).await;
+            }
+        }
+    }
+}
+
+async fn look_at(node: &Node, shard: &ShardHandle, file: ImmutableFile) {
+    let path = file.path().to_owned();
+    // Nobody listens to the progress of one file.
+    let (tell, _told) = mpsc::channel(1);
+    let mut scrub = Scrub::new(node, SCRUB_BYTES_PER_SECOND_DEFAULT, tell, None);
+    let mut check = file.check();
+    while check.next_bytes() > 0 {
+        let bytes = check.next_bytes();
+        let Some(next) = scrub.piece(check, bytes).await else {
+            return;
+        };
+        check = next;
+    }
+    let damages = check.finish();
+    match damages.first() {
+        Some(damage) => tracing::error!(shard = %shard.group, %damage, "a read met damage, and it is on the disk"),
+        None => tracing::error!(
+            shard = %shard.group,
+            file = path,
+            "a read met damage that is not on the disk: memory or a cable may fail; see the runbook of scrub findings"
+        ),
+    }
+    shard.reader.looked_at(&path, damages.into_iter().next());
 }
 
 /// Bytes per second that read `bytes` well within a round.
@@ -363,8 +405,13 @@ impl Scrub {
                     }
                 }
             }
-            let is_cold = check.file().is_cold();
-            for damage in check.finish() {
+            let (is_cold, path) = (check.file().is_cold(), check.file().path().to_owned());
+            let is_checked = check.unchecked().is_none();
+            let damages = check.finish();
+            if is_checked && !is_cold {
+                shard.reader.looked_at(&path, damages.first().cloned());
+            }
+            for damage in damages {
                 self.summary.findings += 1;
                 tracing::error!(shard = %shard.group, %damage, "a scrub found damage");
                 let finding = finding(&self.node, shard.group, damage, is_cold);
@@ -420,6 +467,9 @@ fn finding(node: &Node, group: GroupId, damage: Damage, is_cold: bool) -> v1::Fi
 
 /// What somebody who reads a finding should do; `ops/runbooks/scrub-findings.md` has the rest.
 fn next_step(nodes: usize, is_cold: bool) -> String {
+    if nodes > 2 && !is_cold {
+        return "this copy is rebuilt from another node by itself (see `hindcast cluster status`); if it stays, or comes again, see ops/runbooks/scrub-findings.md".to_owned();
+    }
     let others = if nodes > 1 {
         "scrub the other nodes, ask them for this data, and save it from one that is clean with `hindcast export`"
     } else {
@@ -443,9 +493,10 @@ mod tests {
     fn a_node_without_others_is_not_sent_to_them() {
         for is_cold in [false, true] {
             assert!(!next_step(0, is_cold).contains("other nodes"));
-            assert!(next_step(3, is_cold).contains("other nodes"));
+            assert!(next_step(2, is_cold).contains("other nodes"));
             assert_eq!(next_step(3, is_cold).contains("restore the object"), is_cold);
         }
+        assert!(next_step(3, false).contains("by itself"), "three can repair one");
     }
 
     #[test]

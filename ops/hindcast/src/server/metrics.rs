@@ -9,6 +9,7 @@ use hindcast_model::GroupId;
 use hindcast_node::disk_guard::DiskState;
 use hindcast_node::io::tls::TlsStats;
 use hindcast_node::io::writer::QUEUED_BYTES_MAX;
+use hindcast_node::shard_machine::ShardHandle;
 use hindcast_proto::v1;
 use hindcast_raft::Meta;
 use hindcast_raft::io::TimesSeen;
@@ -236,11 +237,21 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "Segment files that are in the cold store.",
     ),
     (
+        "hindcast_storage_damaged_files",
+        "gauge",
+        "Files of the shard that are here and damaged: what needs them is refused, until the copy is rebuilt from another node.",
+    ),
+    (
         "hindcast_storage_head_bytes",
         "gauge",
         "Bytes of rows in memory that are in no file yet.",
     ),
     ("hindcast_storage_lines", "gauge", "Log lines held by the shard."),
+    (
+        "hindcast_storage_repairs_total",
+        "counter",
+        "Times that damaged files of the shard were replaced: by another node's snapshot, or from a Raft log that held everything.",
+    ),
     ("hindcast_storage_samples", "gauge", "Samples held by the shard."),
     ("hindcast_storage_segment_bytes", "gauge", "Bytes of segment files."),
     ("hindcast_storage_segments", "gauge", "Segment files."),
@@ -413,6 +424,15 @@ impl View {
         out.put("hindcast_storage_samples", by_shard(&|s| s.samples as f64));
         out.put("hindcast_storage_lines", by_shard(&|s| s.lines as f64));
         out.put("hindcast_storage_window_values", by_shard(&|s| s.window_values as f64));
+        let of_copies = |f: &dyn Fn(&ShardHandle) -> f64| {
+            let shards = self.node.shards.iter();
+            shards.map(|(g, s)| (format!("{{group=\"{g}\"}}"), f(s))).collect()
+        };
+        out.put(
+            "hindcast_storage_damaged_files",
+            of_copies(&|s| s.reader.damaged().len() as f64),
+        );
+        out.put("hindcast_storage_repairs_total", of_copies(&|s| s.repairs() as f64));
         out.put("hindcast_storage_head_bytes", by_shard(&|s| s.head_bytes as f64));
         out.put("hindcast_storage_series", by_shard(&|s| s.series as f64));
         out.put("hindcast_storage_segments", by_shard(&|s| s.segments as f64));

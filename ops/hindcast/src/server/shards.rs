@@ -94,9 +94,19 @@ impl LocalShards {
         (applied, Freshness::Stale { age })
     }
 
+    /// The copy was set aside and has nothing yet: what it says would not be old but wrong.
+    fn is_empty_handed(&self, group: GroupId) -> bool {
+        let status = self.node.raft.status(group);
+        let is_out = status.quarantined.is_some() || status.is_rebuilding;
+        is_out && self.node.shards.get(&group).is_some_and(|s| s.reader.applied() == 0)
+    }
+
     /// Waits until the replica may answer; the applied index and how new that is, or why it may not.
     async fn fresh(&self, group: GroupId, as_of: Option<u64>) -> Result<(u64, Freshness), String> {
         match as_of {
+            None if self.consistency == Consistency::StaleOk && self.is_empty_handed(group) => Err(format!(
+                "shard {group} of this node is damaged and being rebuilt; ask another node"
+            )),
             None if self.consistency == Consistency::StaleOk => Ok(self.at_once(group).await),
             None => {
                 let read = self.confirm(group, FRESH_TIMEOUT).await;
