@@ -29,7 +29,9 @@ pub struct Load {
 pub const HOSTS: u64 = 10;
 /// Lines asked for at once.
 const LINES_PER_READ: u64 = 50_000;
-const SAMPLES_PER_READ: u64 = 1_000_000;
+const SAMPLES_PER_READ: u64 = 250_000;
+/// A reader that is turned away, for lack of memory, comes again for so long.
+const READ_PATIENCE: Duration = Duration::from_secs(60);
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Item `i` of a writer is stamped so many milliseconds after the start; all of it must lie in the past.
 const START_BEFORE_NOW_MS: i64 = 12 * 3_600_000;
@@ -219,6 +221,20 @@ fn pieces(items: Range<u64>, step: u64) -> impl Iterator<Item = Range<u64>> {
         .map(move |from| from..(from + step).min(end))
 }
 
+/// Reads, again while the node takes no queries now.
+async fn patiently<F: Future<Output = Result<Vec<u64>>>>(read: impl Fn() -> F) -> Result<Vec<u64>> {
+    let started = Instant::now();
+    loop {
+        let answer = read().await;
+        let status = answer.as_ref().err().and_then(|e| e.downcast_ref::<tonic::Status>());
+        let is_turned_away = status.is_some_and(|s| s.code() == tonic::Code::ResourceExhausted);
+        if !is_turned_away || started.elapsed() > READ_PATIENCE {
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 /// The numbers of all samples and all lines of a writer's batches (counted from 0), as a node has them.
 pub async fn read_batches(
     load: Load,
@@ -230,11 +246,11 @@ pub async fn read_batches(
     let items = |per: u64| batches.start * per..batches.end * per;
     let mut samples = vec![];
     for piece in pieces(items(load.samples_per_batch), SAMPLES_PER_READ) {
-        samples.extend(read_samples(node.clone(), writer, base_ms, piece).await?);
+        samples.extend(patiently(|| read_samples(node.clone(), writer, base_ms, piece.clone())).await?);
     }
     let mut lines = vec![];
     for piece in pieces(items(load.lines_per_batch), LINES_PER_READ) {
-        lines.extend(read_lines(node.clone(), writer, base_ms, piece).await?);
+        lines.extend(patiently(|| read_lines(node.clone(), writer, base_ms, piece.clone())).await?);
     }
     Ok((samples, lines))
 }

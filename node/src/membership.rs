@@ -4,6 +4,8 @@
 //! lost on the way (a step, a report, that leader) is seen again in the next round, because nothing is remembered but
 //! when leaders were last moved.
 //!
+//! Leaders are spread over the members, and go away from a node whose disk is full as long as another one has room.
+//!
 //! Adding: learner, caught up, voter. Leaving: leaders go first, then the voter, in one joint change with the one that
 //! takes its place, if any. A copy that lost what it had confirmed is taken out, begins again and comes back the same way.
 //! So does a copy with damaged files, which is first told that it counts no more, and only then taken out.
@@ -48,6 +50,9 @@ pub struct GroupReport {
     /// What is damaged of this node's files; the copy takes part nevertheless.
     #[serde(default)]
     pub damaged: Option<String>,
+    /// This node takes no writes now, for lack of room on its disk: others had better lead.
+    #[serde(default)]
+    pub is_short_of_room: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,6 +218,10 @@ impl Round<'_> {
     fn is_well(&self, node: NodeId, group: GroupId) -> bool {
         self.report(node, group)
             .is_some_and(|r| r.quarantined.is_none() && !r.is_rebuilding)
+    }
+
+    fn has_room(&self, node: NodeId, group: GroupId) -> bool {
+        self.report(node, group).is_some_and(|r| !r.is_short_of_room)
     }
 
     /// It is well, and nothing of it is known to be damaged.
@@ -454,7 +463,8 @@ impl Round<'_> {
             let stays = self.wishes.get(&p.node) == Some(&Wish::Member);
             p.node != leader && stays && report.voters.contains(&p.node) && p.is_active && self.is_sound(p.node, group)
         });
-        fit.min_by_key(|p| (p.lag, p.node)).map(|p| p.node)
+        fit.min_by_key(|p| (!self.has_room(p.node, group), p.lag, p.node))
+            .map(|p| p.node)
     }
 
     fn transfer(&self, group: GroupId, leader: NodeId, to: NodeId, pause: SpanNs, moves: &mut Moves) -> Option<Step> {
@@ -467,8 +477,13 @@ impl Round<'_> {
         Some(Step::Transfer { group, leader, to })
     }
 
-    /// Leaders go where they are wished, at once; the rest is spread, slowly.
+    /// Leaders go away from a full disk and to where they are wished, at once; the rest is spread, slowly.
     fn spread(&self, group: GroupId, leader: NodeId, report: &GroupReport, moves: &mut Moves) -> Option<Step> {
+        if !self.has_room(leader, group) {
+            let to = self.best_successor(group, leader, report);
+            let to = to.filter(|to| self.has_room(*to, group))?;
+            return self.transfer(group, leader, to, TRANSFER_PAUSE, moves);
+        }
         let mut able = report.voters.clone();
         able.retain(|n| self.wishes.get(n) == Some(&Wish::Member));
         able.sort_unstable();
@@ -479,7 +494,7 @@ impl Round<'_> {
             .peers
             .iter()
             .any(|p| p.node == to && p.is_active && p.lag <= PROMOTE_LAG_MAX);
-        if to == leader || !near || !self.is_sound(to, group) {
+        if to == leader || !near || !self.is_sound(to, group) || !self.has_room(to, group) {
             return None;
         }
         if wished.is_some() {
@@ -529,6 +544,7 @@ mod tests {
         lost: BTreeSet<(NodeId, GroupId)>,
         damaged: BTreeSet<(NodeId, GroupId)>,
         slow: BTreeSet<NodeId>,
+        full: BTreeSet<NodeId>,
         now: SpanNs,
         moves: Moves,
     }
@@ -567,6 +583,7 @@ mod tests {
                 lost: BTreeSet::new(),
                 damaged: BTreeSet::new(),
                 slow: BTreeSet::new(),
+                full: BTreeSet::new(),
                 now: SpanNs::from_secs(100),
                 moves: Moves::default(),
             }
@@ -603,6 +620,7 @@ mod tests {
                 },
                 quarantined: lost.then(|| "lost".to_owned()),
                 damaged: self.damaged.contains(&(node, group)).then(|| "a file".to_owned()),
+                is_short_of_room: self.full.contains(&node),
                 ..GroupReport::default()
             }
         }
@@ -698,7 +716,7 @@ mod tests {
     }
 
     /// Commands: `wait N`, `add N`, `remove N`, `move N M`, `die N`, `live N`, `lose N GROUP`, `damage N GROUP`, `slow N`,
-    /// `fast N`, `lead GROUP N`, `rounds N`. Told after the rounds: which damaged copies stay, and why.
+    /// `fast N`, `fill N`, `free N`, `lead GROUP N`, `rounds N`. Told after the rounds: which damaged copies stay, and why.
     fn check(groups: u64, script: &str, expected: Expect) {
         let mut world = World::new(groups);
         let mut out = String::new();
@@ -721,6 +739,8 @@ mod tests {
                 "damage" => drop(world.damaged.insert((NodeId(number(1)), GroupId(number(2))))),
                 "slow" => drop(world.slow.insert(NodeId(number(1)))),
                 "fast" => drop(world.slow.remove(&NodeId(number(1)))),
+                "fill" => drop(world.full.insert(NodeId(number(1)))),
+                "free" => drop(world.full.remove(&NodeId(number(1)))),
                 "lead" => drop(world.leads.insert(GroupId(number(1)), NodeId(number(2)))),
                 "rounds" => {
                     for n in 1..=number(1) {
@@ -1081,6 +1101,43 @@ mod tests {
                 lead 2 1
                 rounds 2
                     1. 2: lead 3 -> 1
+            "#]],
+        );
+    }
+
+    #[test]
+    fn leaders_go_away_from_a_full_disk_and_come_back_when_there_is_room() {
+        check(
+            3,
+            "
+            rounds 15
+            fill 2
+            rounds 10
+            lead 1 2
+            rounds 4
+            free 2
+            rounds 4
+            fill 1
+            fill 2
+            fill 3
+            rounds 4
+            ",
+            expect![[r#"
+                rounds 15
+                    1. 1: lead 1 -> 2
+                    6. 2: lead 1 -> 3
+                fill 2
+                rounds 10
+                    1. 1: lead 2 -> 1
+                lead 1 2
+                rounds 4
+                free 2
+                rounds 4
+                    1. 1: lead 1 -> 2
+                fill 1
+                fill 2
+                fill 3
+                rounds 4
             "#]],
         );
     }

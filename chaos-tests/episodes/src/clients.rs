@@ -32,7 +32,7 @@ pub const LOAD: Load = Load {
     pause: Duration::from_millis(50),
     patience: Duration::MAX,
 };
-/// What a flood sends, from as many writers as [`FLOOD_WRITERS`], each without a pause and whatever it is told.
+/// What a flood sends: from each of [`FLOOD_WRITERS`] a batch every [`FLOOD_PAUSE`], whatever became of those before.
 pub const FLOOD_LOAD: Load = Load {
     writers: 0,
     samples_per_batch: 500,
@@ -41,6 +41,9 @@ pub const FLOOD_LOAD: Load = Load {
     patience: Duration::ZERO,
 };
 const FLOOD_WRITERS: u64 = 40;
+const FLOOD_PAUSE: Duration = Duration::from_millis(100);
+/// Of one writer, without an answer yet; no more are sent while there are so many.
+const FLOOD_IN_FLIGHT_MAX: usize = 40;
 
 /// A call that takes longer has an unknown end.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -158,41 +161,53 @@ pub async fn write_on(
 /// Batches that a flood sent last, by writer from [`FLOOD`] on.
 pub type Flooded = Arc<Mutex<BTreeMap<u64, u64>>>;
 
-/// Sends as much as it can until told to stop, and never the same twice.
+/// One batch of a flood; told of when it began and when its end is known.
+async fn pour(node: u64, channel: Channel, writer: u64, seq: u64, base_ms: i64, history: Arc<History>) {
+    let tell = |phase| {
+        history.tell(What::Write {
+            writer,
+            seq,
+            node,
+            phase,
+            why: String::new(),
+        });
+    };
+    tell(Phase::Invoke);
+    let answer = send(channel, &batch(FLOOD_LOAD, writer, seq, base_ms)).await;
+    tell(match answer {
+        Ok(_) => Phase::Ok,
+        Err(status) => phase(&status),
+    });
+}
+
+/// Sends without regard for answers until told to stop, and never the same twice.
 pub async fn flood(base_ms: i64, nodes: Nodes, history: Arc<History>, flooded: Flooded, stop: watch::Receiver<bool>) {
-    let mut tasks = tokio::task::JoinSet::new();
+    let mut writers = tokio::task::JoinSet::new();
     for writer in FLOOD..FLOOD + FLOOD_WRITERS {
         let (nodes, history, flooded, stop) = (nodes.clone(), history.clone(), flooded.clone(), stop.clone());
-        tasks.spawn(async move {
+        writers.spawn(async move {
+            let mut in_flight = tokio::task::JoinSet::new();
             let first = flooded.lock().expect("plain data").get(&writer).copied().unwrap_or(0) + 1;
             for seq in first.. {
                 if *stop.borrow() {
-                    return;
+                    break;
                 }
                 flooded.lock().expect("plain data").insert(writer, seq);
                 let (node, channel) = {
                     let nodes = nodes.borrow();
                     nodes[(writer + seq) as usize % nodes.len()].clone()
                 };
-                let tell = |phase| {
-                    history.tell(What::Write {
-                        writer,
-                        seq,
-                        node,
-                        phase,
-                        why: String::new(),
-                    });
-                };
-                tell(Phase::Invoke);
-                let answer = send(channel, &batch(FLOOD_LOAD, writer, seq, base_ms)).await;
-                tell(match answer {
-                    Ok(_) => Phase::Ok,
-                    Err(status) => phase(&status),
-                });
+                in_flight.spawn(pour(node, channel, writer, seq, base_ms, history.clone()));
+                tokio::time::sleep(FLOOD_PAUSE).await;
+                while in_flight.try_join_next().is_some() {}
+                while in_flight.len() >= FLOOD_IN_FLIGHT_MAX {
+                    in_flight.join_next().await;
+                }
             }
+            while in_flight.join_next().await.is_some() {}
         });
     }
-    while tasks.join_next().await.is_some() {}
+    while writers.join_next().await.is_some() {}
 }
 
 /// Asks one node after the other for the newest samples of one writer after the other.

@@ -20,7 +20,23 @@ const CLIENT_PORT: u16 = 7400;
 const PEER_PORT: u16 = 7401;
 /// Sparse: what is not written takes no room.
 const DISK_BYTES: u64 = 1 << 30;
-const MEMORY_GROUPS_V1: &str = "/sys/fs/cgroup/memory";
+/// What control groups bound, and in which file, of version 1 and 2.
+struct Resource {
+    name: &'static str,
+    /// The file of the bound, and what stands in it for none.
+    v1: (&'static str, &'static str),
+    v2: (&'static str, &'static str),
+}
+const MEMORY: Resource = Resource {
+    name: "memory",
+    v1: ("memory.limit_in_bytes", "-1"),
+    v2: ("memory.max", "max"),
+};
+const CPU: Resource = Resource {
+    name: "cpu",
+    v1: ("cpu.cfs_quota_us", "-1"),
+    v2: ("cpu.max", "max"),
+};
 /// What a host has of memory, where control groups bound it.
 pub const HOST_MEMORY_BYTES: u64 = 512 << 20;
 /// A node that ended by itself is started again after this.
@@ -315,17 +331,31 @@ impl Hosts {
         self.add(id, &["--join-cluster", &others.join(",")], false)
     }
 
-    /// The control group that bounds a host's memory.
-    fn memory_group(&self, i: usize) -> Result<PathBuf> {
-        let (root, bound) = match Path::new(MEMORY_GROUPS_V1).exists() {
-            true => (MEMORY_GROUPS_V1, "memory.limit_in_bytes"),
-            false => ("/sys/fs/cgroup", "memory.max"),
+    /// The control group of a host for one resource, with a bound of it, or none.
+    fn group(&self, i: usize, of: &Resource, bound: Option<u64>) -> Result<PathBuf> {
+        let v1 = Path::new("/sys/fs/cgroup").join(of.name);
+        let (root, (file, none)) = match v1.exists() {
+            true => (v1, of.v1),
+            false => ("/sys/fs/cgroup".into(), of.v2),
         };
-        let group = Path::new(root).join(self.net.namespace(self.all[i].place));
+        let bound = bound.map_or(none.to_owned(), |b| b.to_string());
+        let group = root.join(self.net.namespace(self.all[i].place));
         let made = fs::create_dir_all(&group).map_err(anyhow::Error::from);
-        made.and_then(|()| write(&group.join(bound), HOST_MEMORY_BYTES.to_string()))
-            .with_context(|| format!("no control group for memory at {}", group.display()))?;
+        made.and_then(|()| write(&group.join(file), bound))
+            .with_context(|| format!("no control group for {} at {}", of.name, group.display()))?;
         Ok(group)
+    }
+
+    fn groups(&self, i: usize) -> Result<[PathBuf; 2]> {
+        let memory = self.group(i, &MEMORY, Some(HOST_MEMORY_BYTES))?;
+        Ok([memory, self.group(i, &CPU, None)?])
+    }
+
+    /// A host's share of one processor, in percent; `None`: all of all.
+    pub fn set_cpu(&self, i: usize, percent: Option<u32>) -> Result<()> {
+        // In microseconds, of each 100 ms.
+        let quota = percent.map(|p| u64::from(p) * 1000);
+        self.group(i, &CPU, quota).map(drop)
     }
 
     pub fn start(&mut self, i: usize) -> Result<()> {
@@ -336,13 +366,12 @@ impl Hosts {
             .append(true)
             .open(host.dir.join("log"))?;
         // Not `ip netns exec`: that makes a namespace of mounts, too, in which other hosts' disks would stay mounted.
-        let group = self.memory_group(i)?;
+        let [memory, cpu] = self.groups(i)?;
         let host = &mut self.all[i];
         let mut command = Command::new("sh");
-        // The shell puts itself into the group and becomes the node.
-        command
-            .args(["-c", "echo $$ > \"$0\" && exec \"$@\""])
-            .arg(group.join("cgroup.procs"));
+        // The shell puts itself into the groups and becomes the node.
+        command.args(["-c", "echo $$ > \"$0\" && echo $$ > \"$1\" && shift && exec \"$@\""]);
+        command.arg(memory.join("cgroup.procs")).arg(cpu.join("cgroup.procs"));
         command
             .args(["nsenter", &format!("--net=/run/netns/{namespace}")])
             .arg(&self.program);
@@ -556,7 +585,7 @@ impl Drop for Hosts {
     fn drop(&mut self) {
         for i in 0..self.all.len() {
             self.kill(i);
-            if let Ok(group) = self.memory_group(i) {
+            for group in self.groups(i).into_iter().flatten() {
                 let _ = fs::remove_dir(group);
             }
             if self.all[i].image().exists()

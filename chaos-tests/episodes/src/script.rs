@@ -42,7 +42,8 @@ pub enum Episode {
     Replace,
     /// Kills and pauses of anybody, every few seconds.
     Storm,
-    /// Forty writers send as much as they can for a minute, whatever they are told, to nodes with 512 MiB each.
+    /// For a minute forty writers send many times what can be taken, whatever they are told; nodes have 512 MiB and a part
+    /// of a processor.
     Overload,
 }
 
@@ -59,6 +60,8 @@ pub const DEFAULT: [Episode; 8] = [
 ];
 
 const LEADER_TIMEOUT: Duration = Duration::from_secs(20);
+/// So that the flood is many times what the nodes can take, on a machine that makes the flood, too.
+const OVERLOAD_CPU_PERCENT: u32 = 20;
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Episode {
@@ -303,6 +306,7 @@ impl Stage {
     }
 
     async fn overload(&self) -> Result<()> {
+        self.share_of_cpu(Some(OVERLOAD_CPU_PERCENT)).await?;
         self.raise("calm", 15, 1.0).await;
         seconds(5.0).await;
         self.cases
@@ -319,6 +323,8 @@ impl Stage {
         let _ = stop.send(true);
         flood.await?;
         history.tell(What::Flood { begins: false });
+        seconds(10.0).await;
+        self.share_of_cpu(None).await?;
         self.with(|hosts| {
             for host in hosts.all.iter().filter(|h| h.is_running()) {
                 let (node, peak, bound) = (host.id, host.memory_peak()?, HOST_MEMORY_BYTES / 100 * 85);
@@ -327,9 +333,12 @@ impl Stage {
             }
             Ok(())
         })
-        .await?;
-        seconds(10.0).await;
-        Ok(())
+        .await
+    }
+
+    async fn share_of_cpu(&self, percent: Option<u32>) -> Result<()> {
+        let hosts = self.hosts.lock().await;
+        (0..hosts.all.len()).try_for_each(|i| hosts.set_cpu(i, percent))
     }
 
     async fn kill_for(&self, i: usize, down: f64) -> Result<()> {

@@ -1,11 +1,13 @@
 //! Members of the cluster: joining it, learning of others, and carrying out what `membership` decides.
 
+use super::disk_watch::DiskWatch;
 use super::identity::{self, Identity, IdentityError};
 use super::meta_client::MetaClient;
 use super::node::StartError;
 use super::peers::{CALL_JOIN, Peers, call_address};
 use super::tls::Tls;
 use crate::cluster_part::{CLUSTER_PART, ClusterCommand};
+use crate::disk_guard::DiskState;
 use crate::membership::Waiting;
 use crate::membership::{GroupReport, Moves, PeerReport, Reports, Step, next_steps};
 use crate::node_rows::{self, NodeRow, Wish};
@@ -59,7 +61,11 @@ enum Order {
 /// Whether it is to be looked at again soon.
 fn is_odd(report: &GroupReport) -> bool {
     let is_moving = !report.learners.is_empty() || !report.outgoing.is_empty();
-    is_moving || report.quarantined.is_some() || report.is_rebuilding || report.damaged.is_some()
+    is_moving
+        || report.quarantined.is_some()
+        || report.is_rebuilding
+        || report.damaged.is_some()
+        || report.is_short_of_room
 }
 
 /// Who this node is: by its file, or by asking a cluster. Waits for as long as none of the addresses answers.
@@ -131,6 +137,7 @@ struct Inner {
     peers: Arc<Peers>,
     meta: MetaClient,
     shards: Arc<BTreeMap<GroupId, ShardHandle>>,
+    disk: DiskWatch,
     clock: Arc<dyn Clock>,
 }
 
@@ -141,6 +148,7 @@ impl Members {
         peers: Arc<Peers>,
         meta: MetaClient,
         shards: Arc<BTreeMap<GroupId, ShardHandle>>,
+        disk: DiskWatch,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let members = Self(Arc::new(Inner {
@@ -149,6 +157,7 @@ impl Members {
             peers,
             meta,
             shards,
+            disk,
             clock,
         }));
         members.register();
@@ -266,6 +275,7 @@ impl Members {
     }
 
     fn own_reports(&self) -> Vec<GroupReport> {
+        let is_short_of_room = self.0.disk.state() != DiskState::Open;
         let report = |group: GroupId| {
             let s = self.0.raft.status(group);
             let peer = |p: &hindcast_raft::PeerProgress| PeerReport {
@@ -295,6 +305,7 @@ impl Members {
                 quarantined: s.quarantined,
                 is_rebuilding: s.is_rebuilding,
                 damaged: self.damaged(group),
+                is_short_of_room,
             }
         };
         self.0.raft.groups().into_iter().map(report).collect()

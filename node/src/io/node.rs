@@ -365,6 +365,7 @@ impl Node {
             peers.clone(),
             meta.clone(),
             shards.clone(),
+            watch.clone(),
             clock.clone(),
         );
         let node = Self {
