@@ -200,7 +200,7 @@ async fn no_majority_without_it() -> Result<()> {
         Ok(metric(victim, "hindcast_storage_repairs_total").await? >= 1.0 && is_whole(&cluster.status(0).await?))
     })
     .await?;
-    check_cluster(LOAD, &cluster, base_ms, &[0..written.batches]).await?;
+    check_cluster(LOAD, &cluster, base_ms, std::slice::from_ref(&(0..written.batches))).await?;
     Ok(())
 }
 
@@ -254,7 +254,7 @@ async fn damage_while_it_was_down() -> Result<()> {
     ));
     ensure!(!aside.exists(), "{} is needed no more", aside.display());
     cluster.wait_ready().await?;
-    check_cluster(MORE, &cluster, base_ms, &[0..written.batches]).await?;
+    check_cluster(MORE, &cluster, base_ms, std::slice::from_ref(&(0..written.batches))).await?;
 
     let written = write(MORE, 1, base_ms, cluster.addresses(), written, 80, stopped).await?;
     cluster.kill(VICTIM);
@@ -272,7 +272,7 @@ async fn damage_while_it_was_down() -> Result<()> {
     })
     .await?;
     cluster.wait_ready().await?;
-    check_cluster(MORE, &cluster, base_ms, &[0..written.batches]).await?;
+    check_cluster(MORE, &cluster, base_ms, std::slice::from_ref(&(0..written.batches))).await?;
     Ok(())
 }
 
