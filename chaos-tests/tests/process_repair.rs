@@ -217,6 +217,9 @@ const MORE: Load = Load {
     ..LOAD
 };
 
+/// Of a log segment: behind its header, in a record with others behind it.
+const LOG_BYTE: u64 = 100;
+
 /// Damage that is found when the node starts: of a shard's file, then of the Raft log before its end.
 async fn damage_while_it_was_down() -> Result<()> {
     let mut cluster = Cluster::start("repair-start", PROGRAM, 3, &["--test-only-small-files"])?;
@@ -258,10 +261,14 @@ async fn damage_while_it_was_down() -> Result<()> {
 
     let written = write(MORE, 1, base_ms, cluster.addresses(), written, 80, stopped).await?;
     cluster.kill(VICTIM);
-    let mut logs: Vec<_> = std::fs::read_dir(cluster.data_dir(VICTIM).join("raft/log"))?.collect::<Result<_, _>>()?;
-    logs.sort_by_key(std::fs::DirEntry::file_name);
-    let oldest = logs.first().context("no log")?.path();
-    flip(&oldest, oldest.metadata()?.len() / 3)?;
+    let folder = cluster.data_dir(VICTIM).join("raft/log");
+    let files = std::fs::read_dir(folder)?.map(|file| Ok(file?.path()));
+    let files = files.collect::<std::io::Result<Vec<_>>>()?;
+    // Those that end in `free` hold nothing.
+    let logs = files.into_iter().filter(|f| f.extension().is_some_and(|e| e == "log"));
+    let oldest = logs.min().context("no log")?;
+    // In one of its first records: where it ends is not where its file ends.
+    flip(&oldest, LOG_BYTE)?;
     cluster.spawn(VICTIM)?;
     until(&cluster, "the node noticed", || async {
         Ok(cluster.data_dir(VICTIM).join("raft/log.damaged").exists())
