@@ -476,6 +476,7 @@ mod tests {
 
     struct Rig {
         machine: ShardMachine,
+        disk: SimDisk,
         replicas: crate::route::Replicas,
         index: u64,
     }
@@ -486,13 +487,14 @@ mod tests {
         }
 
         fn with(config: ShardConfig) -> Self {
-            let disk = Arc::new(SimDisk::new());
+            let disk = SimDisk::new();
             let clock = Arc::new(SimClock::at(TimestampNs::from_secs(1_000)));
-            let machine = ShardMachine::open(disk, "shard-1", config, clock).unwrap();
+            let machine = ShardMachine::open(Arc::new(disk.clone()), "shard-1", config, clock).unwrap();
             let readers = BTreeMap::from([(ShardId(1), machine.handle().reader)]);
             let replicas = crate::route::Replicas::new(ShardMap::even(1).unwrap(), readers);
             Self {
                 machine,
+                disk,
                 replicas,
                 index: 0,
             }
@@ -633,6 +635,35 @@ mod tests {
         rig.machine.maintain(&mut |work| works.push(work)).unwrap();
         works.retain(|w| w.kind == kind);
         works
+    }
+
+    #[test]
+    fn a_node_that_starts_again_after_series_were_forgotten_stores_what_the_others_store() {
+        let mut rig = Rig::new();
+        let first = rig.laid(&batch(1), Naming::Known);
+        rig.apply(&[first]);
+        let floors = vec![hindcast_storage::Floor::at(None, None, TimestampNs::from_secs(15))];
+        let at = TimestampNs::from_secs(1_000);
+        rig.index += 1;
+        let entry = hindcast_raft::Entry {
+            index: rig.index,
+            term: 1,
+            data: entry::encode_control(at, &Control::Retain { floors }).into(),
+        };
+        rig.machine.apply(&entry).unwrap();
+        let epoch = rig.machine.shard.epoch();
+        assert!(epoch > 0, "old series are forgotten");
+        let aux = rig.machine.aux.encode();
+        rig.machine.shard.flush(&aux).unwrap();
+        rig.machine.export("out").unwrap();
+        let open = |dir: &str| {
+            let clock = Arc::new(SimClock::at(at));
+            ShardMachine::open(Arc::new(rig.disk.clone()), dir, ShardConfig::default(), clock).unwrap()
+        };
+        assert_eq!(open("shard-1").shard.epoch(), epoch, "after a restart");
+        let mut follower = open("follower");
+        follower.install("out", rig.index).unwrap();
+        assert_eq!(follower.shard.epoch(), epoch, "after a snapshot");
     }
 
     #[test]

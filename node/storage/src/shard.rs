@@ -375,7 +375,7 @@ impl Shard {
         state.directory.find_or_add(tenant, streams, labels, owner)
     }
 
-    /// Counts how often ids were forgotten: an entry whose ids are of another epoch must be made anew.
+    /// Counts the ids that were forgotten: an entry whose ids are of another epoch must be made anew.
     pub fn epoch(&self) -> u64 {
         self.state.read().directory.epoch()
     }
