@@ -21,7 +21,7 @@ use hindcast_ingest::intake::Numbers;
 use hindcast_model::resource::Edge;
 use hindcast_model::{GroupId, LogLine, Owner, Resource, SpanNs, StreamBlock, TenantId, TimestampNs, codec};
 use hindcast_proto::topology::TopologyRecord;
-use hindcast_raft::{Machine, MachineError, Work, WorkKind};
+use hindcast_raft::{Machine, MachineError, SnapshotCheck, Work, WorkKind};
 use hindcast_storage::rows::{Rows, Run};
 use hindcast_storage::{
     Damage, DroppedByRule, Effort, FlushDone, MergeDone, Merged, Shard, ShardConfig, ShardReader, ShardStats,
@@ -451,6 +451,11 @@ impl Machine for ShardMachine {
         self.shard.export(dir, &self.aux.encode()).map_err(machine_error)
     }
 
+    fn snapshot_check(&self) -> SnapshotCheck {
+        let disk = self.shard.disk().clone();
+        Arc::new(move |dir| hindcast_storage::check_export(disk.as_ref(), dir).map_err(machine_error))
+    }
+
     fn install(&mut self, dir: &str, index: u64) -> Result<(), MachineError> {
         let aux = self.shard.install(dir, index).map_err(machine_error)?;
         self.aux = read_aux(&aux, dir).map_err(machine_error)?;
@@ -664,6 +669,21 @@ mod tests {
         let mut follower = open("follower");
         follower.install("out", rig.index).unwrap();
         assert_eq!(follower.shard.epoch(), epoch, "after a snapshot");
+    }
+
+    #[test]
+    fn a_damaged_file_of_the_leader_does_not_end_the_node_that_asks_for_a_snapshot() {
+        let mut leader = Rig::new();
+        let first = leader.laid(&batch(1), Naming::Known);
+        leader.apply(&[first]);
+        leader.machine.export("out").unwrap();
+        let check = leader.machine.snapshot_check();
+        check("out").unwrap();
+        let segments = leader.disk.list("out").unwrap();
+        let segment = segments.iter().find(|name| name.starts_with("segment-")).unwrap();
+        leader.disk.flip_bit(&format!("out/{segment}"), 60, 1).unwrap();
+        let why = check("out").unwrap_err().to_string();
+        assert!(why.contains(segment), "the file is named: {why}");
     }
 
     #[test]

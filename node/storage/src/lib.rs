@@ -40,7 +40,9 @@ pub use cold::{Cold, ColdCounts, ColdDone, ColdJob, ColdReport, ColdRule};
 pub use compaction::Effort;
 pub use error::{Damage, ReadError, StorageError};
 pub use retention::{Floor, Floors, Pin, Policy, Selector, TOPOLOGY_LABEL};
-pub use shard::{CompactReport, Dropped, DroppedByRule, FlushReport, Opened, Shard, ShardConfig, ShardStats};
+pub use shard::{
+    CompactReport, Dropped, DroppedByRule, FlushReport, Opened, Shard, ShardConfig, ShardStats, check_export,
+};
 pub use verify::{FileCheck, ImmutableFile};
 pub use view::{ShardReader, VisitedSeries};
 pub use work::{FlushDone, FlushWork, MergeDone, MergeWork, Merged};

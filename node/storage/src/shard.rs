@@ -322,6 +322,10 @@ impl Shard {
         Ok(shard)
     }
 
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
     pub fn reader(&self) -> ShardReader {
         ShardReader {
             state: self.state.clone(),
@@ -1451,6 +1455,19 @@ fn bring(disk: &dyn Disk, from: &str, to: &str) -> Result<(), StorageError> {
 type Found = (Manifest, [u8; 32], Option<Damage>);
 
 /// The newest manifest that verifies; `None` in a folder that never had one.
+/// Whether an exported state is as it was written, file by file. What a peer sends may be damaged where it comes from.
+pub fn check_export(disk: &dyn Disk, dir: &str) -> Result<(), StorageError> {
+    let newest = newest_manifest(disk, dir)?;
+    let (mut manifest, _, _) = newest.ok_or_else(|| StorageError::NoSnapshot { dir: dir.to_owned() })?;
+    for SegmentRef { file, .. } in &manifest.segments {
+        container::scrub_path(disk, &container::path_of(dir, file.number), file)?;
+    }
+    for (side, file) in manifest.sides_mut() {
+        manifest::read_side(disk, dir, side, file)?;
+    }
+    Ok(())
+}
+
 fn newest_manifest(disk: &dyn Disk, dir: &str) -> Result<Option<Found>, StorageError> {
     let names = disk.list(dir)?;
     let mut sequences: Vec<u64> = names
