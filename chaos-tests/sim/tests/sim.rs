@@ -69,4 +69,26 @@ fn whatever_fails_nothing_that_was_acknowledged_is_lost() {
     for (what, n) in reached {
         assert!(n > 0, "{} seeds had no {what}: {c:?}", outcome.runs);
     }
+    // Each of these happens in a good share of all seeds.
+    let shares = [
+        ("lost disks", c.wiped, 40),
+        ("replaced nodes", c.replaced, 20),
+        ("flipped bits", c.rotten, 10),
+        ("wrong reads", c.bad_reads, 40),
+        ("refused reads", c.refused_reads, 40),
+        ("nodes that refuse their data", c.refusals, 40),
+        ("refused snapshots", c.refused_snapshots, 40),
+        ("cuts", c.cuts, 4),
+        ("pins", c.pins, 4),
+        ("rows that were let go", c.let_go, 1),
+        ("old rows that a pin held", c.held, 1),
+        ("rows as of cuts", c.cut_rows, 1),
+    ];
+    for (what, n, one_in) in shares {
+        assert!(
+            n * one_in >= outcome.runs,
+            "{} seeds had {n} {what}: {c:?}",
+            outcome.runs
+        );
+    }
 }
