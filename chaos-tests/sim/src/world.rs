@@ -662,8 +662,10 @@ impl World {
             self.ledger.counts.rotten += 1;
             self.note(|| format!("node {node}: bit {bit} of byte {byte} of {path} flips"));
         }
-        let delay = 1 + self.rng.below(2 * SECOND);
-        self.at(delay, Event::Look { node });
+        if self.rng.below(3) == 0 {
+            let delay = 1 + self.rng.below(2 * SECOND);
+            self.at(delay, Event::Look { node });
+        }
     }
 
     /// Everything on its disk is gone, and it with it. A new node takes its place.
