@@ -21,7 +21,7 @@ use hindcast_ingest::intake::Numbers;
 use hindcast_model::resource::Edge;
 use hindcast_model::{GroupId, LogLine, Owner, Resource, SpanNs, StreamBlock, TenantId, TimestampNs, codec};
 use hindcast_proto::topology::TopologyRecord;
-use hindcast_raft::{Machine, MachineError, Work, WorkKind};
+use hindcast_raft::{Machine, MachineError, SnapshotCheck, Work, WorkKind};
 use hindcast_storage::rows::{Rows, Run};
 use hindcast_storage::{
     Damage, DroppedByRule, Effort, FlushDone, MergeDone, Merged, Shard, ShardConfig, ShardReader, ShardStats,
@@ -483,6 +483,11 @@ impl Machine for ShardMachine {
         self.shard.export(dir, &self.aux.encode()).map_err(machine_error)
     }
 
+    fn snapshot_check(&self) -> SnapshotCheck {
+        let disk = self.shard.disk().clone();
+        Arc::new(move |dir| hindcast_storage::check_export(disk.as_ref(), dir).map_err(machine_error))
+    }
+
     fn install(&mut self, dir: &str, index: u64) -> Result<(), MachineError> {
         let damaged = self.handle.reader.damaged();
         let aux = self.shard.install(dir, index).map_err(machine_error)?;
@@ -514,6 +519,7 @@ mod tests {
 
     struct Rig {
         machine: ShardMachine,
+        disk: SimDisk,
         replicas: crate::route::Replicas,
         index: u64,
     }
@@ -524,13 +530,14 @@ mod tests {
         }
 
         fn with(config: ShardConfig) -> Self {
-            let disk = Arc::new(SimDisk::new());
+            let disk = SimDisk::new();
             let clock = Arc::new(SimClock::at(TimestampNs::from_secs(1_000)));
-            let machine = ShardMachine::open(disk, "shard-1", config, clock).unwrap();
+            let machine = ShardMachine::open(Arc::new(disk.clone()), "shard-1", config, clock).unwrap();
             let readers = BTreeMap::from([(ShardId(1), machine.handle().reader)]);
             let replicas = crate::route::Replicas::new(ShardMap::even(1).unwrap(), readers);
             Self {
                 machine,
+                disk,
                 replicas,
                 index: 0,
             }
@@ -671,6 +678,50 @@ mod tests {
         rig.machine.maintain(&mut |work| works.push(work)).unwrap();
         works.retain(|w| w.kind == kind);
         works
+    }
+
+    #[test]
+    fn a_node_that_starts_again_after_series_were_forgotten_stores_what_the_others_store() {
+        let mut rig = Rig::new();
+        let first = rig.laid(&batch(1), Naming::Known);
+        rig.apply(&[first]);
+        let floors = vec![hindcast_storage::Floor::at(None, None, TimestampNs::from_secs(15))];
+        let at = TimestampNs::from_secs(1_000);
+        rig.index += 1;
+        let entry = hindcast_raft::Entry {
+            index: rig.index,
+            term: 1,
+            data: entry::encode_control(at, &Control::Retain { floors }).into(),
+        };
+        rig.machine.apply(&entry).unwrap();
+        let epoch = rig.machine.shard.epoch();
+        assert!(epoch > 0, "old series are forgotten");
+        let aux = rig.machine.aux.encode();
+        rig.machine.shard.flush(&aux).unwrap();
+        rig.machine.export("out").unwrap();
+        let open = |dir: &str| {
+            let clock = Arc::new(SimClock::at(at));
+            ShardMachine::open(Arc::new(rig.disk.clone()), dir, ShardConfig::default(), clock).unwrap()
+        };
+        assert_eq!(open("shard-1").shard.epoch(), epoch, "after a restart");
+        let mut follower = open("follower");
+        follower.install("out", rig.index).unwrap();
+        assert_eq!(follower.shard.epoch(), epoch, "after a snapshot");
+    }
+
+    #[test]
+    fn a_damaged_file_of_the_leader_does_not_end_the_node_that_asks_for_a_snapshot() {
+        let mut leader = Rig::new();
+        let first = leader.laid(&batch(1), Naming::Known);
+        leader.apply(&[first]);
+        leader.machine.export("out").unwrap();
+        let check = leader.machine.snapshot_check();
+        check("out").unwrap();
+        let segments = leader.disk.list("out").unwrap();
+        let segment = segments.iter().find(|name| name.starts_with("segment-")).unwrap();
+        leader.disk.flip_bit(&format!("out/{segment}"), 60, 1).unwrap();
+        let why = check("out").unwrap_err().to_string();
+        assert!(why.contains(segment), "the file is named: {why}");
     }
 
     #[test]

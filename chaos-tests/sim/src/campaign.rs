@@ -122,7 +122,7 @@ pub fn hunt(kept: &[u64], budget: Budget, bug: Option<Bug>, tell: bool) -> Outco
 
 /// Takes faults out as long as the run still fails.
 fn simplified(mut plan: Plan) -> Plan {
-    let without: [fn(&mut Plan); 14] = [
+    let without: [fn(&mut Plan); 18] = [
         |p| p.loss = 0,
         |p| p.duplicates = 0,
         |p| p.late = 0,
@@ -136,6 +136,10 @@ fn simplified(mut plan: Plan) -> Plan {
         |p| (p.clock_off, p.clock_steps) = (0, false),
         |p| p.sync_errors_every = 0,
         |p| p.full_every = 0,
+        |p| p.wipe_every = 0,
+        |p| p.rot_every = 0,
+        |p| p.bad_reads = 0,
+        |p| p.keep = 0,
         |p| p.receiver_errors = 0,
     ];
     for take_out in without {

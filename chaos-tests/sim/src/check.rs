@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 use hindcast_model::{GroupId, NodeId};
+use hindcast_node::entry::{self, Command, Control, ShardEntry};
 use std::collections::{BTreeMap, BTreeSet};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -19,6 +20,9 @@ pub struct Ledger {
     members: BTreeMap<(GroupId, u64), (Members, u64)>,
     /// The highest index per group that someone was told of.
     told: BTreeMap<GroupId, u64>,
+    /// Of the shards: floors, pins and cuts in the order of the log, and how far they were taken up.
+    controls: BTreeMap<(GroupId, u64), Control>,
+    seen: BTreeMap<GroupId, u64>,
     violation: Option<String>,
     pub counts: Counts,
 }
@@ -45,6 +49,23 @@ pub struct Counts {
     pub tickets: u64,
     pub edits: u64,
     pub history_lines: u64,
+    /// Nodes whose disk was lost, and those lost for whatever reason and replaced.
+    pub wiped: u64,
+    pub replaced: u64,
+    /// Flipped bits at rest, and wrong bits given to readers.
+    pub rotten: u64,
+    pub bad_reads: u64,
+    /// Reads and nodes that ended with a name of what is damaged.
+    pub refused_reads: u64,
+    pub refusals: u64,
+    pub refused_snapshots: u64,
+    pub cuts: u64,
+    pub pins: u64,
+    /// Rows below their floor at the end: let go, and held by a pin.
+    pub let_go: u64,
+    pub held: u64,
+    /// Rows that were compared as of cuts.
+    pub cut_rows: u64,
 }
 
 impl Counts {
@@ -69,6 +90,18 @@ impl Counts {
             tickets,
             edits,
             history_lines,
+            wiped,
+            replaced,
+            rotten,
+            bad_reads,
+            refused_reads,
+            refusals,
+            refused_snapshots,
+            cuts,
+            pins,
+            let_go,
+            held,
+            cut_rows,
         } = other;
         self.events += events;
         self.messages += messages;
@@ -89,6 +122,18 @@ impl Counts {
         self.tickets += tickets;
         self.edits += edits;
         self.history_lines += history_lines;
+        self.wiped += wiped;
+        self.replaced += replaced;
+        self.rotten += rotten;
+        self.bad_reads += bad_reads;
+        self.refused_reads += refused_reads;
+        self.refusals += refusals;
+        self.refused_snapshots += refused_snapshots;
+        self.cuts += cuts;
+        self.pins += pins;
+        self.let_go += let_go;
+        self.held += held;
+        self.cut_rows += cut_rows;
     }
 }
 
@@ -111,6 +156,26 @@ impl Ledger {
                  did (term {known_term})"
             ));
         }
+    }
+
+    /// A shard's entry that changes more than rows; each counts once, whoever applies it.
+    pub fn takes_up(&mut self, group: GroupId, index: u64, data: &[u8]) {
+        let seen = self.seen.entry(group).or_default();
+        if index <= *seen || group == GroupId::META {
+            return;
+        }
+        *seen = index;
+        if let Ok(ShardEntry {
+            command: Command::Control(control),
+            ..
+        }) = entry::decode(data)
+        {
+            self.controls.insert((group, index), control);
+        }
+    }
+
+    pub fn controls(&self, group: GroupId) -> impl Iterator<Item = &Control> {
+        self.controls.range((group, 0)..=(group, u64::MAX)).map(|(_, c)| c)
     }
 
     /// I2: one leader per term.

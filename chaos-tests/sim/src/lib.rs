@@ -11,7 +11,9 @@
 pub mod campaign;
 pub mod check;
 pub mod desk;
+pub mod members;
 pub mod node;
+pub mod pins;
 pub mod plan;
 pub mod world;
 pub mod writers;

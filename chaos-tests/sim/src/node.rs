@@ -8,14 +8,16 @@ use crate::check::Ledger;
 use crate::plan::{MS, Plan};
 use bytes::Bytes;
 use hindcast_alerting::gateway::GatewayPart;
+use hindcast_env::planted::{Bug, planted};
 use hindcast_env::{Clock as _, Disk, DiskError, Rng, SeededRng, SimClock, SimDisk};
 use hindcast_itsm::desk::DeskPart;
 use hindcast_model::{GroupId, NodeId, ShardId, ShardMap, SpanNs, TimestampNs, codec};
 use hindcast_node::cluster_part::ClusterPart;
 use hindcast_node::cluster_time;
 use hindcast_node::entry::{self, Control};
+use hindcast_node::membership::Step;
 use hindcast_node::route::Replicas;
-use hindcast_node::shard_machine::{Applied, ShardHandle, ShardMachine};
+use hindcast_node::shard_machine::{Applied, PartApplied, ShardHandle, ShardMachine};
 use hindcast_raft::driver::{
     Driver, DriverConfig, DriverStatus, Input, Outcome, Output, ProposalId, Role, Start, WriteTask, is_for_machine,
     proposal_id,
@@ -69,6 +71,8 @@ pub enum NodeEvent {
         messages: Vec<WireMessage>,
     },
     Snapshot {
+        /// How its sender hears of it.
+        number: u64,
         head: Bytes,
         group: GroupId,
         files: Vec<(String, Bytes)>,
@@ -87,6 +91,8 @@ pub enum NodeEvent {
     LogDone,
     Work(u64),
     Beside(Work),
+    /// The leader of the meta group wants it.
+    Step(Step),
 }
 
 /// What a node wants of the world.
@@ -100,6 +106,10 @@ pub enum Effect {
         group: GroupId,
         head: Bytes,
         files: Vec<(String, Bytes)>,
+    },
+    SnapshotTaken {
+        number: u64,
+        ok: bool,
     },
     After {
         delay: u64,
@@ -430,11 +440,27 @@ impl Running {
                 }
                 self.settle(&touched, env)
             }
-            NodeEvent::Snapshot { head, group, files } => {
+            NodeEvent::Snapshot {
+                number,
+                head,
+                group,
+                files,
+            } => {
                 self.names += 1;
                 let dir = format!("received/{}", self.names);
                 for (name, bytes) in files {
                     hindcast_env::disk::write_new_file(&self.disk, &format!("{dir}/{name}"), &bytes)?;
+                }
+                let ok = match (self.machines[&group].snapshot_check())(&dir) {
+                    Ok(()) => true,
+                    Err(MachineError::Disk(e)) => return Err(e.into()),
+                    Err(_) => false,
+                };
+                env.out.push(Effect::SnapshotTaken { number, ok });
+                if !ok {
+                    env.ledger.counts.refused_snapshots += 1;
+                    self.disk.remove_dir_all(&dir)?;
+                    return Ok(());
                 }
                 let message = wire::parse(&head).map_err(|e| End::Damaged(e.to_string()))?;
                 self.step(group, Input::Snapshot { message, dir }, env)
@@ -450,6 +476,15 @@ impl Running {
                 (work.run)();
                 Ok(())
             }
+            NodeEvent::Step(step) => match step {
+                Step::Change { group, steps, .. } => {
+                    env.ledger.counts.changes += 1;
+                    self.change(group, steps, env)
+                }
+                Step::Transfer { group, to, .. } => self.transfer(group, to.0, env),
+                Step::Rebuild { group, .. } => self.step(group, Input::Rebuild, env),
+                Step::Gone { .. } => Ok(()),
+            },
         }
     }
 
@@ -504,7 +539,21 @@ impl Running {
             return Ok(());
         }
         let data = entry::encode_write(self.now(), &parts);
+        if planted(Bug::AckBeforeCommit) {
+            self.answer_at_once(group, &callers, env);
+        }
         self.propose(group, callers, data, env)
+    }
+
+    fn answer_at_once(&self, group: GroupId, callers: &[Caller], env: &mut Env<'_>) {
+        let stored = codec::to_bytes(&Applied::Write(vec![PartApplied::Stored]));
+        for &caller in callers {
+            let fate = Fate::Applied {
+                index: self.status(group).last_index + 1,
+                reply: stored.clone().into(),
+            };
+            env.out.push(Effect::Reply { caller, fate });
+        }
     }
 
     fn propose(&mut self, group: GroupId, callers: Vec<Caller>, data: Vec<u8>, env: &mut Env<'_>) -> Result<(), End> {
@@ -665,8 +714,7 @@ impl Running {
                 let result = match machine.export(&dir) {
                     Ok(()) => Some((machine.applied(), dir)),
                     // The peer is asked to wait.
-                    Err(MachineError::Disk(_)) => None,
-                    Err(e) => return Err(e.into()),
+                    Err(_) => None,
                 };
                 self.step(group, Input::Exported { to, result }, env)?;
             }
@@ -692,6 +740,7 @@ impl Running {
             if !is_for_machine(&raw) || raw.index <= machine.applied() {
                 continue;
             }
+            env.ledger.takes_up(group, raw.index, &raw.data);
             let entry = Entry {
                 index: raw.index,
                 term: raw.term,

@@ -47,6 +47,8 @@ pub struct Plan {
     pub pause_every: u64,
     pub pause_for: u64,
     pub transfer_every: u64,
+    /// A node's disk is lost for good; a new node takes its place.
+    pub wipe_every: u64,
     /// The largest offset of a node's wall clock, and whether it steps on the way.
     pub clock_off: u64,
     pub clock_steps: bool,
@@ -56,6 +58,10 @@ pub struct Plan {
     pub sync_for: u64,
     pub sync_errors_every: u64,
     pub full_every: u64,
+    /// Bits flip in files that never change, on a minority of the nodes.
+    pub rot_every: u64,
+    /// For a while one of so many reads of such files gives a wrong bit, on a minority of the nodes; 0: never.
+    pub bad_reads: u64,
     /// Applying a batch of entries takes up to this.
     pub apply_for: u64,
     /// Flushes and merges take up to this.
@@ -71,15 +77,23 @@ pub struct Plan {
     /// The rows of the meta group are lost in a crash and built again from snapshot and log.
     pub rows_are_lost: bool,
 
+    /// What is older is let go, unless it is pinned (ns); 0: all is kept.
+    pub keep: u64,
+
     // ---- the world outside ----
     /// Per cent of messages to people that go wrong.
     pub receiver_errors: u64,
 }
 
 impl Plan {
-    /// All nodes, founders first.
+    /// All nodes that there are at first, founders before the spare one.
     pub fn node_ids(&self) -> std::ops::RangeInclusive<u64> {
         1..=self.nodes + u64::from(self.spare)
+    }
+
+    /// Nodes are lost and replaced.
+    pub fn replaces(&self) -> bool {
+        self.wipe_every > 0 || self.rot_every > 0 || self.bad_reads > 0
     }
 }
 
@@ -109,11 +123,14 @@ impl Plan {
             crash_every: 0,
             pause_every: 0,
             transfer_every: 0,
+            wipe_every: 0,
             clock_off: 0,
             clock_steps: false,
             sync_for: MS,
             sync_errors_every: 0,
             full_every: 0,
+            rot_every: 0,
+            bad_reads: 0,
             apply_for: MS,
             beside_for: 5 * MS,
             tail_bytes: 2_000,
@@ -121,6 +138,7 @@ impl Plan {
             flush_bytes_max: 8_000,
             snapshot_every_commands: 40,
             message_bytes_max: 1 << 20,
+            keep: 0,
             receiver_errors: 0,
             ..Self::draw(seed)
         }
@@ -133,12 +151,22 @@ impl Plan {
             if chance(rng, per_cent) { value } else { 0 }
         };
         let nodes = pick(rng, &[3, 3, 3, 5, 1]);
-        let change_every = some(rng, OFTEN, &[800, 3_000]) * MS;
+        let several = |value: u64| if nodes >= 3 { value } else { 0 };
+        let change_every = several(some(rng, OFTEN, &[800, 3_000]) * MS);
+        let wipe_every = several(some(rng, SOMETIMES, &[3_000, 8_000]) * MS);
+        let rot_every = several(some(rng, SOMETIMES, &[1_000, 4_000]) * MS);
+        let bad_reads = several(some(rng, SOMETIMES, &[4, 50]));
+        let replaces = wipe_every + rot_every + bad_reads > 0;
         Self {
             seed,
             nodes,
-            spare: nodes >= 3 && change_every > 0,
-            change_every: if nodes >= 3 { change_every } else { 0 },
+            // Where nodes are lost, only what replaces them changes members: a group that was made smaller at the wrong
+            // moment would have no majority left.
+            spare: change_every > 0 && !replaces,
+            change_every: if replaces { 0 } else { change_every },
+            wipe_every,
+            rot_every,
+            bad_reads,
             shards: pick(rng, &[1, 2]),
             faulty_until: pick(rng, &[8, 15, 25]) * SECOND,
             writers: pick(rng, &[1, 2, 4]),
@@ -170,6 +198,8 @@ impl Plan {
             message_bytes_max: pick(rng, &[300, 4_000, 1 << 20]),
             fold_for: pick(rng, &[0, 3, 20]) * MS,
             rows_are_lost: chance(rng, OFTEN),
+            // One node's clock alone may leap, and floors with it.
+            keep: several(some(rng, OFTEN, &[2, 4, 8]) * SECOND),
             receiver_errors: some(rng, OFTEN, &[10, 40]),
         }
     }

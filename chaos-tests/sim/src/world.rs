@@ -5,14 +5,18 @@
 
 use crate::check::{Counts, Ledger};
 use crate::desk::Desk;
+use crate::members::Members;
 use crate::node::{Caller, Effect, End, Env, Fate, NodeEvent, Payload, Running};
+use crate::pins::{Pins, Readable};
 use crate::plan::{MS, Plan, SECOND};
 use crate::writers::Shape;
 use bytes::Bytes;
+use hindcast_env::planted::{Bug, planted};
 use hindcast_env::{Rng, SeededRng, SimDisk};
 use hindcast_ingest::{Intake, Naming};
-use hindcast_model::{GroupId, Matcher, NodeId, TenantId, TimestampNs, codec};
+use hindcast_model::{GroupId, Labels, Matcher, NodeId, Owner, ShardMap, TenantId, TimestampNs, codec, resource};
 use hindcast_node::entry;
+use hindcast_node::membership::Reports;
 use hindcast_node::shard_machine::{Applied, PartApplied};
 use hindcast_raft::{MemStores, MemberStep, Role};
 use hindcast_storage::logs::Filter;
@@ -29,12 +33,13 @@ const NODE_PATIENCE: u64 = 10 * SECOND;
 const PAUSE: u64 = 50 * MS;
 /// After the last fault: until when all must have caught up (I13).
 const CALM: u64 = 40 * SECOND;
+const BAD_READS_EVERY: u64 = 3 * SECOND;
 /// Events of one run; more is a loop.
 const EVENTS_MAX: u64 = 4_000_000;
 /// Lines of the trace that are kept for the report.
 const TRACE_MAX: usize = 60;
 
-enum Event {
+pub enum Event {
     Node {
         node: u64,
         life: u64,
@@ -68,6 +73,29 @@ enum Event {
         life: u64,
     },
     Client(crate::desk::Timer),
+    MembersTurn {
+        node: u64,
+        life: u64,
+    },
+    MembersAct {
+        node: u64,
+        life: u64,
+        reports: Reports,
+    },
+    Join {
+        joiner: u64,
+    },
+    SnapshotEnd {
+        number: u64,
+        ok: bool,
+    },
+    /// Somebody reads all that a node with damaged files has.
+    Look {
+        node: u64,
+    },
+    ReadWell {
+        node: u64,
+    },
     Start {
         node: u64,
     },
@@ -86,7 +114,7 @@ enum Event {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Fault {
+pub enum Fault {
     Crash,
     AllCrash,
     Pause,
@@ -96,6 +124,9 @@ enum Fault {
     SyncError,
     Full,
     ClockStep,
+    Wipe,
+    Rot,
+    BadReads,
 }
 
 struct Node {
@@ -107,12 +138,34 @@ struct Node {
     /// Events that wait for the end of a pause.
     held: VecDeque<Event>,
     clock_off: i64,
+    /// Its disk is lost: it never starts again.
+    lost: bool,
+    /// Its files may be damaged.
+    spoilt: bool,
+}
+
+impl Node {
+    fn new(clock_off: i64) -> Self {
+        Self {
+            disk: SimDisk::new(),
+            stores: MemStores::default(),
+            running: None,
+            life: 0,
+            paused: false,
+            held: VecDeque::new(),
+            clock_off,
+            lost: false,
+            spoilt: false,
+        }
+    }
 }
 
 /// What a call's answer is for.
 pub enum Then {
     Writer { writer: u64, attempt: u64, share: usize },
     Desk(crate::desk::Then),
+    Members(crate::members::Then),
+    Pins(crate::pins::Then),
 }
 
 struct Call {
@@ -180,11 +233,69 @@ pub struct World {
     next_read: u64,
     next_attempt: u64,
     desk: Desk,
+    members: Members,
+    pins: Pins,
+    /// On their way: sender, its life, group, receiver.
+    snapshots: BTreeMap<u64, (u64, u64, GroupId, u64)>,
+    next_snapshot: u64,
     calm: bool,
     over: bool,
     trace: VecDeque<String>,
     verbose: bool,
     fingerprint: u64,
+}
+
+/// Files that are written once.
+fn is_immutable(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let kinds = ["segment-", "series-", "aux-", "newest-", "manifest-", "meta.snapshot"];
+    kinds.iter().any(|kind| name.starts_with(kind)) && !name.ends_with(".tmp")
+}
+
+/// What a node answers when it is asked for everything that writers wrote.
+struct Held {
+    samples: BTreeMap<(String, i64), Vec<u64>>,
+    lines: BTreeMap<(String, i64, String), u64>,
+}
+
+fn held_by(running: &Running) -> Result<Held, String> {
+    let tenant = TenantId::default();
+    let mut samples: BTreeMap<(String, i64), Vec<u64>> = BTreeMap::new();
+    let mut lines: BTreeMap<(String, i64, String), u64> = BTreeMap::new();
+    for handle in running.shards.values() {
+        let series = handle.reader.series(&SelectSeries {
+            tenant: tenant.clone(),
+            matchers: vec![Matcher::equal("job", "node")],
+            from: TimestampNs::MIN,
+            to: TimestampNs::MAX,
+            as_of: None,
+            owners: None,
+        });
+        let streams = handle.reader.lines(&SelectLines {
+            tenant: tenant.clone(),
+            matchers: vec![Matcher::equal("job", "log")],
+            from: TimestampNs::MIN,
+            to: TimestampNs::MAX,
+            as_of: None,
+            owners: None,
+            filter: Filter::all(),
+            limit: None,
+            direction: Direction::Forward,
+        });
+        for s in &series.map_err(|e| e.to_string())? {
+            for p in &s.samples {
+                let at = samples.entry((s.labels.to_string(), p.at.0)).or_default();
+                at.push(p.value.to_bits());
+            }
+        }
+        for s in &streams.map_err(|e| e.to_string())? {
+            for l in &s.lines {
+                let text = String::from_utf8_lossy(&l.line).into_owned();
+                *lines.entry((s.labels.to_string(), l.at.0, text)).or_default() += 1;
+            }
+        }
+    }
+    Ok(Held { samples, lines })
 }
 
 fn off_by(rng: &mut SeededRng, most: u64) -> i64 {
@@ -261,20 +372,12 @@ impl World {
         // One clock may be far off, the others are about right.
         let wrong = 1 + rng.below(plan.nodes);
         let nodes = plan.node_ids().map(|id| {
-            let node = Node {
-                disk: SimDisk::new(),
-                stores: MemStores::default(),
-                running: None,
-                life: 0,
-                paused: false,
-                held: VecDeque::new(),
-                clock_off: if id == wrong {
-                    off_by(&mut rng, plan.clock_off)
-                } else {
-                    off_by(&mut rng, 20 * MS)
-                },
+            let clock_off = if id == wrong {
+                off_by(&mut rng, plan.clock_off)
+            } else {
+                off_by(&mut rng, 20 * MS)
             };
-            (id, node)
+            (id, Node::new(clock_off))
         });
         let nodes = nodes.collect();
         let writers = (1..=plan.writers).map(|w| (w, Writer { seq: 0, op: None })).collect();
@@ -300,6 +403,10 @@ impl World {
             next_read: 0,
             next_attempt: 0,
             desk,
+            members: Members::default(),
+            pins: Pins::default(),
+            snapshots: BTreeMap::new(),
+            next_snapshot: 0,
             calm: false,
             over: false,
             trace: VecDeque::new(),
@@ -320,7 +427,7 @@ impl World {
         self.trace.push_back(line);
     }
 
-    fn at(&mut self, delay: u64, event: Event) {
+    pub fn at(&mut self, delay: u64, event: Event) {
         self.seq += 1;
         self.heap.push(Reverse((self.now + delay, self.seq)));
         self.events.insert(self.seq, event);
@@ -377,6 +484,9 @@ impl World {
             (p.sync_errors_every, Fault::SyncError),
             (p.full_every, Fault::Full),
             (if p.clock_steps { 3 * SECOND } else { 0 }, Fault::ClockStep),
+            (p.wipe_every, Fault::Wipe),
+            (p.rot_every, Fault::Rot),
+            (if p.bad_reads > 0 { BAD_READS_EVERY } else { 0 }, Fault::BadReads),
         ];
         for (every, fault) in kinds {
             if every > 0 {
@@ -399,13 +509,28 @@ impl World {
             Fault::SyncError => p.sync_errors_every,
             Fault::Full => p.full_every,
             Fault::ClockStep => 3 * SECOND,
+            Fault::Wipe => p.wipe_every,
+            Fault::Rot => p.rot_every,
+            Fault::BadReads => BAD_READS_EVERY,
         };
         let delay = 1 + self.rng.below(2 * every);
         self.at(delay, Event::Fault(fault));
     }
 
     fn any_node(&mut self) -> u64 {
-        1 + self.rng.below(*self.plan.node_ids().end())
+        let living = self.living();
+        living[self.rng.below(living.len() as u64) as usize]
+    }
+
+    /// All nodes but the lost ones.
+    pub fn living(&self) -> Vec<u64> {
+        let living = self.nodes.iter().filter(|(_, n)| !n.lost);
+        living.map(|(id, _)| *id).collect()
+    }
+
+    pub fn lost(&self) -> Vec<u64> {
+        let lost = self.nodes.iter().filter(|(_, n)| n.lost);
+        lost.map(|(id, _)| *id).collect()
     }
 
     fn fault(&mut self, fault: Fault) {
@@ -416,7 +541,10 @@ impl World {
         let node = self.any_node();
         match fault {
             Fault::Crash => self.crash(node, "power cut"),
-            Fault::AllCrash => self.plan.node_ids().for_each(|n| self.crash(n, "power cut of all")),
+            Fault::AllCrash => self
+                .living()
+                .into_iter()
+                .for_each(|n| self.crash(n, "power cut of all")),
             Fault::Pause => {
                 let n = self.nodes.get_mut(&node).expect("a node");
                 if n.running.is_some() && !n.paused {
@@ -467,6 +595,170 @@ impl World {
                 self.nodes.get_mut(&node).expect("a node").clock_off = off;
                 self.note(|| format!("the clock of node {node} is now {} ms off", off / MS as i64));
             }
+            Fault::Wipe => {
+                if self.may_lose(node) {
+                    self.ledger.counts.wiped += 1;
+                    self.lose(node, "its disk is replaced by an empty one");
+                }
+            }
+            Fault::Rot => self.rot(node),
+            Fault::BadReads => {
+                if self.nodes[&node].running.is_some() && self.may_spoil(node) {
+                    let rng = SeededRng::new(self.rng.next_u64());
+                    self.nodes[&node]
+                        .disk
+                        .read_badly(rng, self.plan.bad_reads, is_immutable);
+                    self.note(|| format!("the disk of node {node} gives wrong bits"));
+                    let delay = SECOND + self.rng.below(3 * SECOND);
+                    self.at(delay / 2, Event::Look { node });
+                    self.at(delay, Event::ReadWell { node });
+                }
+            }
+        }
+    }
+
+    // ---- lost and damaged nodes ----
+
+    /// Whether a majority of sound copies stays in every group when this node is lost or damaged too.
+    fn may_lose(&self, node: u64) -> bool {
+        let is_unsound = |id: u64, n: &Node| match n.lost {
+            true => self.members.counts(id),
+            false => n.spoilt || id == node,
+        };
+        let unsound = self.nodes.iter().filter(|(id, n)| is_unsound(**id, n)).count() as u64;
+        let is_sound = |id: &&NodeId| {
+            let n = self.nodes.get(&id.0);
+            n.is_some_and(|n| !n.lost && !n.spoilt && id.0 != node)
+        };
+        let stays_whole = |group: GroupId| {
+            let leads = self.all_running().map(|(_, r)| r.status(group));
+            let newest = leads.filter(|s| s.role == Role::Leader).max_by_key(|s| s.term);
+            let is_whole = |voters: &[NodeId]| voters.iter().filter(is_sound).count() > voters.len() / 2;
+            newest.is_some_and(|s| is_whole(&s.voters) && (s.outgoing.is_empty() || is_whole(&s.outgoing)))
+        };
+        unsound <= (self.plan.nodes - 1) / 2 && (0..=self.plan.shards).map(GroupId).all(stays_whole)
+    }
+
+    fn may_spoil(&mut self, node: u64) -> bool {
+        let may = self.nodes[&node].spoilt || self.may_lose(node);
+        if may {
+            self.nodes.get_mut(&node).expect("a node").spoilt = true;
+        }
+        may
+    }
+
+    /// Bits flip on the platter.
+    fn rot(&mut self, node: u64) {
+        let mut files = self.nodes[&node].disk.files();
+        files.retain(|(path, len)| *len > 0 && is_immutable(path));
+        if files.is_empty() || !self.may_spoil(node) {
+            return;
+        }
+        for _ in 0..=self.rng.below(3) {
+            let (path, len) = files[self.rng.below(files.len() as u64) as usize].clone();
+            let (byte, bit) = (self.rng.below(len as u64) as usize, self.rng.below(8) as u8);
+            let flipped = self.nodes[&node].disk.flip_bit(&path, byte, bit);
+            flipped.expect("the file is there");
+            self.ledger.counts.rotten += 1;
+            self.note(|| format!("node {node}: bit {bit} of byte {byte} of {path} flips"));
+        }
+        if self.rng.below(3) == 0 {
+            let delay = 1 + self.rng.below(2 * SECOND);
+            self.at(delay, Event::Look { node });
+        }
+    }
+
+    /// Everything on its disk is gone, and it with it. A new node takes its place.
+    fn lose(&mut self, node: u64, why: &str) {
+        self.stop(node, why);
+        let n = self.nodes.get_mut(&node).expect("a node");
+        n.life += 1;
+        (n.disk, n.stores) = (SimDisk::new(), MemStores::default());
+        if planted(Bug::WipedKeepsId) {
+            return self.at(SECOND, Event::Start { node });
+        }
+        n.lost = true;
+        Members::replace(self, node);
+    }
+
+    pub fn add_node(&mut self, id: u64) {
+        let clock_off = off_by(&mut self.rng, 20 * MS);
+        let clock_off = if self.calm { 0 } else { clock_off };
+        if self.nodes.insert(id, Node::new(clock_off)).is_some() {
+            self.ledger.violated(format!("I10: id {id} is given a second time"));
+        }
+        self.at(1, Event::Start { node: id });
+    }
+
+    /// P6: what a node with damaged files answers is what was written, or an error that says what is damaged.
+    fn look(&mut self, node: u64) {
+        let Some(running) = &self.nodes[&node].running else {
+            return;
+        };
+        let held = match held_by(running) {
+            Ok(held) => held,
+            Err(why) => {
+                self.ledger.counts.refused_reads += 1;
+                self.note(|| format!("node {node} refuses a read: {why}"));
+                return self.must_name(node, &why);
+            }
+        };
+        let under_way = self.writers.values().filter_map(|w| Some(w.op.as_ref()?.shape));
+        let shapes: Vec<Shape> = self
+            .acked
+            .iter()
+            .chain(&self.unknown)
+            .copied()
+            .chain(under_way)
+            .collect();
+        let samples = shapes.iter().flat_map(|s| s.samples());
+        let samples: BTreeMap<_, _> = samples.map(|(labels, at, v)| ((labels.to_string(), at.0), v)).collect();
+        let lines = shapes.iter().flat_map(|s| s.lines());
+        let lines: BTreeSet<_> = lines
+            .map(|(labels, at, text)| (labels.to_string(), at.0, text))
+            .collect();
+        let wrong = held
+            .samples
+            .iter()
+            .find(|(key, values)| values.iter().any(|v| samples.get(*key) != Some(v)));
+        if let Some(wrong) = wrong {
+            let why = format!("P6: node {node} serves a sample that nobody wrote: {wrong:?}");
+            return self.ledger.violated(why);
+        }
+        if let Some(wrong) = held.lines.keys().find(|key| !lines.contains(*key)) {
+            let why = format!("P6: node {node} serves a line that nobody wrote: {wrong:?}");
+            self.ledger.violated(why);
+        }
+    }
+
+    /// A refusal for damage names a file, or the group whose log lacks something now.
+    fn must_name(&mut self, node: u64, why: &str) {
+        if !why.contains('/') && !why.contains("shard-") && !why.contains(" group ") {
+            let why = format!("P6: node {node} refuses without naming what is damaged: {why}");
+            self.ledger.violated(why);
+        }
+    }
+
+    /// A node with damaged files is put in order: looked at, started anew, scrubbed. One in which anything is found is
+    /// replaced.
+    fn scrub(&mut self, node: u64) {
+        let Some(running) = &self.nodes[&node].running else {
+            return;
+        };
+        let mut files = running.shards.values().flat_map(|h| h.reader.files());
+        let damage = files.find_map(|file| {
+            let mut check = file.check();
+            while check.next_bytes() > 0 {
+                check.step();
+            }
+            check.finish().pop()
+        });
+        match damage {
+            Some(damage) => {
+                self.note(|| format!("a scrub of node {node} finds {damage}"));
+                self.lose(node, "a scrub found damage");
+            }
+            None => self.nodes.get_mut(&node).expect("a node").spoilt = false,
         }
     }
 
@@ -481,7 +773,7 @@ impl World {
         let Some(leader) = self.leader_of(group) else { return };
         let Some(running) = self.runs(leader) else { return };
         let s = running.status(group);
-        let outside = self.plan.node_ids().map(NodeId);
+        let outside = self.living().into_iter().map(NodeId);
         let outside: Vec<NodeId> = outside
             .filter(|n| !s.voters.contains(n) && !s.learners.contains(n))
             .collect();
@@ -509,7 +801,7 @@ impl World {
             let Some(leader) = self.leader_of(group) else { continue };
             let Some(running) = self.runs(leader) else { continue };
             let s = running.status(group);
-            let mut all = self.plan.node_ids().map(NodeId);
+            let mut all = self.living().into_iter().map(NodeId);
             let missing = all.find(|n| !s.voters.contains(n) && !s.learners.contains(n));
             if let Some(node) = missing {
                 self.with(leader, |n, env| n.change(group, vec![MemberStep::Learner(node)], env));
@@ -521,18 +813,18 @@ impl World {
         self.wave += 1;
         self.ledger.counts.partitions += 1;
         self.cut.clear();
-        let n = *self.plan.node_ids().end();
+        let all = self.living();
         let side: BTreeSet<u64> = match self.rng.below(3) {
             0 => BTreeSet::from([node]),
             1 => {
                 let group = GroupId(self.rng.below(2));
                 self.leader_of(group).into_iter().collect()
             }
-            _ => (1..=n).filter(|_| self.rng.below(2) == 0).collect(),
+            _ => all.iter().copied().filter(|_| self.rng.below(2) == 0).collect(),
         };
         let one_way = self.plan.one_way.then(|| self.rng.below(2));
-        for a in 1..=n {
-            for b in (1..=n).filter(|b| side.contains(&a) != side.contains(b)) {
+        for &a in &all {
+            for &b in all.iter().filter(|b| side.contains(&a) != side.contains(b)) {
                 let outward = u64::from(side.contains(&a));
                 if one_way.is_none_or(|w| w == outward) {
                     self.cut.insert((a, b));
@@ -547,6 +839,17 @@ impl World {
 
     /// Power off, and on again later.
     fn crash(&mut self, node: u64, why: &str) {
+        if self.nodes[&node].running.is_none() {
+            return;
+        }
+        let most = if self.calm { 200 * MS } else { self.plan.down_for };
+        let delay = 1 + self.rng.below(most);
+        self.at(delay, Event::Start { node });
+        self.ledger.counts.crashes += 1;
+        self.stop(node, why);
+    }
+
+    fn stop(&mut self, node: u64, why: &str) {
         let n = self.nodes.get_mut(&node).expect("a node");
         if n.running.take().is_none() {
             return;
@@ -558,7 +861,6 @@ impl World {
         if self.plan.rows_are_lost {
             n.stores = MemStores::default();
         }
-        self.ledger.counts.crashes += 1;
         let gone: Vec<u64> = self
             .calls
             .iter()
@@ -568,10 +870,8 @@ impl World {
         let gone: Vec<Call> = gone.iter().filter_map(|id| self.calls.remove(id)).collect();
         self.reads.retain(|_, r| r.node != node);
         self.desk.forget(node);
-        let most = if self.calm { 200 * MS } else { self.plan.down_for };
-        let delay = 1 + self.rng.below(most);
-        self.at(delay, Event::Start { node });
-        self.note(|| format!("node {node} is down ({why}) for {} ms", delay / MS));
+        self.pins.forget(node);
+        self.note(|| format!("node {node} is down: {why}"));
         // What was asked of it is not known; clients ask another one.
         for call in gone {
             self.answered(call, Fate::Unconfirmed);
@@ -620,10 +920,33 @@ impl World {
                     self.at(100 * MS, Event::DeskTurn { node, life });
                     if !self.nodes[&node].paused {
                         Desk::turn(self, node);
+                        Pins::turn(self, node);
                     }
                 }
             }
             Event::Client(timer) => Desk::timer(self, timer),
+            Event::MembersTurn { node, life } => {
+                if self.nodes[&node].life == life && self.nodes[&node].running.is_some() {
+                    // Its rounds take a while too: they never fall into step with raft's own ticks.
+                    let pause = crate::members::PAUSE + self.rng.below(50 * MS);
+                    self.at(pause, Event::MembersTurn { node, life });
+                    Members::turn(self, node);
+                }
+            }
+            Event::MembersAct { node, life, reports } => Members::act(self, node, life, &reports),
+            Event::SnapshotEnd { number, ok } => {
+                if let Some((node, life, group, to)) = self.snapshots.remove(&number) {
+                    let event = NodeEvent::SnapshotSent { group, to, ok };
+                    self.take(Event::Node { node, life, event });
+                }
+            }
+            Event::Join { joiner } => Members::join(self, joiner),
+            Event::Look { node } => self.look(node),
+            Event::ReadWell { node } => {
+                self.look(node);
+                self.ledger.counts.bad_reads += self.nodes[&node].disk.read_well();
+                self.note(|| format!("the disk of node {node} gives right bits again"));
+            }
             Event::Start { node } => self.start(node),
             Event::Resume { node } => {
                 let n = self.nodes.get_mut(&node).expect("a node");
@@ -649,10 +972,15 @@ impl World {
                 self.calm = true;
                 self.cut.clear();
                 self.note(|| "no more faults".to_owned());
-                for node in self.plan.node_ids() {
+                for node in self.living() {
                     self.nodes[&node].disk.heal();
                     self.nodes.get_mut(&node).expect("a node").clock_off = 0;
                     self.at(0, Event::Resume { node });
+                    if self.nodes[&node].spoilt {
+                        self.look(node);
+                        self.ledger.counts.bad_reads += self.nodes[&node].disk.read_well();
+                        self.crash(node, "to be scrubbed");
+                    }
                 }
                 self.at(2 * SECOND, Event::Judge);
             }
@@ -672,7 +1000,7 @@ impl World {
             ..
         } = self;
         let n = nodes.get_mut(&node).expect("a node");
-        if n.running.is_some() {
+        if n.running.is_some() || n.lost {
             return;
         }
         // A new process, and a kernel that has forgotten the error.
@@ -694,6 +1022,12 @@ impl World {
                 self.note(|| format!("node {node} starts, life {life}"));
                 self.carry_out(node, out);
                 self.at(100 * MS, Event::DeskTurn { node, life });
+                if self.plan.replaces() {
+                    self.at(crate::members::PAUSE, Event::MembersTurn { node, life });
+                }
+                if self.calm && self.nodes[&node].spoilt {
+                    self.scrub(node);
+                }
             }
             Err(end) => self.ended(node, end),
         }
@@ -702,7 +1036,9 @@ impl World {
     /// How far a node's clock is off the median: nodes compare their clocks all the time, and remember.
     fn ahead(&self, node: u64) -> i64 {
         let own = self.nodes[&node].clock_off;
-        let others = self.nodes.iter().filter(|(id, _)| **id != node);
+        // A node that is away keeps its say until it is removed.
+        let has_say = |id: u64, n: &Node| id != node && !(n.lost && !self.members.counts(id));
+        let others = self.nodes.iter().filter(|(id, n)| has_say(**id, n));
         let offsets: Vec<i64> = others.map(|(_, n)| n.clock_off - own).collect();
         hindcast_node::cluster_time::ahead_of_median(&offsets)
     }
@@ -752,6 +1088,12 @@ impl World {
             End::Disk(why) => self
                 .ledger
                 .violated(format!("node {node} ends without a fault of its disk: {why}")),
+            End::Damaged(why) if self.nodes[&node].spoilt => {
+                self.ledger.counts.refusals += 1;
+                self.note(|| format!("node {node} refuses its data: {why}"));
+                self.must_name(node, &why);
+                self.lose(node, "it refuses its data");
+            }
             End::Damaged(why) => self
                 .ledger
                 .violated(format!("P6: node {node} does not take its own data: {why}")),
@@ -778,24 +1120,31 @@ impl World {
                 }
                 Effect::SendSnapshot { to, group, head, files } => {
                     self.ledger.counts.snapshots += 1;
-                    let there = self.flight(node, to).filter(|_| self.nodes[&to].running.is_some());
-                    let back = self.flight(to, node);
+                    self.next_snapshot += 1;
+                    let number = self.next_snapshot;
+                    self.snapshots.insert(number, (node, life, group, to));
                     // A snapshot takes a while; its end is reported, or given up.
-                    if let Some(delay) = there {
-                        self.at(
-                            delay + 20 * MS,
-                            Event::Arrive {
-                                to,
-                                event: NodeEvent::Snapshot { head, group, files },
-                            },
-                        );
-                    }
-                    let (ok, delay) = match (there, back) {
-                        (Some(there), Some(back)) => (true, there + back + 40 * MS),
-                        _ => (false, SECOND),
+                    let there = self.flight(node, to).filter(|_| self.nodes[&to].running.is_some());
+                    let given_up_after = match there {
+                        Some(delay) => {
+                            let event = NodeEvent::Snapshot {
+                                number,
+                                head,
+                                group,
+                                files,
+                            };
+                            self.at(delay + 20 * MS, Event::Arrive { to, event });
+                            CALL_TIMEOUT
+                        }
+                        None => SECOND,
                     };
-                    let event = NodeEvent::SnapshotSent { group, to, ok };
-                    self.at(delay, Event::Node { node, life, event });
+                    self.at(given_up_after, Event::SnapshotEnd { number, ok: false });
+                }
+                Effect::SnapshotTaken { number, ok } => {
+                    let sender = self.snapshots.get(&number).map(|(sender, ..)| *sender);
+                    if let Some(delay) = sender.and_then(|sender| self.flight(node, sender)) {
+                        self.at(delay, Event::SnapshotEnd { number, ok });
+                    }
                 }
                 Effect::Reply { caller, fate } => {
                     if let Some(delay) = self.flight(node, caller.node) {
@@ -816,7 +1165,7 @@ impl World {
     }
 
     /// How long a message is under way; `None`: it does not arrive.
-    fn flight(&mut self, from: u64, to: u64) -> Option<u64> {
+    pub fn flight(&mut self, from: u64, to: u64) -> Option<u64> {
         let delay = 1 + self.rng.below(FLIGHT);
         if from == to {
             return Some(delay / 10);
@@ -874,12 +1223,14 @@ impl World {
         match call.then {
             Then::Writer { writer, attempt, share } => self.part_answered(writer, attempt, share, fate),
             Then::Desk(then) => Desk::answered(self, call.node, then, fate),
+            Then::Members(then) => Members::answered(self, then, fate),
+            Then::Pins(then) => Pins::answered(self, call.node, then, fate),
         }
     }
 
     // ---- writers ----
 
-    fn running_node(&mut self) -> Option<u64> {
+    pub fn running_node(&mut self) -> Option<u64> {
         let running: Vec<u64> = self
             .nodes
             .iter()
@@ -1070,6 +1421,7 @@ impl World {
             self.over = true;
             self.judge_data();
             Desk::judge(self);
+            Pins::judge(self);
             return;
         }
         let waited = self.now - self.plan.faulty_until;
@@ -1088,7 +1440,8 @@ impl World {
     /// What is not at rest yet.
     fn unsettled(&self) -> Vec<String> {
         let mut busy = vec![];
-        for (id, n) in &self.nodes {
+        let living = self.living();
+        for (id, n) in self.nodes.iter().filter(|(_, n)| !n.lost) {
             if n.running.is_none() {
                 busy.push(format!("node {id} does not run"));
             }
@@ -1103,9 +1456,12 @@ impl World {
             let applied: BTreeSet<u64> = running().map(|(_, r)| r.status(group).applied).collect();
             let commits: BTreeSet<u64> = running().map(|(_, r)| r.status(group).commit).collect();
             let members = running().map(|(_, r)| r.status(group)).find(|s| s.role == Role::Leader);
-            let members = members.map_or(0, |s| s.voters.len() + s.learners.len());
-            if members < self.nodes.len() {
-                busy.push(format!("group {group} has {members} members"));
+            let peers = members.as_ref().map(|s| s.peers.clone());
+            let members = members.map_or(vec![], |s| [s.voters, s.learners, s.outgoing].concat());
+            if !living.iter().map(|n| NodeId(*n)).all(|n| members.contains(&n)) || members.len() != living.len() {
+                busy.push(format!(
+                    "group {group} has members {members:?}, alive are {living:?}, its leader knows {peers:?}"
+                ));
             }
             if leaders.len() != 1 || leaders.contains(&None) {
                 busy.push(format!("group {group} has leaders {leaders:?}"));
@@ -1118,75 +1474,67 @@ impl World {
                 busy.push(format!("writer {id} waits"));
             }
         }
+        busy.extend(self.members.unsettled(self));
         busy.extend(self.desk.unsettled(self));
         busy
     }
 
-    /// I1: on every node, what was acknowledged is there exactly once, and nothing else is.
+    /// I1, I8: on every node, what was acknowledged and not let go is there exactly once, and nothing else is.
     fn judge_data(&mut self) {
         let tenant = TenantId::default();
-        let mut findings = vec![];
-        for (id, node) in &self.nodes {
-            let running = node.running.as_ref().expect("all run");
-            let mut samples: BTreeMap<(String, i64), Vec<u64>> = BTreeMap::new();
-            let mut lines: BTreeMap<(String, i64, String), u64> = BTreeMap::new();
-            for handle in running.shards.values() {
-                let series = handle.reader.series(&SelectSeries {
-                    tenant: tenant.clone(),
-                    matchers: vec![Matcher::equal("job", "node")],
-                    from: TimestampNs::MIN,
-                    to: TimestampNs::MAX,
-                    as_of: None,
-                    owners: None,
-                });
-                let streams = handle.reader.lines(&SelectLines {
-                    tenant: tenant.clone(),
-                    matchers: vec![Matcher::equal("job", "log")],
-                    from: TimestampNs::MIN,
-                    to: TimestampNs::MAX,
-                    as_of: None,
-                    owners: None,
-                    filter: Filter::all(),
-                    limit: None,
-                    direction: Direction::Forward,
-                });
-                let (series, streams) = match (series, streams) {
-                    (Ok(series), Ok(streams)) => (series, streams),
-                    (Err(e), _) | (_, Err(e)) => {
-                        findings.push(format!("P6: node {id} cannot read what it holds: {e}"));
-                        continue;
-                    }
-                };
-                for s in &series {
-                    for p in &s.samples {
-                        let at = samples.entry((s.labels.to_string(), p.at.0)).or_default();
-                        at.push(p.value.to_bits());
-                    }
-                }
-                for s in &streams {
-                    for l in &s.lines {
-                        let text = String::from_utf8_lossy(&l.line).into_owned();
-                        *lines.entry((s.labels.to_string(), l.at.0, text)).or_default() += 1;
-                    }
-                }
+        let seq_max = self.acked.iter().chain(&self.unknown).map(|s| s.seq).max().unwrap_or(0);
+        let groups = (1..=self.plan.shards).map(GroupId);
+        let readable: BTreeMap<GroupId, Readable> = match self.plan.keep {
+            0 => BTreeMap::new(),
+            _ => groups.map(|g| (g, Readable::after(&self.ledger, g, seq_max))).collect(),
+        };
+        let map = ShardMap::even(self.plan.shards).expect("few shards");
+        let (mut let_go, mut held) = (0, 0);
+        // Whether a row is to be there if it was stored.
+        let mut stays = |shape: &Shape, labels: &Labels, lines: bool| {
+            if readable.is_empty() {
+                return true;
             }
+            let owner = match lines {
+                true => Owner::None,
+                false => resource::owner(&tenant, labels, &[]),
+            };
+            let group = map.shard_of(owner.slot(labels), shape.at()).into();
+            let stays = readable[&group].has(lines, shape.seq);
+            let is_old = readable[&group].is_old(lines, shape.at());
+            let_go += u64::from(!stays);
+            held += u64::from(stays && is_old);
+            stays
+        };
+        let mut findings = vec![];
+        for (id, running) in self.all_running() {
+            let (mut samples, mut lines) = match held_by(running) {
+                Ok(held) => (held.samples, held.lines),
+                Err(e) => {
+                    findings.push(format!("P6: node {id} cannot read what it holds: {e}"));
+                    continue;
+                }
+            };
             let mut take = |shape: &Shape, must: bool| {
                 for (labels, at, value) in shape.samples() {
+                    let stays = stays(shape, &labels, false);
                     match samples.remove(&(labels.to_string(), at.0)) {
-                        Some(found) if found == [value] => {}
-                        None if !must => {}
+                        Some(found) if found == [value] && stays => {}
+                        None if !must || !stays => {}
                         found => findings.push(format!(
-                            "I1: node {id}: sample {labels} of writer {} batch {} is {found:?}, not [{value}]",
+                            "I1, I8: node {id}: sample {labels} of writer {} batch {} is {found:?}, not [{value}]; it is \
+                             to be there: {stays}",
                             shape.writer, shape.seq
                         )),
                     }
                 }
                 for (labels, at, text) in shape.lines() {
+                    let stays = stays(shape, &labels, true);
                     match lines.remove(&(labels.to_string(), at.0, text.clone())) {
-                        Some(1) => {}
-                        None if !must => {}
+                        Some(1) if stays => {}
+                        None if !must || !stays => {}
                         found => findings.push(format!(
-                            "I1: node {id}: line {text:?} is there {} times",
+                            "I1, I8: node {id}: line {text:?} is there {} times; it is to be there: {stays}",
                             found.unwrap_or(0)
                         )),
                     }
@@ -1201,10 +1549,28 @@ impl World {
                 findings.push(format!("I1: node {id} holds a line that nobody wrote: {what:?}"));
             }
         }
+        self.ledger.counts.let_go += let_go;
+        self.ledger.counts.held += held;
         if let Some(first) = findings.first() {
             let more = findings.len() - 1;
             self.ledger.violated(format!("{first} (and {more} more)"));
         }
+    }
+
+    pub fn pins(&mut self) -> &mut Pins {
+        &mut self.pins
+    }
+
+    pub fn pins_ref(&self) -> &Pins {
+        &self.pins
+    }
+
+    pub fn members_ref(&self) -> &Members {
+        &self.members
+    }
+
+    pub fn members(&mut self) -> &mut Members {
+        &mut self.members
     }
 
     pub fn desk(&mut self) -> &mut Desk {

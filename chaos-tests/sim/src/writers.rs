@@ -10,7 +10,7 @@ use hindcast_model::{
 const SERIES: u64 = 3;
 const HOSTS: u64 = 5;
 /// Batches of one writer stand so far apart.
-const STEP_MS: i64 = 100;
+pub const STEP_MS: i64 = 100;
 
 /// What a batch is made of; everything else follows from it.
 #[derive(Clone, Copy, Debug)]

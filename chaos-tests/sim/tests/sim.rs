@@ -9,6 +9,9 @@ const TIME: Duration = Duration::from_secs(55);
 /// Fewer than this prove nothing, however slow the machine.
 const SEEDS_MIN: u64 = 40;
 
+/// With fewer, what happens in one of forty may well not have happened.
+const SEEDS_FOR_SHARES: u64 = 150;
+
 /// Other seeds for each commit; the same ones for all who look at it.
 fn first_seed() -> u64 {
     let head = Command::new("git").args(["rev-parse", "HEAD"]).output();
@@ -68,5 +71,29 @@ fn whatever_fails_nothing_that_was_acknowledged_is_lost() {
     ];
     for (what, n) in reached {
         assert!(n > 0, "{} seeds had no {what}: {c:?}", outcome.runs);
+    }
+    if outcome.runs < SEEDS_FOR_SHARES {
+        return;
+    }
+    // Each of these happens in a good share of all seeds.
+    let shares = [
+        ("lost disks", c.wiped, 40),
+        ("replaced nodes", c.replaced, 20),
+        ("flipped bits", c.rotten, 10),
+        ("wrong reads", c.bad_reads, 40),
+        ("refused reads", c.refused_reads, 40),
+        ("nodes that refuse their data", c.refusals, 40),
+        ("cuts", c.cuts, 4),
+        ("pins", c.pins, 4),
+        ("rows that were let go", c.let_go, 1),
+        ("old rows that a pin held", c.held, 1),
+        ("rows as of cuts", c.cut_rows, 1),
+    ];
+    for (what, n, one_in) in shares {
+        assert!(
+            n * one_in >= outcome.runs,
+            "{} seeds had {n} {what}: {c:?}",
+            outcome.runs
+        );
     }
 }

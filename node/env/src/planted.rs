@@ -22,10 +22,20 @@ pub enum Bug {
     DoneBeforeSend,
     /// The log is cut up to what is applied, whether or not it is on disk elsewhere.
     TruncateBeyondDurable,
+    /// A client hears that its batch is stored when the leader has proposed it.
+    AckBeforeCommit,
+    /// The number of a new incident comes from a counter of the process, not from the rows.
+    NumberOutsideLog,
+    /// A node whose disk was replaced by an empty one comes back under the id that it had.
+    WipedKeepsId,
+    /// What is read from a file is taken as it comes.
+    CrcNotChecked,
+    /// A pin holds nothing against retention.
+    RetentionIgnoresPins,
 }
 
 impl Bug {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 13] = [
         Self::ReplyBeforeSync,
         Self::VoteNotPersisted,
         Self::NoDirSync,
@@ -34,6 +44,11 @@ impl Bug {
         Self::RemovedStillCounts,
         Self::DoneBeforeSend,
         Self::TruncateBeyondDurable,
+        Self::AckBeforeCommit,
+        Self::NumberOutsideLog,
+        Self::WipedKeepsId,
+        Self::CrcNotChecked,
+        Self::RetentionIgnoresPins,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -46,14 +61,25 @@ impl Bug {
             Self::RemovedStillCounts => "removed-still-counts",
             Self::DoneBeforeSend => "done-before-send",
             Self::TruncateBeyondDurable => "truncate-beyond-durable",
+            Self::AckBeforeCommit => "ack-before-commit",
+            Self::NumberOutsideLog => "number-outside-log",
+            Self::WipedKeepsId => "wiped-keeps-id",
+            Self::CrcNotChecked => "crc-not-checked",
+            Self::RetentionIgnoresPins => "retention-ignores-pins",
         }
     }
 
     /// A seed that finds it must be among so many.
     pub const fn seeds_max(self) -> u64 {
         match self {
-            Self::ReplyBeforeSync | Self::ReadWithoutIndex | Self::TruncateBeyondDurable => 300,
-            Self::NoDirSync | Self::RemovedStillCounts | Self::DoneBeforeSend => 1_000,
+            Self::NumberOutsideLog => 30,
+            Self::ReplyBeforeSync
+            | Self::ReadWithoutIndex
+            | Self::TruncateBeyondDurable
+            | Self::AckBeforeCommit
+            | Self::CrcNotChecked
+            | Self::RetentionIgnoresPins => 300,
+            Self::NoDirSync | Self::RemovedStillCounts | Self::DoneBeforeSend | Self::WipedKeepsId => 1_000,
             Self::VoteNotPersisted | Self::SnapshotDropsDedup => 5_000,
         }
     }
@@ -62,6 +88,7 @@ impl Bug {
 #[cfg(feature = "planted-bugs")]
 thread_local! {
     static ON: Cell<Option<Bug>> = const { Cell::new(None) };
+    static COUNTED: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Whether the code is to be wrong here.
@@ -74,6 +101,19 @@ pub fn planted(bug: Bug) -> bool {
 #[cfg(not(feature = "planted-bugs"))]
 pub const fn planted(_: Bug) -> bool {
     false
+}
+
+/// A number that no log knows of, one higher each time.
+#[cfg(feature = "planted-bugs")]
+pub fn number_of_this_process() -> u64 {
+    COUNTED.set(COUNTED.get() + 1);
+    COUNTED.get()
+}
+
+/// Nobody asks for it in this build.
+#[cfg(not(feature = "planted-bugs"))]
+pub const fn number_of_this_process() -> u64 {
+    0
 }
 
 /// Switches a bug on for this thread, until the guard goes. Has no effect without the feature.

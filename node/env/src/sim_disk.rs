@@ -6,7 +6,7 @@
 
 use crate::crash::{Cut, Kept, NameChanges};
 use crate::disk::{Disk, DiskError, DiskFile, DiskResult, ReadAt, parent};
-use crate::rng::Rng;
+use crate::rng::{Rng, SeededRng};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,10 +53,19 @@ struct State {
     /// Counts down to an error of the next syncs; `None`: none planned.
     syncs_until_error: Option<u64>,
     full: bool,
+    bad_reads: Option<BadReads>,
     /// `None`: [`CAPACITY_BYTES`].
     capacity: Option<u64>,
     syncs: u64,
     written: u64,
+}
+
+/// Some reads give a wrong bit; the next read of the same bytes may be right.
+struct BadReads {
+    rng: SeededRng,
+    one_in: u64,
+    of: fn(&str) -> bool,
+    given: u64,
 }
 
 /// What a disk holds unless a test says otherwise.
@@ -142,6 +151,37 @@ impl SimDisk {
         let mut s = self.0.lock();
         s.syncs_until_error = None;
         s.full = false;
+    }
+
+    /// From now on about one of `one_in` reads of the files that `of` says gives a wrong bit, until `read_well`.
+    pub fn read_badly(&self, rng: SeededRng, one_in: u64, of: fn(&str) -> bool) {
+        self.0.lock().bad_reads = Some(BadReads {
+            rng,
+            one_in,
+            of,
+            given: 0,
+        });
+    }
+
+    /// Ends that; how many reads were wrong.
+    pub fn read_well(&self) -> u64 {
+        self.0.lock().bad_reads.take().map_or(0, |b| b.given)
+    }
+
+    /// What a reader gets of bytes that lie there so.
+    fn as_read(&self, path: &str, bytes: Bytes) -> Bytes {
+        let mut s = self.0.lock();
+        let Some(bad) = s.bad_reads.as_mut().filter(|b| (b.of)(path)) else {
+            return bytes;
+        };
+        if bytes.is_empty() || bad.rng.below(bad.one_in) > 0 {
+            return bytes;
+        }
+        bad.given += 1;
+        let mut wrong = bytes.to_vec();
+        let at = bad.rng.below(wrong.len() as u64) as usize;
+        wrong[at] ^= 1 << bad.rng.below(8);
+        wrong.into()
     }
 
     /// As after a new start of the machine: syncs work again. A full disk stays full.
@@ -293,19 +333,27 @@ impl DiskFile for SimFile {
     }
 }
 
-struct SimReader(String, Node);
+struct SimReader {
+    path: String,
+    node: Node,
+    disk: SimDisk,
+}
 
 impl ReadAt for SimReader {
     fn read_at(&self, offset: u64, len: usize) -> DiskResult<Bytes> {
-        let f = self.1.lock();
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        match start.checked_add(len).and_then(|end| f.bytes.get(start..end)) {
-            Some(slice) => Ok(Bytes::copy_from_slice(slice)),
-            None => Err(DiskError::new("read", &self.0, io::ErrorKind::UnexpectedEof.into())),
+        let there = {
+            let f = self.node.lock();
+            let slice = start.checked_add(len).and_then(|end| f.bytes.get(start..end));
+            slice.map(Bytes::copy_from_slice)
+        };
+        match there {
+            Some(bytes) => Ok(self.disk.as_read(&self.path, bytes)),
+            None => Err(DiskError::new("read", &self.path, io::ErrorKind::UnexpectedEof.into())),
         }
     }
     fn len(&self) -> u64 {
-        self.1.lock().bytes.len() as u64
+        self.node.lock().bytes.len() as u64
     }
 }
 
@@ -335,10 +383,15 @@ impl Disk for SimDisk {
                 .is_some_and(|(p, _)| p.starts_with(&inside))
     }
     fn read(&self, path: &str) -> DiskResult<Bytes> {
-        Ok(Bytes::copy_from_slice(&self.node("read", path)?.lock().bytes))
+        let bytes = Bytes::copy_from_slice(&self.node("read", path)?.lock().bytes);
+        Ok(self.as_read(path, bytes))
     }
     fn open_read(&self, path: &str) -> DiskResult<Arc<dyn ReadAt>> {
-        Ok(Arc::new(SimReader(path.to_owned(), self.node("open", path)?)))
+        Ok(Arc::new(SimReader {
+            path: path.to_owned(),
+            node: self.node("open", path)?,
+            disk: self.clone(),
+        }))
     }
     fn create(&self, path: &str) -> DiskResult<Box<dyn DiskFile>> {
         let node = Node::default();
@@ -441,6 +494,19 @@ mod tests {
         assert_eq!(disk.free_bytes().unwrap(), 0, "the other name still holds it");
         disk.remove("d/b").unwrap();
         assert_eq!(disk.free_bytes().unwrap(), 6);
+    }
+
+    #[test]
+    fn a_bad_read_shows_a_wrong_bit_and_leaves_the_file_alone() {
+        let disk = SimDisk::new();
+        write_new_file(&disk, "d/a", &[0; 8]).unwrap();
+        write_new_file(&disk, "d/b", &[0; 8]).unwrap();
+        disk.read_badly(SeededRng::new(1), 2, |path| path.ends_with('a'));
+        let wrong = |path| (0..100).filter(|_| disk.read(path).unwrap()[..] != [0; 8]).count() as u64;
+        let shown = wrong("d/a");
+        assert!(shown > 10 && wrong("d/b") == 0);
+        assert_eq!(disk.read_well(), shown);
+        assert_eq!(wrong("d/a"), 0, "the bytes on the platter are right");
     }
 
     #[test]

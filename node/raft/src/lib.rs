@@ -23,7 +23,7 @@ pub use io::{
 };
 pub use local_meta::LocalMeta;
 pub use log::LogConfig;
-pub use machine::{Entry, Machine, MachineError, Work, WorkKind};
+pub use machine::{Entry, Machine, MachineError, SnapshotCheck, Work, WorkKind};
 pub use mem_store::{MemStore, MemStores};
 pub use members::{MemberStep, PeerProgress};
 pub use meta::{

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use hindcast_env::DiskError;
+use std::sync::Arc;
 
 /// One committed entry. `data` is never empty: raft's own empty entries stop at the driver.
 #[derive(Clone, Debug)]
@@ -35,6 +36,9 @@ pub struct Work {
     pub run: Box<dyn FnOnce() + Send>,
 }
 
+/// Tells whether the files in a folder are what a peer's `export` wrote; asked on any thread.
+pub type SnapshotCheck = Arc<dyn Fn(&str) -> Result<(), MachineError> + Send + Sync>;
+
 /// A replicated state machine. Owned by one apply worker; never awaits. Deterministic: same entries, same state.
 pub trait Machine: Send {
     /// Index of the last entry that the state holds, in memory or on disk. After open: where the log continues.
@@ -55,7 +59,11 @@ pub trait Machine: Send {
     /// After this `durable()` may still be lower: a Raft snapshot for a peer is not our own checkpoint.
     fn export(&mut self, dir: &str) -> Result<(), MachineError>;
 
-    /// Replaces the state by the files in `dir` (written by `export` on a peer, verified on the way here),
+    /// How files of a peer are checked before `install` is asked for. The transport shows that they came as they were
+    /// read; this, that what was read there is what was written there.
+    fn snapshot_check(&self) -> SnapshotCheck;
+
+    /// Replaces the state by the files in `dir` (written by `export` on a peer, checked by `snapshot_check`),
     /// durably: afterwards `applied()` and `durable()` are `index`.
     fn install(&mut self, dir: &str, index: u64) -> Result<(), MachineError>;
 

@@ -10,7 +10,7 @@
 //! - Cluster time never goes back.
 //! - `durable()` is the index of a snapshot file that was complete and synced before the number rose.
 
-use crate::machine::{Entry, Machine, MachineError, Work};
+use crate::machine::{Entry, Machine, MachineError, SnapshotCheck, Work};
 use crate::meta::{
     ApplyContext, Changes, HistoryLine, META_PART, MachineCommand, MetaCommand, MetaRead, MetaStore, MetaStoreError,
     MetaTx, Part, PartInput, PartOutput, Refusal, Rows, as_bytes, history_key, leftward_key,
@@ -561,6 +561,17 @@ impl<S: MetaStore + 'static> Machine for MetaMachine<S> {
     }
 
     /// The file comes first, durably; a stop in between finds a store older than its snapshot and rebuilds it.
+    fn snapshot_check(&self) -> SnapshotCheck {
+        let disk = self.disk.clone();
+        Arc::new(move |dir| {
+            let from = format!("{dir}/{SNAPSHOT_FILE}");
+            match SnapshotFile::open(disk.as_ref(), &from).map_err(damaged)? {
+                Some(_) => Ok(()),
+                None => Err(damaged(format!("{from} is missing from the snapshot"))),
+            }
+        })
+    }
+
     fn install(&mut self, dir: &str, index: u64) -> Result<(), MachineError> {
         let from = format!("{dir}/{SNAPSHOT_FILE}");
         let missing = || damaged(format!("{from} is missing from the snapshot"));

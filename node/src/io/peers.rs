@@ -315,8 +315,9 @@ impl Peers {
             self.courier.keep(&*self.disk, group, &header.files, dir, &whole);
             return taken;
         }
-        raft.receive_snapshot(group, header.message, dir);
-        Ok(())
+        let taken = tokio::task::spawn_blocking(move || raft.receive_snapshot(group, header.message, dir));
+        let taken = taken.await.map_err(|e| Status::internal(e.to_string()))?;
+        taken.map_err(|e| Status::data_loss(e.to_string()))
     }
 
     /// `whole`: names of the files that are there and verified, also when the stream breaks.

@@ -19,6 +19,7 @@
 
 use crate::aggregate::{HOUR_NS, Resolution};
 use crate::index::Series;
+use hindcast_env::planted::{Bug, planted};
 use hindcast_model::{Domain, Labels, Matcher, Owner, ResourceId, TenantId, TimestampNs};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -637,6 +638,9 @@ impl Retention {
 }
 
 fn holds(area: &Area, owner: &Owner) -> bool {
+    if planted(Bug::RetentionIgnoresPins) {
+        return false;
+    }
     match (&area.owners, owner.id()) {
         (None, _) => true,
         (Some(owners), Some(id)) => owners.contains(&id),

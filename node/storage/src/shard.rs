@@ -322,6 +322,10 @@ impl Shard {
         Ok(shard)
     }
 
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
     pub fn reader(&self) -> ShardReader {
         ShardReader {
             state: self.state.clone(),
@@ -375,7 +379,7 @@ impl Shard {
         state.directory.find_or_add(tenant, streams, labels, owner)
     }
 
-    /// Counts how often ids were forgotten: an entry whose ids are of another epoch must be made anew.
+    /// Counts the ids that were forgotten: an entry whose ids are of another epoch must be made anew.
     pub fn epoch(&self) -> u64 {
         self.state.read().directory.epoch()
     }
@@ -1448,13 +1452,16 @@ fn bring(disk: &dyn Disk, from: &str, to: &str) -> Result<(), StorageError> {
     Ok(file.sync()?)
 }
 
-/// Reads an exported state whole: a peer would refuse what is damaged, so it had better not be sent. A file is named as in
-/// the shard's own folder.
+/// Whether an exported state is as it was written, file by file; a file is named as in the shard's own folder. What is sent may
+/// be damaged where it comes from: its sender looks before it sends, its receiver before it takes.
 pub fn check_export(disk: &dyn Disk, dir: &str) -> Result<(), StorageError> {
-    let no_snapshot = || StorageError::NoSnapshot { dir: dir.to_owned() };
-    let (manifest, ..) = newest_manifest(disk, dir)?.ok_or_else(no_snapshot)?;
+    let newest = newest_manifest(disk, dir)?;
+    let (mut manifest, _, _) = newest.ok_or_else(|| StorageError::NoSnapshot { dir: dir.to_owned() })?;
     for SegmentRef { file, .. } in &manifest.segments {
         container::scrub_path(disk, &container::path_of(dir, file.number), file)?;
+    }
+    for (side, file) in manifest.sides_mut() {
+        manifest::read_side(disk, dir, side, file)?;
     }
     Ok(())
 }

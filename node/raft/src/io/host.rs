@@ -16,7 +16,7 @@ use super::worker::{Owned, Worker};
 use super::workshop::Workshop;
 use crate::driver::{Driver, DriverConfig, DriverStatus, Input, ProposalId, Role, Start};
 use crate::log::{LogConfig, LogError, LogStore};
-use crate::machine::Machine;
+use crate::machine::{Machine, MachineError, SnapshotCheck};
 use crate::members::{MemberStep, PeerProgress};
 use crate::wire::{self, WireMessage};
 use bytes::Bytes;
@@ -244,6 +244,8 @@ struct Inner {
     config: RaftConfig,
     events: Sender<Event>,
     shared: BTreeMap<GroupId, Arc<GroupShared>>,
+    checks: BTreeMap<GroupId, SnapshotCheck>,
+    disk: Arc<dyn Disk>,
     fatal: watch::Receiver<Option<String>>,
     receive_queue_bytes: Arc<AtomicUsize>,
     proposal_queue_bytes: Arc<AtomicUsize>,
@@ -347,6 +349,8 @@ impl RaftHost {
         let mut drivers = BTreeMap::new();
         let mut shared = BTreeMap::new();
         let workers = config.apply_workers.max(1);
+        let mut checks = BTreeMap::new();
+        let own_disk = disk.clone();
         let mut owned: Vec<BTreeMap<GroupId, Owned>> = (0..workers).map(|_| BTreeMap::new()).collect();
         for GroupSpec { group, machine } in groups {
             let has_hard = store.recovered(group).has_hard;
@@ -365,6 +369,7 @@ impl RaftHost {
                 backlog_bytes: AtomicUsize::new(0),
             });
             shared.insert(group, group_shared.clone());
+            checks.insert(group, machine.snapshot_check());
             let durable = machine.durable();
             let slot = Owned {
                 machine,
@@ -441,6 +446,8 @@ impl RaftHost {
             config,
             events,
             shared,
+            checks,
+            disk: own_disk,
             fatal,
             receive_queue_bytes,
             proposal_queue_bytes,
@@ -539,8 +546,18 @@ impl RaftHost {
         let _ = inner.events.send(Event::Received { bytes, messages: taken });
     }
 
-    /// A snapshot whose files are complete and verified in `dir` of this node's disk; `dir` is removed afterwards.
-    pub fn receive_snapshot(&self, group: GroupId, message: Bytes, dir: String) {
+    /// A snapshot whose files are complete in `dir` of this node's disk, as the peer read them; `dir` is removed
+    /// afterwards. Reads all of them: not to be called where others wait. An error is to be told to the peer.
+    pub fn receive_snapshot(&self, group: GroupId, message: Bytes, dir: String) -> Result<(), MachineError> {
+        let checked = self.0.checks.get(&group).map_or(Ok(()), |check| check(&dir));
+        if let Err(error) = checked {
+            // Installing it would end this node, whose own data is well.
+            tracing::error!(%group, %error, "a snapshot is refused: the peer that sent it has damaged files");
+            if let Err(error) = self.0.disk.remove_dir_all(&dir) {
+                tracing::warn!(dir, %error, "files of a snapshot stay behind until the next start");
+            }
+            return Err(error);
+        }
         match wire::parse(&message) {
             Ok(message) if message.to == self.0.config.node.0 => {
                 let input = Input::Snapshot { message, dir };
@@ -549,6 +566,7 @@ impl RaftHost {
             Ok(message) => tracing::warn!(%group, to = message.to, "a snapshot for another node is left alone"),
             Err(e) => tracing::warn!(%group, error = %e, "a snapshot is left alone"),
         }
+        Ok(())
     }
 
     /// The transport could not reach a node: raft slows down until it answers.

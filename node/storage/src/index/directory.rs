@@ -211,7 +211,6 @@ pub struct Directory {
     catalog: Catalog,
     next_id: u32,
     live: usize,
-    epoch: u64,
     by_key: HashTable<u32>,
     pub(super) spaces: Vec<Space>,
     /// Of series, of streams.
@@ -248,9 +247,10 @@ impl Directory {
         self.next_id
     }
 
-    /// How often series were forgotten: while it stays, an id that was found is still there.
+    /// How many series were forgotten: while it stays, an id that was found is still there. Follows from the ids that
+    /// are there, so that it is the same after a restart, and on a replica that got a snapshot.
     pub fn epoch(&self) -> u64 {
-        self.epoch
+        u64::from(self.next_id) - self.live as u64
     }
 
     pub fn catalog(&self) -> &Catalog {
@@ -421,7 +421,6 @@ impl Directory {
 
     /// Forgets series that nothing holds any more. Their ids stay taken.
     pub fn forget(&mut self, ids: &[u32]) {
-        let before = self.live;
         let mut touched = BTreeSet::new();
         for &id in ids {
             let Some(row) = self.catalog.take(id) else { continue };
@@ -438,7 +437,6 @@ impl Directory {
             let labels = &mut self.spaces[space as usize].labels;
             labels.iter_mut().for_each(|l| l.values.tidy());
         }
-        self.epoch += u64::from(self.live < before);
     }
 
     // ---- selecting ----

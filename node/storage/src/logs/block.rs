@@ -15,6 +15,7 @@ use crate::error::{Damage, ReadError};
 use bytes::Bytes;
 use hashbrown::HashTable;
 use hindcast_env::fuzz::sum_fits;
+use hindcast_env::planted::{Bug, planted};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -497,7 +498,8 @@ thread_local! {
 /// Verifies and unpacks a section.
 pub fn unframe(stored: &Bytes, piece: Piece) -> Result<Bytes, Bad> {
     let (body, crc) = stored.split_last_chunk::<CRC_BYTES>().ok_or("ends too early")?;
-    if !sum_fits(crc32c::crc32c(body) == u32::from_le_bytes(*crc)) {
+    let fits = crc32c::crc32c(body) == u32::from_le_bytes(*crc) || planted(Bug::CrcNotChecked);
+    if !sum_fits(fits) {
         return Err("the checksum does not fit");
     }
     let raw = piece.raw as usize;
