@@ -365,12 +365,12 @@ impl Stage {
         let started = now();
         while started.elapsed() < Duration::from_secs(25) {
             let victim = self.anybody().await;
-            let span = 0.3 + self.rng.below(2000) as f64 / 1000.0;
+            let span = 0.2 + self.rng.below(1200) as f64 / 1000.0;
             match self.rng.below(2) {
                 0 => self.kill_for(victim, span).await?,
                 _ => self.pause_for(victim, span).await?,
             }
-            seconds(0.2 + self.rng.below(1500) as f64 / 1000.0).await;
+            seconds(0.1 + self.rng.below(800) as f64 / 1000.0).await;
         }
         Ok(())
     }

@@ -306,10 +306,9 @@ impl Pins {
                 .pinned_at
                 .get(group)
                 .is_some_and(|p| running.status(*group).applied >= *p);
-            match is_there.then(|| rows_at(running, *group, *at, (pin.from, pin.to))) {
-                Some(Ok(rows)) => read.push(((pin.id.clone(), cut.id, *group), rows)),
-                // Of a node with damaged files.
-                Some(Err(_)) | None => {}
+            // An error: of a node with damaged files.
+            if let Some(Ok(rows)) = is_there.then(|| rows_at(running, *group, *at, (pin.from, pin.to))) {
+                read.push(((pin.id.clone(), cut.id, *group), rows));
             }
         }
         let id = cut.id;

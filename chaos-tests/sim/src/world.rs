@@ -1037,7 +1037,7 @@ impl World {
     fn ahead(&self, node: u64) -> i64 {
         let own = self.nodes[&node].clock_off;
         // A node that is away keeps its say until it is removed.
-        let has_say = |id: u64, n: &Node| id != node && !(n.lost && !self.members.counts(id));
+        let has_say = |id: u64, n: &Node| id != node && (!n.lost || self.members.counts(id));
         let others = self.nodes.iter().filter(|(id, n)| has_say(**id, n));
         let offsets: Vec<i64> = others.map(|(_, n)| n.clock_off - own).collect();
         hindcast_node::cluster_time::ahead_of_median(&offsets)

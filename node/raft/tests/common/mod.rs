@@ -9,8 +9,8 @@ use hindcast_env::io::SystemClock;
 use hindcast_env::{Disk, SeededRng, SimDisk};
 use hindcast_model::{GroupId, NodeId};
 use hindcast_raft::{
-    Entry, GroupSpec, GroupStatus, LogConfig, Machine, MachineError, ProposeError, RaftConfig, RaftHost, Transport,
-    WireMessage, Work,
+    Entry, GroupSpec, GroupStatus, LogConfig, Machine, MachineError, ProposeError, RaftConfig, RaftHost, SnapshotCheck,
+    Transport, WireMessage, Work,
 };
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
