@@ -209,6 +209,18 @@ async fn a_damaged_copy_is_kept_while_the_others_are_no_majority_without_it() {
     no_majority_without_it().await.unwrap();
 }
 
+/// The oldest segment of the Raft log, which is full; free ones lie beside them.
+fn oldest_log(cluster: &Cluster) -> Result<PathBuf> {
+    let mut logs = vec![];
+    for file in std::fs::read_dir(cluster.data_dir(VICTIM).join("raft/log"))? {
+        logs.push(file?.path());
+    }
+    logs.retain(|p| p.extension().is_some_and(|e| e == "log"));
+    logs.sort();
+    ensure!(logs.len() > 1, "there is but one segment of the log: {logs:?}");
+    Ok(logs.swap_remove(0))
+}
+
 /// So much that no log holds a shard from its first entry.
 const MORE: Load = Load {
     samples_per_batch: 2_000,
