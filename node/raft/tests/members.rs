@@ -519,6 +519,18 @@ fn check(script: &str, expected: Expect) {
 }
 
 #[test]
+fn members_that_answer_are_never_taken_for_silent_so_that_changes_of_members_do_not_wait() {
+    let mut net = Net::new(1, false);
+    net.run(30);
+    for tick in 0..40 {
+        net.run(1);
+        let leader = net.leader().expect("nothing goes wrong");
+        let peers = net.status(leader).peers;
+        assert!(peers.iter().all(|p| p.is_active), "after {tick} ticks: {peers:?}");
+    }
+}
+
+#[test]
 fn a_node_is_added_as_a_learner_catches_up_and_counts_then() {
     check(
         "
