@@ -335,6 +335,8 @@ pub struct Driver {
     rng: SeededRng,
     draws: u64,
     ticks: u64,
+    /// When a member was last heard of. raft forgets it with each of its own checks, once per election timeout.
+    heard: BTreeMap<u64, u64>,
     applied: u64,
     durable: u64,
     queued: Vec<(ProposalId, Vec<u8>)>,
@@ -385,6 +387,7 @@ impl Driver {
             rng,
             draws: 0,
             ticks: 0,
+            heard: BTreeMap::new(),
             applied: start.applied,
             durable: start.durable,
             queued: Vec::new(),
@@ -578,7 +581,7 @@ impl Driver {
                     .iter()
                     .map(|(id, _)| NodeId(*id))
                     .filter(|id| *id != self.config.node);
-                status.peers = others.filter_map(|id| progress(node, id)).collect();
+                status.peers = others.filter_map(|id| progress(node, id, self.is_heard(id))).collect();
                 status.peers.sort_by_key(|p| p.node);
             }
             let view = node.store().view.lock();
@@ -680,8 +683,17 @@ impl Driver {
         }
     }
 
+    /// Within the last election timeout.
+    fn is_heard(&self, node: NodeId) -> bool {
+        let at = self.heard.get(&node.0);
+        at.is_some_and(|at| self.ticks - at <= self.config.election_ticks as u64)
+    }
+
     fn message(&mut self, message: Message) {
         let Some(node) = &mut self.node else { return };
+        if node.raft.prs().get(message.from).is_some() {
+            self.heard.insert(message.from, self.ticks);
+        }
         let last = node.raft.raft_log.last_index();
         if message.get_msg_type() == MessageType::MsgHeartbeat
             && message.term >= node.raft.term
@@ -771,6 +783,7 @@ impl Driver {
     fn change(&mut self, id: ProposalId, steps: &[MemberStep]) {
         let leader = self.leader();
         let me = self.config.node;
+        let heard: BTreeSet<NodeId> = steps.iter().map(|s| s.node()).filter(|n| self.is_heard(*n)).collect();
         let Some(node) = &mut self.node else { return };
         let refused = match node.raft.state {
             StateRole::Leader => {
@@ -780,7 +793,7 @@ impl Driver {
                 } else if node.raft.lead_transferee.is_some() {
                     Some(Refused::NotLeader(None))
                 } else {
-                    members::misfit(conf, me, steps, |id| progress(node, id)).map(Refused::Misfit)
+                    members::misfit(conf, me, steps, |id| progress(node, id, heard.contains(&id))).map(Refused::Misfit)
                 }
             }
             _ => Some(Refused::NotLeader(leader)),
@@ -1341,14 +1354,14 @@ fn farewell(node: &RawNode<Store>, to: u64, commit: u64) -> Message {
     message
 }
 
-fn progress(node: &RawNode<Store>, id: NodeId) -> Option<PeerProgress> {
+fn progress(node: &RawNode<Store>, id: NodeId, is_heard: bool) -> Option<PeerProgress> {
     let raft = &node.raft;
     let progress = raft.prs().get(id.0)?;
     Some(PeerProgress {
         node: id,
         matched: progress.matched,
         lag: raft.raft_log.committed.saturating_sub(progress.matched),
-        is_active: progress.recent_active,
+        is_active: is_heard || progress.recent_active,
         in_snapshot: progress.state == raft::ProgressState::Snapshot,
     })
 }
