@@ -11,6 +11,7 @@ use hindcast_node::entry::Control;
 use hindcast_node::io::disk_watch::DiskWatch;
 use hindcast_node::io::memory_watch::MemoryWatch;
 use hindcast_node::io::peers::Peers;
+use hindcast_node::io::under_way::UnderWay;
 use hindcast_node::io::writer::{Room, Writer};
 use hindcast_node::shard_machine::{ShardHandle, ShardMachine};
 use hindcast_node::write::{BatchSink, WriteError};
@@ -74,6 +75,7 @@ async fn start(disk: &SimDisk) -> Node {
     raft.wait_leader(group, Duration::from_secs(10)).await.unwrap();
     let readers = map.shards().into_iter().map(|s| (s, shard.reader.clone())).collect();
     let memory = MemoryWatch::new(system.clone(), Some(u64::MAX));
+    let under_way = UnderWay::new(system.clone());
     let writer = Writer::new(
         NodeId(1),
         map,
@@ -84,6 +86,7 @@ async fn start(disk: &SimDisk) -> Node {
         Room {
             disk: watch.clone(),
             memory,
+            under_way,
         },
     );
     Node {

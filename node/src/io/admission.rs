@@ -1,13 +1,15 @@
 //! Who is let in: asked before a request's body is read, let alone decompressed.
 //!
-//! Three bounds: what the process uses (`crate::memory_guard`), bytes of write requests under way, and queries under way. Each
+//! Four bounds: what the process uses (`crate::memory_guard`), bytes of write requests under way, how long the oldest of them
+//! waits for its confirmation, and queries under way. Each
 //! kind of work has its own, so that many writers do not keep a reader out, nor readers a writer; alerting and the desk have none,
 //! because their requests are small and their number is that of rules and people.
 
 use super::memory_watch::MemoryWatch;
+use super::under_way::UnderWay;
 use crate::memory_guard::Work;
 use hindcast_model::limits::{REQUEST_DECODED_BYTES_MAX, REQUEST_WIRE_BYTES_MAX};
-use hindcast_model::{Class, Classify};
+use hindcast_model::{Class, Classify, SpanNs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -21,6 +23,9 @@ const INGEST_BYTES_MAX: u64 = 512 << 20;
 const UNKNOWN_BYTES: usize = 256 * 1024;
 /// A compressed byte becomes about so many, and never more than a request may have.
 const DECODED_FACTOR: usize = 5;
+/// While a write that was taken waits longer, no more are: senders give up after five seconds or ten, and what they gave up is
+/// work for nobody.
+pub const WRITE_WAIT_MAX: SpanNs = SpanNs::from_secs(2);
 /// Queries that run at the same time.
 pub const QUERIES_AT_ONCE_MAX: usize = 32;
 /// Queries that wait for a place, and for how long.
@@ -34,6 +39,8 @@ pub enum Overload {
     Memory { work: Work, used: u64, limit: u64 },
     #[error("write requests of {bytes_max} bytes are under way on this node already; retry in a second")]
     IngestBytes { bytes_max: usize },
+    #[error("a write that this node took waits for {waited_ms} ms, and no more are taken meanwhile; retry in a second")]
+    SlowWrites { waited_ms: u64 },
     #[error(
         "{QUERIES_AT_ONCE_MAX} queries run on this node already, and {QUERIES_WAITING_MAX} wait; retry in a second"
     )]
@@ -51,12 +58,13 @@ impl Overload {
         match self {
             Self::Memory { .. } => "memory",
             Self::IngestBytes { .. } => "ingest_bytes",
+            Self::SlowWrites { .. } => "slow_writes",
             Self::Queries => "queries",
         }
     }
 }
 
-const REASONS: [&str; 3] = ["memory", "ingest_bytes", "queries"];
+const REASONS: [&str; 4] = ["memory", "ingest_bytes", "slow_writes", "queries"];
 
 /// Clones share the bounds.
 #[derive(Clone)]
@@ -64,6 +72,7 @@ pub struct Admission(Arc<Inner>);
 
 struct Inner {
     memory: MemoryWatch,
+    under_way: UnderWay,
     ingest_bytes: AtomicUsize,
     ingest_bytes_max: usize,
     places: Arc<Semaphore>,
@@ -99,10 +108,11 @@ pub fn ingest_cost(length: Option<usize>, compressed: bool) -> usize {
 }
 
 impl Admission {
-    pub fn new(memory: MemoryWatch) -> Self {
+    pub fn new(memory: MemoryWatch, under_way: UnderWay) -> Self {
         let share = (memory.limit() / INGEST_SHARE).clamp(INGEST_BYTES_MIN, INGEST_BYTES_MAX);
         Self(Arc::new(Inner {
             memory,
+            under_way,
             ingest_bytes: AtomicUsize::new(0),
             ingest_bytes_max: share as usize,
             places: Arc::new(Semaphore::new(QUERIES_AT_ONCE_MAX)),
@@ -134,6 +144,11 @@ impl Admission {
     /// A write request that takes about so many bytes while it is under way.
     pub fn ingest(&self, bytes: usize) -> Result<IngestPlace, Overload> {
         self.memory_for(Work::Ingest)?;
+        let waited = self.0.under_way.oldest();
+        if waited > WRITE_WAIT_MAX {
+            let waited_ms = waited.0 / 1_000_000;
+            return Err(self.refuse(Work::Ingest, Overload::SlowWrites { waited_ms }));
+        }
         let (held, bytes_max) = (&self.0.ingest_bytes, self.0.ingest_bytes_max);
         let before = held.fetch_add(bytes, Relaxed);
         if before + bytes > bytes_max && before > 0 {
@@ -217,7 +232,22 @@ mod tests {
 
     fn admission(limit: u64) -> Admission {
         let clock = Arc::new(SimClock::at(hindcast_model::TimestampNs(0)));
-        Admission::new(MemoryWatch::new(clock, Some(limit)))
+        Admission::new(MemoryWatch::new(clock.clone(), Some(limit)), UnderWay::new(clock))
+    }
+
+    #[test]
+    fn no_more_writes_are_taken_while_one_waits_for_longer_than_its_sender_may() {
+        let clock = Arc::new(SimClock::at(hindcast_model::TimestampNs(0)));
+        let under_way = UnderWay::new(clock.clone());
+        let admission = Admission::new(MemoryWatch::new(clock.clone(), Some(u64::MAX)), under_way.clone());
+        let one = under_way.begin();
+        clock.advance(WRITE_WAIT_MAX);
+        assert!(admission.ingest(1).is_ok());
+        clock.advance(SpanNs::from_ms(1));
+        let waited_ms = 2001;
+        assert_eq!(admission.ingest(1).err(), Some(Overload::SlowWrites { waited_ms }));
+        drop(one);
+        assert!(admission.ingest(1).is_ok());
     }
 
     #[test]

@@ -12,4 +12,5 @@ pub mod peers;
 pub mod servers;
 pub mod snapshots;
 pub mod tls;
+pub mod under_way;
 pub mod writer;

@@ -10,6 +10,7 @@ use super::memory_watch::MemoryWatch;
 use super::meta_client::MetaClient;
 use super::peers::{CALL_FOUND, CALL_HELLO, Peers, accept_peers, call_address, peer_service};
 use super::tls::Tls;
+use super::under_way::UnderWay;
 use super::writer::{Room, Writer};
 use crate::cluster_part::ClusterPart;
 use crate::cold_moves::Jobs;
@@ -342,6 +343,7 @@ impl Node {
             Some((shard, handle.reader.clone()))
         });
         let readers = readers.collect();
+        let under_way = UnderWay::new(clock.clone());
         let writer = Writer::new(
             config.id,
             map,
@@ -352,6 +354,7 @@ impl Node {
             Room {
                 disk: watch.clone(),
                 memory: memory.clone(),
+                under_way: under_way.clone(),
             },
         );
         let cuts = Cuts {
@@ -379,7 +382,7 @@ impl Node {
             shards,
             clock,
             disk: watch,
-            admission: Admission::new(memory.clone()),
+            admission: Admission::new(memory.clone(), under_way),
             cold: config.cold.map(|c| c.tier),
             retention: Arc::new(config.retention),
             _lock: Arc::new(lock),

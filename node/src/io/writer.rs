@@ -6,6 +6,7 @@
 use super::disk_watch::DiskWatch;
 use super::memory_watch::MemoryWatch;
 use super::peers::Peers;
+use super::under_way::UnderWay;
 use crate::disk_guard::DiskState;
 use crate::entry::{self, Control};
 use crate::memory_guard::Work;
@@ -83,6 +84,7 @@ struct Fold {
 pub struct Room {
     pub disk: DiskWatch,
     pub memory: MemoryWatch,
+    pub under_way: UnderWay,
 }
 
 /// The node's router. Clones share it.
@@ -97,6 +99,7 @@ struct Inner {
     clock: Arc<dyn Clock>,
     disk: DiskWatch,
     memory: MemoryWatch,
+    under_way: UnderWay,
     folds: BTreeMap<ShardId, Fold>,
 }
 
@@ -138,6 +141,7 @@ impl Writer {
             clock,
             disk: room.disk,
             memory: room.memory,
+            under_way: room.under_way,
             folds,
         }));
         let w = writer.clone();
@@ -412,6 +416,7 @@ impl Writer {
     /// Brings all parts to their leaders. The worst class of the parts is the answer: what may be stored outweighs
     /// what surely is not.
     async fn write_parts(&self, parts: Vec<Part>) -> Result<Vec<(ShardId, PartApplied)>, WriteError> {
+        let _under_way = self.0.under_way.begin();
         let writes = parts.into_iter().map(|part| async move {
             match self.write_part(part.shard, part.bytes, part.has_id).await? {
                 PartApplied::SequenceTooOld => Err(WriteError::SequenceTooOld { shard: part.shard }),

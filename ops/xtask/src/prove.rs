@@ -134,7 +134,15 @@ const PROOFS: &[Proof] = &[
     Proof {
         name: "overload",
         shows: "for a minute many times what three nodes with 512 MiB can take: none ends, alerts are in time, nothing is lost",
-        run: Run::Cargo(&["run", "--release", "-p", "hindcast-episodes", "--", "--episodes", "overload"]),
+        run: Run::Cargo(&[
+            "run",
+            "--release",
+            "-p",
+            "hindcast-episodes",
+            "--",
+            "--episodes",
+            "overload",
+        ]),
         env: &[],
     },
     Proof {

@@ -203,7 +203,8 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
 
     let mut fatal = node.raft.fatal();
     let (end, ended) = watch::channel(false);
-    let serving = tokio::spawn(serve::serve(listener, tls, grpc, http, ended));
+    let clients = client_threads()?;
+    let serving = clients.spawn(serve::serve(listener, tls, grpc, http, ended));
     let mut removed = node.peers.removed();
     let failure = tokio::select! {
         _ = removed.wait_for(|r| *r) => {
@@ -219,11 +220,29 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     };
     let _ = end.send(true);
     let _ = serving.await;
+    clients.shutdown_background();
     node.raft.shutdown();
     match failure {
         None => Ok(ExitCode::SUCCESS),
         Some(why) => Err(Failure::no(format!("this node cannot go on: {why}"))),
     }
+}
+
+/// How much less of a busy processor threads of clients get: about a third of what others do.
+const CLIENTS_NICE: i32 = 5;
+
+/// Threads for whatever clients ask. Apart from those that carry messages of peers, alerts and tickets: however many clients ask, these
+/// are not behind them in one queue.
+fn client_threads() -> Result<tokio::runtime::Runtime, Failure> {
+    let threads = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("clients")
+        .on_thread_start(|| {
+            // Where it is not allowed, they are equals.
+            let _ = rustix::process::nice(CLIENTS_NICE);
+        })
+        .enable_all()
+        .build();
+    threads.map_err(|e| Failure::no(format!("no threads for clients can be started: {e}")))
 }
 
 /// Nobody is asked yet: a node starts while its store is away.
