@@ -11,6 +11,8 @@ pub mod io;
 mod load;
 mod logs;
 pub mod number;
+mod pages;
+mod piped;
 pub mod plan;
 pub mod reduce;
 pub mod replay;
