@@ -9,7 +9,7 @@ use crate::eval::{Evaluator, Out};
 use crate::fetch::{Cancels, Fetch};
 use crate::pages::Pages;
 use crate::plan::{self, Plan, Planned};
-use crate::shards::{Budget, Completeness, Consistency, LabelsRequest, LinesRequest, Shards, ShardsError};
+use crate::shards::{Budget, Completeness, Consistency, LabelsRequest, LinesRead, LinesRequest, Shards, ShardsError};
 use crate::value::{Answer, LogsValue, MatrixSeries, Value, VectorSample};
 use crate::{load, logs, piped};
 use hindcast_logql::{LogSelector, Metric, Pipeline, Stage};
@@ -226,7 +226,8 @@ impl Engine {
         let (groups, completeness) = if q.start >= q.end || q.limit == 0 {
             (logs::Groups::new(), Completeness::default())
         } else if stages.is_empty() {
-            let (streams, completeness) = self.shards.lines(request).await?;
+            let (streams, mut completeness) = self.shards.lines(request).await?;
+            completeness.lines.merge(LinesRead::of(&streams));
             (logs::groups(streams), completeness)
         } else {
             self.piped(q, request, &stages).await?

@@ -4,7 +4,7 @@
 //! A page that is full may have cut lines of one instant apart, so its last instant is left to the next page.
 
 use crate::engine::QueryError;
-use crate::shards::{Completeness, LinesRequest, Shards};
+use crate::shards::{Completeness, LinesRead, LinesRequest, Shards};
 use hindcast_model::TimestampNs;
 use hindcast_storage::read::{Direction, StreamData};
 
@@ -19,9 +19,6 @@ pub struct Pages<'a> {
     page_lines: usize,
     is_over: bool,
     pub completeness: Completeness,
-    /// So far.
-    pub lines_read: usize,
-    pub bytes_read: usize,
 }
 
 impl<'a> Pages<'a> {
@@ -33,8 +30,6 @@ impl<'a> Pages<'a> {
             request,
             page_lines: first.clamp(1, PAGE_LINES),
             completeness: Completeness::default(),
-            lines_read: 0,
-            bytes_read: 0,
         }
     }
 
@@ -83,9 +78,7 @@ impl<'a> Pages<'a> {
     }
 
     fn counted(&mut self, streams: Vec<StreamData>) -> Vec<StreamData> {
-        let lines = || streams.iter().flat_map(|s| &s.lines);
-        self.lines_read += lines().count();
-        self.bytes_read += lines().map(|l| l.line.len()).sum::<usize>();
+        self.completeness.lines.merge(LinesRead::of(&streams));
         streams
     }
 }

@@ -94,8 +94,11 @@ impl Sampler {
                 if !self.windows.hold(load::ms_rounded_up(line.at)) {
                     continue;
                 }
-                let Some(Passed { line: text, fields }) = self.pipeline.pass(line.at, &line.line, &line.metadata)
-                else {
+                let metadata = match self.piped.sees_metadata() {
+                    true => &line.metadata[..],
+                    false => &[],
+                };
+                let Some(Passed { line: text, fields }) = self.pipeline.pass(line.at, &line.line, metadata) else {
                     continue;
                 };
                 let value = match &self.piped.value {

@@ -50,6 +50,12 @@ pub enum LineValue {
 }
 
 impl Piped {
+    /// Whether metadata are labels of the series. Without a stage they are not: lines are then what is counted elsewhere
+    /// without being read, by stream.
+    pub fn sees_metadata(&self) -> bool {
+        !self.stages.is_empty() || matches!(self.value, LineValue::Unwrap(_))
+    }
+
     /// Whether a label is one of those that name the series. What was unwrapped is not.
     pub fn keeps(&self, name: &str) -> bool {
         let is_unwrapped = matches!(&self.value, LineValue::Unwrap(unwrap) if unwrap.label == name);

@@ -176,6 +176,7 @@ fn numbers_come_of_lines_that_went_through_stages() {
         rate({app="api"} | logfmt | keep app, seq | unwrap seq [1m])
         rate_counter({app="api"} | logfmt | keep app, seq | unwrap seq [1m])
         bytes_over_time({app="web"} | json | __error__="" | line_format "four" | keep app [1m])
+        bytes_over_time({app="api"}[1m])
         absent_over_time({app="web"} | json | level="nosuch" [1m])
         absent_over_time({app="web"}[1m] | json | __error__="")
         count_over_time({app="web"} | json [1m])
@@ -214,6 +215,8 @@ fn numbers_come_of_lines_that_went_through_stages() {
             {app="api"} 0.1
             bytes_over_time({app="web"} | json | __error__="" | line_format "four" | keep app [1m])
             {app="web"} 8
+            bytes_over_time({app="api"}[1m])
+            {app="api"} 222
             absent_over_time({app="web"} | json | level="nosuch" [1m])
             {app="web"} 1
             absent_over_time({app="web"}[1m] | json | __error__="")

@@ -37,7 +37,9 @@ pub fn loki_router(engine: Arc<Engine>) -> Router {
         .route("/loki/api/v1/labels", get(labels).post(labels))
         .route("/loki/api/v1/label/{name}/values", get(label_values).post(label_values))
         .route("/loki/api/v1/series", get(series).post(series))
-        .with_state(engine)
+        .route("/loki/api/v1/status/buildinfo", get(build_info))
+        .with_state(engine.clone())
+        .merge(super::loki_explore::router(engine))
 }
 
 pub(super) async fn answer(run: impl Future<Output = Result<Response, Refusal>>) -> Response {
@@ -152,9 +154,12 @@ fn shown(found: &Answer<LogsValue>, at: TimestampNs, apart: bool, direction: Dir
     } else {
         ""
     };
-    let data = format!(
-        "{{\"resultType\":\"{kind}\",\"result\":{result},\"stats\":{{\"summary\":{{\"totalEntriesReturned\":{lines}}}}}{flags}}}"
+    let read = found.completeness.lines;
+    let summary = format!(
+        "{{\"totalLinesProcessed\":{},\"totalBytesProcessed\":{},\"totalEntriesReturned\":{lines}}}",
+        read.lines, read.bytes
     );
+    let data = format!("{{\"resultType\":\"{kind}\",\"result\":{result},\"stats\":{{\"summary\":{summary}}}{flags}}}");
     success(&data, &found.completeness)
 }
 
@@ -233,6 +238,18 @@ fn stream(labels: &Labels, values: &[String]) -> String {
         values.join(",")
     );
     out
+}
+
+/// Whose API this is, to clients that choose by the version what they ask: that of Loki whose LogQL is spoken here.
+const LOKI_VERSION: &str = "3.5.0";
+
+async fn build_info() -> Response {
+    json::response(
+        200,
+        format!(
+            "{{\"version\":\"{LOKI_VERSION}\",\"revision\":\"\",\"branch\":\"\",\"buildUser\":\"\",\"buildDate\":\"\",\"goVersion\":\"\"}}"
+        ),
+    )
 }
 
 async fn labels_query(request: Request<Body>, selector: &str) -> Result<LabelsQuery, Refusal> {
