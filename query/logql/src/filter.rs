@@ -89,7 +89,7 @@ impl LineFilter {
 }
 
 enum Test {
-    Text(memmem::Finder<'static>),
+    Text(Box<memmem::Finder<'static>>),
     Regex(regex::bytes::Regex),
     Pattern(Pattern),
     Ip(IpRange),
@@ -108,7 +108,7 @@ impl LineTest {
                 (FilterOp::Contains | FilterOp::Lacks, Sought::Ip(range)) => Test::Ip(IpRange::parse(range)?),
                 (_, Sought::Ip(_)) => return Err("ip(…) goes with |= and != only".to_owned()),
                 (FilterOp::Contains | FilterOp::Lacks, Sought::Text(text)) => {
-                    Test::Text(memmem::Finder::new(text).into_owned())
+                    Test::Text(Box::new(memmem::Finder::new(text).into_owned()))
                 }
                 (FilterOp::Matches | FilterOp::Fails, Sought::Text(text)) => Test::Regex(regex(text)?),
                 (FilterOp::Like | FilterOp::Unlike, Sought::Text(text)) => Test::Pattern(Pattern::filter(text)?),

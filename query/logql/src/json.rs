@@ -282,9 +282,8 @@ pub fn find<'a>(line: &'a [u8], path: &[Step]) -> Result<Option<Value<'a>>, BadJ
 /// Appends a key to the name of a label: `_` between, and for all that no label name may hold.
 pub fn push_name(name: &mut String, key: &str) {
     let key = key.trim();
-    if !name.is_empty() && !key.is_empty() {
-        name.push('_');
-    } else if key.starts_with(|c: char| c.is_ascii_digit()) {
+    let is_nested = !name.is_empty() && !key.is_empty();
+    if is_nested || key.starts_with(|c: char| c.is_ascii_digit()) {
         name.push('_');
     }
     name.extend(

@@ -830,7 +830,6 @@ impl<'a> Parser<'a> {
     }
 
     /// Selector and stages of a range; with the window, when parentheses around it all hold that too.
-    #[allow(clippy::type_complexity)]
     fn range_lines(&mut self, unwrap: &mut Option<Unwrap>) -> Result<(LogSelector, Option<(i64, i64)>), ParseError> {
         if self.is("(") {
             let depth = self.depth;

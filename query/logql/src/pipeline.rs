@@ -346,14 +346,11 @@ fn format_labels(formats: &[ReadyFormat], fields: &mut Fields, line: &[u8], at: 
         match format {
             ReadyFormat::Template { .. } => {
                 seen = true;
-                match made.next() {
-                    Some((label, Ok(text))) => {
-                        if !fields.set(label, &text) {
-                            too_many(fields);
-                        }
-                    }
-                    Some((_, Err(why))) => fields.fail(TEMPLATE_ERROR, &why),
-                    None => {}
+                let Some((label, made)) = made.next() else { continue };
+                match made {
+                    Ok(text) if fields.set(label, &text) => {}
+                    Ok(_) => too_many(fields),
+                    Err(why) => fields.fail(TEMPLATE_ERROR, &why),
                 }
             }
             ReadyFormat::Rename { .. } if seen => rename(format, fields),

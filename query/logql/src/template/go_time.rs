@@ -130,8 +130,8 @@ pub fn parse(layout: &str, text: &str) -> Option<i64> {
         match e {
             "January" | "Jan" => {
                 let len = if e == "Jan" { 3 } else { usize::MAX };
-                let is = |m: &&str| text.starts_with(&m[..len.min(m.len())]);
-                let i = MONTHS.iter().position(|m| is(&m))?;
+                let is = |m: &str| text.starts_with(&m[..len.min(m.len())]);
+                let i = MONTHS.iter().position(|m| is(m))?;
                 month = i as i8 + 1;
                 text = &text[len.min(MONTHS[i].len())..];
             }
