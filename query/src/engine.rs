@@ -7,11 +7,12 @@
 use crate::column::{Steps, is_absent};
 use crate::eval::{Evaluator, Out};
 use crate::fetch::{Cancels, Fetch};
+use crate::pages::Pages;
 use crate::plan::{self, Plan, Planned};
-use crate::shards::{Budget, Completeness, Consistency, LabelsRequest, LinesRequest, Shards, ShardsError};
+use crate::shards::{Budget, Completeness, Consistency, LabelsRequest, LinesRead, LinesRequest, Shards, ShardsError};
 use crate::value::{Answer, LogsValue, MatrixSeries, Value, VectorSample};
-use crate::{load, logs};
-use hindcast_logql::{LogSelector, Metric};
+use crate::{load, logs, piped};
+use hindcast_logql::{LogSelector, Metric, Pipeline, Stage};
 use hindcast_model::{Class, Classify, Labels, Positions, ResourceId, SpanNs, TenantId, TimestampNs};
 use hindcast_promql::{AggregateOp, Expr, ParseError, ValueType};
 use hindcast_storage::read::{Direction, LabelTexts};
@@ -20,6 +21,9 @@ use std::sync::Arc;
 
 /// The virtual label that holds the hex id of a series' owner, when `Options::owner_label` asks for it.
 pub const OWNER_LABEL: &str = "__owner__";
+
+/// Lines of the first page that a query with stages asks for, at least.
+const PIPED_LINES_FIRST: usize = 500;
 
 /// Bounds of one query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,23 +218,50 @@ impl Engine {
             to: TimestampNs(q.end.0.saturating_sub(1)),
             as_of: q.options.as_of.clone(),
             owners: q.options.owners.clone(),
-            filter: load::filter(&selector.filters)?,
+            filter: load::filter(&selector.pushed())?,
             limit: Some(q.limit),
             direction: q.direction,
         };
-        let (streams, completeness) = if q.start < q.end {
-            self.shards.lines(request).await?
+        let stages = selector.rest();
+        let (groups, completeness) = if q.start >= q.end || q.limit == 0 {
+            (logs::Groups::new(), Completeness::default())
+        } else if stages.is_empty() {
+            let (streams, mut completeness) = self.shards.lines(request).await?;
+            completeness.lines.merge(LinesRead::of(&streams));
+            (logs::groups(streams), completeness)
         } else {
-            (vec![], Completeness::default())
+            self.piped(q, request, &stages).await?
         };
         Ok(Answer {
-            value: LogsValue::Streams(logs::streams(streams, q.limit, q.direction)),
+            value: LogsValue::Streams(logs::streams(groups, q.limit, q.direction)),
             completeness,
             warnings: vec![],
         })
     }
 
-    async fn log_metric(&self, q: &LogsQuery, metric: &Metric) -> Result<Answer<LogsValue>, QueryError> {
+    /// Lines that come through all stages, from the end that is asked for until there are enough.
+    async fn piped(
+        &self,
+        q: &LogsQuery,
+        request: LinesRequest,
+        stages: &[Stage],
+    ) -> Result<(logs::Groups, Completeness), QueryError> {
+        let mut pipeline = Pipeline::new(stages, None, q.end).map_err(QueryError::Execution)?;
+        let mut pages = Pages::new(
+            self.shards.as_ref(),
+            request,
+            q.limit.saturating_mul(2).max(PIPED_LINES_FIRST),
+        );
+        let (mut groups, mut passed) = (logs::Groups::new(), 0);
+        while passed < q.limit
+            && let Some(page) = pages.next().await?
+        {
+            passed += piped::lines(&mut pipeline, page, &q.options, &mut groups);
+        }
+        Ok((groups, pages.completeness))
+    }
+
+    pub(crate) async fn log_metric(&self, q: &LogsQuery, metric: &Metric) -> Result<Answer<LogsValue>, QueryError> {
         let steps = match q.step {
             Some(step) => self.steps(q.start, q.end, step)?,
             None => Steps {
@@ -249,6 +280,12 @@ impl Engine {
                 None => instant_value(out, steps.start, ordered),
             })
         }))
+    }
+
+    /// A LogQL expression in the form in which this program writes it.
+    pub fn printed(&self, expr: &str) -> Result<String, QueryError> {
+        self.check_length(expr)?;
+        Ok(hindcast_logql::parse(expr)?.to_string())
     }
 
     /// Label sets, sorted.
@@ -299,7 +336,7 @@ impl Engine {
         })
     }
 
-    fn check_length(&self, text: &str) -> Result<(), QueryError> {
+    pub(crate) fn check_length(&self, text: &str) -> Result<(), QueryError> {
         if text.len() > self.limits.expr_bytes_max {
             return Err(QueryError::TooLarge {
                 what: "bytes of text",

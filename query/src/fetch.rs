@@ -7,7 +7,9 @@ use crate::column::{Column, Steps};
 use crate::engine::{Limits, Options, QueryError};
 use crate::eval::{Evaluator, Loaded, rolled, window};
 use crate::load;
-use crate::plan::{Made, Read, Source, SourceKind, When};
+use crate::pages::{PAGE_LINES, Pages};
+use crate::piped::Sampler;
+use crate::plan::{Made, Piped, Read, Source, SourceKind, When, Windows};
 use crate::reduce::{How, Reducer, Reduction};
 use crate::shards::{
     Budget, ColumnsRequest, Completeness, CountsRequest, LinesRequest, OldForms, SeriesRequest, Shards,
@@ -50,7 +52,7 @@ impl Fetch<'_> {
     pub async fn source(&self, source: &Source) -> Result<Fetched, QueryError> {
         if source.to_ms < source.from_ms {
             let nothing = match source.read {
-                Read::Samples => Loaded::Samples(vec![]),
+                Read::Samples | Read::Sampled(_) => Loaded::Samples(vec![]),
                 Read::Columns { .. } => Loaded::Columns(vec![]),
             };
             return Ok(Fetched {
@@ -73,10 +75,13 @@ impl Fetch<'_> {
                 SourceKind::Lines {
                     matchers,
                     filters,
-                    bytes,
+                    piped: Some(piped),
                 },
-                Read::Samples,
-            ) => self.lines(source, matchers, filters, *bytes).await?,
+                Read::Sampled(windows),
+            ) => self.lines(source, matchers, filters, piped, *windows).await?,
+            (SourceKind::Lines { .. }, _) | (SourceKind::Series(_), Read::Sampled(_)) => {
+                unreachable!("the planner has lines counted or made samples, and nothing else")
+            }
         };
         self.check_budget()?;
         Ok(Fetched {
@@ -222,7 +227,8 @@ impl Fetch<'_> {
         source: &Source,
         matchers: &[Matcher],
         filters: &[LineFilter],
-        bytes: bool,
+        piped: &Piped,
+        windows: Windows,
     ) -> Result<Found, QueryError> {
         let request = LinesRequest {
             tenant: self.tenant.clone(),
@@ -236,11 +242,19 @@ impl Fetch<'_> {
             limit: None,
             direction: Direction::Forward,
         };
-        let (streams, completeness) = self.shards.lines(request).await?;
-        let raws = load::lines(streams, bytes, self.options, self.limits.series_max)?;
-        // Too many are found out right after this.
-        let _ = self.budget.read(raws.iter().map(|r| r.times.len()).sum());
-        Ok((Loaded::Samples(raws), completeness, OldForms::default()))
+        let now = TimestampNs::from_ms(windows.steps.end());
+        let mut sampler = Sampler::new(piped, windows, now, self.limits.series_max)?;
+        let mut pages = Pages::new(self.shards, request, PAGE_LINES);
+        while let Some(page) = pages.next().await? {
+            let made = sampler.take(&page, self.options)?;
+            let _ = self.budget.read(made);
+            self.check_budget()?;
+        }
+        Ok((
+            Loaded::Samples(sampler.finish()),
+            pages.completeness,
+            OldForms::default(),
+        ))
     }
 }
 

@@ -5,12 +5,15 @@
 pub mod column;
 pub mod engine;
 pub mod eval;
+pub mod explore;
 mod fetch;
 pub mod gather;
 pub mod io;
 mod load;
 mod logs;
 pub mod number;
+mod pages;
+mod piped;
 pub mod plan;
 pub mod reduce;
 pub mod replay;

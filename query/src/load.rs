@@ -8,7 +8,7 @@ use crate::shards::{OldForms, SeriesColumn};
 use hindcast_logql::{FilterOp, LineFilter};
 use hindcast_model::{Labels, Owner, Slot, TimestampNs};
 use hindcast_storage::logs::{BadFilter, Filter};
-use hindcast_storage::read::{SeriesData, StreamCounts, StreamData};
+use hindcast_storage::read::{SeriesData, StreamCounts};
 use std::collections::{BTreeMap, BTreeSet};
 
 fn labels(labels: Labels, owner: &Owner, options: &Options) -> Labels {
@@ -180,40 +180,9 @@ pub fn counts(
     Ok(columns.filter(|c| !c.is_empty()).collect())
 }
 
-/// Lines as samples: 1, or the length of the line in bytes.
-pub fn lines(
-    given: Vec<StreamData>,
-    bytes: bool,
-    options: &Options,
-    series_max: usize,
-) -> Result<Vec<Raw>, QueryError> {
-    let raws = given.into_iter().map(|s| {
-        let place = place(s.slot, &s.labels);
-        // Rounded up, so that a line is in `(a, b]` exactly when its millisecond is.
-        let (times, values) = s
-            .lines
-            .iter()
-            .map(|l| {
-                (
-                    l.at.0.div_euclid(1_000_000) + i64::from(l.at.0.rem_euclid(1_000_000) > 0),
-                    l.line.len(),
-                )
-            })
-            .map(|(at, len)| (at, if bytes { len as f64 } else { 1.0 }))
-            .unzip();
-        Raw {
-            labels: labels(s.labels, &s.owner, options),
-            place,
-            times,
-            values,
-        }
-    });
-    joined(raws.filter(|r| !r.times.is_empty()), series_max, |a, b| {
-        let all = a.times.iter().zip(&a.values).chain(b.times.iter().zip(&b.values));
-        let mut all: Vec<(i64, f64)> = all.map(|(t, v)| (*t, *v)).collect();
-        all.sort_by_key(|(t, _)| *t);
-        (a.times, a.values) = all.into_iter().unzip();
-    })
+/// Rounded up, so that a line is in `(a, b]` exactly when its millisecond is.
+pub fn ms_rounded_up(at: TimestampNs) -> i64 {
+    at.0.div_euclid(1_000_000) + i64::from(at.0.rem_euclid(1_000_000) > 0)
 }
 
 /// The filters of a selector as the one test that shards make of each line.
@@ -224,17 +193,18 @@ pub fn filter(filters: &[LineFilter]) -> Result<Filter, QueryError> {
     let mut all = vec![];
     for f in filters {
         let is_regex = matches!(f.op, FilterOp::Matches | FilterOp::Fails);
-        let test = |text: &String| match is_regex {
+        let test = |text: &str| match is_regex {
             true => Filter::regex(text),
             false => Ok(Filter::contains(text.as_bytes())),
         };
-        let any = f.texts.iter().map(test).collect::<Result<Vec<Filter>, BadFilter>>();
+        let any = f.texts().map(test).collect::<Result<Vec<Filter>, BadFilter>>();
         // The parser has compiled it already, of text; of bytes it could still be too large.
         let mut any = any.map_err(|e| QueryError::Execution(e.to_string()))?;
         let any = if any.len() == 1 { any.remove(0) } else { Filter::Or(any) };
         all.push(match f.op {
             FilterOp::Contains | FilterOp::Matches => any,
             FilterOp::Lacks | FilterOp::Fails => any.negated(),
+            FilterOp::Like | FilterOp::Unlike => unreachable!("patterns are tested when the lines are here"),
         });
     }
     Ok(if all.len() == 1 {
@@ -282,13 +252,14 @@ fn merge_by_time(low: &mut Raw, high: Raw) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hindcast_logql::Sought;
     use proptest::prelude::*;
 
     fn passes(text: &str, line: &[u8]) -> bool {
         let Ok(hindcast_logql::Expr::Lines(selector)) = hindcast_logql::parse(&format!("{{a=\"b\"}} {text}")) else {
             panic!("{text}");
         };
-        filter(&selector.filters).unwrap().is_match(line)
+        filter(&selector.pushed()).unwrap().is_match(line)
     }
 
     #[test]
@@ -315,11 +286,16 @@ mod tests {
         ) {
             let ops = [FilterOp::Contains, FilterOp::Lacks, FilterOp::Matches, FilterOp::Fails];
             let filters: Vec<LineFilter> =
-                parts.iter().map(|(op, texts)| LineFilter::new(ops[*op], texts.clone()).unwrap()).collect();
+                parts
+                    .iter()
+                    .map(|(op, texts)| {
+                        LineFilter::new(ops[*op], texts.iter().cloned().map(Sought::Text).collect()).unwrap()
+                    })
+                    .collect();
             let asked = filter(&filters).unwrap();
             for line in &lines {
                 let naive = filters.iter().all(|f| {
-                    let held = f.texts.iter().any(|t| line.contains(t.as_str()));
+                    let held = f.texts().any(|t| line.contains(t));
                     held == matches!(f.op, FilterOp::Contains | FilterOp::Matches)
                 });
                 prop_assert_eq!(asked.is_match(line.as_bytes()), naive, "{:?} {:?}", filters, line);

@@ -22,12 +22,70 @@ pub struct Source {
 #[derive(Clone, Debug)]
 pub enum SourceKind {
     Series(Vec<Matcher>),
-    /// Lines that pass the filters, each as one sample: 1, or its length in bytes.
+    /// Lines that pass the filters. They are counted, or become samples.
     Lines {
         matchers: Vec<Matcher>,
         filters: Vec<logql::LineFilter>,
-        bytes: bool,
+        piped: Option<Piped>,
     },
+}
+
+/// How lines become samples.
+#[derive(Clone, Debug)]
+pub struct Piped {
+    pub stages: Vec<logql::Stage>,
+    pub value: LineValue,
+    /// Which labels name the series. `None`: all.
+    pub grouping: Option<Grouping>,
+    /// Somebody asks for `__error__`: a line that is one is a sample like others.
+    pub keeps_errors: bool,
+}
+
+#[derive(Clone, Debug)]
+pub enum LineValue {
+    One,
+    /// The length of the line.
+    Bytes,
+    Unwrap(logql::Unwrap),
+}
+
+impl Piped {
+    /// Whether metadata are labels of the series. Without a stage they are not: lines are then what is counted elsewhere
+    /// without being read, by stream.
+    pub fn sees_metadata(&self) -> bool {
+        !self.stages.is_empty() || matches!(self.value, LineValue::Unwrap(_))
+    }
+
+    /// Whether a label is one of those that name the series. What was unwrapped is not.
+    pub fn keeps(&self, name: &str) -> bool {
+        let is_unwrapped = matches!(&self.value, LineValue::Unwrap(unwrap) if unwrap.label == name);
+        match &self.grouping {
+            Some(g) if !g.without => g.labels.iter().any(|l| l == name),
+            Some(g) => !is_unwrapped && !g.labels.iter().any(|l| l == name),
+            None => !is_unwrapped,
+        }
+    }
+}
+
+/// The windows of all steps: of the lines between them nobody asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Windows {
+    pub steps: Steps,
+    pub range_ms: i64,
+    pub when: When,
+}
+
+impl Windows {
+    /// Whether a time lies in the window of any step.
+    pub fn hold(&self, at_ms: i64) -> bool {
+        let first = self.when.at(self.steps.start);
+        let step = self.steps.step.max(1);
+        // The first window that does not end before.
+        let k = at_ms.saturating_sub(first).max(0);
+        let k = k / step + i64::from(k % step > 0);
+        let end = first.saturating_add(k.saturating_mul(step));
+        k < self.steps.count as i64 && end.saturating_sub(self.range_ms) < at_ms
+    }
 }
 
 /// What the evaluator wants of a source.
@@ -35,6 +93,8 @@ pub enum SourceKind {
 pub enum Read {
     /// All samples of each series.
     Samples,
+    /// Samples of lines, in these windows.
+    Sampled(Windows),
     /// One value per step of each series, made where the series is read.
     Columns { made: Made, steps: Steps, when: When },
 }
@@ -406,18 +466,8 @@ impl Planner {
     fn metric(&mut self, expr: &logql::Metric, steps: Steps) -> Plan {
         match expr {
             logql::Metric::Number(v) => Plan::Number(*v),
-            logql::Metric::Vector(v) => Plan::Call {
-                name: "vector",
-                args: vec![Plan::Number(*v)],
-                labels: vec![],
-                span: Span::default(),
-            },
-            logql::Metric::Range {
-                function,
-                lines,
-                range_ms,
-                offset_ms,
-            } => self.log_range(*function, lines, *range_ms, *offset_ms, steps),
+            logql::Metric::Vector(v) => call("vector", vec![Plan::Number(*v)]),
+            logql::Metric::Range { .. } => self.log_range(expr, None, steps),
             logql::Metric::Aggregate {
                 op,
                 grouping,
@@ -427,15 +477,28 @@ impl Planner {
                 op: *op,
                 grouping: grouping.clone(),
                 param: param.map(|p| Box::new(Plan::Number(p))),
-                input: Box::new(self.metric(inner, steps)),
+                input: Box::new(match **inner {
+                    logql::Metric::Range { .. } => self.log_range(inner, Some((*op, grouping)), steps),
+                    _ => self.metric(inner, steps),
+                }),
                 span: Span::default(),
             },
-            logql::Metric::Sorted { descending, inner } => Plan::Call {
-                name: if *descending { "sort_desc" } else { "sort" },
-                args: vec![self.metric(inner, steps)],
-                labels: vec![],
-                span: Span::default(),
-            },
+            logql::Metric::Sorted { descending, inner } => {
+                let inner = self.metric(inner, steps);
+                call(if *descending { "sort_desc" } else { "sort" }, vec![inner])
+            }
+            logql::Metric::LabelReplace {
+                inner,
+                target,
+                replacement,
+                source,
+                regex,
+            } => {
+                let texts = [target, replacement, source, regex].map(|t| Plan::Text(t.clone()));
+                let mut args = vec![self.metric(inner, steps)];
+                args.extend(texts);
+                call("label_replace", args)
+            }
             logql::Metric::Binary {
                 op,
                 lhs,
@@ -452,28 +515,71 @@ impl Planner {
         }
     }
 
+    /// A function of a range of lines; with the aggregation around it, if there is one.
     fn log_range(
         &mut self,
-        function: logql::RangeFunction,
-        lines: &logql::LogSelector,
-        range_ms: i64,
-        offset_ms: i64,
+        range: &logql::Metric,
+        around: Option<(AggregateOp, &Option<Grouping>)>,
         steps: Steps,
     ) -> Plan {
         use logql::RangeFunction as F;
-        let when = self.when(None, offset_ms);
+        let logql::Metric::Range {
+            function,
+            lines,
+            unwrap,
+            param,
+            grouping,
+            range_ms,
+            offset_ms,
+        } = range
+        else {
+            unreachable!("called for ranges only");
+        };
+        let (function, range_ms) = (*function, *range_ms);
+        let when = self.when(None, *offset_ms);
+        let stages = lines.rest();
+        let counts = stages.is_empty() && unwrap.is_none() && !matches!(function, F::BytesRate | F::BytesOverTime);
+        let piped = (!counts).then(|| Piped {
+            value: match (unwrap, function) {
+                (Some(unwrap), _) => LineValue::Unwrap(unwrap.clone()),
+                (None, F::BytesRate | F::BytesOverTime) => LineValue::Bytes,
+                (None, _) => LineValue::One,
+            },
+            keeps_errors: [grouping.as_ref(), around.and_then(|(_, g)| g.as_ref())]
+                .into_iter()
+                .flatten()
+                .any(|g| !g.without && g.labels.iter().any(|l| l == logql::ERROR)),
+            grouping: match around {
+                _ if grouping.is_some() => grouping.clone(),
+                // The sum of sums is a sum: only the labels of the aggregation are needed, which may be far fewer.
+                Some((AggregateOp::Sum, outer)) if !stages.is_empty() && is_sum(function) => {
+                    Some(outer.clone().unwrap_or(Grouping {
+                        without: false,
+                        labels: vec![],
+                    }))
+                }
+                _ if function == F::AbsentOverTime => Some(Grouping {
+                    without: false,
+                    labels: vec![],
+                }),
+                _ => None,
+            },
+            stages,
+        });
         let kind = SourceKind::Lines {
             matchers: lines.matchers.clone(),
-            filters: lines.filters.clone(),
-            bytes: matches!(function, F::BytesRate | F::BytesOverTime),
+            filters: lines.pushed(),
+            piped,
         };
         let source = self.source(kind, when, range_ms, steps);
-        if !matches!(function, F::BytesRate | F::BytesOverTime) {
+        if counts {
             let made = Made::Counts {
                 range_ms,
                 per_second: function == F::Rate,
             };
             self.made(source, made, steps, when);
+        } else {
+            self.sources[source].read = Read::Sampled(Windows { steps, range_ms, when });
         }
         let over = Box::new(Over {
             input: Input::Source(source),
@@ -486,14 +592,41 @@ impl Planner {
                 return Plan::AbsentOver { over, labels };
             }
             F::Rate | F::BytesRate => "log_rate",
-            F::CountOverTime | F::BytesOverTime => "sum_over_time",
+            F::CountOverTime | F::BytesOverTime | F::Sum => "sum_over_time",
+            F::RateCounter => "rate",
+            F::Avg => "avg_over_time",
+            F::Min => "min_over_time",
+            F::Max => "max_over_time",
+            F::First => "first_over_time",
+            F::Last => "last_over_time",
+            F::Stddev => "stddev_over_time",
+            F::Stdvar => "stdvar_over_time",
+            F::Quantile => "quantile_over_time",
         };
         Plan::Window {
             name,
             kernel: window::kernel(name).expect("a kernel of the table"),
             over,
-            params: vec![],
+            params: param.iter().map(|p| Plan::Number(*p)).collect(),
             keeps_name: true,
         }
     }
+}
+
+fn call(name: &'static str, args: Vec<Plan>) -> Plan {
+    Plan::Call {
+        name,
+        args,
+        labels: vec![],
+        span: Span::default(),
+    }
+}
+
+/// Whether the function of several series together is the sum of its values.
+fn is_sum(function: logql::RangeFunction) -> bool {
+    use logql::RangeFunction as F;
+    matches!(
+        function,
+        F::Rate | F::CountOverTime | F::BytesRate | F::BytesOverTime | F::Sum
+    )
 }

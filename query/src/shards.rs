@@ -193,6 +193,30 @@ pub struct Completeness {
     /// Applied positions of the shards that answered.
     pub positions: Positions,
     pub freshness: Freshness,
+    /// Lines that came from the shards. Those that were tested or counted where they lie are not among them.
+    pub lines: LinesRead,
+}
+
+/// How much of lines was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinesRead {
+    pub lines: u64,
+    pub bytes: u64,
+}
+
+impl LinesRead {
+    pub fn of(streams: &[StreamData]) -> Self {
+        let lines = || streams.iter().flat_map(|s| &s.lines);
+        Self {
+            lines: lines().count() as u64,
+            bytes: lines().map(|l| l.line.len() as u64).sum(),
+        }
+    }
+
+    pub fn merge(&mut self, other: Self) {
+        self.lines += other.lines;
+        self.bytes += other.bytes;
+    }
 }
 
 /// What a query asks for.
@@ -244,6 +268,7 @@ impl Completeness {
     pub fn merge(&mut self, other: Self) {
         self.missing.extend(other.missing);
         self.freshness = self.freshness.merge(other.freshness);
+        self.lines.merge(other.lines);
         for (group, index) in other.positions {
             let seen = self.positions.entry(group).or_insert(index);
             // Two reads of one query: the answer as a whole is only as new as the older one.

@@ -46,6 +46,8 @@ impl Value {
 #[derive(Clone, Debug, PartialEq)]
 pub struct LogStream {
     pub labels: Labels,
+    /// What the stages of the query made of the lines' texts; empty without stages.
+    pub parsed: Labels,
     pub lines: Vec<LogLine>,
 }
 

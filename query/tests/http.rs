@@ -158,6 +158,55 @@ fn prometheus_clients_get_prometheus_errors() {
 }
 
 #[test]
+fn grafana_looks_around_in_logs() {
+    check(
+        "
+        GET /loki/api/v1/query_range?query=%7Bapp=%22db%22%7D%20%7C%20pattern%20%22%3Ckind%3E:%20%3Cwhat%3E%22&start=0&end=31&limit=2
+        GET /loki/api/v1/query_range?query=%7Bapp=%22db%22%7D%20%7C%20josn&start=0&end=31
+        GET /loki/api/v1/query?query=sum(count_over_time(%7Bapp=%22db%22%7D%20%7C%20json[1m]))&time=31
+        GET /loki/api/v1/index/stats?query=%7Bapp=%22db%22%7D&start=0&end=31
+        GET /loki/api/v1/index/volume?query=%7Bapp=~%22.%2B%22%7D&start=0&end=31
+        GET /loki/api/v1/index/volume?query=%7Bapp=~%22.%2B%22%7D&start=0&end=31&aggregateBy=labels
+        GET /loki/api/v1/index/volume_range?query=%7Bapp=~%22.%2B%22%7D&start=0&end=40&step=20
+        GET /loki/api/v1/patterns?query=%7Bapp=%22db%22%7D&start=0&end=31&step=15
+        GET /loki/api/v1/detected_labels?start=0&end=31
+        GET /loki/api/v1/detected_fields?query=%7Bapp=%22db%22%7D&start=0&end=31
+        GET /loki/api/v1/detected_field/trace/values?query=%7Bapp=%22db%22%7D&start=0&end=31
+        GET /loki/api/v1/format_query?query=sum(rate(%7Bapp=%22db%22%7D%7Clogfmt%7Ca%3E1s[60s]))%2B1
+        GET /loki/api/v1/status/buildinfo
+        ",
+        expect![[r#"
+            GET /loki/api/v1/query_range?query=%7Bapp=%22db%22%7D%20%7C%20pattern%20%22%3Ckind%3E:%20%3Cwhat%3E%22&start=0&end=31&limit=2
+                200 {"status":"success","data":{"resultType":"streams","result":[{"stream":{"app":"db","kind":"error","trace":"t1","what":"disk"},"values":[["20000000000","error: disk"]]},{"stream":{"app":"db","kind":"error","what":"net"},"values":[["30000000000","error: net"]]}],"stats":{"summary":{"totalLinesProcessed":3,"totalBytesProcessed":23,"totalEntriesReturned":2}}},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /loki/api/v1/query_range?query=%7Bapp=%22db%22%7D%20%7C%20josn&start=0&end=31
+                400 1:14: parse error: "josn" is no stage, and a label is compared with something
+            GET /loki/api/v1/query?query=sum(count_over_time(%7Bapp=%22db%22%7D%20%7C%20json[1m]))&time=31
+                400 pipeline error: "JSONParserErr" (expected an object) for the line at 10.000 of {app="db"}; to leave such lines out, add | __error__=""
+            GET /loki/api/v1/index/stats?query=%7Bapp=%22db%22%7D&start=0&end=31
+                200 {"streams":1,"chunks":1,"entries":3,"bytes":23}
+            GET /loki/api/v1/index/volume?query=%7Bapp=~%22.%2B%22%7D&start=0&end=31
+                200 {"status":"success","data":{"resultType":"vector","result":[{"metric":{"app":"db"},"value":[31.000,"23"]}],"stats":{}},"completeness":{"complete":true,"missing":[],"positions":{}}}
+            GET /loki/api/v1/index/volume?query=%7Bapp=~%22.%2B%22%7D&start=0&end=31&aggregateBy=labels
+                200 {"status":"success","data":{"resultType":"vector","result":[{"metric":{"app":""},"value":[31.000,"23"]}],"stats":{}},"completeness":{"complete":true,"missing":[],"positions":{}}}
+            GET /loki/api/v1/index/volume_range?query=%7Bapp=~%22.%2B%22%7D&start=0&end=40&step=20
+                200 {"status":"success","data":{"resultType":"matrix","result":[{"metric":{"app":"db"},"values":[[20.000,"13"],[40.000,"10"]]}],"stats":{}},"completeness":{"complete":true,"missing":[],"positions":{}}}
+            GET /loki/api/v1/patterns?query=%7Bapp=%22db%22%7D&start=0&end=31&step=15
+                200 {"status":"success","data":[{"pattern":"error: disk","samples":[[15,1]]},{"pattern":"error: net","samples":[[30,1]]},{"pattern":"ok","samples":[[0,1]]}],"completeness":{"complete":true,"missing":[],"positions":{}}}
+            GET /loki/api/v1/detected_labels?start=0&end=31
+                200 {"detectedLabels":[{"label":"app","cardinality":1}]}
+            GET /loki/api/v1/detected_fields?query=%7Bapp=%22db%22%7D&start=0&end=31
+                200 {"fields":[{"label":"trace","type":"string","cardinality":1,"parsers":null}],"limit":1000}
+            GET /loki/api/v1/detected_field/trace/values?query=%7Bapp=%22db%22%7D&start=0&end=31
+                200 {"values":["t1"],"limit":1000}
+            GET /loki/api/v1/format_query?query=sum(rate(%7Bapp=%22db%22%7D%7Clogfmt%7Ca%3E1s[60s]))%2B1
+                200 {"status":"success","data":"sum(rate({app=\"db\"} | logfmt | a > 1s [1m])) + 1"}
+            GET /loki/api/v1/status/buildinfo
+                200 {"version":"3.5.0","revision":"","branch":"","buildUser":"","buildDate":"","goVersion":""}
+        "#]],
+    );
+}
+
+#[test]
 fn loki_clients_get_lokis_shapes() {
     check(
         "
@@ -173,13 +222,13 @@ fn loki_clients_get_lokis_shapes() {
         ",
         expect![[r#"
             GET /loki/api/v1/query_range?query=%7Bapp=%22db%22%7D&start=0&end=31
-                200 {"status":"success","data":{"resultType":"streams","result":[{"stream":{"app":"db"},"values":[["30000000000","error: net"],["10000000000","ok"]]},{"stream":{"app":"db","trace":"t1"},"values":[["20000000000","error: disk"]]}],"stats":{"summary":{"totalEntriesReturned":3}}},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+                200 {"status":"success","data":{"resultType":"streams","result":[{"stream":{"app":"db"},"values":[["30000000000","error: net"],["10000000000","ok"]]},{"stream":{"app":"db","trace":"t1"},"values":[["20000000000","error: disk"]]}],"stats":{"summary":{"totalLinesProcessed":3,"totalBytesProcessed":23,"totalEntriesReturned":3}}},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
             GET /loki/api/v1/query_range?query=%7Bapp=%22db%22%7D%20%7C=%20%22error%22&start=0&end=30&limit=1&direction=forward
-                200 {"status":"success","data":{"resultType":"streams","result":[{"stream":{"app":"db","trace":"t1"},"values":[["20000000000","error: disk"]]}],"stats":{"summary":{"totalEntriesReturned":1}}},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+                200 {"status":"success","data":{"resultType":"streams","result":[{"stream":{"app":"db","trace":"t1"},"values":[["20000000000","error: disk"]]}],"stats":{"summary":{"totalLinesProcessed":1,"totalBytesProcessed":11,"totalEntriesReturned":1}}},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
             GET /loki/api/v1/query_range?query=sum(count_over_time(%7Bapp=%22db%22%7D[20s]))&start=20&end=40&step=20
-                200 {"status":"success","data":{"resultType":"matrix","result":[{"metric":{},"values":[[20,"2"],[40,"1"]]}],"stats":{"summary":{"totalEntriesReturned":0}}},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+                200 {"status":"success","data":{"resultType":"matrix","result":[{"metric":{},"values":[[20,"2"],[40,"1"]]}],"stats":{"summary":{"totalLinesProcessed":0,"totalBytesProcessed":0,"totalEntriesReturned":0}}},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
             GET /loki/api/v1/query?query=rate(%7Bapp=%22db%22%7D[10s])&time=30
-                200 {"status":"success","data":{"resultType":"vector","result":[{"metric":{"app":"db"},"value":[30,"0.1"]}],"stats":{"summary":{"totalEntriesReturned":0}}},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+                200 {"status":"success","data":{"resultType":"vector","result":[{"metric":{"app":"db"},"value":[30,"0.1"]}],"stats":{"summary":{"totalLinesProcessed":0,"totalBytesProcessed":0,"totalEntriesReturned":0}}},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
             GET /loki/api/v1/query?query=%7Bapp=%22db%22%7D&time=30
                 400 log queries are not supported as an instant query type, use query_range
             GET /loki/api/v1/query?query=%7Bapp=%22db%22&time=30

@@ -10,8 +10,10 @@ pub enum Token {
     Word(String),
     String(String),
     Number(f64),
-    /// A length of time in milliseconds.
+    /// A length of time in milliseconds. PromQL only.
     Duration(i64),
+    /// A number with a unit of time or of bytes, as written. LogQL only: it has finer times, and sizes.
+    Quantity(String),
     /// An operator or a bracket.
     Sign(&'static str),
     End,
@@ -25,22 +27,34 @@ impl Token {
             Self::String(s) => format!("string {s:?}"),
             Self::Number(n) => format!("number {n}"),
             Self::Duration(ms) => format!("duration {ms}ms"),
+            Self::Quantity(q) => format!("quantity {q}"),
             Self::Sign(s) => format!("{s:?}"),
             Self::End => "end of input".to_owned(),
         }
     }
 }
 
+/// Which language's numbers are read.
+#[derive(Clone, Copy, Debug)]
+pub enum Dialect {
+    PromQl,
+    /// `is_quantity` says whether a number with letters behind it means something.
+    LogQl {
+        is_quantity: fn(&str) -> bool,
+    },
+}
+
 /// Longest first, so that `==` is not read as `=` twice. Those with `|` are LogQL's, which is read by the same lexer.
-const SIGNS: [&str; 28] = [
-    "==", "!=", "=~", "!~", "<=", ">=", "|=", "|~", "(", ")", "{", "}", "[", "]", ",", "=", "<", ">", "+", "-", "*",
-    "/", "%", "^", "@", ":", ";", "|",
+const SIGNS: [&str; 30] = [
+    "==", "!=", "=~", "!~", "<=", ">=", "|=", "|~", "|>", "!>", "(", ")", "{", "}", "[", "]", ",", "=", "<", ">", "+",
+    "-", "*", "/", "%", "^", "@", ":", ";", "|",
 ];
 
 /// All tokens; the last is `End`.
-pub fn tokens(text: &str) -> Result<Vec<(Token, Span)>, ParseError> {
+pub fn tokens(text: &str, dialect: Dialect) -> Result<Vec<(Token, Span)>, ParseError> {
     let mut lexer = Lexer {
         text,
+        dialect,
         at: 0,
         brackets: 0,
         braces: 0,
@@ -58,6 +72,7 @@ pub fn tokens(text: &str) -> Result<Vec<(Token, Span)>, ParseError> {
 
 struct Lexer<'a> {
     text: &'a str,
+    dialect: Dialect,
     at: usize,
     brackets: u32,
     braces: u32,
@@ -148,10 +163,26 @@ impl Lexer<'_> {
                 break;
             }
         }
+        if let Dialect::LogQl { .. } = self.dialect
+            && rest[len..].starts_with('µ')
+        {
+            // Microseconds, as Go writes them.
+            let unit = &rest[len..];
+            len += unit.find(|c: char| c != 'µ' && c != 's').unwrap_or(unit.len());
+        }
         let written = rest[..len].to_owned();
         self.at += len;
-        if let Some(ms) = duration_ms(&written) {
-            return Ok(Token::Duration(ms));
+        match self.dialect {
+            Dialect::PromQl => {
+                if let Some(ms) = duration_ms(&written) {
+                    return Ok(Token::Duration(ms));
+                }
+            }
+            Dialect::LogQl { is_quantity } => {
+                if number_value(&written).is_none() && is_quantity(&written) {
+                    return Ok(Token::Quantity(written));
+                }
+            }
         }
         number_value(&written).map(Token::Number).ok_or_else(|| {
             ParseError::new(

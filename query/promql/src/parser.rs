@@ -83,7 +83,7 @@ impl<'a> Parser<'a> {
     fn new(text: &'a str) -> Result<Self, ParseError> {
         Ok(Self {
             text,
-            tokens: lexer::tokens(text)?,
+            tokens: lexer::tokens(text, lexer::Dialect::PromQl)?,
             at: 0,
         })
     }

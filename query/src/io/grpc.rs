@@ -108,8 +108,10 @@ fn stream(s: &LogStream) -> v1::StreamResult {
             })
             .collect(),
     });
+    let pairs = s.labels.iter().chain(s.parsed.iter());
+    let labels: Labels = pairs.map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
     v1::StreamResult {
-        labels: edge::labels_to_wire(&s.labels),
+        labels: edge::labels_to_wire(&labels),
         entries: entries.collect(),
     }
 }

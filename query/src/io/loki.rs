@@ -35,24 +35,26 @@ pub fn loki_router(engine: Arc<Engine>) -> Router {
         .route("/loki/api/v1/query", get(query).post(query))
         .route("/loki/api/v1/query_range", get(query_range).post(query_range))
         .route("/loki/api/v1/labels", get(labels).post(labels))
-        .route("/loki/api/v1/label/{name}/values", get(label_values))
+        .route("/loki/api/v1/label/{name}/values", get(label_values).post(label_values))
         .route("/loki/api/v1/series", get(series).post(series))
-        .with_state(engine)
+        .route("/loki/api/v1/status/buildinfo", get(build_info))
+        .with_state(engine.clone())
+        .merge(super::loki_explore::router(engine))
 }
 
-async fn answer(run: impl Future<Output = Result<Response, Refusal>>) -> Response {
+pub(super) async fn answer(run: impl Future<Output = Result<Response, Refusal>>) -> Response {
     match tokio::time::timeout(QUERY_SPAN_MAX, run).await {
         Ok(result) => result.unwrap_or_else(|refusal| refusal.plain()),
         Err(_) => plain(503, "the query took too long"),
     }
 }
 
-fn refused(error: QueryError) -> Refusal {
+pub(super) fn refused(error: QueryError) -> Refusal {
     Refusal::by_class(&error)
 }
 
 /// `start` and `end`, or `since` before the end, or the last hour.
-fn window(p: &Params) -> Result<(TimestampNs, TimestampNs), Refusal> {
+pub(super) fn window(p: &Params) -> Result<(TimestampNs, TimestampNs), Refusal> {
     let end = p.log_time("end")?.unwrap_or_else(params::now);
     let since = p.span("since")?.unwrap_or(SINCE_DEFAULT);
     Ok((p.log_time("start")?.unwrap_or(end - since), end))
@@ -90,7 +92,7 @@ async fn query(State(engine): State<Arc<Engine>>, request: Request<Body>) -> Res
                 "log queries are not supported as an instant query type, use query_range",
             ));
         }
-        Ok(shown(&found, at, false))
+        Ok(shown(&found, at, false, q.direction))
     })
     .await
 }
@@ -118,7 +120,7 @@ async fn query_range(State(engine): State<Arc<Engine>>, request: Request<Body>) 
             options: Options::default(),
         };
         let found = engine.with(p.consistency()?).logs(&q).await.map_err(refused)?;
-        Ok(shown(&found, end, apart))
+        Ok(shown(&found, end, apart, q.direction))
     })
     .await
 }
@@ -130,7 +132,7 @@ fn categorized(headers: &HeaderMap) -> bool {
     flags.is_some_and(|f| f.split(',').any(|f| f.trim() == "categorize-labels"))
 }
 
-fn shown(found: &Answer<LogsValue>, at: TimestampNs, apart: bool) -> Response {
+fn shown(found: &Answer<LogsValue>, at: TimestampNs, apart: bool, direction: Direction) -> Response {
     let (kind, result, lines) = match &found.value {
         LogsValue::Metric(value) => {
             let mut out = String::new();
@@ -142,7 +144,7 @@ fn shown(found: &Answer<LogsValue>, at: TimestampNs, apart: bool) -> Response {
             let shown = if apart {
                 streams_apart(streams)
             } else {
-                streams_merged(streams)
+                streams_merged(streams, direction)
             };
             ("streams", shown, lines)
         }
@@ -152,13 +154,16 @@ fn shown(found: &Answer<LogsValue>, at: TimestampNs, apart: bool) -> Response {
     } else {
         ""
     };
-    let data = format!(
-        "{{\"resultType\":\"{kind}\",\"result\":{result},\"stats\":{{\"summary\":{{\"totalEntriesReturned\":{lines}}}}}{flags}}}"
+    let read = found.completeness.lines;
+    let summary = format!(
+        "{{\"totalLinesProcessed\":{},\"totalBytesProcessed\":{},\"totalEntriesReturned\":{lines}}}",
+        read.lines, read.bytes
     );
+    let data = format!("{{\"resultType\":\"{kind}\",\"result\":{result},\"stats\":{{\"summary\":{summary}}}{flags}}}");
     success(&data, &found.completeness)
 }
 
-fn success(data: &str, completeness: &Completeness) -> Response {
+pub(super) fn success(data: &str, completeness: &Completeness) -> Response {
     let completeness = json::completeness(completeness);
     json::response(
         200,
@@ -171,11 +176,13 @@ fn streams_apart(streams: &[LogStream]) -> String {
     let shown = streams.iter().map(|s| {
         let values = s.lines.iter().map(|l| {
             let metadata = Labels::new(l.metadata.clone());
-            let extra = if metadata.is_empty() {
-                "{}".to_owned()
-            } else {
-                format!("{{\"structuredMetadata\":{}}}", json::labels(&metadata))
-            };
+            let kinds = [("structuredMetadata", &metadata), ("parsed", &s.parsed)];
+            let extra: Vec<String> = kinds
+                .into_iter()
+                .filter(|(_, labels)| !labels.is_empty())
+                .map(|(kind, labels)| format!("\"{kind}\":{}", json::labels(labels)))
+                .collect();
+            let extra = format!("{{{}}}", extra.join(","));
             format!(
                 "[\"{}\",{},{extra}]",
                 l.at.0,
@@ -187,25 +194,38 @@ fn streams_apart(streams: &[LogStream]) -> String {
     format!("[{}]", shown.collect::<Vec<_>>().join(","))
 }
 
-/// Metadata as labels: lines of one stream with different metadata come as different streams.
-fn streams_merged(streams: &[LogStream]) -> String {
-    let mut merged: BTreeMap<Labels, Vec<String>> = BTreeMap::new();
+/// Metadata and what was parsed as labels: lines of one stream that differ in them come as different streams. Each
+/// stream's lines are in the direction that was asked for.
+fn streams_merged(streams: &[LogStream], direction: Direction) -> String {
+    let mut merged: BTreeMap<Labels, Vec<(TimestampNs, String)>> = BTreeMap::new();
     for s in streams {
         // Lines that follow each other mostly have the same metadata, or none.
         for run in s.lines.chunk_by(|a, b| a.metadata == b.metadata) {
-            let own = s.labels.iter().map(|(n, v)| (n.to_owned(), v.to_owned()));
+            let own = s.labels.iter().chain(s.parsed.iter());
+            let own = own.map(|(n, v)| (n.to_owned(), v.to_owned()));
             let labels = match &run[0].metadata[..] {
-                [] => s.labels.clone(),
+                [] if s.parsed.is_empty() => s.labels.clone(),
                 metadata => metadata.iter().cloned().chain(own).collect(),
             };
             let values = run.iter().map(|l| {
                 let line = json::string(&String::from_utf8_lossy(&l.line));
-                format!("[\"{}\",{line}]", l.at.0)
+                (l.at, format!("[\"{}\",{line}]", l.at.0))
             });
             merged.entry(labels).or_default().extend(values);
         }
     }
-    let shown: Vec<String> = merged.iter().map(|(labels, values)| stream(labels, values)).collect();
+    let shown: Vec<String> = merged
+        .into_iter()
+        .map(|(labels, mut values)| {
+            // Lines of two streams may have come out with the same labels.
+            match direction {
+                Direction::Forward => values.sort_by_key(|(at, _)| *at),
+                Direction::Backward => values.sort_by_key(|(at, _)| std::cmp::Reverse(*at)),
+            }
+            let values: Vec<String> = values.into_iter().map(|(_, shown)| shown).collect();
+            stream(&labels, &values)
+        })
+        .collect();
     format!("[{}]", shown.join(","))
 }
 
@@ -218,6 +238,18 @@ fn stream(labels: &Labels, values: &[String]) -> String {
         values.join(",")
     );
     out
+}
+
+/// Whose API this is, to clients that choose by the version what they ask: that of Loki whose LogQL is spoken here.
+const LOKI_VERSION: &str = "3.5.0";
+
+async fn build_info() -> Response {
+    json::response(
+        200,
+        format!(
+            "{{\"version\":\"{LOKI_VERSION}\",\"revision\":\"\",\"branch\":\"\",\"buildUser\":\"\",\"buildDate\":\"\",\"goVersion\":\"\"}}"
+        ),
+    )
 }
 
 async fn labels_query(request: Request<Body>, selector: &str) -> Result<LabelsQuery, Refusal> {

@@ -4,6 +4,7 @@ pub mod grpc;
 pub mod http;
 mod json;
 pub mod loki;
+mod loki_explore;
 mod params;
 pub mod replay;
 mod rows;

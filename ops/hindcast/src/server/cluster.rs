@@ -224,30 +224,30 @@ fn ready_words(disk: DiskState) -> String {
     }
 }
 
+async fn ready(State(v): State<View>) -> (axum::http::StatusCode, String) {
+    if v.node.is_ready() {
+        return (axum::http::StatusCode::OK, ready_words(v.node.disk.state()));
+    }
+    let waiting: Vec<String> = v
+        .groups()
+        .iter()
+        .filter(|g| g.leader == 0 || g.applied < g.commit)
+        .map(|g| g.group.to_string())
+        .collect();
+    let words = format!(
+        "not ready: Raft groups {} have no leader or are behind\n",
+        waiting.join(", ")
+    );
+    (axum::http::StatusCode::SERVICE_UNAVAILABLE, words)
+}
+
 pub fn router(view: View) -> axum::Router {
     use axum::routing::get;
     axum::Router::new()
         .route("/-/healthy", get(|| async { "the process runs\n" }))
-        .route(
-            "/-/ready",
-            get(|State(v): State<View>| async move {
-                if v.node.is_ready() {
-                    (axum::http::StatusCode::OK, ready_words(v.node.disk.state()))
-                } else {
-                    let waiting: Vec<String> = v
-                        .groups()
-                        .iter()
-                        .filter(|g| g.leader == 0 || g.applied < g.commit)
-                        .map(|g| g.group.to_string())
-                        .collect();
-                    let words = format!(
-                        "not ready: Raft groups {} have no leader or are behind\n",
-                        waiting.join(", ")
-                    );
-                    (axum::http::StatusCode::SERVICE_UNAVAILABLE, words)
-                }
-            }),
-        )
+        .route("/-/ready", get(ready))
+        // Loki's clients ask here.
+        .route("/ready", get(ready))
         .route(
             "/metrics",
             get(|State(v): State<View>| async move {
