@@ -273,12 +273,7 @@ async fn damage_while_it_was_down() -> Result<()> {
 
     let written = write(MORE, 1, base_ms, cluster.addresses(), written, 80, stopped).await?;
     cluster.kill(VICTIM);
-    let folder = cluster.data_dir(VICTIM).join("raft/log");
-    let files = std::fs::read_dir(folder)?.map(|file| Ok(file?.path()));
-    let files = files.collect::<std::io::Result<Vec<_>>>()?;
-    // Those that end in `free` hold nothing.
-    let logs = files.into_iter().filter(|f| f.extension().is_some_and(|e| e == "log"));
-    let oldest = logs.min().context("no log")?;
+    let oldest = oldest_log(&cluster)?;
     // In one of its first records: where it ends is not where its file ends.
     flip(&oldest, LOG_BYTE)?;
     cluster.spawn(VICTIM)?;
