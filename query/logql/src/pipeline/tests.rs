@@ -1,3 +1,5 @@
+//! Lines on their way through stages, and texts on their way to trees and back: scripts and properties.
+
 use super::*;
 use crate::{Expr, LogSelector, parse};
 use expect_test::{Expect, expect};

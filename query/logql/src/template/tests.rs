@@ -1,3 +1,5 @@
+//! What templates give, and that none of them panics.
+
 use super::*;
 use expect_test::expect;
 use hindcast_model::Labels;
