@@ -185,13 +185,13 @@ fn grafana_looks_around_in_logs() {
             GET /loki/api/v1/index/stats?query=%7Bapp=%22db%22%7D&start=0&end=31
                 200 {"streams":1,"chunks":1,"entries":3,"bytes":23}
             GET /loki/api/v1/index/volume?query=%7Bapp=~%22.%2B%22%7D&start=0&end=31
-                200 {"status":"success","data":{"resultType":"vector","result":[{"metric":{"app":"db"},"value":[31.000,"23"]}],"stats":{}},"completeness":{"complete":true,"missing":[],"positions":{}}}
+                200 {"status":"success","data":{"resultType":"vector","result":[{"metric":{"app":"db"},"value":[31.000,"23"]}],"stats":{}},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
             GET /loki/api/v1/index/volume?query=%7Bapp=~%22.%2B%22%7D&start=0&end=31&aggregateBy=labels
-                200 {"status":"success","data":{"resultType":"vector","result":[{"metric":{"app":""},"value":[31.000,"23"]}],"stats":{}},"completeness":{"complete":true,"missing":[],"positions":{}}}
+                200 {"status":"success","data":{"resultType":"vector","result":[{"metric":{"app":""},"value":[31.000,"23"]}],"stats":{}},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
             GET /loki/api/v1/index/volume_range?query=%7Bapp=~%22.%2B%22%7D&start=0&end=40&step=20
-                200 {"status":"success","data":{"resultType":"matrix","result":[{"metric":{"app":"db"},"values":[[20.000,"13"],[40.000,"10"]]}],"stats":{}},"completeness":{"complete":true,"missing":[],"positions":{}}}
+                200 {"status":"success","data":{"resultType":"matrix","result":[{"metric":{"app":"db"},"values":[[20.000,"13"],[40.000,"10"]]}],"stats":{}},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
             GET /loki/api/v1/patterns?query=%7Bapp=%22db%22%7D&start=0&end=31&step=15
-                200 {"status":"success","data":[{"pattern":"error: disk","samples":[[15,1]]},{"pattern":"error: net","samples":[[30,1]]},{"pattern":"ok","samples":[[0,1]]}],"completeness":{"complete":true,"missing":[],"positions":{}}}
+                200 {"status":"success","data":[{"pattern":"error: disk","samples":[[15,1]]},{"pattern":"error: net","samples":[[30,1]]},{"pattern":"ok","samples":[[0,1]]}],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
             GET /loki/api/v1/detected_labels?start=0&end=31
                 200 {"detectedLabels":[{"label":"app","cardinality":1}]}
             GET /loki/api/v1/detected_fields?query=%7Bapp=%22db%22%7D&start=0&end=31
