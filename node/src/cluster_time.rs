@@ -5,6 +5,12 @@ use hindcast_model::{SpanNs, TimestampNs};
 /// A clock further off the median than this is reported and not believed.
 pub const SKEW_MAX: SpanNs = SpanNs::from_secs(1);
 
+/// What a clock would have shown when this node's monotonic clock stood at zero, in nanoseconds since 1970. Clocks are remembered
+/// as this, so that a step of the own clock moves the own one alone, and at once.
+pub fn zero_of(clock: TimestampNs, monotonic: SpanNs) -> i64 {
+    clock.0.saturating_sub_unsigned(monotonic.0)
+}
+
 /// How far the own clock stands from the median of all voters' clocks (own included), in nanoseconds.
 /// Positive: the own clock is ahead. Offsets are those of peers relative to the own clock.
 pub fn ahead_of_median(peer_offsets: &[i64]) -> i64 {
@@ -44,6 +50,20 @@ mod tests {
             TimestampNs(50),
             "never back"
         );
+    }
+
+    #[test]
+    fn a_step_of_the_own_clock_moves_cluster_time_not_for_a_moment() {
+        let (two_hours, second) = (7_200_000_000_000, 1_000_000_000);
+        let real = |seconds: i64| TimestampNs(1_772_000_000 * second + seconds * second);
+        let at = |seconds: u64| SpanNs(seconds * second as u64);
+        // Both peers were asked before the step, the own clock is read after it.
+        let zeros = [zero_of(real(1), at(1)), zero_of(real(2), at(2))];
+        for step in [two_hours, -two_hours] {
+            let own = TimestampNs(real(3).0 + step);
+            let offsets = zeros.map(|zero| zero - zero_of(own, at(3)));
+            assert_eq!(stamp(own, ahead_of_median(&offsets), real(2)), real(3));
+        }
     }
 
     proptest! {

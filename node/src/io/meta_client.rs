@@ -47,7 +47,7 @@ struct Inner {
     clock: Arc<dyn Clock>,
     rows: Arc<dyn MetaRead>,
     /// Peers' clocks relative to the own, in nanoseconds.
-    offsets: Mutex<BTreeMap<NodeId, i64>>,
+    zeros: Mutex<BTreeMap<NodeId, i64>>,
     last_stamp: Mutex<TimestampNs>,
 }
 
@@ -59,7 +59,7 @@ impl MetaClient {
             peers: peers.clone(),
             clock,
             rows,
-            offsets: Mutex::default(),
+            zeros: Mutex::default(),
             last_stamp: Mutex::new(TimestampNs::MIN),
         };
         let meta = Self(Arc::new(inner));
@@ -88,30 +88,39 @@ impl MetaClient {
 
     /// Cluster time as this node knows it.
     pub fn cluster_now(&self) -> TimestampNs {
-        let offsets: Vec<i64> = self.0.offsets.lock().values().copied().collect();
+        let (own, offsets) = self.offsets();
         let mut last = self.0.last_stamp.lock();
-        *last = cluster_time::stamp(self.0.clock.now(), cluster_time::ahead_of_median(&offsets), *last);
+        *last = cluster_time::stamp(own, cluster_time::ahead_of_median(&offsets), *last);
         *last
+    }
+
+    /// The own clock, and those of peers against it.
+    fn offsets(&self) -> (TimestampNs, Vec<i64>) {
+        let (own, monotonic) = (self.0.clock.now(), self.0.clock.monotonic());
+        let zeros = self.0.zeros.lock();
+        let offsets = zeros
+            .values()
+            .map(|zero| zero.saturating_sub(cluster_time::zero_of(own, monotonic)));
+        (own, offsets.collect())
     }
 
     async fn compare_clocks(self) {
         let mut reported = false;
         loop {
             for id in self.0.peers.ids() {
-                let sent = self.0.clock.now();
+                let sent = self.0.clock.monotonic();
                 let answer = self.0.peers.call(id, CALL_CLOCK, Bytes::new(), CLOCK_PAUSE).await;
-                let received = self.0.clock.now();
+                let received = self.0.clock.monotonic();
                 // A peer that is away keeps its say: of two clocks one that is wrong would move the median.
                 if let Some(theirs) = answer.ok().and_then(|a| codec::from_bytes::<TimestampNs>(&a).ok()) {
                     // Half of the round trip is the best guess of the way back.
-                    let middle = sent.0 + (received.0 - sent.0) / 2;
-                    self.0.offsets.lock().insert(id, theirs.0.saturating_sub(middle));
+                    let middle = SpanNs(sent.0 + received.0.saturating_sub(sent.0) / 2);
+                    self.0.zeros.lock().insert(id, cluster_time::zero_of(theirs, middle));
                 }
             }
             let ids = self.0.peers.ids();
-            self.0.offsets.lock().retain(|id, _| ids.contains(id));
-            let offsets: Vec<i64> = self.0.offsets.lock().values().copied().collect();
-            let ahead = cluster_time::ahead_of_median(&offsets);
+            self.0.zeros.lock().retain(|id, _| ids.contains(id));
+            let ahead = cluster_time::ahead_of_median(&self.offsets().1);
             let skewed = ahead.unsigned_abs() > cluster_time::SKEW_MAX.0;
             if skewed && !reported {
                 tracing::warn!(

@@ -17,8 +17,8 @@ use catalog::Catalog;
 use config::ServerArgs;
 pub use config::ServerConfig;
 use hindcast_alerting::gateway::GatewayPart;
-use hindcast_env::ColdTier;
 use hindcast_env::io::SystemClock;
+use hindcast_env::{Clock, ColdTier};
 use hindcast_itsm::DeskPart;
 use hindcast_model::NodeId;
 use hindcast_node::io::cold::ObjectCold;
@@ -337,16 +337,12 @@ fn spawn_workers(
     stopped: &watch::Receiver<bool>,
 ) -> hindcast_alerting::io::Sends {
     use hindcast_alerting::io::{Deliverer, Evaluator, HistoryPump};
-    let evaluator = Evaluator::new(
-        meta.clone(),
-        engine.clone(),
-        shards.clone(),
-        node.clock.clone(),
-        node.id(),
-    );
+    // Of the cluster: what is due was stamped by it, and a clock that is off makes nobody late.
+    let clock: Arc<dyn Clock> = Arc::new(node.meta.clone());
+    let evaluator = Evaluator::new(meta.clone(), engine.clone(), shards.clone(), clock.clone(), node.id());
     tokio::spawn(evaluator.run(stopped.clone()));
     let channels = hindcast_notify::channels();
-    let deliverer = Deliverer::new(meta.clone(), channels, node.id(), node.clock.clone());
+    let deliverer = Deliverer::new(meta.clone(), channels, node.id(), clock);
     let sends = deliverer.sends();
     tokio::spawn(deliverer.run(stopped.clone()));
     let writer = Arc::new(history::ShardHistory::new(node.writer.clone()));
