@@ -1,7 +1,7 @@
 //! What there is to ask logs about, for people who look around: how much, which labels and fields, which kinds of lines.
 //!
-//! Numbers of lines and labels are exact. Fields and patterns are those of the newest lines, a bounded number of them;
-//! the size of what a selector has is estimated from them, so that it costs no reading.
+//! Numbers of lines and labels are exact, and volumes, which read all lines. Fields and patterns are those of the newest lines, a
+//! bounded number of them; the size of what a selector has is estimated from as many.
 
 use crate::engine::{Engine, LabelsQuery, LogsQuery, Options, QueryError};
 use crate::pages::Pages;
@@ -18,6 +18,8 @@ use std::sync::Arc;
 pub const SAMPLE_LINES_MAX: usize = 5_000;
 /// Kinds of lines that are told apart.
 pub const PATTERNS_MAX: usize = 300;
+/// Fields that are told apart.
+pub const DETECTED_FIELDS_MAX: usize = 10_000;
 /// Values of a field that are told apart.
 pub const FIELD_VALUES_MAX: usize = 1_000;
 
@@ -137,9 +139,9 @@ impl Engine {
         Ok((kept, pages.completeness))
     }
 
-    pub async fn line_stats(&self, q: &ExploreQuery) -> Result<Stats, QueryError> {
+    pub async fn line_stats(&self, q: &ExploreQuery) -> Result<Answer<Stats>, QueryError> {
         if q.end <= q.start {
-            return Ok(Stats::default());
+            return Ok(whole(Stats::default(), Completeness::default()));
         }
         let selector = self.selector(q)?;
         let request = CountsRequest {
@@ -152,7 +154,7 @@ impl Engine {
             filter: load::filter(&selector.pushed())?,
             budget: Arc::new(Budget::new(self.limits.samples_max, self.limits.series_max)),
         };
-        let (counts, _) = self.shards.line_counts(request).await?;
+        let (counts, completeness) = self.shards.line_counts(request).await?;
         let entries: u64 = counts.iter().filter_map(|c| c.counts.last()).sum();
         let mut pages = Pages::new(
             self.shards.as_ref(),
@@ -162,11 +164,12 @@ impl Engine {
         pages.next().await?;
         let read = pages.completeness.lines;
         let mean = read.bytes as f64 / read.lines.max(1) as f64;
-        Ok(Stats {
+        let stats = Stats {
             streams: counts.len() as u64,
             entries,
             bytes: (entries as f64 * mean).round() as u64,
-        })
+        };
+        Ok(whole(stats, completeness))
     }
 
     /// Bytes of lines by labels, largest first: one point for the whole time, or one per step.
@@ -191,7 +194,8 @@ impl Engine {
         let logs = LogsQuery {
             tenant: q.tenant.clone(),
             expr: String::new(),
-            start: q.start,
+            // A point is what came in the step before it.
+            start: step.map_or(q.start, |s| q.start + s).min(q.end),
             end: q.end,
             step,
             limit: 0,
@@ -203,13 +207,15 @@ impl Engine {
     }
 
     /// Labels of streams, and how many values each has.
-    pub async fn detected_labels(&self, q: &LabelsQuery) -> Result<BTreeMap<String, usize>, QueryError> {
-        let sets = self.series(q).await?.value;
-        let mut values: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-        for (name, value) in sets.iter().flat_map(Labels::iter) {
-            values.entry(name).or_default().insert(value);
-        }
-        Ok(values.into_iter().map(|(n, v)| (n.to_owned(), v.len())).collect())
+    pub async fn detected_labels(&self, q: &LabelsQuery) -> Result<Answer<BTreeMap<String, usize>>, QueryError> {
+        let counted = |sets: Vec<Labels>| {
+            let mut values: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+            for (name, value) in sets.iter().flat_map(Labels::iter) {
+                values.entry(name).or_default().insert(value);
+            }
+            values.into_iter().map(|(n, v)| (n.to_owned(), v.len())).collect()
+        };
+        Ok(self.series(q).await?.map(counted))
     }
 
     /// Fields of the newest lines: of their texts, read as JSON or logfmt, of their metadata, and of the query's stages.
@@ -217,8 +223,8 @@ impl Engine {
         &self,
         q: &ExploreQuery,
         lines_max: usize,
-    ) -> Result<BTreeMap<String, Field>, QueryError> {
-        let (groups, _) = self.sample(q, lines_max.min(SAMPLE_LINES_MAX)).await?;
+    ) -> Result<Answer<BTreeMap<String, Field>>, QueryError> {
+        let (groups, completeness) = self.sample(q, lines_max.min(SAMPLE_LINES_MAX)).await?;
         let parsers = [("json", "{a=\"b\"} | json"), ("logfmt", "{a=\"b\"} | logfmt --strict")];
         let mut ready = vec![];
         for (name, text) in parsers {
@@ -229,6 +235,9 @@ impl Engine {
         }
         let mut fields: BTreeMap<String, Field> = BTreeMap::new();
         let mut add = |name: &str, value: &str, parser: Option<&'static str>| {
+            if fields.len() >= DETECTED_FIELDS_MAX && !fields.contains_key(name) {
+                return;
+            }
             let field = fields.entry(name.to_owned()).or_default();
             if field.values.len() < FIELD_VALUES_MAX {
                 field.values.insert(value.to_owned());
@@ -257,7 +266,7 @@ impl Engine {
                 }
             }
         }
-        Ok(fields)
+        Ok(whole(fields, completeness))
     }
 
     /// Kinds of lines among the newest ones: what they have in common, and how many there are in each step.
@@ -278,11 +287,16 @@ impl Engine {
         }
         let mut patterns: Vec<_> = patterns.into_iter().collect();
         patterns.sort_by_key(|(_, counts)| std::cmp::Reverse(counts.values().sum::<u64>()));
-        Ok(Answer {
-            value: patterns,
-            completeness,
-            warnings: vec![],
-        })
+        Ok(whole(patterns, completeness))
+    }
+}
+
+/// An answer that nothing is to be said about but how whole it is.
+fn whole<T>(value: T, completeness: Completeness) -> Answer<T> {
+    Answer {
+        value,
+        completeness,
+        warnings: vec![],
     }
 }
 

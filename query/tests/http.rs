@@ -183,7 +183,7 @@ fn grafana_looks_around_in_logs() {
             GET /loki/api/v1/query?query=sum(count_over_time(%7Bapp=%22db%22%7D%20%7C%20json[1m]))&time=31
                 400 pipeline error: "JSONParserErr" (expected an object) for the line at 10.000 of {app="db"}; to leave such lines out, add | __error__=""
             GET /loki/api/v1/index/stats?query=%7Bapp=%22db%22%7D&start=0&end=31
-                200 {"streams":1,"chunks":1,"entries":3,"bytes":23}
+                200 {"streams":1,"chunks":1,"entries":3,"bytes":23,"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
             GET /loki/api/v1/index/volume?query=%7Bapp=~%22.%2B%22%7D&start=0&end=31
                 200 {"status":"success","data":{"resultType":"vector","result":[{"metric":{"app":"db"},"value":[31.000,"23"]}],"stats":{}},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
             GET /loki/api/v1/index/volume?query=%7Bapp=~%22.%2B%22%7D&start=0&end=31&aggregateBy=labels
@@ -193,11 +193,11 @@ fn grafana_looks_around_in_logs() {
             GET /loki/api/v1/patterns?query=%7Bapp=%22db%22%7D&start=0&end=31&step=15
                 200 {"status":"success","data":[{"pattern":"error: disk","samples":[[15,1]]},{"pattern":"error: net","samples":[[30,1]]},{"pattern":"ok","samples":[[0,1]]}],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
             GET /loki/api/v1/detected_labels?start=0&end=31
-                200 {"detectedLabels":[{"label":"app","cardinality":1}]}
+                200 {"detectedLabels":[{"label":"app","cardinality":1}],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
             GET /loki/api/v1/detected_fields?query=%7Bapp=%22db%22%7D&start=0&end=31
-                200 {"fields":[{"label":"trace","type":"string","cardinality":1,"parsers":null}],"limit":1000}
+                200 {"fields":[{"label":"trace","type":"string","cardinality":1,"parsers":null}],"limit":1000,"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
             GET /loki/api/v1/detected_field/trace/values?query=%7Bapp=%22db%22%7D&start=0&end=31
-                200 {"values":["t1"],"limit":1000}
+                200 {"values":["t1"],"limit":1000,"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
             GET /loki/api/v1/format_query?query=sum(rate(%7Bapp=%22db%22%7D%7Clogfmt%7Ca%3E1s[60s]))%2B1
                 200 {"status":"success","data":"sum(rate({app=\"db\"} | logfmt | a > 1s [1m])) + 1"}
             GET /loki/api/v1/status/buildinfo

@@ -7,6 +7,8 @@ use hindcast_model::Labels;
 
 /// Labels of one line, of all kinds. What a parser finds beyond them is left out, and the line gets an error.
 pub const FIELDS_MAX: usize = 512;
+/// Bytes of names and values that one line may come to, those of values that were set anew included; beyond them likewise.
+pub const FIELDS_BYTES_MAX: usize = 1024 * 1024;
 /// What a parsed name gets that the stream or the metadata has already.
 pub const EXTRACTED: &str = "_extracted";
 /// The virtual label that says what went wrong with a line, and the one that says how.
@@ -104,8 +106,11 @@ impl Fields {
         }
     }
 
-    /// Sets a label, whatever it was before. False: the line has too many.
+    /// Sets a label, whatever it was before. False: the line has too many, or too large ones.
     pub fn set(&mut self, name: &str, value: &str) -> bool {
+        if self.text.len() + name.len() + value.len() > FIELDS_BYTES_MAX {
+            return false;
+        }
         let value = self.piece(value);
         if let Some(i) = self.place(&self.fields, name) {
             self.fields[i].value = value;

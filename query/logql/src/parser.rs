@@ -422,23 +422,18 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Alternatives of label filters; a comma binds least, then `or`, then `and`.
+    /// Alternatives of label filters. `and`, a comma, and nothing at all between two of them say the same and bind before `or`, as in
+    /// Loki's grammar (its documentation says: from left to right).
     fn label_filter(&mut self) -> Result<LabelFilter, ParseError> {
         let depth = self.depth;
         self.deeper()?;
-        let left = self.label_or()?;
-        // Filters may also just follow each other.
-        let goes_on = self.take(",")
-            || self.is("(")
-            || (matches!(self.peek(), Token::Word(_)) && self.is_comparison(self.ahead(1)));
-        let filter = if goes_on {
+        let mut left = self.label_and()?;
+        while self.take_word("or") {
             self.count_node()?;
-            LabelFilter::And(Box::new(left), Box::new(self.label_filter()?))
-        } else {
-            left
-        };
+            left = LabelFilter::Or(Box::new(left), Box::new(self.label_and()?));
+        }
         self.depth = depth;
-        Ok(filter)
+        Ok(left)
     }
 
     fn is_comparison(&self, token: &Token) -> bool {
@@ -448,22 +443,17 @@ impl<'a> Parser<'a> {
         )
     }
 
-    fn label_or(&mut self) -> Result<LabelFilter, ParseError> {
-        let mut left = self.label_and()?;
-        while self.take_word("or") {
-            self.count_node()?;
-            left = LabelFilter::Or(Box::new(left), Box::new(self.label_and()?));
-        }
-        Ok(left)
-    }
-
     fn label_and(&mut self) -> Result<LabelFilter, ParseError> {
         let mut left = self.label_unit()?;
-        while self.take_word("and") {
+        while self.take_word("and") || self.take(",") || self.is_label_filter() {
             self.count_node()?;
             left = LabelFilter::And(Box::new(left), Box::new(self.label_unit()?));
         }
         Ok(left)
+    }
+
+    fn is_label_filter(&self) -> bool {
+        self.is("(") || (matches!(self.peek(), Token::Word(_)) && self.is_comparison(self.ahead(1)))
     }
 
     fn label_unit(&mut self) -> Result<LabelFilter, ParseError> {

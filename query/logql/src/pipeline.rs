@@ -2,9 +2,9 @@
 //!
 //! Pure: the same line of the same stream always comes out the same. Buffers are kept between lines, so that a line
 //! costs no allocation but for what it writes anew. Parsers make only the labels that somebody asks for later, when
-//! that is known; an error of a line does not depend on it.
+//! that is known; of the errors of a line only [`TOO_MANY_LABELS`] depends on it.
 
-use crate::fields::{ERROR, ERROR_DETAILS, EXTRACTED, FIELDS_MAX, Fields};
+use crate::fields::{ERROR, ERROR_DETAILS, EXTRACTED, FIELDS_BYTES_MAX, FIELDS_MAX, Fields};
 use crate::filter::{LineTest, regex};
 use crate::label_filter::LabelFilter;
 use crate::pattern::Pattern;
@@ -137,7 +137,7 @@ impl Pipeline {
                     let (name, scratch) = (&mut self.name, &mut self.text);
                     let mut full = false;
                     let read = json::walk(now_line, name, &mut |name, value| {
-                        full |= !extract(fields, wanted, name, &value.shown(), scratch);
+                        full = full || !extract(fields, wanted, name, &value.shown(), scratch);
                     });
                     if let Err(why) = read {
                         fields.fail(JSON_ERROR, why);
@@ -172,7 +172,7 @@ impl Pipeline {
                                 return;
                             }
                             logfmt::push_name(name, key);
-                            full |= !extract(fields, wanted, name, &value, scratch);
+                            full = full || !extract(fields, wanted, name, &value, scratch);
                         },
                         &mut |why| {
                             broken.get_or_insert(why);
@@ -196,7 +196,7 @@ impl Pipeline {
                                 .iter()
                                 .filter(|(_, k)| k.as_bytes() == key || k.as_str() == name.as_str());
                             for (label, _) in asked {
-                                full |= !extract(fields, &None, label, &value, scratch);
+                                full = full || !extract(fields, &None, label, &value, scratch);
                             }
                         },
                         &mut |why| {
@@ -213,7 +213,7 @@ impl Pipeline {
                 Ready::Pattern(pattern, wanted) => {
                     let (mut full, scratch) = (false, &mut self.text);
                     pattern.captures(now_line, &mut |name, value| {
-                        full |= !extract(fields, wanted, name, &json::text(value), scratch);
+                        full = full || !extract(fields, wanted, name, &json::text(value), scratch);
                     });
                     if full {
                         too_many(fields);
@@ -242,7 +242,7 @@ impl Pipeline {
                         } else {
                             name.clear();
                             json::push_name(name, key);
-                            full |= !extract(fields, wanted, name, &value.shown(), scratch);
+                            full = full || !extract(fields, wanted, name, &value.shown(), scratch);
                         }
                     });
                     if let Err(why) = read {
@@ -304,7 +304,8 @@ impl Pipeline {
 }
 
 fn too_many(fields: &mut Fields) {
-    fields.fail(TOO_MANY_LABELS, &format!("the line has more than {FIELDS_MAX} labels"));
+    let why = format!("the line has more than {FIELDS_MAX} labels, or more than {FIELDS_BYTES_MAX} bytes of them");
+    fields.fail(TOO_MANY_LABELS, &why);
 }
 
 /// Sets what a parser found, if it is wanted. False: there are too many labels. `name` is a buffer.
@@ -312,7 +313,8 @@ fn extract(fields: &mut Fields, wanted: &Wanted, label: &str, value: &str, name:
     if label.is_empty() {
         return true;
     }
-    let label = if fields.is_given(label) {
+    // What is wrong with a line is ours to say, and not the line's.
+    let label = if fields.is_given(label) || [ERROR, ERROR_DETAILS].contains(&label) {
         name.clear();
         name.push_str(label);
         name.push_str(EXTRACTED);

@@ -8,6 +8,7 @@ use super::params::{Params, tenant};
 use crate::engine::{Engine, LabelsQuery};
 use crate::explore::{ExploreQuery, Field, Volume, VolumeBy};
 use crate::number::go_json;
+use crate::shards::Completeness;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
@@ -65,21 +66,31 @@ fn step(p: &Params, q: &ExploreQuery) -> Result<SpanNs, Refusal> {
     Ok(p.span("step")?.filter(|s| s.0 > 0).unwrap_or(default))
 }
 
+/// A member of a body that has none of Loki's envelope.
+fn how_whole(completeness: &Completeness) -> String {
+    format!("\"completeness\":{}", json::completeness(completeness))
+}
+
 async fn stats(State(engine): State<Arc<Engine>>, request: Request<Body>) -> Response {
     answer(async {
-        let (q, _) = read(request).await?;
-        let s = engine.line_stats(&q).await.map_err(refused)?;
+        let (q, p) = read(request).await?;
+        let found = engine.with(p.consistency()?).line_stats(&q).await.map_err(refused)?;
+        let s = &found.value;
         // There are no chunks here; who asks wants to know whether there is anything.
         let body = format!(
-            "{{\"streams\":{},\"chunks\":{},\"entries\":{},\"bytes\":{}}}",
-            s.streams, s.streams, s.entries, s.bytes
+            "{{\"streams\":{},\"chunks\":{},\"entries\":{},\"bytes\":{},{}}}",
+            s.streams,
+            s.streams,
+            s.entries,
+            s.bytes,
+            how_whole(&found.completeness)
         );
         Ok(json::response(200, body))
     })
     .await
 }
 
-async fn volumes(engine: &Engine, request: Request<Body>, is_range: bool) -> Result<Response, Refusal> {
+async fn volumes(engine: &Arc<Engine>, request: Request<Body>, is_range: bool) -> Result<Response, Refusal> {
     let (q, p) = read(request).await?;
     let names = match p.get("aggregateBy") {
         None | Some("series") => false,
@@ -102,6 +113,7 @@ async fn volumes(engine: &Engine, request: Request<Body>, is_range: bool) -> Res
         limit: p.number("limit")?.unwrap_or(VOLUMES_DEFAULT),
     };
     let step = if is_range { Some(step(&p, &q)?) } else { None };
+    let engine = engine.with(p.consistency()?);
     let found = engine.line_volume(&q, step, &by).await.map_err(refused)?;
     Ok(success(&volume_data(&found.value, is_range), &found.completeness))
 }
@@ -153,6 +165,7 @@ async fn volume_range(State(engine): State<Arc<Engine>>, request: Request<Body>)
 async fn patterns(State(engine): State<Arc<Engine>>, request: Request<Body>) -> Response {
     answer(async {
         let (q, p) = read(request).await?;
+        let engine = engine.with(p.consistency()?);
         let found = engine.line_patterns(&q, step(&p, &q)?).await.map_err(refused)?;
         let shown: Vec<String> = found
             .value
@@ -171,7 +184,7 @@ async fn patterns(State(engine): State<Arc<Engine>>, request: Request<Body>) -> 
 
 async fn detected_labels(State(engine): State<Arc<Engine>>, request: Request<Body>) -> Response {
     answer(async {
-        let (q, _) = read(request).await?;
+        let (q, p) = read(request).await?;
         let is_all = matches!(q.expr.trim(), "" | "{}");
         let labels = LabelsQuery {
             tenant: q.tenant,
@@ -180,15 +193,15 @@ async fn detected_labels(State(engine): State<Arc<Engine>>, request: Request<Bod
             start: q.start,
             end: q.end,
         };
+        let engine = engine.with(p.consistency()?);
         let found = engine.detected_labels(&labels).await.map_err(refused)?;
         let shown: Vec<String> = found
+            .value
             .iter()
             .map(|(name, n)| format!("{{\"label\":{},\"cardinality\":{n}}}", json::string(name)))
             .collect();
-        Ok(json::response(
-            200,
-            format!("{{\"detectedLabels\":[{}]}}", shown.join(",")),
-        ))
+        let (shown, whole) = (shown.join(","), how_whole(&found.completeness));
+        Ok(json::response(200, format!("{{\"detectedLabels\":[{shown}],{whole}}}")))
     })
     .await
 }
@@ -212,9 +225,11 @@ async fn detected_fields(State(engine): State<Arc<Engine>>, request: Request<Bod
         let (q, p) = read(request).await?;
         let lines = p.number("line_limit")?.unwrap_or(FIELD_LINES_DEFAULT);
         let limit = p.number("limit")?.unwrap_or(FIELDS_DEFAULT);
+        let engine = engine.with(p.consistency()?);
         let found = engine.detected_fields(&q, lines).await.map_err(refused)?;
-        let shown: Vec<String> = found.iter().take(limit).map(field).collect();
-        let body = format!("{{\"fields\":[{}],\"limit\":{limit}}}", shown.join(","));
+        let shown: Vec<String> = found.value.iter().take(limit).map(field).collect();
+        let whole = how_whole(&found.completeness);
+        let body = format!("{{\"fields\":[{}],\"limit\":{limit},{whole}}}", shown.join(","));
         Ok(json::response(200, body))
     })
     .await
@@ -229,15 +244,16 @@ async fn detected_values(
         let (q, p) = read(request).await?;
         let lines = p.number("line_limit")?.unwrap_or(FIELD_LINES_DEFAULT);
         let limit = p.number("limit")?.unwrap_or(FIELDS_DEFAULT);
+        let engine = engine.with(p.consistency()?);
         let found = engine.detected_fields(&q, lines).await.map_err(refused)?;
         let values = found
+            .value
             .get(&name)
             .map(|f| f.values.iter().take(limit).cloned().collect::<Vec<_>>());
         let values = json::strings(&values.unwrap_or_default());
-        Ok(json::response(
-            200,
-            format!("{{\"values\":{values},\"limit\":{limit}}}"),
-        ))
+        let whole = how_whole(&found.completeness);
+        let body = format!("{{\"values\":{values},\"limit\":{limit},{whole}}}");
+        Ok(json::response(200, body))
     })
     .await
 }

@@ -259,6 +259,57 @@ fn a_line_of_too_many_labels_is_an_error_and_goes_on() {
     assert!(passed.fields.iter().count() <= FIELDS_MAX + 2);
 }
 
+#[test]
+fn a_line_cannot_set_what_is_wrong_with_it() {
+    check(
+        "| json",
+        &[r#"{"__error__":"x","__error_details__":"y","a":"b"}"#],
+        expect![[r#"
+            {"__error__":"x","__error_details__":"y","a":"b"} __error___extracted="x" __error_details___extracted="y" a="b" app="api" env="prod" trace="t1"
+        "#]],
+    );
+    check(
+        r#"| logfmt | __error__="""#,
+        &["__error__=x a=b"],
+        expect![[r#"
+            __error__=x a=b __error___extracted="x" a="b" app="api" env="prod" trace="t1"
+        "#]],
+    );
+}
+
+#[test]
+fn names_as_long_as_lines_do_not_fill_the_memory() {
+    let key = "k".repeat(128 * 1024);
+    let line: Vec<String> = (0..100).map(|i| format!("{key}{i}=v")).collect();
+    let stream = Labels::from_pairs([("app", "api")]);
+    let mut pipeline = Pipeline::new(&selector("| logfmt").stages, None, TimestampNs::EPOCH).unwrap();
+    pipeline.begin_stream(&stream);
+    let line = line.join(" ");
+    let passed = pipeline
+        .pass(TimestampNs::EPOCH, line.as_bytes(), &[])
+        .expect("it passes");
+    let labels = passed.fields.labels(|_, _| true);
+    let bytes: usize = labels.iter().map(|(n, v)| n.len() + v.len()).sum();
+    assert!(bytes <= FIELDS_BYTES_MAX + 1024, "{bytes}");
+    assert_eq!(passed.fields.get(ERROR), Some(TOO_MANY_LABELS));
+}
+
+#[test]
+fn a_comma_and_nothing_at_all_bind_as_and_does() {
+    let lines = ["a=1 b=2 c=3", "a=1 b=0 c=0", "a=0 b=2 c=3", "a=0 b=2 c=0"];
+    let passes = |stages: &str| {
+        let mut pipeline = Pipeline::new(&selector(stages).stages, None, TimestampNs::EPOCH).unwrap();
+        pipeline.begin_stream(&Labels::default());
+        lines.map(|l| pipeline.pass(TimestampNs::EPOCH, l.as_bytes(), &[]).is_some())
+    };
+    for between in [" and ", ", ", " "] {
+        let stages = format!("| logfmt | a=1 or b=2{between}c=3");
+        assert_eq!(passes(&stages), [true, true, true, false], "{stages}");
+        let stages = format!("| logfmt | (a=1 or b=2){between}c=3");
+        assert_eq!(passes(&stages), [true, false, true, false], "{stages}");
+    }
+}
+
 const WORDS: [&str; 60] = [
     "{",
     "}",

@@ -28,6 +28,28 @@ impl Function {
     }
 }
 
+/// Characters that `printf` fills up to.
+const WIDTH_MAX: usize = u16::MAX as usize;
+/// Digits of a number that `printf` writes behind the point: no float has more than 1,075 that are not 0.
+const DIGITS_MAX: usize = 1_100;
+
+/// Every match with something else in its place; `groups`: how often that names a group, each at most the match. Match by match, so
+/// that it ends at the bound and not behind it.
+fn replaced(r: &regex::Regex, of: &str, mut new: impl regex::Replacer, groups: usize) -> Result<Value, String> {
+    let (mut out, mut from) = (String::new(), 0);
+    for found in r.captures_iter(of) {
+        let Some(whole) = found.get(0) else { continue };
+        out.push_str(&of[from..whole.start()]);
+        if out.len().saturating_add(groups.saturating_mul(whole.len())) > OUTPUT_BYTES_MAX {
+            return Err(format!("a replacement gives more than {OUTPUT_BYTES_MAX} bytes"));
+        }
+        new.replace_append(&found, &mut out);
+        from = whole.end();
+    }
+    out.push_str(&of[from..]);
+    Ok(Value::Text(out))
+}
+
 /// Compiles a regex that a template names.
 pub fn regex(pattern: &str) -> Result<regex::Regex, String> {
     let built = regex::RegexBuilder::new(pattern).size_limit(REGEX_BYTES_MAX).build();
@@ -255,11 +277,11 @@ const TABLE: &[(&str, Call)] = &[
     }),
     ("regexReplaceAll", |a| {
         let (of, new) = (a.text(1)?, a.text(2)?);
-        a.with_regex(|r| Value::Text(r.replace_all(of, new).into_owned()))
+        a.with_regex(|r| replaced(r, of, new, new.matches('$').count()))?
     }),
     ("regexReplaceAllLiteral", |a| {
         let (of, new) = (a.text(1)?, a.text(2)?);
-        a.with_regex(|r| Value::Text(r.replace_all(of, regex::NoExpand(new)).into_owned()))
+        a.with_regex(|r| replaced(r, of, regex::NoExpand(new), 0))?
     }),
     ("count", |a| {
         let of = a.text(1)?;
@@ -560,9 +582,13 @@ fn printf(format: &str, values: &[Value]) -> Result<String, String> {
         let digits = flags.trim_start_matches(['-', '+', ' ', '#', '0']);
         let signs = &flags[..flags.len() - digits.len()];
         let (width, precision) = digits.split_once('.').map_or((digits, None), |(w, p)| (w, Some(p)));
-        let bounded = |t: &str| t.parse::<usize>().unwrap_or(0).min(usize::from(u16::MAX));
-        let width = bounded(width);
-        let shown = verb_shown(verb, value, precision.map(bounded), signs);
+        let bounded = |t: &str, most| t.parse::<usize>().unwrap_or(0).min(most);
+        let width = bounded(width, WIDTH_MAX);
+        let precision = precision.map(|p| match value {
+            Value::Float(_) => bounded(p, DIGITS_MAX),
+            _ => bounded(p, usize::MAX),
+        });
+        let shown = verb_shown(verb, value, precision, signs);
         let missing = width.saturating_sub(shown.chars().count());
         if signs.contains('-') {
             out.push_str(&shown);

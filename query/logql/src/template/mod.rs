@@ -1,7 +1,7 @@
 //! Templates of `line_format` and `label_format`: Go's language as far as Loki's documentation uses it.
 //!
 //! Fields, pipelines, parentheses, literals, variables, `if`, `with`, `range`, and Loki's functions. `range` goes over
-//! what `fromJson` gave, so that a template ends; how much one line may take is bounded all the same.
+//! what `fromJson` gave, and over the labels, so that a template ends; how much one line may take is bounded all the same.
 
 mod functions;
 mod go_time;
@@ -20,8 +20,12 @@ pub const TEMPLATE_BYTES_MAX: usize = 16 * 1024;
 pub const TEMPLATE_DEPTH_MAX: usize = 32;
 /// What one template may write for one line, in bytes; no text that a function makes is longer either.
 pub const OUTPUT_BYTES_MAX: usize = 256 * 1024;
-/// Nodes that one template may run for one line.
+/// Nodes and commands that one template may run for one line, and rounds of its `range`.
 pub const TEMPLATE_STEPS_MAX: usize = 20_000;
+/// Bytes of values that one template may copy for one line: what it holds at a time is less.
+pub const TEMPLATE_WORK_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// What compiling a regex counts for that is not known before: a line may do it some dozens of times.
+const REGEX_WORK_BYTES: usize = 128 * 1024;
 
 /// A template made ready.
 pub struct Template {
@@ -109,6 +113,7 @@ impl Template {
             out,
             start,
             steps: 0,
+            work: 0,
         };
         let done = run.nodes(&self.nodes);
         if done.is_err() {
@@ -170,16 +175,37 @@ struct Run<'a> {
     out: &'a mut String,
     start: usize,
     steps: usize,
+    work: usize,
 }
 
 impl Run<'_> {
+    fn step(&mut self) -> Result<(), String> {
+        self.steps += 1;
+        match self.steps > TEMPLATE_STEPS_MAX {
+            true => Err(format!("the template takes more than {TEMPLATE_STEPS_MAX} steps")),
+            false => Ok(()),
+        }
+    }
+
+    fn charge(&mut self, bytes: usize) -> Result<(), String> {
+        self.work = self.work.saturating_add(bytes);
+        match self.work > TEMPLATE_WORK_BYTES_MAX {
+            true => Err(format!(
+                "the template handles more than {TEMPLATE_WORK_BYTES_MAX} bytes of values"
+            )),
+            false => Ok(()),
+        }
+    }
+
+    fn copied(&mut self, value: &Value) -> Result<Value, String> {
+        self.charge(value.weight())?;
+        Ok(value.clone())
+    }
+
     fn nodes(&mut self, nodes: &[Node]) -> Result<(), String> {
         let variables = self.variables.len();
         for node in nodes {
-            self.steps += 1;
-            if self.steps > TEMPLATE_STEPS_MAX {
-                return Err(format!("the template takes more than {TEMPLATE_STEPS_MAX} steps"));
-            }
+            self.step()?;
             self.node(node)?;
             if self.out.len() - self.start > OUTPUT_BYTES_MAX {
                 return Err(format!("the template writes more than {OUTPUT_BYTES_MAX} bytes"));
@@ -226,6 +252,13 @@ impl Run<'_> {
         let items: Vec<(Value, Value)> = match self.commands(of)? {
             Value::List(items) => (0..).map(Value::Int).zip(items).collect(),
             Value::Map(map) => map.into_iter().map(|(k, v)| (Value::Text(k), v)).collect(),
+            Value::Labels => {
+                let labels = self.sight.fields.iter();
+                let mut pairs: Vec<(&str, &str)> = labels.map(|(n, v, _)| (n, v)).collect();
+                pairs.sort_unstable();
+                let text = |t: &str| Value::Text(t.to_owned());
+                pairs.into_iter().map(|(n, v)| (text(n), text(v))).collect()
+            }
             Value::Nil => vec![],
             other => return Err(format!("range can't iterate over {}", other.shown())),
         };
@@ -233,12 +266,17 @@ impl Run<'_> {
             return self.nodes(otherwise);
         }
         for (key, item) in items {
+            self.step()?;
             match &names[..] {
                 [] => {}
-                [one] => self.variables.push((one.clone(), item.clone())),
+                [one] => {
+                    let item = self.copied(&item)?;
+                    self.variables.push((one.clone(), item));
+                }
                 [first, second, ..] => {
+                    let item = self.copied(&item)?;
                     self.variables.push((first.clone(), key));
-                    self.variables.push((second.clone(), item.clone()));
+                    self.variables.push((second.clone(), item));
                 }
             }
             self.inside(item, each)?;
@@ -268,11 +306,12 @@ impl Run<'_> {
     fn pipe(&mut self, pipe: &Pipe) -> Result<Value, String> {
         let value = self.commands(pipe)?;
         for name in &pipe.variables {
+            let copy = self.copied(&value)?;
             let known = self.variables.iter_mut().rev().find(|(n, _)| n == name);
             match known {
-                Some((_, kept)) if !pipe.declares => *kept = value.clone(),
+                Some((_, kept)) if !pipe.declares => *kept = copy,
                 None if !pipe.declares => return Err(format!("undefined variable ${name}")),
-                _ => self.variables.push((name.clone(), value.clone())),
+                _ => self.variables.push((name.clone(), copy)),
             }
         }
         Ok(value)
@@ -281,7 +320,7 @@ impl Run<'_> {
     fn commands(&mut self, pipe: &Pipe) -> Result<Value, String> {
         let mut piped = None;
         for command in &pipe.commands {
-            self.steps += 1;
+            self.step()?;
             piped = Some(self.command(command, piped)?);
         }
         piped.ok_or_else(|| "an action without a value".to_owned())
@@ -300,6 +339,9 @@ impl Run<'_> {
             arguments.push(self.term(term)?);
         }
         arguments.extend(piped);
+        if function.takes_regex() && command.regex.is_none() {
+            self.charge(REGEX_WORK_BYTES)?;
+        }
         let value = functions::call(*function, arguments, command.regex.as_ref(), self.sight)?;
         match &value {
             Value::Text(text) if text.len() > OUTPUT_BYTES_MAX => {
@@ -311,32 +353,52 @@ impl Run<'_> {
 
     fn term(&mut self, term: &Term) -> Result<Value, String> {
         match term {
-            Term::Field(path) => self.walk(self.dot.clone(), path),
-            Term::Variable(name, path) if name.is_empty() => self.walk(Value::Labels, path),
+            Term::Field(path) => {
+                let dot = std::mem::replace(&mut self.dot, Value::Nil);
+                let found = self.walk(&dot, path);
+                self.dot = dot;
+                found
+            }
+            Term::Variable(name, path) if name.is_empty() => self.walk(&Value::Labels, path),
             Term::Variable(name, path) => {
-                let known = self.variables.iter().rev().find(|(n, _)| n == name);
-                let value = known.map(|(_, v)| v.clone());
-                self.walk(value.ok_or_else(|| format!("undefined variable ${name}"))?, path)
+                let known = self.variables.iter().rposition(|(n, _)| n == name);
+                let place = known.ok_or_else(|| format!("undefined variable ${name}"))?;
+                let value = std::mem::replace(&mut self.variables[place].1, Value::Nil);
+                let found = self.walk(&value, path);
+                self.variables[place].1 = value;
+                found
             }
             Term::Function(f) => functions::call(*f, vec![], None, self.sight),
-            Term::Literal(value) => Ok(value.clone()),
+            Term::Literal(value) => self.copied(value),
             Term::Pipe(pipe, path) => {
                 let value = self.pipe(pipe)?;
-                self.walk(value, path)
+                match path.is_empty() {
+                    true => Ok(value),
+                    false => self.walk(&value, path),
+                }
             }
         }
     }
 
-    fn walk(&self, mut value: Value, path: &[String]) -> Result<Value, String> {
-        for name in path {
+    /// A copy of what stands at the end of the path, and of nothing before it.
+    fn walk(&mut self, value: &Value, path: &[String]) -> Result<Value, String> {
+        let mut value = value;
+        for (i, name) in path.iter().enumerate() {
             value = match value {
-                Value::Labels => Value::Text(self.sight.fields.get(name).unwrap_or("").to_owned()),
-                Value::Map(mut map) => map.remove(name).unwrap_or(Value::Nil),
-                Value::Nil => Value::Nil,
+                Value::Labels => {
+                    let text = Value::Text(self.sight.fields.get(name).unwrap_or("").to_owned());
+                    self.charge(text.weight())?;
+                    return match path[i + 1..].first() {
+                        None => Ok(text),
+                        Some(name) => Err(format!("can't evaluate field {name} in {}", text.shown())),
+                    };
+                }
+                Value::Map(map) => map.get(name).unwrap_or(&Value::Nil),
+                Value::Nil => &Value::Nil,
                 other => return Err(format!("can't evaluate field {name} in {}", other.shown())),
             };
         }
-        Ok(value)
+        self.copied(value)
     }
 }
 

@@ -96,6 +96,60 @@ fn what_a_template_looks_at_is_known() {
     assert_eq!(fields("{{ index $ \"a\" }}"), None);
 }
 
+/// A few dozen characters of template must not cost the node its memory or its time.
+#[test]
+fn a_small_template_does_no_large_work() {
+    let doubled = "{{ $x = print $x $x }}".repeat(40);
+    let mut shown = String::new();
+    for (template, what) in [
+        (
+            "{{ regexReplaceAll \"\" (repeat 2000 .app) (repeat 2000 .path) }}".to_owned(),
+            "a regex that matches everywhere",
+        ),
+        (
+            format!("{{{{ regexReplaceAll \"(.+)\" (repeat 2000 .app) \"{}\" }}}}", "${1}".repeat(48)),
+            "a group many times over",
+        ),
+        (format!("{{{{ $x := .path }}}}{doubled}"), "a text doubled again and again"),
+        (
+            "{{ $x := repeat 20000 .path }}{{ range $ }}{{ range $ }}{{ range $ }}{{ $y := $x }}{{ end }}{{ end }}{{ end }}".to_owned(),
+            "copies of a text that nobody writes",
+        ),
+        (
+            "{{ range $ }}{{ range $ }}{{ range $ }}{{ range $ }}{{ range $ }}{{ range $ }}{{ end }}{{ end }}{{ end }}{{ end }}{{ end }}{{ end }}".to_owned(),
+            "empty rounds in rounds",
+        ),
+        (
+            "{{ $p := .app }}{{ range $ }}{{ range $ }}{{ range $ }}{{ regexReplaceAll $p $.path \"\" }}{{ end }}{{ end }}{{ end }}".to_owned(),
+            "a regex made anew each time",
+        ),
+        ("{{ len (printf \"%.65535f\" 1.5) }}".to_owned(), "digits beyond what a float has"),
+        ("{{ len (printf \"%65536d\" 1) }}".to_owned(), "a wide number"),
+    ] {
+        let out = run(&template);
+        shown.push_str(&format!("{what}: {}\n", &out[..out.len().min(80)]));
+    }
+    expect![[r#"
+        a regex that matches everywhere: error: a replacement gives more than 262144 bytes
+        a group many times over: error: a replacement gives more than 262144 bytes
+        a text doubled again and again: error: print gives more than 262144 bytes
+        copies of a text that nobody writes: error: the template handles more than 4194304 bytes of values
+        empty rounds in rounds: error: the template takes more than 20000 steps
+        a regex made anew each time: error: the template handles more than 4194304 bytes of values
+        digits beyond what a float has: 1102
+        a wide number: 65535
+    "#]]
+    .assert_eq(&shown);
+}
+
+#[test]
+fn a_range_goes_over_the_labels_by_name() {
+    assert_eq!(
+        run("{{ range $name, $value := . }}{{ if ne $name \"json\" }}{{ $name }}={{ $value }} {{ end }}{{ end }}"),
+        "app=api dur=1.5s path=/v1/orders seq=7 "
+    );
+}
+
 proptest! {
     #[test]
     fn no_template_panics(

@@ -32,6 +32,18 @@ impl Value {
         }
     }
 
+    /// About how many bytes a copy of it takes.
+    pub fn weight(&self) -> usize {
+        const OF_ONE: usize = 32;
+        OF_ONE
+            + match self {
+                Self::Text(text) => text.len(),
+                Self::List(items) => items.iter().map(Self::weight).sum(),
+                Self::Map(map) => map.iter().map(|(k, v)| OF_ONE + k.len() + v.weight()).sum(),
+                _ => 0,
+            }
+    }
+
     /// As `{{ }}` writes it, where no labels are at hand.
     pub fn shown(&self) -> String {
         let mut out = String::new();
