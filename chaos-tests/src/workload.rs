@@ -99,40 +99,38 @@ pub struct Progress {
     pub longest: Duration,
 }
 
-/// Writes batches after those in `done` until `batches_max` are confirmed or `stop` turns true; each batch until some
-/// node confirms it.
-pub async fn write(
-    load: Load,
-    writer: u64,
-    base_ms: i64,
-    nodes: Vec<SocketAddr>,
-    mut done: Progress,
-    batches_max: u64,
-    stop: watch::Receiver<bool>,
-) -> Result<Progress> {
-    use tonic::Code;
-    const RETRY: [Code; 5] = [
-        Code::Unavailable,
-        Code::DeadlineExceeded,
-        Code::Cancelled,
-        Code::ResourceExhausted,
-        Code::Unknown,
-    ];
-    let clients: Vec<_> = nodes
-        .iter()
-        .map(|a| IngestClient::new(channel(*a, Duration::from_secs(12))))
-        .collect();
-    while done.batches < batches_max && !*stop.borrow() {
-        let seq = done.batches + 1;
+/// Connections to all nodes, for one writer.
+pub struct Clients(Vec<IngestClient<Channel>>);
+
+/// A call that takes longer may have been taken.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(12);
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// What a batch is sent again for, with the same number.
+const RETRY: [tonic::Code; 5] = [
+    tonic::Code::Unavailable,
+    tonic::Code::DeadlineExceeded,
+    tonic::Code::Cancelled,
+    tonic::Code::ResourceExhausted,
+    tonic::Code::Unknown,
+];
+
+impl Clients {
+    pub fn new(nodes: &[SocketAddr]) -> Self {
+        let client = |a: &SocketAddr| IngestClient::new(channel(*a, WRITE_TIMEOUT));
+        Self(nodes.iter().map(client).collect())
+    }
+
+    /// Sends a batch to one node after the other until one confirms it; how long that took.
+    pub async fn confirm(&self, load: Load, writer: u64, seq: u64, base_ms: i64) -> Result<Duration> {
         let request = batch(load, writer, seq, base_ms);
         let started = Instant::now();
         let mut attempt = (writer + seq) as usize;
         loop {
-            match clients[attempt % clients.len()].clone().write(request.clone()).await {
+            match self.0[attempt % self.0.len()].clone().write(request.clone()).await {
                 Ok(answer) => {
                     let rejected = answer.into_inner().rejected;
                     ensure!(rejected.is_empty(), "refused: {rejected:?}");
-                    break;
+                    return Ok(started.elapsed());
                 }
                 Err(status) => {
                     ensure!(
@@ -145,12 +143,29 @@ pub async fn write(
                         load.patience
                     );
                     attempt += 1;
-                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    tokio::time::sleep(RETRY_PAUSE).await;
                 }
             }
         }
-        done.batches = seq;
-        done.longest = done.longest.max(started.elapsed());
+    }
+}
+
+/// Writes batches after those in `done` until `batches_max` are confirmed or `stop` turns true; each batch until some
+/// node confirms it.
+pub async fn write(
+    load: Load,
+    writer: u64,
+    base_ms: i64,
+    nodes: Vec<SocketAddr>,
+    mut done: Progress,
+    batches_max: u64,
+    stop: watch::Receiver<bool>,
+) -> Result<Progress> {
+    let clients = Clients::new(&nodes);
+    while done.batches < batches_max && !*stop.borrow() {
+        let took = clients.confirm(load, writer, done.batches + 1, base_ms).await?;
+        done.batches += 1;
+        done.longest = done.longest.max(took);
         tokio::time::sleep(load.pause).await;
     }
     Ok(done)

@@ -7,7 +7,7 @@
 
 use anyhow::Result;
 use hindcast_chaos::process::Cluster;
-use hindcast_chaos::workload::{Load, Progress, base_ms, check_cluster, write};
+use hindcast_chaos::workload::{Clients, Load, Progress, base_ms, check_cluster};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -36,11 +36,14 @@ async fn write_on(
     stop: watch::Receiver<bool>,
     confirmed: Arc<Mutex<Vec<Instant>>>,
 ) -> Result<Progress> {
+    let clients = Clients::new(&nodes);
     let mut done = Progress::default();
     while !*stop.borrow() {
-        let next = done.batches + 1;
-        done = write(LOAD, writer, base_ms, nodes.clone(), done, next, stop.clone()).await?;
+        let took = clients.confirm(LOAD, writer, done.batches + 1, base_ms).await?;
+        done.batches += 1;
+        done.longest = done.longest.max(took);
         confirmed.lock().expect("plain data").push(Instant::now());
+        tokio::time::sleep(LOAD.pause).await;
     }
     Ok(done)
 }

@@ -5,10 +5,9 @@
 
 use anyhow::{Context, Result, ensure};
 use hindcast_chaos::process::{Cluster, channel};
-use hindcast_chaos::workload::{Load, base_ms, batch, check_cluster};
+use hindcast_chaos::workload::{Clients, Load, base_ms, check_cluster};
 use hindcast_proto::v1;
 use hindcast_proto::v1::cluster_client::ClusterClient;
-use hindcast_proto::v1::ingest_client::IngestClient;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -39,36 +38,15 @@ async fn write_on(
     times: Times,
     stop: watch::Receiver<bool>,
 ) -> Result<u64> {
-    let clients: Vec<_> = nodes
-        .iter()
-        .map(|a| IngestClient::new(channel(*a, Duration::from_secs(12))))
-        .collect();
+    let clients = Clients::new(&nodes);
     // Not all in the same moment.
     let mut due = Instant::now() + LOAD.pause * writer as u32 / LOAD.writers as u32;
     for seq in 1.. {
         if *stop.borrow() {
             return Ok(seq - 1);
         }
-        let request = batch(LOAD, writer, seq, base_ms);
         tokio::time::sleep_until(due.into()).await;
-        let mut attempt = (writer + seq) as usize;
-        loop {
-            match clients[attempt % clients.len()].clone().write(request.clone()).await {
-                Ok(answer) => {
-                    let rejected = answer.into_inner().rejected;
-                    ensure!(rejected.is_empty(), "refused: {rejected:?}");
-                    break;
-                }
-                Err(status) => {
-                    ensure!(
-                        due.elapsed() < LOAD.patience,
-                        "batch {seq} of writer {writer}: {status}"
-                    );
-                    attempt += 1;
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-            }
-        }
+        clients.confirm(LOAD, writer, seq, base_ms).await?;
         times.lock().expect("plain data").push((due, due.elapsed()));
         due += LOAD.pause;
     }

@@ -115,6 +115,8 @@ pub enum Hindrance {
     AnotherCopy(NodeId),
     /// Its node has one copy that is on its way back.
     AnotherGroup(GroupId),
+    /// Beside the old files a snapshot has to find room on its node's disk, which has none to spare.
+    NoRoom,
 }
 
 impl std::fmt::Display for Hindrance {
@@ -124,6 +126,7 @@ impl std::fmt::Display for Hindrance {
             Self::NoSound => f.write_str("no copy that can lead is without damage"),
             Self::AnotherCopy(node) => write!(f, "the copy of node {node} comes first"),
             Self::AnotherGroup(group) => write!(f, "its node's copy of group {group} comes first"),
+            Self::NoRoom => f.write_str("its node's disk has no room for a snapshot"),
         }
     }
 }
@@ -301,7 +304,9 @@ impl Round<'_> {
                 // It is drained first.
                 continue;
             }
-            let mut left = report.voters.iter().copied().chain(by).filter(|n| *n != node);
+            // One that takes its place and has nothing yet is nothing to come back from.
+            let whole = by.filter(|n| report.learners.contains(n) && has_caught_up(report, *n));
+            let mut left = report.voters.iter().copied().chain(whole).filter(|n| *n != node);
             if self.is_sound(node, group) && !left.any(|n| self.is_sound(n, group)) {
                 // The others come back from it first.
                 continue;
@@ -397,6 +402,8 @@ impl Round<'_> {
                 // It has not heard yet.
                 true if counts_by_itself => {}
                 true => return change(MemberStep::Remove(node)),
+                // It was taken out and does not know: as a learner it hears of it.
+                false if counts_by_itself => return change(MemberStep::Learner(node)),
                 false => return Some(Step::Rebuild { group, node }),
             }
         }
@@ -423,6 +430,9 @@ impl Round<'_> {
         }
         if let Some(other) = self.coming_back.get(&node).filter(|g| **g != group) {
             return Some(Hindrance::AnotherGroup(*other));
+        }
+        if !self.has_room(node, group) {
+            return Some(Hindrance::NoRoom);
         }
         let heard = |n: &&NodeId| {
             let active = report.peers.iter().any(|p| p.node == **n && p.is_active);
@@ -545,6 +555,8 @@ mod tests {
         damaged: BTreeSet<(NodeId, GroupId)>,
         slow: BTreeSet<NodeId>,
         full: BTreeSet<NodeId>,
+        /// They have not heard of changes of members since, and go by what they were founded with.
+        deaf: BTreeSet<NodeId>,
         now: SpanNs,
         moves: Moves,
     }
@@ -584,6 +596,7 @@ mod tests {
                 damaged: BTreeSet::new(),
                 slow: BTreeSet::new(),
                 full: BTreeSet::new(),
+                deaf: BTreeSet::new(),
                 now: SpanNs::from_secs(100),
                 moves: Moves::default(),
             }
@@ -607,11 +620,15 @@ mod tests {
                 snapshot: None,
             };
             let others = s.voters.iter().chain(&s.learners).filter(|n| **n != node);
+            let voters = match self.deaf.contains(&node) {
+                true => (1..=3).map(NodeId).collect(),
+                false => s.voters.iter().copied().collect(),
+            };
             GroupReport {
                 group,
                 is_leader: s.leader == node && !lost,
                 term: 1,
-                voters: s.voters.iter().copied().collect(),
+                voters,
                 learners: s.learners.iter().copied().collect(),
                 peers: if s.leader == node {
                     others.map(peer).collect()
@@ -716,7 +733,7 @@ mod tests {
     }
 
     /// Commands: `wait N`, `add N`, `remove N`, `move N M`, `die N`, `live N`, `lose N GROUP`, `damage N GROUP`, `slow N`,
-    /// `fast N`, `fill N`, `free N`, `lead GROUP N`, `rounds N`. Told after the rounds: which damaged copies stay, and why.
+    /// `fast N`, `fill N`, `free N`, `deaf N`, `hear N`, `lead GROUP N`, `rounds N`. Told after the rounds: which damaged copies stay, and why.
     fn check(groups: u64, script: &str, expected: Expect) {
         let mut world = World::new(groups);
         let mut out = String::new();
@@ -741,6 +758,8 @@ mod tests {
                 "fast" => drop(world.slow.remove(&NodeId(number(1)))),
                 "fill" => drop(world.full.insert(NodeId(number(1)))),
                 "free" => drop(world.full.remove(&NodeId(number(1)))),
+                "deaf" => drop(world.deaf.insert(NodeId(number(1)))),
+                "hear" => drop(world.deaf.remove(&NodeId(number(1)))),
                 "lead" => drop(world.leads.insert(GroupId(number(1)), NodeId(number(2)))),
                 "rounds" => {
                     for n in 1..=number(1) {
@@ -1101,6 +1120,69 @@ mod tests {
                 lead 2 1
                 rounds 2
                     1. 2: lead 3 -> 1
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_damaged_copy_that_has_not_heard_that_it_counts_no_more_is_not_told_to_begin_again() {
+        check(
+            1,
+            "
+            deaf 3
+            damage 3 0
+            rounds 3
+            hear 3
+            rounds 1
+            deaf 3
+            rounds 2
+            hear 3
+            rounds 5
+            ",
+            expect![[r#"
+                deaf 3
+                damage 3 0
+                rounds 3
+                    1. 0: learner 3
+                hear 3
+                rounds 1
+                    1. 0: remove 3
+                deaf 3
+                rounds 2
+                    1. 0: learner 3
+                hear 3
+                rounds 5
+                    1. 0: remove 3
+                    2. 0: 3 begins again
+                    3. 0: learner 3
+                    4. 0: voter 3
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_damaged_copy_waits_for_room() {
+        check(
+            1,
+            "
+            fill 3
+            damage 3 0
+            rounds 2
+            free 3
+            rounds 5
+            ",
+            expect![[r#"
+                fill 3
+                damage 3 0
+                rounds 2
+                    0: 3 stays damaged: its node's disk has no room for a snapshot
+                free 3
+                rounds 5
+                    1. 0: learner 3
+                    2. 0: remove 3
+                    3. 0: 3 begins again
+                    4. 0: learner 3
+                    5. 0: voter 3
             "#]],
         );
     }

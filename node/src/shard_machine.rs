@@ -347,8 +347,8 @@ impl ShardMachine {
 
     fn end_flush(&mut self, done: FlushDone) -> Result<(), MachineError> {
         self.shard.end_flush(done).map_err(machine_error)?;
-        // The log still held all of it, and gives it again.
-        if self.forget_aside() {
+        // The log still held all of it, and gives it again. A copy that waits for a snapshot has nothing to write.
+        if self.shard.durable() > 0 && self.forget_aside() {
             self.handle.repairs.fetch_add(1, Ordering::Relaxed);
         }
         self.handle.wishes.flushed.store(self.flush_grants, Ordering::SeqCst);
@@ -722,6 +722,32 @@ mod tests {
         leader.disk.flip_bit(&format!("out/{segment}"), 60, 1).unwrap();
         let why = check("out").unwrap_err().to_string();
         assert!(why.contains(segment), "the file is named: {why}");
+    }
+
+    #[test]
+    fn damaged_files_are_kept_until_something_durable_stands_for_them() {
+        let mut rig = Rig::new();
+        let file = "shard-1.damaged/segment-1";
+        rig.disk.create_dir_all("shard-1.damaged").unwrap();
+        hindcast_env::disk::write_new_file(&rig.disk, file, b"damaged").unwrap();
+        rig.machine.aside = Some((Arc::new(rig.disk.clone()), "shard-1.damaged".to_owned()));
+        let flush = |rig: &mut Rig| {
+            let ticket = rig.machine.handle().ask_flush();
+            for work in begun(rig, WorkKind::Flush) {
+                (work.run)();
+            }
+            begun(rig, WorkKind::Flush);
+            assert!(rig.machine.handle().flushed(ticket));
+        };
+        flush(&mut rig);
+        assert!(
+            rig.disk.exists(file),
+            "a copy that has nothing yet is no reason to forget them"
+        );
+        let first = rig.laid(&batch(1), Naming::Known);
+        rig.apply(&[first]);
+        flush(&mut rig);
+        assert!(!rig.disk.exists(file));
     }
 
     #[test]

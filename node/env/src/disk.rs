@@ -30,6 +30,11 @@ impl DiskError {
     pub fn is_not_found(&self) -> bool {
         self.source.kind() == io::ErrorKind::NotFound
     }
+    /// The medium does not give back what lies there (EIO, the same number on every Unix that we run on).
+    pub fn is_unreadable(&self) -> bool {
+        const EIO: i32 = 5;
+        self.source.raw_os_error() == Some(EIO)
+    }
     pub fn is_full(&self) -> bool {
         matches!(
             self.source.kind(),

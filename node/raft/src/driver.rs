@@ -792,11 +792,24 @@ impl Driver {
         let counts = self.raft(|node| members::is_voter(node.store().confs.now(), me));
         // A snapshot that is on its way in may be all that is needed.
         let is_installing = self.installing.is_some() || self.resetting.is_some();
-        if counts || is_installing || self.rebuilding {
+        // It begins again from what the group was founded with.
+        let is_alone = self.config.voters.iter().all(|v| *v == me);
+        if counts || self.may_count_soon() || is_installing || self.rebuilding || is_alone {
             return;
         }
         self.quarantine(why);
         self.rebuild();
+    }
+
+    /// For raft a change of members counts when it is applied, and what was confirmed before that counts with it: a change that stands
+    /// in the log and is not applied yet may make this copy a voter.
+    fn may_count_soon(&self) -> bool {
+        let view = self.view.lock();
+        let entries = view.entries(self.applied + 1, view.last_index() + 1, u64::MAX);
+        // What cannot be read may be one.
+        entries.map_or(true, |list| {
+            list.iter().any(|e| e.get_entry_type() != EntryType::EntryNormal)
+        })
     }
 
     /// Begins again: without a log, as no voter, with the vote that was given. The machine keeps what it has until the

@@ -467,6 +467,7 @@ fn rebuild<S: MetaStore + 'static>(
     let Some(mut snapshot) = snapshot else {
         return Ok((store, Sums::new()));
     };
+    let path = snapshot.path().to_owned();
     let mut counted = Sums::new();
     let mut changes = Changes::new();
     while let Some((tree, key, value)) = snapshot.next_row().map_err(damaged)? {
@@ -488,9 +489,7 @@ fn rebuild<S: MetaStore + 'static>(
     let sums = check_store(&store, false).map_err(damaged)?;
     for (tree, sum) in &sums {
         if counted.get(tree).copied().unwrap_or_default() != *sum {
-            return Err(damaged(format!(
-                "rows of tree {tree} in the snapshot file differ from its hash"
-            )));
+            return Err(damaged(format!("{path}: rows of tree {tree} differ from its hash")));
         }
     }
     Ok((store, sums))
@@ -560,7 +559,6 @@ impl<S: MetaStore + 'static> Machine for MetaMachine<S> {
         Ok(())
     }
 
-    /// The file comes first, durably; a stop in between finds a store older than its snapshot and rebuilds it.
     fn snapshot_check(&self) -> SnapshotCheck {
         let disk = self.disk.clone();
         Arc::new(move |dir| {
@@ -572,12 +570,12 @@ impl<S: MetaStore + 'static> Machine for MetaMachine<S> {
         })
     }
 
+    /// The file comes first, durably; a stop in between finds a store older than its snapshot and rebuilds it.
     fn install(&mut self, dir: &str, index: u64) -> Result<(), MachineError> {
-        let from = format!("{dir}/{SNAPSHOT_FILE}");
-        let missing = || damaged(format!("{from} is missing from the snapshot"));
-        let incoming = SnapshotFile::open(self.disk.as_ref(), &from)
-            .map_err(damaged)?
-            .ok_or_else(missing)?;
+        let (from, path) = (format!("{dir}/{SNAPSHOT_FILE}"), snapshot_path(&self.config));
+        // Read once: what is written below is what was verified here.
+        let bytes = self.disk.read(&from)?;
+        let incoming = SnapshotFile::of(&from, bytes.clone()).map_err(damaged)?;
         if incoming.applied() > index {
             return Err(damaged(format!(
                 "{from} holds index {}, beyond {index}",
@@ -585,13 +583,11 @@ impl<S: MetaStore + 'static> Machine for MetaMachine<S> {
             )));
         }
         self.exporter = None;
-        let path = snapshot_path(&self.config);
         // Entries between the two hold nothing for the machine, such as changes of members.
-        let bytes = meta_snapshot::as_of(&self.disk.read(&from)?, index);
-        replace_file(self.disk.as_ref(), &path, &bytes)?;
+        replace_file(self.disk.as_ref(), &path, &meta_snapshot::as_of(&bytes, index))?;
         let incoming = SnapshotFile::open(self.disk.as_ref(), &path)
             .map_err(damaged)?
-            .ok_or_else(missing)?;
+            .ok_or_else(|| damaged(format!("{path} is missing")))?;
         let mut shared = self.shared.0.write();
         // The old store closes here: no reader holds it beyond one call.
         *shared = None;

@@ -214,10 +214,14 @@ pub struct SnapshotFile {
 impl SnapshotFile {
     /// Reads and verifies the footer. `None`: there is no such file.
     pub fn open(disk: &dyn Disk, path: &str) -> Result<Option<Self>, SnapshotFileError> {
-        if !disk.exists(path) {
-            return Ok(None);
+        match disk.exists(path) {
+            true => Self::of(path, disk.read(path)?).map(Some),
+            false => Ok(None),
         }
-        let bytes = disk.read(path)?;
+    }
+
+    /// Verifies what was read from `path`.
+    pub fn of(path: &str, bytes: Bytes) -> Result<Self, SnapshotFileError> {
         let damaged = |why: &str| SnapshotFileError::Damaged {
             path: path.to_owned(),
             why: why.to_owned(),
@@ -231,11 +235,16 @@ impl SnapshotFile {
         }
         let applied = u64::from_be_bytes(body[8..16].try_into().expect("eight bytes"));
         let rows = zstd::stream::read::Decoder::new(io::Cursor::new(body.slice(HEADER_BYTES..)));
-        Ok(Some(Self {
+        Ok(Self {
             path: path.to_owned(),
             applied,
             rows: rows.map_err(|e| damaged(&e.to_string()))?,
-        }))
+        })
+    }
+
+    /// Where it was read.
+    pub fn path(&self) -> &str {
+        &self.path
     }
 
     pub fn applied(&self) -> u64 {

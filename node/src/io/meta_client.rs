@@ -46,7 +46,7 @@ struct Inner {
     peers: Arc<Peers>,
     clock: Arc<dyn Clock>,
     rows: Arc<dyn MetaRead>,
-    /// Peers' clocks relative to the own, in nanoseconds.
+    /// Peers' clocks, as `cluster_time::zero_of`.
     zeros: Mutex<BTreeMap<NodeId, i64>>,
     last_stamp: Mutex<TimestampNs>,
 }

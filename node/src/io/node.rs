@@ -292,7 +292,7 @@ impl Node {
             Some(_) => Some(Arc::new(ColdThread::start().map_err(StartError::Cold)?)),
             None => None,
         };
-        let has_others = !identity.nodes.is_empty();
+        let has_others = identity.nodes.keys().any(|n| *n != identity.node);
         for mut machine in open_shards(&map, &shard_config, &disk, &clock, has_others)? {
             if let Some(jobs) = &jobs {
                 machine = machine.with_cold_jobs(jobs.clone());
@@ -447,8 +447,8 @@ impl Node {
     }
 }
 
-/// A file went into a snapshot under the name that it has here, and nobody has read it for that: when it is not what was
-/// written, it is this node's copy that needs another one.
+/// A receiver has refused a snapshot. A file went into it under the name that it has here: when it is not what was written, it is
+/// this node's copy that needs another one.
 fn check_snapshot(
     shards: &BTreeMap<GroupId, ShardHandle>,
     disk: &dyn Disk,

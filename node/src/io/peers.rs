@@ -36,7 +36,7 @@ const BATCH_BYTES_MAX: usize = 1024 * 1024;
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
 const CALL_HAVE: &str = "snapshot_have";
-/// Before a snapshot that must not be sent is asked for again.
+/// Before a snapshot that was refused as damaged is sent again.
 const DAMAGED_PAUSE: Duration = Duration::from_secs(2);
 const HAVE_TIMEOUT: Duration = Duration::from_secs(2);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
@@ -45,7 +45,7 @@ const HANDSHAKES_MAX: usize = 64;
 /// Connections of peers that shook hands and wait for the server to take them.
 const ACCEPTED_MAX: usize = 16;
 
-/// Tells why a snapshot in a folder must not be sent.
+/// Tells whether a snapshot that was refused as damaged is so here, too, and why.
 pub type SnapshotCheck = Box<dyn Fn(GroupId, &str) -> Result<(), String> + Send + Sync>;
 
 /// Answers calls of one kind.
@@ -231,7 +231,7 @@ impl Peers {
         let _ = self.raft.set(raft);
     }
 
-    /// Snapshots are looked at by it before they are sent. The first one stays.
+    /// Snapshots that a receiver refuses as damaged are looked at by it here. The first one stays.
     pub fn check_snapshots(&self, check: SnapshotCheck) {
         let _ = self.snapshot_check.set(check);
     }
@@ -530,16 +530,7 @@ impl Transport for Peers {
         let have_asked = channel.clone();
         let check = self.snapshot_check.clone();
         self.runtime.spawn(async move {
-            let looked_at = dir.clone();
-            let looked = tokio::task::spawn_blocking(move || match check.get() {
-                Some(check) => check(group, &looked_at),
-                None => Ok(()),
-            });
-            if let Ok(Err(why)) = looked.await {
-                tracing::error!(%to, %group, why, "a Raft snapshot is not sent");
-                tokio::time::sleep(DAMAGED_PAUSE).await;
-                return done(false);
-            }
+            let sent_from = dir.clone();
             let (feed, stream) = mpsc::channel::<v1::SnapshotChunk>(16);
             let runtime = tokio::runtime::Handle::current();
             let travel = (group, to);
@@ -597,6 +588,14 @@ impl Transport for Peers {
             let ok = sent.is_ok() && matches!(read, Ok(Ok(())));
             if let Err(status) = sent {
                 tracing::warn!(%to, %group, %status, "a Raft snapshot was not taken");
+                if status.code() == tonic::Code::DataLoss {
+                    // What came there is what was read here: is it what was written here?
+                    let look = move || check.get().map_or(Ok(()), |check| check(group, &sent_from));
+                    if let Ok(Err(why)) = tokio::task::spawn_blocking(look).await {
+                        tracing::error!(%group, why, "this node has damaged files");
+                    }
+                    tokio::time::sleep(DAMAGED_PAUSE).await;
+                }
             }
             done(ok);
         });

@@ -571,12 +571,15 @@ fn open_named(disk: &dyn Disk, path: &str, file: &FileRef) -> Result<Arc<dyn Rea
     })
 }
 
-/// Reads a range that must be there: too short a file is damage, not a failing disk.
+/// Reads a range that must be there: a file that is too short, or that the medium does not give back, is damage with a place. What
+/// else fails is the node's own trouble.
 fn read_range(reader: &dyn ReadAt, path: &str, range: Range<u64>) -> Result<Bytes, ReadError> {
     let len = (range.end - range.start) as usize;
     reader.read_at(range.start, len).map_err(|e| {
         if e.source.kind() == std::io::ErrorKind::UnexpectedEof {
             damage(path, range, "the file is cut short").into()
+        } else if e.is_unreadable() {
+            damage(path, range, "the disk cannot read it").into()
         } else {
             e.into()
         }

@@ -963,7 +963,6 @@ impl Shard {
         let aux = read_aux(disk.as_ref(), from_dir, &manifest)?;
         for SegmentRef { file, .. } in &mut manifest.segments {
             let from = container::path_of(from_dir, file.number);
-            container::scrub_path(disk.as_ref(), &from, file)?;
             file.number = numbers.take();
             bring(disk.as_ref(), &from, &container::path_of(&self.dir, file.number))?;
         }
@@ -1453,7 +1452,7 @@ fn bring(disk: &dyn Disk, from: &str, to: &str) -> Result<(), StorageError> {
 }
 
 /// Whether an exported state is as it was written, file by file; a file is named as in the shard's own folder. What is sent may
-/// be damaged where it comes from: its sender looks before it sends, its receiver before it takes.
+/// be damaged where it comes from: its receiver looks before it takes it, and then its sender, which files they are.
 pub fn check_export(disk: &dyn Disk, dir: &str) -> Result<(), StorageError> {
     let newest = newest_manifest(disk, dir)?;
     let (mut manifest, _, _) = newest.ok_or_else(|| StorageError::NoSnapshot { dir: dir.to_owned() })?;

@@ -697,12 +697,12 @@ fn set_log_aside(disk: &dyn Disk, dir: &str) -> Result<(), DiskError> {
     let (log, aside) = (format!("{dir}/log"), format!("{dir}/log.damaged"));
     let (goes, lost) = (format!("{dir}/{LOG_GOES_ASIDE}"), format!("{dir}/lost"));
     if !disk.exists(&goes) {
+        disk.remove_dir_all(&aside)?;
         write_new_file(disk, &goes, b"the Raft log is damaged\n")?;
     }
     if !disk.exists(&lost) {
         write_new_file(disk, &lost, b"the Raft log was damaged\n")?;
     }
-    disk.remove_dir_all(&aside)?;
     disk.create_dir_all(&aside)?;
     for name in disk.list(&log)? {
         disk.rename(&format!("{log}/{name}"), &format!("{aside}/{name}"))?;

@@ -178,21 +178,22 @@ impl RaftThread {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return self.stop(),
             }
-            let now = self.clock.monotonic().0;
+            let (now, ticks_before) = (self.clock.monotonic().0, self.ticks);
             let due = now.saturating_sub(next_tick) / self.tick.0 + u64::from(now >= next_tick);
             if due > 0 {
-                for _ in 0..due.min(TICKS_PER_LOOP_MAX) {
+                let ticks = due.min(TICKS_PER_LOOP_MAX);
+                for _ in 0..ticks {
                     self.drivers.values_mut().for_each(|d| d.step(Input::Tick));
                 }
                 next_tick += due * self.tick.0;
-                self.ticks += 1;
+                self.ticks += ticks;
                 touched.extend(self.drivers.keys().copied());
-                if self.ticks.is_multiple_of(FORGET_EVERY_TICKS) {
+                if self.ticks / FORGET_EVERY_TICKS != ticks_before / FORGET_EVERY_TICKS {
                     self.forget_abandoned();
                 }
             }
             self.settle(&touched);
-            if due > 0 && self.ticks.is_multiple_of(BEAT_EVERY_TICKS) {
+            if self.ticks / BEAT_EVERY_TICKS != ticks_before / BEAT_EVERY_TICKS {
                 send_messages(self.transport.as_ref(), self.beats.all());
             }
         }
