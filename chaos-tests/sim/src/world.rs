@@ -733,7 +733,7 @@ impl World {
 
     /// A refusal for damage names a file, or the group whose log lacks something now.
     fn must_name(&mut self, node: u64, why: &str) {
-        let places = ["shard-", "raft/", "meta/", "incoming/", " group "];
+        let places = ["shard-", "raft/", "meta/", "received/", " group "];
         if !places.iter().any(|p| why.contains(p)) {
             let why = format!("P6: node {node} refuses without naming what is damaged: {why}");
             self.ledger.violated(why);
