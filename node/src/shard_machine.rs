@@ -63,6 +63,8 @@ pub struct ShardHandle {
     pub group: GroupId,
     pub reader: ShardReader,
     pub sources: Arc<RwLock<Sources>>,
+    disk: Arc<dyn Disk>,
+    dir: Arc<str>,
     stats: Arc<Mutex<ShardStats>>,
     dropped: Arc<Mutex<DroppedByRule>>,
     wishes: Arc<Wishes>,
@@ -91,6 +93,11 @@ impl ShardHandle {
     /// How often damaged files were replaced by another node's snapshot since the node started.
     pub fn repairs(&self) -> u64 {
         self.repairs.load(Ordering::Relaxed)
+    }
+
+    /// Looks at the manifest and what it names beside segments, as `ShardReader::check_sides`. Reads files.
+    pub fn check_sides(&self) -> Result<Option<Damage>, StorageError> {
+        self.reader.check_sides(self.disk.as_ref(), &self.dir)
     }
 
     /// Asks for a flush; the ticket is to be shown to `flushed`.
@@ -135,12 +142,14 @@ impl ShardMachine {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, StorageError> {
         let group = config.group;
-        let (shard, opened) = Shard::open(disk, dir, config)?;
+        let (shard, opened) = Shard::open(disk.clone(), dir, config)?;
         let aux = read_aux(&opened.aux, dir)?;
         let handle = ShardHandle {
             group,
             reader: shard.reader(),
             sources: Arc::default(),
+            disk,
+            dir: dir.into(),
             stats: Arc::new(Mutex::new(shard.stats())),
             dropped: Arc::default(),
             wishes: Arc::default(),

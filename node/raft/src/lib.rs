@@ -31,6 +31,7 @@ pub use meta::{
     MetaStoreError, MetaTx, Part, PartInput, PartOutput, Refusal,
 };
 pub use meta_machine::{
-    LeftwardRow, MetaMachine, MetaMachineConfig, MetaReply, StoreFactory, decode_reply, history_rows, leftward_rows,
+    LeftwardRow, MetaFile, MetaMachine, MetaMachineConfig, MetaReply, StoreFactory, decode_reply, history_rows,
+    leftward_rows,
 };
 pub use wire::WireMessage;

@@ -15,7 +15,7 @@ use crate::meta::{
     ApplyContext, Changes, HistoryLine, META_PART, MachineCommand, MetaCommand, MetaRead, MetaStore, MetaStoreError,
     MetaTx, Part, PartInput, PartOutput, Refusal, Rows, as_bytes, history_key, leftward_key,
 };
-use crate::meta_snapshot::{self, Exporter, SUM_TREE, SnapshotFile, export_all};
+use crate::meta_snapshot::{self, Exporter, SUM_TREE, SnapshotFile, SnapshotFileError, export_all};
 use bytes::Bytes;
 use hindcast_env::disk::{Disk, make_dir, replace_file};
 use hindcast_model::{Class, TimestampNs, codec};
@@ -23,6 +23,7 @@ use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Opens the store, and gets it out of the way when it is not to be trusted.
 pub trait StoreFactory: Send + 'static {
@@ -190,6 +191,30 @@ pub struct MetaMachine<S: MetaStore + 'static> {
     durable: u64,
     exporter: Option<Exporter>,
     snapshot_wanted: bool,
+    file_wanted: Arc<AtomicBool>,
+}
+
+/// The snapshot file of a meta machine that goes on meanwhile: between restarts nobody else reads it.
+#[derive(Clone)]
+pub struct MetaFile {
+    disk: Arc<dyn Disk>,
+    path: String,
+    wanted: Arc<AtomicBool>,
+}
+
+impl MetaFile {
+    /// Reads it as the disk has it and verifies it; the error names it. One that is not there is no damage.
+    pub fn check(&self) -> Result<(), SnapshotFileError> {
+        if let Ok(file) = self.disk.open_read(&self.path) {
+            file.forget_cached(0..file.len());
+        }
+        SnapshotFile::open(self.disk.as_ref(), &self.path).map(drop)
+    }
+
+    /// Has it written anew from the store.
+    pub fn renew(&self) {
+        self.wanted.store(true, Ordering::Relaxed);
+    }
 }
 
 impl<S: MetaStore + 'static> MetaMachine<S> {
@@ -242,6 +267,7 @@ impl<S: MetaStore + 'static> MetaMachine<S> {
             durable,
             exporter: None,
             snapshot_wanted: false,
+            file_wanted: Arc::default(),
         })
     }
 
@@ -253,6 +279,15 @@ impl<S: MetaStore + 'static> MetaMachine<S> {
     /// Asks for a snapshot file now; the next calls of `maintain` write it.
     pub fn request_snapshot(&mut self) {
         self.snapshot_wanted = true;
+    }
+
+    /// The snapshot file, for other threads.
+    pub fn file(&self) -> MetaFile {
+        MetaFile {
+            disk: self.disk.clone(),
+            path: snapshot_path(&self.config),
+            wanted: self.file_wanted.clone(),
+        }
     }
 
     fn run(&self, entry: &Entry) -> (MetaReply, Changes) {
@@ -536,7 +571,8 @@ impl<S: MetaStore + 'static> Machine for MetaMachine<S> {
 
     fn maintain(&mut self, _begin: &mut dyn FnMut(Work)) -> Result<(), MachineError> {
         let behind = self.applied - self.durable;
-        let due = behind >= self.config.snapshot_every_commands || (self.snapshot_wanted && behind > 0);
+        let is_damaged = self.exporter.is_none() && self.file_wanted.swap(false, Ordering::Relaxed);
+        let due = is_damaged || behind >= self.config.snapshot_every_commands || (self.snapshot_wanted && behind > 0);
         if self.exporter.is_none() && due {
             self.snapshot_wanted = false;
             let path = snapshot_path(&self.config);

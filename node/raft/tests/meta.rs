@@ -516,3 +516,22 @@ fn the_golden_snapshot_file_still_reads() {
     assert_eq!((old.applied(), old.durable()), (3, 3));
     assert_eq!(old.digest(), n.machine().digest());
 }
+
+#[test]
+fn a_damaged_snapshot_file_is_written_anew_before_a_restart_needs_it() {
+    let mut n = Node::new(MemStores::default);
+    for i in 0..20 {
+        n.say("desk", &format!("row {i}")).unwrap();
+    }
+    n.machine().request_snapshot();
+    n.save_rest();
+    let file = n.machine().file();
+    file.check().unwrap();
+    n.disk().flip_bit("meta/meta.snapshot", 40, 2).unwrap();
+    let why = file.check().unwrap_err().to_string();
+    assert!(why.contains("meta/meta.snapshot"), "{why}");
+    file.renew();
+    n.save_rest();
+    file.check().unwrap();
+    assert_eq!(n.machine().durable(), 20);
+}

@@ -22,7 +22,7 @@ use hindcast_env::{Clock, ColdTier, Disk, DiskError, Rng, SeededRng};
 use hindcast_model::slot::BadShardCount;
 use hindcast_model::{GroupId, NodeId, RetentionRule, ShardMap, SpanNs, TenantId, TimestampNs, retention};
 use hindcast_raft::io::{GroupSpec, RaftConfig, RaftHost, SledConfig, SledStores};
-use hindcast_raft::{LogConfig, MachineError, MetaMachine, MetaMachineConfig, Part, RaftError};
+use hindcast_raft::{LogConfig, MachineError, MetaFile, MetaMachine, MetaMachineConfig, Part, RaftError};
 use hindcast_storage::{Cold, ColdRule, Floor, Floors, Selector, ShardConfig, StorageError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -200,6 +200,7 @@ pub struct Node {
     pub cuts: Cuts,
     pub members: Members,
     pub shards: Arc<BTreeMap<GroupId, ShardHandle>>,
+    pub meta_file: MetaFile,
     pub clock: Arc<dyn Clock>,
     pub disk: DiskWatch,
     pub admission: Admission,
@@ -315,7 +316,7 @@ impl Node {
         });
         let stores = SledStores::new(SledConfig::new(config.data_dir.join("meta").join("sled")));
         let machine = MetaMachine::open(disk.clone(), stores, all_parts, meta_config).map_err(StartError::Meta)?;
-        let rows = machine.reader();
+        let (rows, meta_file) = (machine.reader(), machine.file());
         groups.insert(
             0,
             GroupSpec {
@@ -380,6 +381,7 @@ impl Node {
             cuts,
             members,
             shards,
+            meta_file,
             clock,
             disk: watch,
             admission: Admission::new(memory.clone(), under_way),

@@ -161,7 +161,7 @@ impl Manifest {
 
     pub fn load(disk: &dyn Disk, dir: &str, sequence: u64) -> Result<(Self, [u8; HASH_BYTES]), StorageError> {
         let path = format!("{dir}/{}", name_of(sequence));
-        let bytes = disk.read(&path)?;
+        let bytes = disk.read(&path).map_err(|e| unread(&path, e))?;
         let (body, hash) = unseal(&path, MAGIC, &bytes)?;
         let manifest: Self = codec::from_bytes(body).map_err(|e| damage(&path, bytes.len(), &e.to_string()))?;
         if manifest.sequence != sequence {
@@ -219,18 +219,23 @@ pub fn write_side(
 
 pub fn read_side(disk: &dyn Disk, dir: &str, side: Side, file: &FileRef) -> Result<Vec<u8>, StorageError> {
     let path = format!("{dir}/{}", side.name(file.number));
-    let bytes = disk.read(&path).map_err(|e| {
-        if e.is_not_found() {
-            damage(&path, 0, "the file is missing")
-        } else {
-            e.into()
-        }
+    let bytes = disk.read(&path).map_err(|e| match e.is_not_found() {
+        true => damage(&path, 0, "the file is missing"),
+        false => unread(&path, e),
     })?;
     let (body, hash) = unseal(&path, side.magic(), &bytes)?;
     if hash != file.blake3 {
         return Err(damage(&path, bytes.len(), "another file than the manifest names"));
     }
     Ok(body.to_vec())
+}
+
+/// What the medium does not give back is damage with a place; what else fails is the node's own trouble.
+fn unread(path: &str, e: DiskError) -> StorageError {
+    match e.is_unreadable() {
+        true => damage(path, 0, "the disk cannot read it"),
+        false => e.into(),
+    }
 }
 
 /// What is wrong with the body of a side file that verified.

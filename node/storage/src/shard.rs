@@ -293,6 +293,7 @@ impl Shard {
                 segments: vec![],
                 windows: vec![],
                 forgotten: BTreeMap::new(),
+                sides_damage: None,
             })),
             frozen_below: i64::MIN,
             dropped: BTreeMap::new(),
@@ -927,7 +928,7 @@ impl Shard {
     }
 
     /// Replaces everything by an exported state, durably, and returns its caller's bytes. Afterwards `applied` and
-    /// `durable` are `index`. A crash on the way leaves the old state or the new one.
+    /// `durable` are `index`. The caller has had [`check_export`] read it. A crash on the way leaves the old state or the new one.
     /// Work under way comes to nothing.
     pub fn install(&mut self, from_dir: &str, index: u64) -> Result<Vec<u8>, StorageError> {
         let mut numbers = Numbers::new(&self.next_number);
@@ -1465,6 +1466,41 @@ pub fn check_export(disk: &dyn Disk, dir: &str) -> Result<(), StorageError> {
     Ok(())
 }
 
+/// Whether manifest and side files of a shard that goes on meanwhile are on the disk as they were written.
+pub(crate) fn check_sides(disk: &dyn Disk, dir: &str) -> Result<(), StorageError> {
+    /// The shard publishes a manifest each few minutes, which ends the files before it.
+    const TRIES: usize = 3;
+    let newest = || -> Result<Option<u64>, StorageError> {
+        let names = disk.list(dir)?;
+        Ok(names.iter().filter_map(|n| manifest::number_in(n, "manifest-")).max())
+    };
+    let forget = |name: &str| -> Result<(), StorageError> {
+        let file = disk.open_read(&format!("{dir}/{name}"))?;
+        file.forget_cached(0..file.len());
+        Ok(())
+    };
+    let check = |sequence| -> Result<(), StorageError> {
+        forget(&manifest::name_of(sequence))?;
+        let (mut manifest, _) = Manifest::load(disk, dir, sequence)?;
+        for (side, file) in manifest.sides_mut() {
+            // One that is missing is told by the read.
+            let _ = forget(&side.name(file.number));
+            manifest::read_side(disk, dir, side, file)?;
+        }
+        Ok(())
+    };
+    for _ in 0..TRIES {
+        let Some(sequence) = newest()? else {
+            return Ok(());
+        };
+        let checked = check(sequence);
+        if checked.is_ok() || newest()? == Some(sequence) {
+            return checked;
+        }
+    }
+    Ok(())
+}
+
 type Found = (Manifest, [u8; 32], Option<Damage>);
 
 /// The newest manifest that verifies; `None` in a folder that never had one.
@@ -1553,6 +1589,7 @@ fn load_state(disk: &dyn Disk, dir: &str, manifest: &Manifest, cold: Option<&Col
         sealed: vec![],
         segments,
         windows,
+        sides_damage: None,
         forgotten: BTreeMap::new(),
     })
 }

@@ -8,7 +8,7 @@
 use crate::aggregate::{HOUR_NS, Resolution, Window, hours_of, windows_of};
 use crate::codec::RawLine;
 use crate::container::FileKind;
-use crate::error::{Damage, ReadError};
+use crate::error::{Damage, ReadError, StorageError};
 use crate::grain::{Parts, Rolled, push_lasts};
 use crate::head::{Copied, Head, Unpacker};
 use crate::index::{Directory, Series};
@@ -22,6 +22,8 @@ use crate::read::{
 use crate::retention::{Reach, Retention, Spans, is_within, joined};
 use crate::rollup::{Covered, WindowFiles, covered, shown};
 use crate::segment::Segment;
+use crate::shard::check_sides;
+use hindcast_env::Disk;
 use hindcast_model::{Labels, LogLine, Matcher, Owner, ResourceId, Slot, TenantId, TimestampNs, codec};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,6 +46,8 @@ pub struct State {
     pub windows: Vec<Arc<Segment>>,
     /// By whose rule series were forgotten, since the shard was opened: files may hold rows of them still.
     pub forgotten: BTreeMap<u32, Arc<str>>,
+    /// What the last look at the manifest and the files beside the segments found.
+    pub sides_damage: Option<Damage>,
 }
 
 /// Reads a shard from any thread, for as long as it likes. Clones read the same shard.
@@ -543,8 +547,22 @@ impl ShardReader {
     /// What is known to be damaged, of the files that are here and in force. It ends with them: merged, let go, or
     /// replaced by a snapshot.
     pub fn damaged(&self) -> Vec<Damage> {
-        let damaged = self.state.read().here(|s| s.damage_found().is_some());
-        damaged.iter().filter_map(|s| s.damage_found().cloned()).collect()
+        let state = self.state.read();
+        let damaged = state.here(|s| s.damage_found().is_some());
+        let of_segments = damaged.iter().filter_map(|s| s.damage_found());
+        of_segments.chain(&state.sides_damage).cloned().collect()
+    }
+
+    /// Looks at the newest manifest in the shard's folder and at the files that it names beside segments, as the disk has them;
+    /// what is damaged stays known until another look finds nothing, or a snapshot replaces it. Damages: none or one.
+    pub fn check_sides(&self, disk: &dyn Disk, dir: &str) -> Result<Option<Damage>, StorageError> {
+        let found = match check_sides(disk, dir) {
+            Ok(()) => None,
+            Err(StorageError::Damaged(damage)) => Some(damage),
+            Err(e) => return Err(e),
+        };
+        self.state.write().sides_damage.clone_from(&found);
+        Ok(found)
     }
 
     /// Sorted by (slot, fingerprint, labels). A label set occurs once per slot; series without a sample are left out.

@@ -4,12 +4,12 @@ use crate::naive::{all_lines, all_series, config, instant, label_sets, owners};
 use hindcast_env::{Disk, SimDisk};
 use hindcast_model::{LogLine, Sample, SeriesBlock, StreamBlock, TenantId};
 use hindcast_storage::read::{SeriesData, StreamData};
-use hindcast_storage::{Effort, Floor, Merged, Opened, ReadError, Shard, StorageError};
+use hindcast_storage::{Effort, Floor, Merged, Opened, ReadError, Shard, StorageError, check_export};
 use std::sync::Arc;
 
 type Answer = (Vec<SeriesData>, Vec<StreamData>);
 
-fn series(i: u64) -> SeriesBlock {
+pub fn series(i: u64) -> SeriesBlock {
     SeriesBlock {
         labels: label_sets()[0].clone(),
         owner: owners()[1],
@@ -226,10 +226,8 @@ fn a_damaged_snapshot_is_refused_and_the_old_state_stays() {
         let path = format!("copy/{name}");
         let middle = disk.read(&path).unwrap().len() / 2;
         disk.flip_bit(&path, middle, 3).unwrap();
-        assert!(
-            matches!(shard.install("copy", 5), Err(StorageError::Damaged(_))),
-            "{name}"
-        );
+        let taken = check_export(&disk, "copy").and_then(|()| shard.install("copy", 5));
+        assert!(matches!(taken, Err(StorageError::Damaged(_))), "{name}");
         assert_eq!(answer(&shard).unwrap(), before);
         disk.flip_bit(&path, middle, 3).unwrap();
     }

@@ -96,3 +96,39 @@ fn a_check_goes_on_while_its_file_is_merged_away() {
     assert!(checks.into_iter().all(|c| c.finish().is_empty()));
     assert!(!reader.series(&all_series(&TenantId::default())).unwrap().is_empty());
 }
+
+/// All but segments, which `files` has: each of these is looked at, and a flush or a snapshot makes up for what is damaged.
+#[test]
+fn damage_beside_the_segments_is_found_while_the_shard_goes_on() {
+    let disk = SimDisk::new();
+    let (mut shard, _) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
+    for index in 1..=3 {
+        shard.write(index, &TenantId::default(), &[crate::damage::series(index)], &[]);
+        shard.advance(index);
+        shard.flush(b"what the caller keeps").unwrap();
+    }
+    let reader = shard.reader();
+    assert_eq!(reader.check_sides(&disk, "s").unwrap(), None);
+    let newest = |prefix: &str| {
+        let names = disk.list("s").unwrap();
+        names.into_iter().rfind(|n| n.starts_with(prefix)).unwrap()
+    };
+    let mut healed = vec![];
+    for prefix in ["manifest-", "aux-", "newest-", "series-"] {
+        let name = newest(prefix);
+        disk.flip_bit(&format!("s/{name}"), 20, 1).unwrap();
+        let found = reader.check_sides(&disk, "s").unwrap().expect("it is damaged");
+        assert!(found.file.ends_with(&name), "{found}");
+        assert_eq!(reader.damaged(), [found]);
+        shard.flush(b"what the caller keeps").unwrap();
+        if reader.check_sides(&disk, "s").unwrap().is_none() {
+            healed.push(prefix);
+            assert_eq!(reader.damaged(), []);
+        }
+    }
+    assert_eq!(
+        healed,
+        ["manifest-", "aux-", "newest-"],
+        "series are written once: a peer has them"
+    );
+}

@@ -3,8 +3,8 @@
 //! Flushes and merges are the business of each shard's owner: they are asked for here and watched. A scrub never meets
 //! the owner: it reads over a reader's handles on a thread that may block, paced, while everything else goes on.
 //!
-//! Beside what people ask for, a node reads all its files twice a day, so slowly that nobody notices, and at once a file in
-//! which a read met damage. What a whole look finds here, and not in the cold store, makes the copy one to be repaired from
+//! Beside what people ask for, a node reads its files twice a day, so slowly that nobody notices, and at once a file in
+//! which a read met damage. The Raft log is not among them: flushes end each of its segments within hours. What a whole look finds here, and not in the cold store, makes the copy one to be repaired from
 //! another node (`hindcast_node::membership`).
 //!
 //! Invariants
@@ -46,6 +46,8 @@ const PROGRESS_QUEUE_MAX: usize = 16;
 /// Between looks at files in which reads met damage.
 const SUSPECTS_PAUSE: Duration = Duration::from_secs(1);
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
+/// Looks at a flush that is to replace a damaged manifest, before the scrub goes on.
+const SIDES_LOOKS_MAX: u32 = 600;
 /// The stats are renewed after the work, by the next round of the owner.
 const STATS_PAUSE: Duration = Duration::from_millis(100);
 /// A line of progress is told at least this often, so that who waits sees that it lives.
@@ -144,25 +146,31 @@ impl Maintenance {
                     _ => {}
                 }
             }
+            if check_meta(&node).await {
+                self.background.findings.fetch_add(1, Relaxed);
+            }
             let took = Duration::from_nanos(node.clock.monotonic().0.saturating_sub(began.0));
             tokio::time::sleep(round.saturating_sub(took).max(ROUND_PAUSE_MIN)).await;
         }
     }
-}
 
-/// Reads files whole in which a read met damage, for as long as the node runs.
-pub async fn look_at_suspects(node: Node) {
-    loop {
-        tokio::time::sleep(SUSPECTS_PAUSE).await;
-        for shard in node.shards.values() {
-            for file in shard.reader.suspects() {
-                look_at(&node, shard, file).await;
+    /// Reads files whole in which a read met damage, for as long as the node runs.
+    pub async fn look_at_suspects(self, node: Node) {
+        loop {
+            tokio::time::sleep(SUSPECTS_PAUSE).await;
+            for shard in node.shards.values() {
+                for file in shard.reader.suspects() {
+                    if look_at(&node, shard, file).await {
+                        self.background.findings.fetch_add(1, Relaxed);
+                    }
+                }
             }
         }
     }
 }
 
-async fn look_at(node: &Node, shard: &ShardHandle, file: ImmutableFile) {
+/// True: it is damaged, and nobody knew.
+async fn look_at(node: &Node, shard: &ShardHandle, file: ImmutableFile) -> bool {
     let path = file.path().to_owned();
     // Nobody listens to the progress of one file.
     let (tell, _told) = mpsc::channel(1);
@@ -171,7 +179,7 @@ async fn look_at(node: &Node, shard: &ShardHandle, file: ImmutableFile) {
     while check.next_bytes() > 0 {
         let bytes = check.next_bytes();
         let Some(next) = scrub.piece(check, bytes).await else {
-            return;
+            return false;
         };
         check = next;
     }
@@ -184,7 +192,20 @@ async fn look_at(node: &Node, shard: &ShardHandle, file: ImmutableFile) {
             "a read met damage that is not on the disk: memory or a cable may fail; see the runbook of scrub findings"
         ),
     }
-    shard.reader.looked_at(&path, damages.into_iter().next());
+    shard.reader.looked_at(&path, damages.into_iter().next())
+}
+
+/// Looks at the snapshot of the meta group, and has it written anew when it is damaged: true.
+async fn check_meta(node: &Node) -> bool {
+    let file = node.meta_file.clone();
+    match tokio::task::spawn_blocking(move || file.check()).await {
+        Ok(Err(error)) => {
+            tracing::error!(%error, "a scrub found damage; the file is written anew");
+            node.meta_file.renew();
+            true
+        }
+        _ => false,
+    }
 }
 
 /// Bytes per second that read `bytes` well within a round.
@@ -412,12 +433,25 @@ impl Scrub {
                 shard.reader.looked_at(&path, damages.first().cloned());
             }
             for damage in damages {
-                self.summary.findings += 1;
-                tracing::error!(shard = %shard.group, %damage, "a scrub found damage");
-                let finding = finding(&self.node, shard.group, damage, is_cold);
-                if !told(&self.tell, Event::Finding(finding)).await {
+                if !self.found(shard, damage, is_cold).await {
                     return false;
                 }
+            }
+        }
+        if let Some(damage) = check_sides(shard).await {
+            let is_told = self.found(shard, damage, false).await;
+            // They are small, and a flush writes most of them anew.
+            let ticket = shard.ask_flush();
+            let mut looks = SIDES_LOOKS_MAX;
+            while !shard.flushed(ticket) && looks > 0 {
+                tokio::time::sleep(LOOK_PAUSE).await;
+                looks -= 1;
+            }
+            if let Some(damage) = check_sides(shard).await {
+                tracing::error!(shard = %shard.group, %damage, "a flush did not replace what is damaged");
+            }
+            if !is_told {
+                return false;
             }
         }
         self.summary.files_checked += progress.files_checked;
@@ -433,6 +467,14 @@ impl Scrub {
             ..progress
         };
         told(&self.tell, Event::Shard(done)).await
+    }
+
+    /// False when nobody listens any more.
+    async fn found(&mut self, shard: &ShardHandle, damage: Damage, is_cold: bool) -> bool {
+        self.summary.findings += 1;
+        tracing::error!(shard = %shard.group, %damage, "a scrub found damage");
+        let finding = finding(&self.node, shard.group, damage, is_cold);
+        told(&self.tell, Event::Finding(finding)).await
     }
 
     /// Waits for the pace, then reads one piece on a thread that may block. `None`: nobody listens any more.
@@ -451,6 +493,19 @@ impl Scrub {
         });
         // A panic of the check is told like an end: the summary is missing, and the caller sees the call end early.
         read.await.ok().filter(|_| !self.tell.is_closed())
+    }
+}
+
+/// Looks at what a shard has beside its segments; the damage, if there is one.
+async fn check_sides(shard: &ShardHandle) -> Option<Damage> {
+    let looked_at = shard.clone();
+    let looked = tokio::task::spawn_blocking(move || looked_at.check_sides());
+    match looked.await.ok()? {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::warn!(shard = %shard.group, %error, "a scrub could not read the manifest of a shard");
+            None
+        }
     }
 }
 

@@ -147,7 +147,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     );
 
     let maintenance = view.maintenance.clone();
-    tokio::spawn(maintain::look_at_suspects(node.clone()));
+    tokio::spawn(maintenance.clone().look_at_suspects(node.clone()));
     tokio::spawn(maintenance.scrub_in_background(node.clone(), config.test_only.small_files));
 
     announce(&config, node.id(), address);
