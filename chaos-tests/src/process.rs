@@ -229,8 +229,13 @@ impl Cluster {
         Ok(started.elapsed())
     }
 
+    /// What a node has logged, over all its lives.
+    pub fn log(&self, i: usize) -> String {
+        std::fs::read_to_string(&self.nodes[i].log).unwrap_or_default()
+    }
+
     pub fn log_tail(&self, i: usize) -> String {
-        let text = std::fs::read_to_string(&self.nodes[i].log).unwrap_or_default();
+        let text = self.log(i);
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
     }
