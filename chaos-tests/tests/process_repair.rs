@@ -270,7 +270,10 @@ async fn damage_while_it_was_down() -> Result<()> {
     ensure!(!aside.exists(), "{} is needed no more", aside.display());
     // The log of its copy may have held everything: then this would show nothing.
     let log = cluster.log(VICTIM);
-    ensure!(log.contains("damaged files are replaced by a snapshot"), "no snapshot came: {log}");
+    ensure!(
+        log.contains("damaged files are replaced by a snapshot"),
+        "no snapshot came: {log}"
+    );
     cluster.wait_ready().await?;
     check_cluster(MORE, &cluster, base_ms, std::slice::from_ref(&(0..written.batches))).await?;
 

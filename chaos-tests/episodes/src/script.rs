@@ -28,7 +28,7 @@ pub enum Episode {
     FsyncError,
     /// The leader stands still for 15 s and goes on as if nothing had been.
     Pause,
-    /// The leader's clock is two hours ahead, then two hours behind.
+    /// The leader's clock is two hours ahead, then two hours behind; each time the meta group comes to be led by it.
     Clock,
     /// One node after the other is stopped in order and started again.
     RollingRestart,
@@ -233,12 +233,18 @@ impl Stage {
             }
             Episode::Clock => {
                 let leader = self.leader().await?;
-                self.hit(leader, "clock-ahead", |hosts| hosts.set_clock(leader, 7200))
+                let id = self.hosts.lock().await.all[leader].id.to_string();
+                for (what, seconds_off) in [("clock-ahead", 7200), ("clock-behind", -7200)] {
+                    self.hit(leader, what, |hosts| hosts.set_clock(leader, seconds_off))
+                        .await?;
+                    seconds(3.0).await;
+                    // What it stamped in the moment of the step must not be cluster time when it leads.
+                    self.operate(leader, &["cluster", "transfer", "meta", &id]).await?;
+                    let kind = format!("{what}-{}", self.rng.below(1_000_000));
+                    self.raise(&kind, 2, 4.0).await;
+                }
+                self.operate(leader, &["cluster", "transfer", "meta", "--spread"])
                     .await?;
-                seconds(10.0).await;
-                self.hit(leader, "clock-behind", |hosts| hosts.set_clock(leader, -7200))
-                    .await?;
-                seconds(10.0).await;
                 self.with(|hosts| hosts.set_clock(leader, 0)).await
             }
             Episode::RollingRestart => {
