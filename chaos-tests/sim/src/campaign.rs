@@ -23,6 +23,8 @@ pub struct Budget {
     pub first: u64,
     pub seeds: u64,
     pub time: Duration,
+    /// So many run also when the time is over: a busy machine makes a campaign longer, not emptier.
+    pub seeds_min: u64,
     pub jobs: usize,
 }
 
@@ -85,7 +87,8 @@ pub fn hunt(kept: &[u64], budget: Budget, bug: Option<Bug>, tell: bool) -> Outco
         let _on = bug.map(planted::switch_on);
         loop {
             let n = next.fetch_add(1, Ordering::Relaxed);
-            if n >= budget.seeds || began.elapsed() >= budget.time || found.load(Ordering::Relaxed) {
+            let is_late = n >= budget.seeds_min && began.elapsed() >= budget.time;
+            if n >= budget.seeds || is_late || found.load(Ordering::Relaxed) {
                 return;
             }
             let fresh = || budget.first.wrapping_add(n - kept.len() as u64);

@@ -50,6 +50,7 @@ fn main() -> ExitCode {
         first: cli.from,
         seeds: cli.soak.map_or(cli.seeds, |_| u64::MAX),
         time: Duration::from_secs(cli.soak.map_or(60 * cli.minutes, |h| 3600 * h)),
+        seeds_min: 0,
         jobs: cli.jobs,
     };
     match &cli.planted {

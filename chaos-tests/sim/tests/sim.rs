@@ -41,6 +41,7 @@ fn whatever_fails_nothing_that_was_acknowledged_is_lost() {
         first,
         seeds: u64::MAX,
         time: TIME,
+        seeds_min: SEEDS_MIN,
         jobs: 2,
     };
     let outcome = hunt(&kept_seeds(), budget, None, false);
@@ -54,7 +55,6 @@ fn whatever_fails_nothing_that_was_acknowledged_is_lost() {
         panic!("{trace}\nneeds: {:#?}\n{why}\n{}", failure.simplest, failure.command());
     }
     let c = outcome.counts;
-    assert!(outcome.runs >= SEEDS_MIN, "only {} seeds", outcome.runs);
     // A simulator that reaches nothing finds nothing.
     let reached = [
         ("crashes", c.crashes),
