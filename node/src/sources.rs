@@ -1,7 +1,8 @@
 //! Up to which event time a shard's sources have spoken: what a rule waits for.
 //!
 //! A source is the owner of series. A shard is *complete to t* once every source has sent event time ≥ t minus its
-//! usual spacing; one that was silent for five spacings does not count any more.
+//! usual spacing; one that was silent for five spacings does not count any more. One that is further behind than a rule waits is
+//! not waited for, although it counts: an agent that catches up, or a host that died, would make every alert of others late.
 //! Derived from applied writes, not replicated: after a restart it fills again.
 
 use hindcast_model::{Owner, SpanNs, TenantId, TimestampNs};
@@ -14,6 +15,8 @@ const SILENT_SPACINGS: u64 = 5;
 /// Assumed until a second sample tells better, and never less than `SPACING_MIN`.
 const SPACING_FIRST: SpanNs = SpanNs::from_secs(15);
 const SPACING_MIN: SpanNs = SpanNs::from_secs(1);
+/// What is due for longer than this did not come in time, and a rule that waits for it waits in vain.
+pub const AWAITED_MAX: SpanNs = SpanNs::from_secs(10);
 
 #[derive(Clone, Copy, Debug)]
 struct Source {
@@ -57,15 +60,34 @@ impl Sources {
 
     /// The instant to which all living sources of the tenant have spoken; `TimestampNs::MAX` without any.
     pub fn complete_to(&self, tenant: &TenantId, now: TimestampNs) -> TimestampNs {
+        self.spoken_to(tenant, |s| s.lives(now))
+    }
+
+    /// Likewise, of the sources that may speak in time.
+    pub fn awaited_to(&self, tenant: &TenantId, now: TimestampNs) -> TimestampNs {
+        self.spoken_to(tenant, |s| s.lives(now) && s.is_awaited(now))
+    }
+
+    fn spoken_to(&self, tenant: &TenantId, counts: impl Fn(&Source) -> bool) -> TimestampNs {
         let own = self
             .0
             .range((tenant.clone(), Owner::MIN)..)
             .take_while(|((t, _), _)| t == tenant);
-        let living = own.filter(|(_, s)| now.since(s.newest) <= SpanNs(s.spacing.0.saturating_mul(SILENT_SPACINGS)));
-        living
-            .map(|(_, s)| s.newest + s.spacing)
-            .min()
-            .unwrap_or(TimestampNs::MAX)
+        let counted = own.map(|(_, s)| s).filter(|s| counts(s));
+        let spoken = counted.map(|s| s.newest + s.spacing).min();
+        spoken.unwrap_or(TimestampNs::MAX)
+    }
+}
+
+impl Source {
+    fn lives(&self, now: TimestampNs) -> bool {
+        now.since(self.newest) <= SpanNs(self.spacing.0.saturating_mul(SILENT_SPACINGS))
+    }
+
+    fn is_awaited(&self, now: TimestampNs) -> bool {
+        // Of one sample nobody knows the rhythm.
+        let spacing = if self.settled { self.spacing } else { SpanNs::ZERO };
+        now.since(self.newest) <= SpanNs(spacing.0.saturating_add(AWAITED_MAX.0))
     }
 }
 
@@ -97,6 +119,33 @@ mod tests {
             s.complete_to(&TenantId::new("other").unwrap(), at(60)),
             TimestampNs::MAX
         );
+    }
+
+    #[test]
+    fn a_source_that_is_far_behind_or_died_makes_no_alert_of_others_late() {
+        let (mut s, t) = (Sources::default(), TenantId::default());
+        let owner = |n| Owner::Resource {
+            id: ResourceId([n; 16]),
+            kind: Kind::Host,
+        };
+        let at = TimestampNs::from_secs;
+        for i in 0..=10 {
+            s.heard(&t, owner(1), at(i * 15));
+        }
+        let spoken = |s: &Sources, now| (s.complete_to(&t, at(now)), s.awaited_to(&t, at(now)));
+        assert_eq!(spoken(&s, 151), (at(165), at(165)));
+        // It died; its next sample was due at 165.
+        assert_eq!(spoken(&s, 175), (at(165), at(165)), "it may be late");
+        assert_eq!(
+            spoken(&s, 176),
+            (at(165), TimestampNs::MAX),
+            "it is missing, and nobody waits"
+        );
+        assert_eq!(spoken(&s, 226), (TimestampNs::MAX, TimestampNs::MAX), "it is forgotten");
+        // Another one sends what it kept for half a minute, from its first sample on.
+        s.heard(&t, owner(1), at(225));
+        s.heard(&t, owner(2), at(196));
+        assert_eq!(spoken(&s, 226), (at(211), at(225) + SpanNs::from_ms(22_500)));
     }
 
     #[test]

@@ -327,6 +327,11 @@ pub trait Shards: Send + Sync {
         };
         Ok((texts.into_iter().map(str::to_owned).collect(), completeness))
     }
-    /// Every source of every shard has sent event time up to here (silent ones aside): rules wait for it.
+    /// Every source of every shard has sent event time up to here (silent ones aside).
     async fn complete_to(&self, tenant: &TenantId) -> Result<TimestampNs, ShardsError>;
+
+    /// Likewise, but for sources that are too far behind to be waited for: rules wait for it.
+    async fn awaited_to(&self, tenant: &TenantId) -> Result<TimestampNs, ShardsError> {
+        self.complete_to(tenant).await
+    }
 }

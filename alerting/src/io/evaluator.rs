@@ -174,16 +174,13 @@ impl Evaluator {
         self.propose_evaluation(evaluation).await;
     }
 
-    /// Waits until all sources have sent up to the instant. `false`: it took too long, or could not be told.
+    /// Waits until the sources that may still do so have sent up to the instant. `false`: some have not, or it could not be told.
     async fn wait_for_sources(&self, group: &GroupRow, instant: TimestampNs) -> bool {
+        let tenant = &group.key.tenant;
         loop {
-            if let Ok(complete_to) = self.shards.complete_to(&group.key.tenant).await
-                && complete_to >= instant
-            {
-                return true;
-            }
-            if self.clock.now() >= instant + WAIT_MAX {
-                return false;
+            let awaited_to = self.shards.awaited_to(tenant).await;
+            if awaited_to.is_ok_and(|to| to >= instant) || self.clock.now() >= instant + WAIT_MAX {
+                return self.shards.complete_to(tenant).await.is_ok_and(|to| to >= instant);
             }
             tokio::time::sleep(WATERMARK_POLL).await;
         }

@@ -41,7 +41,7 @@ pub const FLOOD_LOAD: Load = Load {
     patience: Duration::ZERO,
 };
 const FLOOD_WRITERS: u64 = 40;
-const FLOOD_PAUSE: Duration = Duration::from_millis(100);
+const FLOOD_PAUSE: Duration = Duration::from_millis(20);
 /// Of one writer, without an answer yet; no more are sent while there are so many.
 const FLOOD_IN_FLIGHT_MAX: usize = 40;
 

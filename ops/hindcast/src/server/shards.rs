@@ -8,6 +8,7 @@ use futures::future::join_all;
 use hindcast_model::{GroupId, Labels, Positions, Sample, SpanNs, TenantId, TimestampNs};
 use hindcast_node::io::node::Node;
 use hindcast_node::shard_machine::ShardHandle;
+use hindcast_node::sources::{AWAITED_MAX, Sources};
 use hindcast_query::replica;
 use hindcast_query::shards::{
     ColumnsRequest, Completeness, Consistency, CountsRequest, Freshness, LabelsRequest, LinesRequest, SeriesColumn,
@@ -124,6 +125,13 @@ impl LocalShards {
                 Ok((index, Freshness::Linearizable))
             }
         }
+    }
+
+    /// The least of what the shards' sources say.
+    fn spoken_to(&self, of: impl Fn(&Sources, TimestampNs) -> TimestampNs) -> TimestampNs {
+        let now = self.node.meta.cluster_now();
+        let each = self.node.shards.values().map(|s| of(&s.sources.read(), now));
+        each.min().unwrap_or(TimestampNs::MAX)
     }
 
     /// Runs `read` on every shard, each on a thread that may block; answers in the order of shards.
@@ -252,6 +260,9 @@ fn search(r: LabelsRequest) -> Arc<SearchLabels> {
     })
 }
 
+// A source is behind when no rule waits so long.
+const _: () = assert!(AWAITED_MAX.0 == hindcast_alerting::io::evaluator::WAIT_MAX.0);
+
 #[async_trait::async_trait]
 impl Shards for LocalShards {
     fn read_with(&self, consistency: Consistency) -> Option<Arc<dyn Shards>> {
@@ -316,13 +327,11 @@ impl Shards for LocalShards {
     }
 
     async fn complete_to(&self, tenant: &TenantId) -> Result<TimestampNs, ShardsError> {
-        let now = self.node.meta.cluster_now();
-        let each = self
-            .node
-            .shards
-            .values()
-            .map(|s| s.sources.read().complete_to(tenant, now));
-        Ok(each.min().unwrap_or(TimestampNs::MAX))
+        Ok(self.spoken_to(|sources, now| sources.complete_to(tenant, now)))
+    }
+
+    async fn awaited_to(&self, tenant: &TenantId) -> Result<TimestampNs, ShardsError> {
+        Ok(self.spoken_to(|sources, now| sources.awaited_to(tenant, now)))
     }
 }
 
