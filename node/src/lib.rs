@@ -26,4 +26,5 @@ pub mod pace;
 pub mod route;
 pub mod shard_machine;
 pub mod sources;
+pub mod window;
 pub mod write;

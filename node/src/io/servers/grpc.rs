@@ -1,6 +1,7 @@
 //! The gRPC services. Messages arrive here as bytes: see the module above.
 
 use super::{IngestError, IngestState, SHOWN_MAX, Taken};
+use crate::io::admission::Overload;
 use bytes::{Buf, Bytes};
 use futures::{StreamExt, stream};
 use hindcast_ingest::own::SeriesRefs;
@@ -132,10 +133,19 @@ impl IngestState {
     ) -> Result<Response<stream::BoxStream<'static, Result<v1::WriteResponse, Status>>>, Status> {
         let tenant = self.tenant(Protocol::Own, request.metadata())?;
         let refs = Arc::<Mutex<SeriesRefs>>::default();
-        let one = move |message: Result<Bytes, Status>| {
+        let door = self.clone();
+        let let_in = move |message: Result<Bytes, Status>| {
+            let door = door.clone();
+            async move {
+                let body = message?;
+                let place = door.let_in(body.len()).await;
+                Ok((body, place))
+            }
+        };
+        let one = move |message: Result<(Bytes, Result<_, Overload>), Status>| {
             let (state, tenant) = (self.clone(), tenant.clone());
             // Read here and not in the future: futures of one stream may run in any order.
-            let read = message.map(|body| match state.let_in(body.len()) {
+            let read = message.map(|(body, place)| match place {
                 Ok(place) => Ok((state.read_own(&tenant, body, refs.clone()), place)),
                 // The names that it gives are given again with its retry, on whichever stream that comes.
                 Err(why) => Err((hindcast_ingest::own::seq_of(&body), why)),
@@ -162,7 +172,8 @@ impl IngestState {
             }
         };
         // `buffered` keeps the order of the requests.
-        let answers = request.into_inner().map(one).buffered(STREAM_BATCHES_IN_FLIGHT_MAX);
+        let batches = request.into_inner().then(let_in);
+        let answers = batches.map(one).buffered(STREAM_BATCHES_IN_FLIGHT_MAX);
         Ok(Response::new(answers.boxed()))
     }
 

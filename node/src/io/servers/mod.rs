@@ -140,9 +140,11 @@ impl IngestState {
         }
     }
 
-    fn let_in(&self, bytes: usize) -> Result<Option<IngestPlace>, Overload> {
-        let admission = self.admission.as_ref();
-        admission.map(|a| a.ingest(ingest_cost(Some(bytes), false))).transpose()
+    async fn let_in(&self, bytes: usize) -> Result<Option<IngestPlace>, Overload> {
+        match &self.admission {
+            Some(admission) => admission.ingest(ingest_cost(Some(bytes), false)).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     fn limits(&self, tenant: &TenantId) -> LimitsContext {

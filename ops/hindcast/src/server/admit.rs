@@ -48,6 +48,7 @@ pub fn work_of(path: &str) -> Work {
     }
     let queries = [
         "/api/v1/",
+        "/federate",
         "/loki/api/v1/",
         "/hindcast.v1.Query/",
         "/hindcast.v1.Replay/",
@@ -76,7 +77,8 @@ async fn enter(admission: &Admission, path: &str, headers: &HeaderMap) -> Result
             let is_remote_write = path == "/api/v1/write";
             let encodings = [text(CONTENT_ENCODING), text(HeaderName::from_static("grpc-encoding"))];
             let is_compressed = is_remote_write || encodings.into_iter().flatten().any(|e| e != "identity");
-            admission.ingest(ingest_cost(length, is_compressed)).map(Place::Ingest)
+            let cost = ingest_cost(length, is_compressed);
+            admission.ingest(cost).await.map(Place::Ingest)
         }
         // Played for minutes in the time of people, and paced by what the player takes: it is not held for so long.
         Work::Queries if path.starts_with("/hindcast.v1.Replay/") => {
@@ -240,6 +242,8 @@ mod tests {
             "/loki/api/v1/push",
             "/loki/api/v1/query_range",
             "/api/v1/query",
+            "/api/v1/read",
+            "/federate",
             "/api/v1/label/job/values",
             "/hindcast.v1.Query/Rows",
             "/hindcast.v1.Replay/Play",
@@ -265,6 +269,8 @@ mod tests {
             /loki/api/v1/push: ingest
             /loki/api/v1/query_range: queries
             /api/v1/query: queries
+            /api/v1/read: queries
+            /federate: queries
             /api/v1/label/job/values: queries
             /hindcast.v1.Query/Rows: queries
             /hindcast.v1.Replay/Play: queries

@@ -219,7 +219,7 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     (
         "hindcast_scrub_findings_total",
         "counter",
-        "Damaged places that the background scrub found; each is named in the log.",
+        "Damaged places that the background scrub found, or a look at a file in which a read met damage; each is named in the log.",
     ),
     (
         "hindcast_scrub_rounds_total",
@@ -289,6 +289,11 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "hindcast_tls_reloads_total",
         "counter",
         "Times that new certificates were taken.",
+    ),
+    (
+        "hindcast_writes_waiting",
+        "gauge",
+        "Write requests that wait at the door, unread, because as many are under way as this node finishes in time.",
     ),
 ];
 
@@ -573,6 +578,7 @@ impl View {
         let (running, waiting) = admission.queries();
         out.put("hindcast_queries_running", plain(running as f64));
         out.put("hindcast_queries_waiting", plain(waiting as f64));
+        out.put("hindcast_writes_waiting", plain(admission.writes_waiting() as f64));
         let counts = self.requests.counts().into_iter().map(|(work, outcome, n)| {
             let labels = format!("{{work=\"{work}\",outcome=\"{outcome}\"}}");
             (labels, n as f64)
