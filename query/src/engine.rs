@@ -288,6 +288,11 @@ impl Engine {
         Ok(hindcast_logql::parse(expr)?.to_string())
     }
 
+    /// Likewise, of PromQL.
+    pub fn printed_promql(&self, expr: &str) -> Result<String, QueryError> {
+        Ok(self.parse(expr)?.to_string())
+    }
+
     /// Label sets, sorted.
     pub async fn series(&self, q: &LabelsQuery) -> Result<Answer<Vec<Labels>>, QueryError> {
         let (value, completeness) = self.shards.label_sets(self.labels_request(q)?).await?;

@@ -242,3 +242,45 @@ fn loki_clients_get_lokis_shapes() {
         "#]],
     );
 }
+
+#[test]
+fn another_prometheus_scrapes_the_newest_samples() {
+    check(
+        "
+        GET /federate?match[]=up&match[]=%7Bjob%3D%22a%22%7D&match[]=%7Bq%3D~%22.%2B%22%7D&time=61
+        GET /federate?match[]=up&time=400
+        GET /federate?time=61
+        GET /federate?match[]=sum(up)&time=61
+        ",
+        expect![[r#"
+            GET /federate?match[]=up&match[]=%7Bjob%3D%22a%22%7D&match[]=%7Bq%3D~%22.%2B%22%7D&time=61
+                200 # TYPE odd untyped
+            odd{q="\""} 1e-09 60000
+            # TYPE up untyped
+            up{job="a"} 0 60000
+
+            GET /federate?match[]=up&time=400
+                200 
+            GET /federate?time=61
+                200 
+            GET /federate?match[]=sum(up)&time=61
+                400 1:1: parse error: expected a series selector
+        "#]],
+    );
+}
+
+#[test]
+fn an_expression_is_written_as_this_program_writes_it() {
+    check(
+        "
+        GET /api/v1/format_query?query=sum+by(job)(rate(up[5m]))%3E1
+        GET /api/v1/format_query?query=sum(
+        ",
+        expect![[r#"
+            GET /api/v1/format_query?query=sum+by(job)(rate(up[5m]))%3E1
+                200 {"status":"success","data":"sum by (job) (rate(up[5m])) > 1"}
+            GET /api/v1/format_query?query=sum(
+                400 {"status":"error","errorType":"bad_data","error":"invalid parameter \"query\": 1:5: parse error: unexpected end of input"}
+        "#]],
+    );
+}

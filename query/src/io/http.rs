@@ -5,8 +5,10 @@
 //! `consistency=stale-ok` this node answers at once from its own replicas, and adds `"stale":true,"age_ms":7`.
 //! Times are Unix seconds with a fraction or RFC 3339; lengths are seconds or `1h30m`.
 
+use super::federate::federate;
 use super::json;
 use super::params::{Params, tenant};
+use super::remote_read::remote_read;
 use crate::engine::{Engine, InstantQuery, LabelsQuery, Options, QueryError, RangeQuery};
 use crate::shards::ShardsError;
 use crate::value::Answer;
@@ -15,7 +17,7 @@ use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use axum::routing::get;
+use axum::routing::{get, post};
 use hindcast_model::{Class, Classify, Labels, SpanNs, TimestampNs};
 use hindcast_proto::edge;
 use std::future::Future;
@@ -33,6 +35,9 @@ pub fn prometheus_router(engine: Arc<Engine>) -> Router {
         .route("/api/v1/series", get(series).post(series))
         .route("/api/v1/labels", get(labels).post(labels))
         .route("/api/v1/label/{name}/values", get(label_values))
+        .route("/api/v1/format_query", get(format_query).post(format_query))
+        .route("/api/v1/read", post(remote_read))
+        .route("/federate", get(federate))
         .route("/api/v1/status/buildinfo", get(build_info))
         .with_state(engine)
 }
@@ -53,7 +58,23 @@ impl Refusal {
         }
     }
 
-    fn of(error: &QueryError) -> Self {
+    pub(super) fn unavailable(message: impl Into<String>) -> Self {
+        Self {
+            status: edge::http_status(Class::Unavailable),
+            kind: "unavailable",
+            message: message.into(),
+        }
+    }
+
+    pub(super) fn too_large(message: impl Into<String>) -> Self {
+        Self {
+            status: 422,
+            kind: "execution",
+            message: message.into(),
+        }
+    }
+
+    pub(super) fn of(error: &QueryError) -> Self {
         let (status, kind, message) = match error {
             QueryError::Parse(e) => (400, "bad_data", format!("invalid parameter \"query\": {e}")),
             QueryError::Parameter(m) => (400, "bad_data", m.clone()),
@@ -217,6 +238,20 @@ async fn label_values(State(engine): State<Arc<Engine>>, Path(name): Path<String
             &params,
         )?;
         Ok(success(&found, &json::strings(&found.value)))
+    })
+    .await
+}
+
+/// An expression as this program writes it.
+async fn format_query(State(engine): State<Arc<Engine>>, request: Request<Body>) -> Response {
+    answer(async {
+        let params = Params::read(request).await?;
+        let printed = engine.printed_promql(params.required("query")?);
+        let printed = json::string(&printed.map_err(|e| Refusal::of(&e))?);
+        Ok(json::response(
+            200,
+            format!("{{\"status\":\"success\",\"data\":{printed}}}"),
+        ))
     })
     .await
 }

@@ -1,11 +1,13 @@
 //! The outside world of this crate: gRPC and HTTP.
 
+mod federate;
 pub mod grpc;
 pub mod http;
 mod json;
 pub mod loki;
 mod loki_explore;
 mod params;
+mod remote_read;
 pub mod replay;
 mod rows;
 
