@@ -262,9 +262,12 @@ mod tests {
             .unwrap()
     }
 
-    /// One request; matchers as (type, name, value), and a range in seconds.
-    fn check(queries: &[(&[(i32, &str, &str)], i64, i64)], accepted: &[i32], limits: Limits, expected: Expect) {
-        let query = |(matchers, start, end): &(&[(i32, &str, &str)], i64, i64)| Query {
+    /// Matchers as (type, name, value), and a range in seconds.
+    type Asked<'a> = (&'a [(i32, &'a str, &'a str)], i64, i64);
+
+    /// One request.
+    fn check(queries: &[Asked], accepted: &[i32], limits: Limits, expected: Expect) {
+        let query = |(matchers, start, end): &Asked| Query {
             start_ms: start * 1000,
             end_ms: end * 1000,
             matchers: matchers
@@ -326,7 +329,7 @@ mod tests {
     #[test]
     fn what_cannot_be_answered_is_refused_with_the_reason() {
         let name = (0, "__name__", "up");
-        let all: &[(&[(i32, &str, &str)], i64, i64)] = &[(&[name], 0, 100)];
+        let all: &[Asked] = &[(&[name], 0, 100)];
         check(
             all,
             &[1],
