@@ -1,10 +1,12 @@
-//! Real clients against the real server: Prometheus as remote writer and as judge of our answers, and promtool.
+//! Real clients against the real server: Prometheus as remote writer, as judge of our answers, as remote reader and as one that scrapes
+//! what we have, and promtool.
 
 #![allow(clippy::disallowed_methods, reason = "a test on real processes runs in real time")]
 
 use anyhow::{Context, Result, ensure};
 use hindcast_chaos::process::{Cluster, free_addresses};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -97,17 +99,7 @@ async fn run() -> Result<()> {
          scrape_configs: [{{job_name: prometheus, static_configs: [{{targets: ['{theirs}']}}]}}]\n\
          remote_write: [{{url: 'http://{ours}/api/v1/write', queue_config: {{batch_send_deadline: 200ms}}}}]\n"
     );
-    let config_file = dir.join("prometheus.yml");
-    std::fs::write(&config_file, config)?;
-    let _prometheus = Stopped(
-        Command::new("prometheus")
-            .arg(format!("--config.file={}", config_file.display()))
-            .arg(format!("--storage.tsdb.path={}", dir.join("tsdb").display()))
-            .arg(format!("--web.listen-address={theirs}"))
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(dir.join("prometheus.log"))?)
-            .spawn()?,
-    );
+    let _prometheus = prometheus(&dir, "prometheus", &config, theirs)?;
     let started = Instant::now();
     while ask(ours, "count(up)", unix_now()).await?.is_empty() {
         ensure!(
@@ -152,5 +144,52 @@ async fn run() -> Result<()> {
     let said = String::from_utf8_lossy(&tool.stdout);
     ensure!(tool.status.success() && said.contains("up{"), "promtool: {said}");
     println!("promtool query instant: {}", said.trim());
+    read_back(ours, &dir, at, &queries).await
+}
+
+/// A Prometheus of its own, which has nothing but what it reads and scrapes here.
+async fn read_back(ours: SocketAddr, dir: &Path, at: f64, queries: &[&str]) -> Result<()> {
+    let reader = free_addresses(1)?[0];
+    let config = format!(
+        "global: {{scrape_interval: 1s}}\n\
+         remote_read: [{{url: 'http://{ours}/api/v1/read', read_recent: true}}]\n\
+         scrape_configs: [{{job_name: federate, honor_labels: true, metrics_path: /federate, \
+         params: {{'match[]': ['{{job=\"prometheus\"}}']}}, static_configs: [{{targets: ['{ours}']}}]}}]\n"
+    );
+    let _prometheus = prometheus(dir, "reader", &config, reader)?;
+    let started = Instant::now();
+    let scraped = "scrape_samples_scraped{job=\"federate\"} > 100";
+    loop {
+        match ask(reader, scraped, unix_now()).await {
+            Ok(found) if !found.is_empty() => break,
+            last => ensure!(
+                started.elapsed() < Duration::from_secs(60),
+                "nothing was scraped from /federate within a minute: {last:?}"
+            ),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    for query in queries {
+        let (a, b) = (ask(ours, query, at).await?, ask(reader, query, at).await?);
+        ensure!(!b.is_empty() && a == b, "{query}: {a:?} here, {b:?} read back");
+    }
+    println!("remote read: {} queries, each bit; /federate is scraped", queries.len());
     Ok(())
+}
+
+/// A Prometheus that runs until it is dropped.
+fn prometheus(dir: &Path, name: &str, config: &str, listen: SocketAddr) -> Result<Stopped> {
+    let config_file = dir.join(format!("{name}.yml"));
+    std::fs::write(&config_file, config)?;
+    let started = Command::new("prometheus")
+        .arg(format!("--config.file={}", config_file.display()))
+        .arg(format!(
+            "--storage.tsdb.path={}",
+            dir.join(format!("{name}-tsdb")).display()
+        ))
+        .arg(format!("--web.listen-address={listen}"))
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(dir.join(format!("{name}.log")))?)
+        .spawn()?;
+    Ok(Stopped(started))
 }
