@@ -14,7 +14,7 @@ use crate::value::{Answer, LogsValue, MatrixSeries, Value, VectorSample};
 use crate::{load, logs, piped};
 use hindcast_logql::{LogSelector, Metric, Pipeline, Stage};
 use hindcast_model::{Class, Classify, Labels, Positions, ResourceId, SpanNs, TenantId, TimestampNs};
-use hindcast_promql::{AggregateOp, Expr, ParseError, ValueType};
+use hindcast_promql::{AggregateOp, Expr, ParseError, QueryRange, ValueType};
 use hindcast_storage::read::{Direction, LabelTexts};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -170,7 +170,11 @@ impl Engine {
 
     /// The value of an expression at one instant.
     pub async fn instant(&self, q: &InstantQuery) -> Result<Answer<Value>, QueryError> {
-        let expr = self.parse(&q.expr)?;
+        let of_instant = QueryRange {
+            step_ms: 0,
+            range_ms: 0,
+        };
+        let expr = self.parse(&q.expr, Some(of_instant))?;
         let at = q.at.as_ms();
         let steps = Steps {
             start: at,
@@ -184,14 +188,18 @@ impl Engine {
 
     /// The values of an expression at each step from `start` to `end`.
     pub async fn range(&self, q: &RangeQuery) -> Result<Answer<Value>, QueryError> {
-        let expr = self.parse(&q.expr)?;
+        let steps = self.steps(q.start, q.end, q.step)?;
+        let of_range = QueryRange {
+            step_ms: steps.step,
+            range_ms: q.end.as_ms() - q.start.as_ms(),
+        };
+        let expr = self.parse(&q.expr, Some(of_range))?;
         if !matches!(expr.value_type(), ValueType::Scalar | ValueType::Vector) {
             return Err(QueryError::Parameter(format!(
                 "invalid expression type {:?} for range query, must be Scalar or instant Vector",
                 expr.value_type().as_str()
             )));
         }
-        let steps = self.steps(q.start, q.end, q.step)?;
         let planned = plan::plan(&expr, steps, lookback_ms(&q.options));
         let (out, answer) = self.run(&q.tenant, planned, &q.options, steps, true).await?;
         Ok(answer.map(|_| range_value(out, steps)))
@@ -290,7 +298,7 @@ impl Engine {
 
     /// Likewise, of PromQL.
     pub fn printed_promql(&self, expr: &str) -> Result<String, QueryError> {
-        Ok(self.parse(expr)?.to_string())
+        Ok(self.parse(expr, None)?.to_string())
     }
 
     /// Label sets, sorted.
@@ -351,9 +359,13 @@ impl Engine {
         Ok(())
     }
 
-    fn parse(&self, text: &str) -> Result<Expr, QueryError> {
+    fn parse(&self, text: &str, query: Option<QueryRange>) -> Result<Expr, QueryError> {
         self.check_length(text)?;
-        Ok(hindcast_promql::parse(text)?)
+        let parsed = match query {
+            Some(query) => hindcast_promql::parse_within(text, query),
+            None => hindcast_promql::parse(text),
+        };
+        Ok(parsed?)
     }
 
     fn steps(&self, start: TimestampNs, end: TimestampNs, step: SpanNs) -> Result<Steps, QueryError> {

@@ -6,9 +6,10 @@
 //! - A tree is at most [`DEPTH_MAX`] deep, so that recursion over it is safe.
 //!
 //! Lengths of time are whole milliseconds (`i64`), PromQL's resolution. Deliberately absent: native histogram
-//! functions, and the syntax that Prometheus hides behind feature flags (duration arithmetic, `anchored`, `fill`).
+//! functions, and syntax that Prometheus hides behind feature flags (`anchored`, `fill`).
 
 pub mod ast;
+mod durations;
 pub mod functions;
 pub mod lexer;
 mod parser;
@@ -17,6 +18,7 @@ mod print;
 pub use ast::{
     AggregateOp, At, BinaryOp, Cardinality, Expr, Grouping, Kind, Literal, Matching, Selector, Span, ValueType,
 };
+pub use durations::QueryRange;
 pub use functions::Function;
-pub use parser::{DEPTH_MAX, ParseError, parse, parse_selector};
+pub use parser::{DEPTH_MAX, ParseError, parse, parse_selector, parse_within};
 pub use print::{quoted, write_number};

@@ -3,6 +3,7 @@
 use crate::ast::{
     AggregateOp, At, BinaryOp, Cardinality, Expr, Grouping, Kind, Literal, Matching, Selector, Span, ValueType,
 };
+use crate::durations::QueryRange;
 use crate::functions::{self, Function};
 use crate::lexer::{self, Token};
 use hindcast_model::{METRIC_NAME, MatchOp, Matcher};
@@ -36,7 +37,17 @@ impl ParseError {
 
 /// Parses and type-checks an expression.
 pub fn parse(text: &str) -> Result<Expr, ParseError> {
+    parsed(Parser::new(text)?)
+}
+
+/// Likewise, of a query whose step and range are known: `step()` and `range()` have a value.
+pub fn parse_within(text: &str, query: QueryRange) -> Result<Expr, ParseError> {
     let mut p = Parser::new(text)?;
+    p.query = Some(query);
+    parsed(p)
+}
+
+fn parsed(mut p: Parser) -> Result<Expr, ParseError> {
     if p.peek() == &Token::End {
         return Err(p.fail("no expression found in input"));
     }
@@ -73,10 +84,11 @@ enum Rest {
     Cannot,
 }
 
-struct Parser<'a> {
+pub(crate) struct Parser<'a> {
     text: &'a str,
     tokens: Vec<(Token, Span)>,
     at: usize,
+    pub(crate) query: Option<QueryRange>,
 }
 
 impl<'a> Parser<'a> {
@@ -85,6 +97,7 @@ impl<'a> Parser<'a> {
             text,
             tokens: lexer::tokens(text, lexer::Dialect::PromQl)?,
             at: 0,
+            query: None,
         })
     }
 
@@ -96,22 +109,22 @@ impl<'a> Parser<'a> {
         &self.tokens[(self.at + 1).min(self.tokens.len() - 1)].0
     }
 
-    fn span(&self) -> Span {
+    pub(crate) fn span(&self) -> Span {
         self.tokens[self.at].1
     }
 
-    fn next(&mut self) -> Token {
+    pub(crate) fn next(&mut self) -> Token {
         let token = self.tokens[self.at].0.clone();
         // `End` stays.
         self.at = (self.at + 1).min(self.tokens.len() - 1);
         token
     }
 
-    fn is(&self, sign: &str) -> bool {
+    pub(crate) fn is(&self, sign: &str) -> bool {
         matches!(self.peek(), Token::Sign(s) if *s == sign)
     }
 
-    fn take(&mut self, sign: &str) -> bool {
+    pub(crate) fn take(&mut self, sign: &str) -> bool {
         let is = self.is(sign);
         if is {
             self.next();
@@ -123,7 +136,7 @@ impl<'a> Parser<'a> {
         matches!(self.peek(), Token::Word(w) if w.eq_ignore_ascii_case(word))
     }
 
-    fn expect(&mut self, sign: &str, context: &str) -> Result<(), ParseError> {
+    pub(crate) fn expect(&mut self, sign: &str, context: &str) -> Result<(), ParseError> {
         if self.take(sign) {
             return Ok(());
         }
@@ -146,7 +159,7 @@ impl<'a> Parser<'a> {
         ParseError::new(self.text, self.span(), message.to_owned())
     }
 
-    fn fail_at(&self, span: Span, message: String) -> ParseError {
+    pub(crate) fn fail_at(&self, span: Span, message: String) -> ParseError {
         ParseError::new(self.text, span, message)
     }
 
@@ -178,7 +191,7 @@ impl<'a> Parser<'a> {
         })
     }
 
-    fn too_deep(&self, span: Span) -> ParseError {
+    pub(crate) fn too_deep(&self, span: Span) -> ParseError {
         self.fail_at(span, format!("the expression is nested deeper than {DEPTH_MAX} levels"))
     }
 
@@ -431,39 +444,6 @@ impl<'a> Parser<'a> {
             }
             Kind::Vector(selector) => self.node(start, Kind::Matrix { selector, range_ms }),
             _ => Err(self.fail_at(open, "ranges only allowed for vector selectors".to_owned())),
-        }
-    }
-
-    fn positive_duration(&mut self, what: &str) -> Result<i64, ParseError> {
-        let span = self.span();
-        let ms = self.duration(what)?;
-        if ms <= 0 {
-            return Err(self.fail_at(span, format!("{what} must be greater than 0")));
-        }
-        Ok(ms)
-    }
-
-    fn signed_duration(&mut self) -> Result<i64, ParseError> {
-        let negative = match self.peek() {
-            Token::Sign("-") => true,
-            Token::Sign("+") => false,
-            _ => return self.duration("offset"),
-        };
-        self.next();
-        let ms = self.duration("offset")?;
-        Ok(if negative { -ms } else { ms })
-    }
-
-    /// A length of time, or a number of seconds.
-    fn duration(&mut self, what: &str) -> Result<i64, ParseError> {
-        let span = self.span();
-        match self.next() {
-            Token::Duration(ms) => Ok(ms),
-            Token::Number(s) => ms_of_seconds(s).ok_or_else(|| self.fail_at(span, "duration out of range".to_owned())),
-            other => Err(self.fail_at(
-                span,
-                format!("unexpected {} in {what}, expected number or duration", other.shown()),
-            )),
         }
     }
 
@@ -813,7 +793,7 @@ fn word_number(word: &str) -> Option<f64> {
 }
 
 /// Rounded to the nearest millisecond; `None` when it is no time at all.
-fn ms_of_seconds(s: f64) -> Option<i64> {
+pub(crate) fn ms_of_seconds(s: f64) -> Option<i64> {
     let ms = (s * 1000.0).round();
     // Nanoseconds must fit too: nobody's data lies outside the years 1677 to 2262.
     (ms.abs() <= 9.2e15).then_some(ms as i64)
