@@ -221,7 +221,7 @@ impl ShardMachine {
             .iter()
             .map(|d| self.shard.define(&part.tenant, d.streams, &d.labels, &d.owner))
             .collect();
-        if !self.store_rows(index, part, &defined) {
+        if !self.store_rows(index, at, part, &defined) {
             return false;
         }
         for s in &part.streams {
@@ -239,7 +239,7 @@ impl ShardMachine {
         true
     }
 
-    fn store_rows(&mut self, index: u64, part: &PartView<'_>, defined: &[u32]) -> bool {
+    fn store_rows(&mut self, index: u64, at: TimestampNs, part: &PartView<'_>, defined: &[u32]) -> bool {
         let mut sources = self.handle.sources.write();
         let mut runs: Vec<Run> = vec![];
         for group in &part.groups {
@@ -262,7 +262,7 @@ impl ShardMachine {
                 runs,
                 values: group.values,
             };
-            let heard = |tenant: &TenantId, owner, newest| sources.heard(tenant, owner, newest);
+            let heard = |tenant: &TenantId, owner, newest| sources.heard(tenant, owner, newest, at);
             if !self.shard.push_rows(index, &rows, heard) {
                 return false;
             }

@@ -1,8 +1,9 @@
 //! Up to which event time a shard's sources have spoken: what a rule waits for.
 //!
 //! A source is the owner of series. A shard is *complete to t* once every source has sent event time ≥ t minus its
-//! usual spacing; one that was silent for five spacings does not count any more. One that is further behind than a rule waits is
-//! not waited for, although it counts: an agent that catches up, or a host that died, would make every alert of others late.
+//! usual spacing; one that was silent for five spacings does not count any more. One that is late by more than twice what it usually is
+//! is not waited for, although it counts: an agent that catches up, a host that died, or a node that has too much to do would
+//! make every alert of others late.
 //! Derived from applied writes, not replicated: after a restart it fills again.
 
 use hindcast_model::{Owner, SpanNs, TenantId, TimestampNs};
@@ -17,20 +18,26 @@ const SPACING_FIRST: SpanNs = SpanNs::from_secs(15);
 const SPACING_MIN: SpanNs = SpanNs::from_secs(1);
 /// What is due for longer than this did not come in time, and a rule that waits for it waits in vain.
 pub const AWAITED_MAX: SpanNs = SpanNs::from_secs(10);
+/// One that is usually on time may be so late.
+const AWAITED_MIN: SpanNs = SpanNs::from_secs(1);
+/// Of a source's usual lateness, each sample changes one in so many: what is slow for a while does not count as usual.
+const LATENESS_PARTS: u64 = 32;
 
 #[derive(Clone, Copy, Debug)]
 struct Source {
     newest: TimestampNs,
     spacing: SpanNs,
     settled: bool,
+    /// How long after its event time what is newest usually comes.
+    lateness: SpanNs,
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct Sources(BTreeMap<(TenantId, Owner), Source>);
 
 impl Sources {
-    /// A source has sent event time `at`.
-    pub fn heard(&mut self, tenant: &TenantId, owner: Owner, at: TimestampNs) {
+    /// A source has sent event time `at`, and that came at `now`.
+    pub fn heard(&mut self, tenant: &TenantId, owner: Owner, at: TimestampNs, now: TimestampNs) {
         if matches!(owner, Owner::None) {
             return;
         }
@@ -38,6 +45,7 @@ impl Sources {
             newest: at,
             spacing: SPACING_FIRST,
             settled: false,
+            lateness: now.since(at),
         };
         let source = self.0.entry((tenant.clone(), owner)).or_insert(first);
         if at > source.newest {
@@ -51,6 +59,8 @@ impl Sources {
             source.spacing = blended.max(SPACING_MIN);
             source.settled = true;
             source.newest = at;
+            let usual = source.lateness.0 / LATENESS_PARTS * (LATENESS_PARTS - 1);
+            source.lateness = SpanNs(usual.saturating_add(now.since(at).0 / LATENESS_PARTS));
         }
         if self.0.len() > SOURCES_MAX {
             let quietest = self.0.iter().min_by_key(|(_, s)| s.newest).map(|(k, _)| k.clone());
@@ -85,9 +95,13 @@ impl Source {
     }
 
     fn is_awaited(&self, now: TimestampNs) -> bool {
+        if self.lateness > AWAITED_MAX {
+            return false;
+        }
         // Of one sample nobody knows the rhythm.
         let spacing = if self.settled { self.spacing } else { SpanNs::ZERO };
-        now.since(self.newest) <= SpanNs(spacing.0.saturating_add(AWAITED_MAX.0))
+        let late = self.lateness.doubled(1).clamp(AWAITED_MIN, AWAITED_MAX);
+        now.since(self.newest) <= SpanNs(spacing.0.saturating_add(late.0))
     }
 }
 
@@ -106,8 +120,8 @@ mod tests {
         let at = TimestampNs::from_secs;
         assert_eq!(s.complete_to(&t, at(0)), TimestampNs::MAX, "nobody to wait for");
         for i in 0..10 {
-            s.heard(&t, owner(1), at(i * 10));
-            s.heard(&t, owner(2), at(i * 5));
+            s.heard(&t, owner(1), at(i * 10), at(i * 10));
+            s.heard(&t, owner(2), at(i * 5), at(i * 5));
         }
         assert_eq!(
             s.complete_to(&t, at(60)),
@@ -129,23 +143,50 @@ mod tests {
             kind: Kind::Host,
         };
         let at = TimestampNs::from_secs;
-        for i in 0..=10 {
-            s.heard(&t, owner(1), at(i * 15));
-        }
         let spoken = |s: &Sources, now| (s.complete_to(&t, at(now)), s.awaited_to(&t, at(now)));
+        for i in 0..=10 {
+            s.heard(&t, owner(1), at(i * 15), at(i * 15));
+        }
         assert_eq!(spoken(&s, 151), (at(165), at(165)));
         // It died; its next sample was due at 165.
-        assert_eq!(spoken(&s, 175), (at(165), at(165)), "it may be late");
+        assert_eq!(spoken(&s, 166), (at(165), at(165)), "it may be late");
         assert_eq!(
-            spoken(&s, 176),
+            spoken(&s, 167),
             (at(165), TimestampNs::MAX),
             "it is missing, and nobody waits"
         );
         assert_eq!(spoken(&s, 226), (TimestampNs::MAX, TimestampNs::MAX), "it is forgotten");
         // Another one sends what it kept for half a minute, from its first sample on.
-        s.heard(&t, owner(1), at(225));
-        s.heard(&t, owner(2), at(196));
+        s.heard(&t, owner(1), at(225), at(225));
+        s.heard(&t, owner(2), at(196), at(226));
         assert_eq!(spoken(&s, 226), (at(211), at(225) + SpanNs::from_ms(22_500)));
+    }
+
+    #[test]
+    fn a_source_that_is_always_late_is_waited_for_and_one_that_is_late_for_once_is_not() {
+        let (mut s, t) = (Sources::default(), TenantId::default());
+        let owner = Owner::Resource {
+            id: ResourceId([1; 16]),
+            kind: Kind::Host,
+        };
+        let at = TimestampNs::from_secs;
+        // Its samples lie four seconds in a queue of its own.
+        for i in 0..50 {
+            s.heard(&t, owner, at(i * 15), at(i * 15 + 4));
+        }
+        let due = at(50 * 15);
+        assert_eq!(s.awaited_to(&t, due + SpanNs::from_secs(8)), due);
+        assert_eq!(s.awaited_to(&t, due + SpanNs::from_secs(9)), TimestampNs::MAX);
+        // From now on twelve: it takes a while until that is usual, and then nobody waits so long.
+        for i in 50..52 {
+            s.heard(&t, owner, at(i * 15), at(i * 15 + 12));
+        }
+        let due = at(52 * 15);
+        assert_eq!(s.awaited_to(&t, due + SpanNs::from_secs(8)), due);
+        for i in 52..200 {
+            s.heard(&t, owner, at(i * 15), at(i * 15 + 12));
+        }
+        assert_eq!(s.awaited_to(&t, at(200 * 15)), TimestampNs::MAX);
     }
 
     #[test]
@@ -156,7 +197,7 @@ mod tests {
             kind: Kind::Host,
         };
         for at in [10, 20, 5, 30] {
-            s.heard(&t, owner, TimestampNs::from_secs(at));
+            s.heard(&t, owner, TimestampNs::from_secs(at), TimestampNs::from_secs(at));
         }
         assert_eq!(
             s.complete_to(&t, TimestampNs::from_secs(30)),

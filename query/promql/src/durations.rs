@@ -261,7 +261,8 @@ mod tests {
                 1:10: parse error: unexpected "step" in offset, expected number or duration
             x offset
                 1:9: parse error: unexpected end of input in offset, expected number or duration
-            1:8: parse error: step() has a value in a query over a time range only"#]].assert_eq(&shown);
+            1:8: parse error: step() has a value in a query over a time range only"#]]
+        .assert_eq(&shown);
     }
 
     #[test]
