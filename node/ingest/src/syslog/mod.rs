@@ -110,7 +110,14 @@ impl Tally {
 
     /// Marks and counts.
     pub fn list(&self) -> [(&'static str, u64); 6] {
-        let counts = [self.unknown, self.data, self.cut, self.replaced, self.retimed, self.unnamed];
+        let counts = [
+            self.unknown,
+            self.data,
+            self.cut,
+            self.replaced,
+            self.retimed,
+            self.unnamed,
+        ];
         std::array::from_fn(|i| (Self::MARKS[i], counts[i]))
     }
 
