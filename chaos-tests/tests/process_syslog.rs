@@ -356,8 +356,9 @@ fn rsyslogd_and_logger_are_read_back() -> Result<()> {
         let read = lines(&query, &who)?;
         let mut numbers: Vec<usize> = vec![];
         for line in &read {
-            let number = line
-                .line
+            // rsyslog's template of RFC 5424 keeps the space that stood behind the tag; it is kept here, too.
+            let text = line.line.strip_prefix(' ').unwrap_or(&line.line);
+            let number = text
                 .strip_prefix("디스크 ")
                 .and_then(|l| l.strip_suffix(" is at 93 % \"full\""));
             numbers.push(number.with_context(|| format!("{line:?}"))?.parse()?);

@@ -19,7 +19,7 @@ pub use config::ServerConfig;
 use hindcast_alerting::gateway::GatewayPart;
 use hindcast_env::io::{SystemClock, os_rng};
 use hindcast_env::{Clock, ColdTier, Rng};
-use hindcast_ingest::syslog::listen::Sources;
+use hindcast_ingest::syslog::listen::{Sources, Transport};
 use hindcast_itsm::DeskPart;
 use hindcast_model::NodeId;
 use hindcast_node::io::cold::ObjectCold;
@@ -92,12 +92,14 @@ fn syslog_writer(node: NodeId) -> Result<String, Failure> {
     Ok(format!("hindcast/syslog/{node}/{:016x}", rng.next_u64()))
 }
 
-fn announce_syslog(bound: &[Bound]) {
+fn announce_syslog(bound: &[Bound], config: &ServerConfig) {
+    let has_authority = config.tls.as_ref().is_some_and(|t| t.ca.is_some());
     for one in bound {
         let listen = one.listen();
         println!("syslog on {}://{}", listen.transport.as_str(), one.address());
         let is_open = listen.sources == Sources::Anybody && !one.address().ip().is_loopback();
-        if is_open && listen.transport != hindcast_ingest::syslog::listen::Transport::Tls {
+        let is_guarded = listen.transport == Transport::Tls && has_authority;
+        if is_open && !is_guarded {
             tracing::warn!(%listen, "anybody who reaches this address may write lines: name who may with ?from=10.0.0.0/8");
         }
     }
@@ -194,7 +196,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     tokio::spawn(maintenance.scrub_in_background(node.clone(), config.test_only.small_files));
 
     announce(&config, node.id(), address);
-    announce_syslog(&syslog_bound);
+    announce_syslog(&syslog_bound, &config);
     let (health, health_service) = tonic_health::server::health_reporter();
     tokio::spawn(report_health(node.clone(), health));
     let describe = || {

@@ -23,6 +23,7 @@ use super::{IngestError, IngestState};
 use crate::io::tls::{Let, Tls};
 use crate::write::WriteError;
 use bytes::BufMut;
+use futures::FutureExt;
 use hindcast_ingest::syslog::frame::{Framer, datagram};
 use hindcast_ingest::syslog::listen::{Listen, Transport};
 use hindcast_ingest::syslog::{self, Message, Names, Settings};
@@ -338,10 +339,10 @@ impl Listener {
                 _ => self.of.bounds.frame_span,
             };
             let read = tokio::select! {
-                read = tokio::time::timeout(patience, read_some(&mut stream, &mut framer)) => read,
+                read = tokio::time::timeout(patience, read_some(&mut stream, &mut framer, READ_BYTES)) => read,
                 _ = self.stop.wait_for(|s| *s) => break,
             };
-            let read = match read {
+            let mut read = match read {
                 Ok(Ok(0) | Err(_)) => break,
                 Ok(Ok(read)) => read,
                 Err(_) if framer.pending() == 0 => break,
@@ -353,9 +354,21 @@ impl Listener {
                     continue;
                 }
             };
+            // TLS gives a record at a time: what has come already is taken along.
+            let mut has_ended = false;
+            while read < READ_BYTES && !has_ended {
+                match read_some(&mut stream, &mut framer, READ_BYTES - read).now_or_never() {
+                    None => break,
+                    Some(Ok(0) | Err(_)) => has_ended = true,
+                    Some(Ok(more)) => read += more,
+                }
+            }
             let frames: Vec<_> = std::iter::from_fn(|| framer.next_frame()).collect();
             if !self.store(frames, read, read == READ_BYTES, peer).await {
                 return;
+            }
+            if has_ended {
+                break;
             }
         }
         let rest = framer.end();
@@ -407,8 +420,8 @@ impl Listener {
     }
 }
 
-async fn read_some(stream: &mut (impl AsyncRead + Unpin), framer: &mut Framer) -> io::Result<usize> {
-    stream.read_buf(&mut framer.buffer().limit(READ_BYTES)).await
+async fn read_some(stream: &mut (impl AsyncRead + Unpin), framer: &mut Framer, bytes_max: usize) -> io::Result<usize> {
+    stream.read_buf(&mut framer.buffer().limit(bytes_max)).await
 }
 
 /// Makes batches of what waits, and stores them one after the other.
