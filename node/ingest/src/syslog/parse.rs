@@ -370,7 +370,7 @@ mod tests {
     fn check(message: &str, expect: Expect) {
         let p = parse(message);
         let received = TimestampNs::from_secs(1_700_000_000);
-        let mut out = format!("{}", p.format.as_str());
+        let mut out = p.format.as_str().to_owned();
         if let Some(priority) = p.priority {
             out += &format!(" {}.{}", priority.facility(), priority.severity());
         }
