@@ -86,11 +86,15 @@ pub enum Refusal {
     DeltaOutOfOrder { at: TimestampNs, last: TimestampNs },
     #[error("{series_max} delta series are summed already on this node; send cumulative sums")]
     TooManyDeltas { series_max: usize },
+    #[error("the line cannot be read: {why}")]
+    BadLine { why: String },
+    #[error("its value is a text, and only numbers are stored")]
+    TextValue,
 }
 
 impl Refusal {
     /// Every code, for counters.
-    pub const CODES: [&'static str; 20] = [
+    pub const CODES: [&'static str; 22] = [
         "no_labels",
         "no_name",
         "too_many_labels",
@@ -111,6 +115,8 @@ impl Refusal {
         "native_histogram",
         "delta_out_of_order",
         "too_many_deltas",
+        "bad_line",
+        "text_value",
     ];
 
     /// A short, stable name of the reason, for counters.
@@ -136,6 +142,8 @@ impl Refusal {
             Self::NativeHistogram => "native_histogram",
             Self::DeltaOutOfOrder { .. } => "delta_out_of_order",
             Self::TooManyDeltas { .. } => "too_many_deltas",
+            Self::BadLine { .. } => "bad_line",
+            Self::TextValue => "text_value",
         }
     }
 }

@@ -11,15 +11,19 @@ pub enum Protocol {
     OtlpLogs,
     RemoteWrite,
     Loki,
+    Influx,
+    Syslog,
 }
 
 impl Protocol {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::Own,
         Self::OtlpMetrics,
         Self::OtlpLogs,
         Self::RemoteWrite,
         Self::Loki,
+        Self::Influx,
+        Self::Syslog,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -29,6 +33,8 @@ impl Protocol {
             Self::OtlpLogs => "otlp_logs",
             Self::RemoteWrite => "remote_write",
             Self::Loki => "loki",
+            Self::Influx => "influx",
+            Self::Syslog => "syslog",
         }
     }
 }

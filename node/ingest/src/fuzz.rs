@@ -4,7 +4,7 @@ use crate::decompress::{Encoding, decompress};
 use crate::intake::Ids;
 use crate::otlp::{self, DeltaState, LogsRequest, MetricsRequest};
 use crate::own::SeriesRefs;
-use crate::{Books, LimitsContext, Naming, Protocol, SeriesCache, loki, own, remote_write};
+use crate::{Books, LimitsContext, Naming, Protocol, SeriesCache, influx, loki, own, remote_write, syslog};
 use bytes::Bytes;
 use hindcast_env::fuzz::Target;
 use hindcast_model::{Labels, Owner, ShardId, ShardMap, Slot, TenantId, TimestampNs};
@@ -59,6 +59,16 @@ pub const TARGETS: &[Target] = &[
         name: "ingest-otlp-logs-json",
         run: otlp_logs_json,
         seeds: otlp_logs_json_seeds,
+    },
+    Target {
+        name: "ingest-syslog",
+        run: syslog_messages,
+        seeds: syslog_seeds,
+    },
+    Target {
+        name: "ingest-influx",
+        run: influx_lines,
+        seeds: influx_seeds,
     },
     Target {
         name: "ingest-decompress",
@@ -420,6 +430,58 @@ fn otlp_logs_json_seeds() -> Vec<Vec<u8>> {
     serde_json::to_vec(&logs_request()).into_iter().collect()
 }
 
+/// As a connection brings them, in pieces of two sizes, and all of it as one datagram; with a charset and without.
+fn syslog_messages(bytes: &[u8]) {
+    let pieces = [
+        syslog::frame::frames_in_steps(bytes, 7),
+        syslog::frame::frames_in_steps(bytes, 4096),
+    ];
+    assert_eq!(pieces[0], pieces[1], "frames do not depend on how their bytes came");
+    let frames = pieces.into_iter().flatten().chain(syslog::frame::datagram(bytes));
+    let messages: Vec<_> = frames
+        .map(|frame| syslog::Message {
+            frame,
+            peer: [10, 0, 0, 7].into(),
+            received: LIMITS.now,
+        })
+        .collect();
+    for charset in [None, Some(encoding_rs::EUC_KR)] {
+        let settings = syslog::Settings {
+            tenant: TenantId::default(),
+            zone: jiff::tz::TimeZone::UTC,
+            charset,
+            devices: syslog::Devices::default(),
+        };
+        let (read, _) = syslog::adapt(&settings, &messages, &LIMITS, &mut syslog::Names::default());
+        assert_eq!(read.batch.lines() + read.rejected.items(), messages.len() as u64);
+    }
+}
+
+fn syslog_seeds() -> Vec<Vec<u8>> {
+    let mut mixed = vec![];
+    for message in [
+        "<34>1 2023-11-14T22:13:20.003Z web-1 su - ID47 [a@1 b=\"c\\\"d\" e=\"f\"][g] \u{feff}'su root' failed",
+        "<13>1 - - - - - - 디스크",
+        "<14>1 2023-11-14T22:13:20+09:00 h a 1 - -",
+    ] {
+        mixed.extend_from_slice(format!("{} {message}{message}\n", message.len()).as_bytes());
+    }
+    let lines =
+        b"<34>Oct 11 22:14:15 web-1 su[3]: failed\n<189>45: *Mar  1 18:46:11.123 UTC: %SYS-5-CONFIG_I: x\nplain\n";
+    let (korean, ..) = encoding_rs::EUC_KR.encode("<13>Nov 14 22:13:19 web-1 app: 디스크가 가득 찼습니다\n");
+    vec![mixed, lines.to_vec(), korean.into_owned()]
+}
+
+fn influx_lines(bytes: &[u8]) {
+    let _ = influx::adapt(&TenantId::default(), bytes, influx::Precision::Nanoseconds, &LIMITS);
+}
+
+fn influx_seeds() -> Vec<Vec<u8>> {
+    let text = "# a comment\ncpu,host=web-1,cp\\ u=a\\,b usage=97.5,n=3i,m=4u,ok=t,t=\"a \\\"b\\\"\n c\" 1700000000000000000\n\
+                up value=1\nbad\n";
+    vec![text.as_bytes().to_vec()]
+}
+
 fn compressed(bytes: &[u8]) {
     let body = Bytes::copy_from_slice(bytes);
     for encoding in [Encoding::Gzip, Encoding::Zstd, Encoding::Snappy] {
@@ -460,6 +522,16 @@ mod tests {
         });
         let read = loki::adapt_json(&TenantId::default(), &loki_json_seeds()[0], &LIMITS).unwrap();
         assert_eq!(read.batch.lines(), 2);
+        let frames = |seed: &[u8]| syslog::frame::frames_in_steps(seed, 100).len();
+        assert_eq!(syslog_seeds().iter().map(|s| frames(s)).collect::<Vec<_>>(), [6, 3, 1]);
+        let read = influx::adapt(
+            &TenantId::default(),
+            &influx_seeds()[0],
+            influx::Precision::Nanoseconds,
+            &LIMITS,
+        );
+        let read = read.unwrap();
+        assert_eq!((read.adapted.batch.samples(), read.adapted.rejected.items()), (5, 1));
         let request = otlp::from_json::<LogsRequest>(Protocol::OtlpLogs, &otlp_logs_json_seeds()[0]).unwrap();
         assert_eq!(
             otlp::logs::adapt(&TenantId::default(), request, &LIMITS).batch.lines(),

@@ -19,6 +19,7 @@ mod error;
 #[doc(hidden)]
 pub mod fuzz;
 mod identity;
+pub mod influx;
 pub mod intake;
 mod known;
 pub mod loki;
@@ -26,6 +27,7 @@ pub mod otlp;
 pub mod own;
 mod owners;
 pub mod remote_write;
+pub mod syslog;
 #[cfg(test)]
 pub(crate) mod testing;
 mod walk;

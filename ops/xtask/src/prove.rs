@@ -158,6 +158,12 @@ const PROOFS: &[Proof] = &[
         env: &[],
     },
     Proof {
+        name: "clients",
+        shows: "real senders of syslog: rsyslogd by UDP, TCP and TLS, logger in all its forms, read back in LogQL",
+        run: Run::ignored("hindcast-chaos", "process_syslog"),
+        env: &[],
+    },
+    Proof {
         name: "export",
         shows: "DuckDB reads back every bit of an export (python3 with duckdb; PYTHON names another one)",
         run: Run::ignored("hindcast-chaos", "process_export"),

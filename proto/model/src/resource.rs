@@ -309,7 +309,10 @@ fn key_of(kind: Kind, labels: &Labels, attrs: &[(String, String)], told: bool) -
         Kind::Interface => Some(vec![get("instance")?, get("ifIndex")?]),
         Kind::Device => {
             let hardware = || Some(vec![get("hw.id")?, get("hw.name")?]);
-            hardware().or_else(|| if told { address() } else { None })
+            // A device by the name under which its syslog comes; its series are known by the same one.
+            let by_syslog = || Some(vec![get("syslog.device")?]);
+            let by_address = || if told { address() } else { None };
+            hardware().or_else(by_syslog).or_else(by_address)
         }
         Kind::Vm => Some(vec![get("vcenter.vm.id")?]),
         Kind::Hypervisor => Some(vec![get("vcenter.host.name")?]),
@@ -388,6 +391,12 @@ mod tests {
         );
         check("sysUpTime", &[("instance", "sw1")], &[], expect!["device sw1"]);
         check("ALERTS", &[("alertname", "x")], &[], expect!["none"]);
+        check(
+            "",
+            &[("host_name", "sw1"), ("syslog_device", "sw1")],
+            &[],
+            expect!["device sw1"],
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 mod delta;
 pub mod logs;
 pub mod metrics;
-mod names;
+pub(crate) mod names;
 mod values;
 
 pub use delta::{DELTA_SERIES_MAX, DeltaState};

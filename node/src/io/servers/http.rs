@@ -1,4 +1,5 @@
-//! The HTTP write routes: `/api/v1/write`, `/v1/metrics`, `/v1/logs`, `/loki/api/v1/push`.
+//! The HTTP write routes: `/api/v1/write`, `/v1/metrics`, `/v1/logs`, `/loki/api/v1/push`, and Influx's: `/write`,
+//! `/api/v2/write`, with `/ping`, `/health` and `/query`, which its clients ask first.
 //!
 //! OTLP answers in the encoding of the request; errors there are a `google.rpc.Status`. Remote write and Loki
 //! answer 204, and 400 with the reasons when parts were refused: the rest of such a request is stored.
@@ -7,14 +8,14 @@ use super::grpc::{logs_answer, metrics_answer, wire_too_large};
 use super::{IngestError, IngestState, SHOWN_MAX, Taken};
 use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderName, Request, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{get, post};
 use bytes::Bytes;
 use hindcast_ingest::decompress::{Encoding, decompress};
-use hindcast_ingest::{AdaptError, Protocol, loki, otlp};
+use hindcast_ingest::{AdaptError, Protocol, influx, loki, otlp};
 use hindcast_model::limits::REQUEST_WIRE_BYTES_MAX;
 use hindcast_model::{Classify, TenantId};
 use hindcast_proto::edge;
@@ -31,6 +32,11 @@ pub fn ingest_router(state: IngestState) -> Router {
         .route("/v1/metrics", post(otlp_metrics))
         .route("/v1/logs", post(otlp_logs))
         .route("/loki/api/v1/push", post(loki_push))
+        .route("/write", post(influx_write))
+        .route("/api/v2/write", post(influx_write))
+        .route("/query", get(influx_query).post(influx_query))
+        .route("/ping", get(influx_ping).head(influx_ping))
+        .route("/health", get(influx_health))
         .with_state(state)
 }
 
@@ -39,6 +45,7 @@ pub fn ingest_router(state: IngestState) -> Router {
 enum Form {
     Protobuf,
     Json,
+    Text,
 }
 
 /// A request's body and what its headers say.
@@ -77,11 +84,13 @@ fn encoding_of(headers: &HeaderMap) -> Result<Encoding, AdaptError> {
     })
 }
 
-async fn incoming(request: Request<Body>) -> Result<Incoming, IngestError> {
+/// `text`: the body is text, whatever its type says.
+async fn incoming(request: Request<Body>, text: bool) -> Result<Incoming, IngestError> {
     let headers = request.headers();
     let tenant = header(headers, &HeaderName::from_static(edge::TENANT_KEY));
     let tenant = edge::tenant_of_header(tenant.as_deref())?;
-    let (form, encoding) = (form_of(headers)?, encoding_of(headers)?);
+    let form = if text { Form::Text } else { form_of(headers)? };
+    let encoding = encoding_of(headers)?;
     let body = Limited::new(request.into_body(), REQUEST_WIRE_BYTES_MAX)
         .collect()
         .await;
@@ -100,7 +109,7 @@ async fn incoming(request: Request<Body>) -> Result<Incoming, IngestError> {
 impl IngestState {
     /// Reads a request's head and body; what is refused here is counted here.
     async fn incoming(&self, protocol: Protocol, request: Request<Body>) -> Result<Incoming, IngestError> {
-        let read = incoming(request).await;
+        let read = incoming(request, protocol == Protocol::Influx).await;
         read.inspect_err(|e| self.counters.failed(protocol, e.code()))
     }
 }
@@ -135,7 +144,7 @@ async fn remote_write(State(state): State<IngestState>, request: Request<Body>) 
         Err(why) => return plain_answer(Err(why)),
     };
     let unsupported = match (incoming.form, incoming.encoding) {
-        (Form::Json, _) => AdaptError::UnknownType {
+        (Form::Json | Form::Text, _) => AdaptError::UnknownType {
             given: JSON.to_owned(),
             wanted: PROTOBUF,
         },
@@ -170,7 +179,7 @@ async fn loki_push(State(state): State<IngestState>, request: Request<Body>) -> 
 fn otlp_answer<M: Message + serde::Serialize>(form: Form, status: StatusCode, message: &M) -> Response {
     match form {
         Form::Protobuf => (status, [(CONTENT_TYPE, PROTOBUF)], message.encode_to_vec()).into_response(),
-        Form::Json => {
+        Form::Json | Form::Text => {
             let json = serde_json::to_vec(message).unwrap_or_else(|_| b"{}".to_vec());
             (status, [(CONTENT_TYPE, JSON)], json).into_response()
         }
@@ -181,7 +190,7 @@ fn otlp_error(form: Form, why: &IngestError) -> Response {
     let rpc = edge::rpc_status(why);
     let response = match form {
         Form::Protobuf => (status_of(why), [(CONTENT_TYPE, PROTOBUF)], rpc.encode_to_vec()).into_response(),
-        Form::Json => {
+        Form::Json | Form::Text => {
             let json = serde_json::json!({ "code": rpc.code, "message": rpc.message }).to_string();
             (status_of(why), [(CONTENT_TYPE, JSON)], json).into_response()
         }
@@ -197,7 +206,7 @@ where
     let body = decompress(incoming.encoding, &incoming.body)?;
     match incoming.form {
         Form::Protobuf => otlp::from_protobuf(protocol, &body),
-        Form::Json => otlp::from_json(protocol, &body),
+        Form::Json | Form::Text => otlp::from_json(protocol, &body),
     }
 }
 
@@ -225,4 +234,121 @@ async fn otlp_logs(State(state): State<IngestState>, request: Request<Body>) -> 
         Ok(taken) => otlp_answer(form, StatusCode::OK, &logs_answer(&taken)),
         Err(why) => otlp_error(form, &why),
     }
+}
+
+/// One parameter of a query string, decoded.
+fn parameter(query: &str, name: &str) -> Option<String> {
+    let pair = query
+        .split('&')
+        .find_map(|p| p.split_once('=').filter(|(n, _)| *n == name));
+    let bytes = pair?.1.as_bytes();
+    let (mut out, mut at) = (vec![], 0);
+    while let Some(&byte) = bytes.get(at) {
+        let hex = bytes
+            .get(at + 1..at + 3)
+            .and_then(|h| u8::from_str_radix(std::str::from_utf8(h).ok()?, 16).ok());
+        match (byte, hex) {
+            (b'%', Some(decoded)) => {
+                out.push(decoded);
+                at += 2;
+            }
+            (b'+', _) => out.push(b' '),
+            _ => out.push(byte),
+        }
+        at += 1;
+    }
+    Some(String::from_utf8_lossy(&out).into_owned())
+}
+
+/// Both versions' writes. Database, bucket, organisation and retention policy say nothing here: who writes is said by the tenant's header,
+/// as for every other protocol.
+async fn influx_write(State(state): State<IngestState>, RawQuery(query): RawQuery, request: Request<Body>) -> Response {
+    let is_v2 = request.uri().path().starts_with("/api/v2/");
+    let answer = |taken| influx_answer(is_v2, taken);
+    let incoming = match state.incoming(Protocol::Influx, request).await {
+        Ok(incoming) => incoming,
+        Err(why) => return answer(Err(why)),
+    };
+    let given = parameter(&query.unwrap_or_default(), "precision").unwrap_or_default();
+    let Some(precision) = influx::Precision::parse(&given) else {
+        let why = AdaptError::Malformed {
+            protocol: Protocol::Influx,
+            why: format!("precision {given:?} is none of ns, us, ms, s, m and h"),
+        };
+        return answer(state.take(Protocol::Influx, Err(why.into())).await);
+    };
+    let body = decompress(incoming.encoding, &incoming.body);
+    answer(state.influx(&incoming.tenant, body, precision).await)
+}
+
+/// 204, or the reasons as each version's clients read them.
+fn influx_answer(is_v2: bool, taken: Result<Taken, IngestError>) -> Response {
+    let (status, code, message, error) = match taken {
+        Ok(taken) if taken.rejected.is_empty() => return StatusCode::NO_CONTENT.into_response(),
+        Ok(taken) => {
+            // What Telegraf looks for, so as not to send the lines that are stored again.
+            let dropped = taken.rejected.items();
+            let message = format!("partial write: {} dropped={dropped}", taken.rejected.summary(SHOWN_MAX));
+            (StatusCode::BAD_REQUEST, "invalid", message, None)
+        }
+        Err(why) => {
+            let status = status_of(&why);
+            let code = match status {
+                StatusCode::TOO_MANY_REQUESTS => "too many requests",
+                StatusCode::SERVICE_UNAVAILABLE => "unavailable",
+                StatusCode::PAYLOAD_TOO_LARGE => "request too large",
+                s if s.is_server_error() => "internal error",
+                _ => "invalid",
+            };
+            (status, code, why.to_string(), Some(why))
+        }
+    };
+    let json = match is_v2 {
+        true => serde_json::json!({ "code": code, "message": message }),
+        false => serde_json::json!({ "error": message }),
+    };
+    let response = (status, [(CONTENT_TYPE, JSON)], json.to_string()).into_response();
+    match &error {
+        Some(why) => with_retry(why, response),
+        None => response,
+    }
+}
+
+/// Telegraf asks to make its database before it writes. There is none to make; queries are PromQL's business.
+async fn influx_query(RawQuery(query): RawQuery, body: Bytes) -> Response {
+    let query = query.unwrap_or_default();
+    let asked = parameter(&query, "q").or_else(|| parameter(&String::from_utf8_lossy(&body), "q"));
+    let is_create = asked.is_some_and(|q| q.trim_start().to_ascii_uppercase().starts_with("CREATE DATABASE"));
+    let (status, json) = match is_create {
+        true => (
+            StatusCode::OK,
+            serde_json::json!({ "results": [{ "statement_id": 0 }] }),
+        ),
+        false => (
+            StatusCode::BAD_REQUEST,
+            serde_json::json!({ "error": "InfluxQL is not spoken here: ask /api/v1/query in PromQL" }),
+        ),
+    };
+    (status, [(CONTENT_TYPE, JSON)], json.to_string()).into_response()
+}
+
+/// The version whose writes are understood.
+const INFLUX_VERSION: &str = "1.8.10";
+
+async fn influx_ping(RawQuery(query): RawQuery) -> Response {
+    let head = [("x-influxdb-version", INFLUX_VERSION), ("x-influxdb-build", "hindcast")];
+    match parameter(&query.unwrap_or_default(), "verbose").as_deref() {
+        Some("true") => {
+            let json = serde_json::json!({ "version": INFLUX_VERSION }).to_string();
+            (head, [(CONTENT_TYPE, JSON)], json).into_response()
+        }
+        _ => (StatusCode::NO_CONTENT, head).into_response(),
+    }
+}
+
+async fn influx_health() -> Response {
+    let json = serde_json::json!({
+        "name": "hindcast", "message": "ready for writes", "status": "pass", "checks": [], "version": env!("CARGO_PKG_VERSION"),
+    });
+    ([(CONTENT_TYPE, JSON)], json.to_string()).into_response()
 }

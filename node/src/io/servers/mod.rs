@@ -1,4 +1,4 @@
-//! The write servers: own gRPC, OTLP over gRPC and HTTP, Prometheus remote write, Loki push.
+//! The write servers: own gRPC, OTLP over gRPC and HTTP, Prometheus remote write, Loki push, Influx line protocol, syslog.
 //!
 //! Each reads a request, lets its adapter (`hindcast-ingest`) turn it into a batch, hands that to the [`BatchSink`],
 //! and answers in its protocol's words. Parts that may not be stored are refused with a reason while the rest is
@@ -10,6 +10,7 @@
 mod counters;
 mod grpc;
 mod http;
+pub mod syslog;
 #[cfg(test)]
 mod tests;
 
@@ -27,8 +28,8 @@ use hindcast_env::Clock;
 use hindcast_ingest::otlp::{self, DeltaState};
 use hindcast_ingest::own::{OwnRequest, SeriesRefs};
 use hindcast_ingest::{
-    AdaptError, Adapted, Books, Intake, Laid, LimitsContext, Naming, Protocol, Rejections, SeriesCache, loki, own,
-    remote_write,
+    AdaptError, Adapted, Books, Intake, Laid, LimitsContext, Naming, Protocol, Rejections, SeriesCache, influx, loki,
+    own, remote_write,
 };
 use hindcast_model::ids::BadTenant;
 use hindcast_model::{BatchId, Class, Classify, TenantId, TimestampNs};
@@ -300,6 +301,22 @@ impl IngestState {
             adapted
         });
         self.take(protocol, named.map_err(Into::into)).await
+    }
+
+    /// A decompressed body of line protocol. Texts among its values are counted and nobody's fault.
+    async fn influx(
+        &self,
+        tenant: &TenantId,
+        body: Result<Bytes, AdaptError>,
+        precision: influx::Precision,
+    ) -> Result<Taken, IngestError> {
+        let limits = self.limits(tenant);
+        let read = body.and_then(|body| influx::adapt(tenant, &body, precision, &limits));
+        let read = read.map(|read| {
+            self.counters.refused(Protocol::Influx, &read.texts);
+            read.adapted
+        });
+        self.take(Protocol::Influx, read.map_err(Into::into)).await
     }
 
     /// Hands on what was read, and counts what became of it.

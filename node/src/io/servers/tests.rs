@@ -17,16 +17,18 @@ use hyper_util::rt::TokioExecutor;
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_client::LogsServiceClient;
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
 use prost::Message;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tonic::Code;
 
-const NOW_SECS: i64 = 1_700_000_000;
+pub(super) const NOW_SECS: i64 = 1_700_000_000;
 
 /// One shard that remembers what its entries hold, and gives ids; answers the next error of its list, if any.
 #[derive(Default)]
-struct Recorder {
-    batches: Mutex<Vec<Batch>>,
-    fails: Mutex<Vec<WriteError>>,
+pub(super) struct Recorder {
+    pub batches: Mutex<Vec<Batch>>,
+    pub fails: Mutex<Vec<WriteError>>,
+    /// Takes nothing now.
+    pub is_full: AtomicBool,
     shard: Shard,
 }
 
@@ -110,6 +112,12 @@ impl BatchSink for Recorder {
     async fn write_intake(&self, intake: Intake, redo: Redo<'_>) -> Result<Written, WriteError> {
         if let Some(why) = self.fails.lock().pop() {
             return Err(why);
+        }
+        if self.is_full.load(Ordering::SeqCst) {
+            return Err(WriteError::QueueFull {
+                shard: ShardId(1),
+                queued_bytes_max: 1,
+            });
         }
         // Later batches of a stream are done sooner; answers must still come in order.
         let held = self.batches.lock().len() as u64;
@@ -701,4 +709,72 @@ async fn logs_become_lines_with_metadata() {
     "#]]
     .assert_eq(&served.stored());
     assert_eq!(Encoding::parse("zstd"), Some(Encoding::Zstd));
+}
+
+#[tokio::test]
+async fn line_protocol_is_stored_and_answered_as_influx_does() {
+    let served = serve().await;
+    let body =
+        "cpu,host=web-1 usage_idle=97.5,ok=t 1700000000\nsystem,host=web-1 uptime_format=\"3 days\" 1700000000\n";
+    let gzip = {
+        use std::io::Write;
+        let mut gzip = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+        gzip.write_all(body.as_bytes()).unwrap();
+        gzip.finish().unwrap()
+    };
+    let as_text = [
+        ("content-type", "text/plain; charset=utf-8"),
+        ("content-encoding", "gzip"),
+    ];
+    let (code, _, said) = served.post("/write?db=telegraf&precision=s", &as_text, gzip).await;
+    assert_eq!((code, said.len()), (204, 0));
+    let more = "mem,host=web-1 used=5i 1700000000000000001\nbad\nup value=1\nmem used=oops";
+    let (code, kind, said) = served
+        .post("/api/v2/write?org=o&bucket=b&precision=ns", &[], more)
+        .await;
+    assert_eq!((code, kind.as_str()), (400, "application/json"));
+    expect![[r#"{"code":"invalid","message":"partial write: 2 refused: line 2 (1): the line cannot be read: it has no fields; line 4 (1): the line cannot be read: the field \"used\": \"oops\" is no number, boolean or text in quotes dropped=2"}"#]]
+    .assert_eq(&String::from_utf8_lossy(&said));
+    let (code, _, said) = served.post("/write?precision=d", &[], "a v=1").await;
+    expect![[r#"400 {"error":"the body is not a readable influx request: precision \"d\" is none of ns, us, ms, s, m and h"}"#]]
+    .assert_eq(&format!("{code} {}", String::from_utf8_lossy(&said)));
+    expect![[r#"
+        cpu_usage_idle{host="web-1"} = 97.5@1700000000.000
+        cpu_ok{host="web-1"} = 1@1700000000.000
+        mem_used{host="web-1"} = 5@1700000000.000
+        up = 1@1700000000.000
+    "#]]
+    .assert_eq(&served.stored());
+    assert_eq!(served.counted("hindcast_ingest_refused_items_total", "text_value"), 1);
+    assert_eq!(served.counted("hindcast_ingest_refused_items_total", "bad_line"), 2);
+    // What cannot be stored now is sent again: both versions' clients do so at these codes.
+    for (fail, code) in [
+        (
+            WriteError::QueueFull {
+                shard: ShardId(2),
+                queued_bytes_max: 9,
+            },
+            429,
+        ),
+        (WriteError::NoLeader { shard: ShardId(2) }, 503),
+    ] {
+        *served.recorder.fails.lock() = vec![fail];
+        assert_eq!(served.post("/api/v2/write", &[], "a v=1").await.0, code);
+    }
+    let get = async |path: &str| {
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        let uri = format!("{}{path}", served.base).parse().unwrap();
+        let answer = Client::<_, Full<Bytes>>::get(&client, uri).await.unwrap();
+        let head = answer.headers().clone();
+        let status = answer.status().as_u16();
+        (status, head, answer.into_body().collect().await.unwrap().to_bytes())
+    };
+    let (code, head, _) = get("/ping").await;
+    assert_eq!((code, head["x-influxdb-version"].to_str().unwrap()), (204, "1.8.10"));
+    let (code, _, said) = get("/health").await;
+    assert!(code == 200 && String::from_utf8_lossy(&said).contains(r#""status":"pass""#));
+    let form = [("content-type", "application/x-www-form-urlencoded")];
+    let (code, _, said) = served.post("/query", &form, "q=CREATE+DATABASE+%22telegraf%22").await;
+    assert_eq!((code, &said[..]), (200, &br#"{"results":[{"statement_id":0}]}"#[..]));
+    assert_eq!(served.post("/query?q=SELECT+1", &[], "").await.0, 400);
 }

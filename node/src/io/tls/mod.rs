@@ -11,7 +11,7 @@
 mod accept;
 mod dial;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use accept::{Let, Stream, Tcp};
 pub use dial::{Dial, DialError, words};

@@ -16,13 +16,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::Service;
 
 /// An authority and the folder of what it signed.
-struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     dir: tempfile::TempDir,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -36,7 +36,7 @@ impl Authority {
     }
 
     /// Writes certificate and key under `name`; `years`: until when it is valid.
-    fn sign(&self, name: &str, uri: &str, year: i32) -> TlsFiles {
+    pub fn sign(&self, name: &str, uri: &str, year: i32) -> TlsFiles {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
         if !uri.is_empty() {

@@ -21,11 +21,13 @@ use std::task::{Context, Poll};
 
 /// What a path asks for.
 pub fn work_of(path: &str) -> Work {
-    const INGEST: [&str; 6] = [
+    const INGEST: [&str; 8] = [
         "/api/v1/write",
         "/v1/metrics",
         "/v1/logs",
         "/loki/api/v1/push",
+        "/write",
+        "/api/v2/write",
         "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
         "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
     ];
@@ -240,6 +242,10 @@ mod tests {
             "/hindcast.v1.Ingest/WriteStream",
             "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
             "/loki/api/v1/push",
+            "/write",
+            "/api/v2/write",
+            "/ping",
+            "/health",
             "/loki/api/v1/query_range",
             "/api/v1/query",
             "/api/v1/read",
@@ -267,6 +273,10 @@ mod tests {
             /hindcast.v1.Ingest/WriteStream: ingest
             /opentelemetry.proto.collector.logs.v1.LogsService/Export: ingest
             /loki/api/v1/push: ingest
+            /write: ingest
+            /api/v2/write: ingest
+            /ping: watching
+            /health: watching
             /loki/api/v1/query_range: queries
             /api/v1/query: queries
             /api/v1/read: queries

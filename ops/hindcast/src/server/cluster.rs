@@ -10,6 +10,7 @@ use hindcast_model::{GroupId, NodeId};
 use hindcast_node::disk_guard::DiskState;
 use hindcast_node::io::node::Node;
 use hindcast_node::io::servers::IngestCounters;
+use hindcast_node::io::servers::syslog::SyslogStats;
 use hindcast_node::io::tls::Tls;
 use hindcast_node::membership::leader_of;
 use hindcast_node::node_rows::{NodeRow, Wish};
@@ -32,6 +33,7 @@ pub struct View {
     /// This node's client address, told to the others.
     client_address: String,
     pub(super) counters: Arc<IngestCounters>,
+    pub(super) syslog: Arc<SyslogStats>,
     pub(super) maintenance: super::maintain::Maintenance,
     /// Of the client port.
     pub(super) tls: Option<Tls>,
@@ -44,6 +46,7 @@ impl View {
         node: Node,
         client_address: String,
         counters: Arc<IngestCounters>,
+        syslog: Arc<SyslogStats>,
         tls: Option<Tls>,
         requests: Arc<Requests>,
         sends: Sends,
@@ -60,6 +63,7 @@ impl View {
             node,
             client_address,
             counters,
+            syslog,
             maintenance: super::maintain::Maintenance::default(),
             tls,
             requests,

@@ -1,6 +1,7 @@
 //! What a server must be told: one TOML file, each key also a flag and an environment variable. Flags win.
 
 use hindcast_env::cold_cache::CACHE_BYTES_DEFAULT;
+use hindcast_ingest::syslog::listen::{LISTENERS_MAX, Listen, Transport};
 use hindcast_model::{Domain, Keeps, RetentionRule, SpanNs, TenantId};
 use hindcast_node::io::node::TestOnly;
 use hindcast_node::io::tls::TlsFiles;
@@ -28,6 +29,8 @@ const KEEP_DEFAULT: &str = "30d";
       keeps and accepts data of every age, back to 1970
   hindcast server --data-dir d --retention 30d,DBMS=90d,team-a=1y,team-a/SMS=7d
       by domain, by tenant, by both
+  hindcast server --data-dir d --syslog-listen 'udp://0.0.0.0:5514?zone=Asia/Seoul&from=10.0.0.0/8,tcp://0.0.0.0:5514'
+      takes syslog of the network 10.0.0.0/8 by UDP, and of anybody by TCP
   hindcast server --data-dir d --retention 1y --cold-store s3://bucket/prefix --cold-after 30d
       files whose newest row is older than 30 days go to a bucket; AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION
       and AWS_ENDPOINT say how to reach it")]
@@ -100,6 +103,12 @@ pub struct ServerArgs {
     /// for no bound [default: three quarters of the machine's, or 85 % of what its control group allows].
     #[arg(long, env = "HINDCAST_MEMORY_LIMIT", value_name = "BYTES")]
     pub memory_limit: Option<String>,
+    /// Where syslog is taken: udp://0.0.0.0:5514, tcp://… (counted or by lines) or tls://… (with --tls-cert); may be given more than
+    /// once. Behind a `?`, with `&` between: zone=Asia/Seoul for times without one [default: local], from=10.0.0.0/8|192.0.2.7 for who
+    /// may send [default: anybody], tenant=NAME, charset=euc-kr for what is not UTF-8, devices=sw-*|10.0.9.* and
+    /// device_facilities=local7 for senders that are devices of a network and not hosts.
+    #[arg(long, env = "HINDCAST_SYSLOG_LISTEN", value_name = "URL", value_delimiter = ',')]
+    pub syslog_listen: Vec<String>,
     /// Where files of old rows go: file:///an/absolute/folder or s3://bucket/prefix. Every node has its own part of it.
     #[arg(long, env = "HINDCAST_COLD_STORE", value_name = "URL")]
     pub cold_store: Option<String>,
@@ -179,6 +188,8 @@ pub enum ConfigError {
     MemoryLimit { given: String },
     #[error("cold store: {0}")]
     Cold(String),
+    #[error("{0}")]
+    Syslog(String),
     #[error("--id must be at least 1; 0 means nobody")]
     NodeZero,
     #[error("--join founds a cluster and --join-cluster enters one that runs; give one of them")]
@@ -205,6 +216,7 @@ pub struct ServerConfig {
     /// `None`: by the machine's memory; `u64::MAX`: no bound.
     pub memory_limit: Option<u64>,
     pub cold: Option<ColdConfig>,
+    pub syslog: Vec<Listen>,
     /// Of the client port; `None`: without TLS.
     pub tls: Option<TlsFiles>,
     /// Of the peer port; `None`: without TLS, or there are no peers.
@@ -266,6 +278,11 @@ impl ServerArgs {
             policy: file.policy,
             disk_reserve: self.disk_reserve.or(file.disk_reserve),
             memory_limit: self.memory_limit.or(file.memory_limit),
+            syslog_listen: if self.syslog_listen.is_empty() {
+                file.syslog_listen
+            } else {
+                self.syslog_listen
+            },
             cold_store: self.cold_store.or(file.cold_store),
             cold_after: self.cold_after.or(file.cold_after),
             cold_cache_bytes: self.cold_cache_bytes.or(file.cold_cache_bytes),
@@ -280,6 +297,7 @@ impl ServerArgs {
             check_cold_is_reached(&cold.rules, &retention)?;
         }
         let (tls, peer_tls) = self.tls()?;
+        let syslog = self.syslog(tls.is_some())?;
         let address = |given: Option<SocketAddr>, port: u16| given.unwrap_or(SocketAddr::from(([127, 0, 0, 1], port)));
         let config = ServerConfig {
             id: self.id.unwrap_or(1),
@@ -293,6 +311,7 @@ impl ServerArgs {
             rules: self.rules,
             routes: self.routes,
             retention,
+            syslog,
             disk_reserve: self
                 .disk_reserve
                 .as_deref()
@@ -352,6 +371,24 @@ impl ServerArgs {
             Some(TlsFiles { ca: None, .. }) => Err(ConfigError::NoPeerAuthority),
             peers => Ok((clients, peers)),
         }
+    }
+
+    fn syslog(&self, has_tls: bool) -> Result<Vec<Listen>, ConfigError> {
+        let bad = |why: String| ConfigError::Syslog(why);
+        if self.syslog_listen.len() > LISTENERS_MAX {
+            return Err(bad(format!("--syslog-listen: at most {LISTENERS_MAX} listeners")));
+        }
+        let local = jiff::tz::TimeZone::system();
+        let read = |given: &String| {
+            let listen = Listen::parse(given, &local).map_err(|e| bad(e.to_string()))?;
+            match listen.transport == Transport::Tls && !has_tls {
+                true => Err(bad(format!(
+                    "{listen} speaks TLS: name --tls-cert and --tls-key (`hindcast cert` makes them)"
+                ))),
+                false => Ok(listen),
+            }
+        };
+        self.syslog_listen.iter().map(read).collect()
     }
 
     fn cold(&self) -> Result<Option<ColdConfig>, ConfigError> {
@@ -796,6 +833,26 @@ mod tests {
                 "[[policy]]\nname = 'x'\nkeep = '7d'\nselector = '{a=\"b\"}'\ncold_after = '1d'",
                 "selector",
             ),
+        ] {
+            let said = read(bad).unwrap_err().to_string();
+            assert!(said.contains(says), "{bad}: {said}");
+        }
+    }
+
+    #[test]
+    fn syslog_is_taken_where_it_is_said_and_with_tls_only_with_certificates() {
+        let read = |text: &str| toml::from_str::<ServerArgs>(text).unwrap().resolve().map(|c| c.syslog);
+        assert_eq!(read(""), Ok(vec![]));
+        let two = read("syslog_listen = ['udp://0.0.0.0:5514?zone=+09:00', 'tcp://[::1]:5514?tenant=team-a']").unwrap();
+        let shown: Vec<_> = two.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["udp://0.0.0.0:5514", "tcp://[::1]:5514"]);
+        let certificates = "tls_cert = 'node-1.pem'\ntls_key = 'node-1-key.pem'\n";
+        assert!(read(&format!("{certificates}syslog_listen = ['tls://127.0.0.1:6514']")).is_ok());
+        let many = vec!["'udp://127.0.0.1:1'"; LISTENERS_MAX + 1].join(",");
+        for (bad, says) in [
+            ("syslog_listen = ['tls://127.0.0.1:6514']", "--tls-cert"),
+            ("syslog_listen = ['udp://127.0.0.1']", "with a port"),
+            (&format!("syslog_listen = [{many}]"), "at most 64"),
         ] {
             let said = read(bad).unwrap_err().to_string();
             assert!(said.contains(says), "{bad}: {said}");

@@ -7,6 +7,7 @@
 use super::cluster::View;
 use hindcast_model::GroupId;
 use hindcast_node::disk_guard::DiskState;
+use hindcast_node::io::servers::syslog::UDP_QUEUED_BYTES_MAX;
 use hindcast_node::io::tls::TlsStats;
 use hindcast_node::io::writer::QUEUED_BYTES_MAX;
 use hindcast_node::shard_machine::ShardHandle;
@@ -266,6 +267,46 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "Values of windows that old samples were rolled up to.",
     ),
     (
+        "hindcast_syslog_bytes_total",
+        "counter",
+        "Bytes of syslog that came, by transport.",
+    ),
+    (
+        "hindcast_syslog_connections",
+        "gauge",
+        "Connections of syslog senders that are open.",
+    ),
+    (
+        "hindcast_syslog_connections_refused_total",
+        "counter",
+        "Connections of syslog senders that were closed at once, by reason; TLS says more in hindcast_tls_refused_total.",
+    ),
+    (
+        "hindcast_syslog_connections_total",
+        "counter",
+        "Connections of syslog senders that were let in.",
+    ),
+    (
+        "hindcast_syslog_dropped_total",
+        "counter",
+        "Syslog messages that are lost, by transport and reason; kernel: dropped before this node saw them.",
+    ),
+    (
+        "hindcast_syslog_marked_total",
+        "counter",
+        "Syslog messages that were stored with a mark, because something of them could not be read or kept as it came.",
+    ),
+    (
+        "hindcast_syslog_messages_total",
+        "counter",
+        "Syslog messages that came, by transport.",
+    ),
+    (
+        "hindcast_syslog_write_waits_total",
+        "counter",
+        "Times that a batch of syslog had to wait and be written again.",
+    ),
+    (
         "hindcast_tls_certificate_expires_seconds",
         "gauge",
         "When the certificate in use ends, since 1970.",
@@ -501,7 +542,8 @@ impl View {
             by_port(&|s| Some(s.expires?.0 as f64 / 1e9)),
         );
         let mut named = std::collections::BTreeMap::<&str, Vec<(String, f64)>>::new();
-        let counters = self.counters.list();
+        let mut counters = self.counters.list();
+        counters.extend(self.syslog.list());
         for sample in &counters {
             let pairs: Vec<String> = sample.labels.iter().map(|(n, v)| format!("{n}={v:?}")).collect();
             let labels = if pairs.is_empty() {
@@ -515,7 +557,7 @@ impl View {
                 .push((labels, sample.value as f64));
         }
         let told = METRICS.iter().map(|(name, ..)| *name);
-        for name in told.filter(|n| n.starts_with("hindcast_ingest_")) {
+        for name in told.filter(|n| n.starts_with("hindcast_ingest_") || n.starts_with("hindcast_syslog_")) {
             named.entry(name).or_default();
         }
         for (name, rows) in named {
@@ -555,6 +597,12 @@ impl View {
         }
         let (bytes, bytes_max) = self.node.admission.ingest_bytes();
         queue("{queue=\"ingest_requests\"}".to_owned(), bytes, bytes_max);
+        let datagrams = self.syslog.udp_queued_bytes();
+        queue(
+            "{queue=\"syslog_datagrams\"}".to_owned(),
+            datagrams,
+            UDP_QUEUED_BYTES_MAX,
+        );
         out.put("hindcast_queue_bytes", held);
         out.put("hindcast_queue_bytes_max", bounds);
         out.put("hindcast_queue_dropped_total", dropped);

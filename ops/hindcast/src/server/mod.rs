@@ -17,12 +17,14 @@ use catalog::Catalog;
 use config::ServerArgs;
 pub use config::ServerConfig;
 use hindcast_alerting::gateway::GatewayPart;
-use hindcast_env::io::SystemClock;
-use hindcast_env::{Clock, ColdTier};
+use hindcast_env::io::{SystemClock, os_rng};
+use hindcast_env::{Clock, ColdTier, Rng};
+use hindcast_ingest::syslog::listen::{Sources, Transport};
 use hindcast_itsm::DeskPart;
 use hindcast_model::NodeId;
 use hindcast_node::io::cold::ObjectCold;
 use hindcast_node::io::node::{Node, NodeCold, NodeConfig};
+use hindcast_node::io::servers::syslog::{Bound, Bounds, Syslog};
 use hindcast_node::io::servers::{IngestState, ingest_router, ingest_service, otlp_logs_service, otlp_metrics_service};
 use hindcast_node::io::tls::{Port, Tls, TlsFiles};
 use hindcast_query::shards::Shards;
@@ -70,6 +72,39 @@ async fn bind(what: &str, address: std::net::SocketAddr) -> Result<TcpListener, 
     })
 }
 
+/// Ports below 1024 need rights: that is found out before anything is opened.
+async fn bind_syslog(config: &ServerConfig) -> Result<Vec<Bound>, Failure> {
+    let mut bound = vec![];
+    for listen in &config.syslog {
+        let one = Bound::bind(listen.clone()).await;
+        bound.push(one.map_err(|e| {
+            Failure::usage(format!(
+                "the syslog address {listen} cannot be used: {e}; choose another"
+            ))
+        })?);
+    }
+    Ok(bound)
+}
+
+/// Batches of syslog are numbered anew with each start, so each start has a name of its own.
+fn syslog_writer(node: NodeId) -> Result<String, Failure> {
+    let mut rng = os_rng().map_err(|e| Failure::no(format!("the machine gives no random numbers: {e}")))?;
+    Ok(format!("hindcast/syslog/{node}/{:016x}", rng.next_u64()))
+}
+
+fn announce_syslog(bound: &[Bound], config: &ServerConfig) {
+    let has_authority = config.tls.as_ref().is_some_and(|t| t.ca.is_some());
+    for one in bound {
+        let listen = one.listen();
+        println!("syslog on {}://{}", listen.transport.as_str(), one.address());
+        let is_open = listen.sources == Sources::Anybody && !one.address().ip().is_loopback();
+        let is_guarded = listen.transport == Transport::Tls && has_authority;
+        if is_open && !is_guarded {
+            tracing::warn!(%listen, "anybody who reaches this address may write lines: name who may with ?from=10.0.0.0/8");
+        }
+    }
+}
+
 /// Starts the node and serves until `stopped` turns true.
 pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> Done {
     // A broken file is found before anything is opened.
@@ -86,6 +121,8 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         true => Some(bind("peer", config.peer_listen).await?),
         false => None,
     };
+
+    let syslog_bound = bind_syslog(&config).await?;
 
     let parts: Vec<Box<dyn Part>> = vec![Box::new(GatewayPart), Box::new(DeskPart)];
     let node_config = NodeConfig {
@@ -131,6 +168,13 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     )
     .with_admission(node.admission.clone());
     let counters = ingest.counters.clone();
+    let syslog = Syslog {
+        ingest: ingest.clone(),
+        stats: Arc::default(),
+        tls: tls.clone(),
+        writer: syslog_writer(node.id())?,
+        bounds: Bounds::default(),
+    };
     let player = Arc::new(Player::new(engine.clone(), shards.clone()));
     let replay_catalog = Arc::new(Catalog {
         cuts: node.cuts.clone(),
@@ -141,6 +185,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         node.clone(),
         address.to_string(),
         counters,
+        syslog.stats.clone(),
         tls.clone(),
         requests.clone(),
         sends,
@@ -151,6 +196,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     tokio::spawn(maintenance.scrub_in_background(node.clone(), config.test_only.small_files));
 
     announce(&config, node.id(), address);
+    announce_syslog(&syslog_bound, &config);
     let (health, health_service) = tonic_health::server::health_reporter();
     tokio::spawn(report_health(node.clone(), health));
     let describe = || {
@@ -204,6 +250,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let mut fatal = node.raft.fatal();
     let (end, ended) = watch::channel(false);
     let clients = client_threads()?;
+    let taking_syslog = clients.spawn(syslog.serve(syslog_bound, ended.clone()));
     let serving = clients.spawn(serve::serve(listener, tls, grpc, http, ended));
     let mut removed = node.peers.removed();
     let failure = tokio::select! {
@@ -220,6 +267,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     };
     let _ = end.send(true);
     let _ = serving.await;
+    let _ = taking_syslog.await;
     clients.shutdown_background();
     node.raft.shutdown();
     match failure {
