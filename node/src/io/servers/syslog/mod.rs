@@ -578,7 +578,7 @@ impl Fold {
 }
 
 async fn write(ingest: &IngestState, batch: &Batch, bytes: usize) -> Result<crate::write::Written, IngestError> {
-    let _place = ingest.let_in(bytes)?;
+    let _place = ingest.let_in(bytes).await?;
     let lay = |naming| Intake::of_batch(batch, ingest.sink.ids(), naming);
     let written = ingest
         .sink
