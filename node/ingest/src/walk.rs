@@ -476,7 +476,11 @@ impl<'a> Layout<'a> {
 
     pub fn finish(mut self, edges: &[Edge]) -> Laid {
         let ids = self.books.ids;
-        self.intake.facts(ids, self.seen.into_list().into_iter(), edges);
+        let mut resources = self.seen.into_list();
+        if let Some(masks) = &mut self.masks {
+            masks.resources(&mut resources);
+        }
+        self.intake.facts(ids, resources.into_iter(), edges);
         self.intake.finish();
         Laid {
             intake: self.intake,

@@ -7,8 +7,28 @@ use crate::text::{before, char_at, char_before};
 
 /// Endings that no domain has, but files and units that are written with an `@`.
 const NO_DOMAINS: &[&[u8]] = &[
-    b"service", b"socket", b"device", b"mount", b"automount", b"swap", b"timer", b"slice", b"scope", b"path", b"png",
-    b"jpg", b"jpeg", b"gif", b"webp", b"svg", b"css", b"js", b"tgz", b"jar", b"deb", b"rpm",
+    b"service",
+    b"socket",
+    b"device",
+    b"mount",
+    b"automount",
+    b"swap",
+    b"timer",
+    b"slice",
+    b"scope",
+    b"path",
+    b"png",
+    b"jpg",
+    b"jpeg",
+    b"gif",
+    b"webp",
+    b"svg",
+    b"css",
+    b"js",
+    b"tgz",
+    b"jar",
+    b"deb",
+    b"rpm",
 ];
 /// Letters of the part before the `@` that stay; never more than half of it.
 const SHOWN_MAX: usize = 2;
@@ -82,7 +102,9 @@ fn domain_end(text: &[u8], start: usize) -> Option<usize> {
     loop {
         let len = match text.get(at) {
             Some(b) if b.is_ascii_alphanumeric() || *b == b'-' => 1,
-            Some(b) if *b >= 0x80 && foreign => char_at(text, at).filter(|(c, _)| c.is_alphanumeric()).map_or(0, |c| c.1),
+            Some(b) if *b >= 0x80 && foreign => char_at(text, at)
+                .filter(|(c, _)| c.is_alphanumeric())
+                .map_or(0, |c| c.1),
             _ => 0,
         };
         if len > 0 {
@@ -109,7 +131,12 @@ fn label_end(text: &[u8], from: usize, to: usize) -> Option<usize> {
     let label = &text[from..to];
     let end = match label.strip_prefix(b"xn--") {
         Some(_) => to,
-        None => from + label.iter().take_while(|b| b.is_ascii_alphabetic() || **b >= 0x80).count(),
+        None => {
+            from + label
+                .iter()
+                .take_while(|b| b.is_ascii_alphabetic() || **b >= 0x80)
+                .count()
+        }
     };
     let is_domain = !NO_DOMAINS.iter().any(|n| n.eq_ignore_ascii_case(&text[from..end]));
     (end >= from + 2 && is_domain).then_some(end)

@@ -15,7 +15,11 @@ pub(crate) fn check(masking: &Masking, text: &[u8]) {
     let masker = masking.all();
     let first = masker.preview(text);
     assert!(first.text.len() <= text.len(), "a line grew");
-    assert_eq!(first.found.is_empty(), first.text == text, "found and not hidden, or hidden and not found");
+    assert_eq!(
+        first.found.is_empty(),
+        first.text == text,
+        "found and not hidden, or hidden and not found"
+    );
     if std::str::from_utf8(text).is_ok() {
         assert!(std::str::from_utf8(&first.text).is_ok(), "UTF-8 was torn");
     }

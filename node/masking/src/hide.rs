@@ -46,7 +46,11 @@ fn one(text: &[u8], at: usize, veil: &Veil, out: &mut Vec<u8>) -> usize {
         b'\\' => match unicode(text, at) {
             Some((c, len)) => (Some(c), len),
             // An escape of JSON stays one: both of its bytes, or the text would not be JSON any more.
-            None if matches!(text.get(at + 1), Some(b'"' | b'\\' | b'/' | b'n' | b'r' | b't' | b'b' | b'f')) => {
+            None if matches!(
+                text.get(at + 1),
+                Some(b'"' | b'\\' | b'/' | b'n' | b'r' | b't' | b'b' | b'f')
+            ) =>
+            {
                 out.extend_from_slice(&text[at..at + 2]);
                 return 2;
             }

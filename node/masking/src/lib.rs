@@ -27,9 +27,9 @@ mod hide;
 mod masker;
 mod numbers;
 mod settings;
-mod text;
 #[cfg(test)]
 mod tests;
+mod text;
 
 pub use found::{Found, Kind};
 pub use masker::{Counts, InForce, Masked, Masker, Masking, Session, TypeInForce};

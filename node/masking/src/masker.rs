@@ -7,12 +7,11 @@ use crate::numbers::Wanted;
 use crate::settings::{EXEMPT_MAX, Finder, Settings, SettingsError, Type};
 use crate::text::{char_at, digit_bits};
 use crate::{email, escapes, hide, numbers};
-use hindcast_model::{LogLine, TenantId};
+use hindcast_model::{LogLine, Resource, TenantId};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
 
 /// How often a line is looked at again, because what stayed of one match could be part of another. Properties show that
 /// the second look finds the last one.
@@ -34,7 +33,11 @@ pub struct Counts {
 impl Counts {
     fn of(&self, name: &str) -> Arc<AtomicU64> {
         let mut by_type = self.by_type.lock();
-        let name = if by_type.contains_key(name) || by_type.len() < COUNTED_MAX { name } else { "other" };
+        let name = if by_type.contains_key(name) || by_type.len() < COUNTED_MAX {
+            name
+        } else {
+            "other"
+        };
         by_type.entry(name.to_owned()).or_default().clone()
     }
 
@@ -87,7 +90,9 @@ impl Masking {
             };
             let tenant = TenantId::new(&e.tenant).map_err(|why| bad(why.to_string()))?;
             if let Some(unknown) = e.types.iter().find(|n| types.iter().all(|t| t.name != **n)) {
-                return Err(bad(format!("there is no type {unknown:?}; leave types out for all of them")));
+                return Err(bad(format!(
+                    "there is no type {unknown:?}; leave types out for all of them"
+                )));
             }
             let left: Vec<Type> = types
                 .iter()
@@ -459,7 +464,8 @@ impl Scratch {
         self.veils.clear();
         self.veils.extend(self.found.iter().map(|f| masker.veil(f)));
         self.veils.sort_unstable();
-        self.found.sort_unstable_by_key(|f| (f.start, std::cmp::Reverse(f.end), f.of));
+        self.found
+            .sort_unstable_by_key(|f| (f.start, std::cmp::Reverse(f.end), f.of));
     }
 
     /// Those that lie within no other; `found` holds nothing else afterwards.
@@ -511,10 +517,21 @@ impl Session<'_> {
             if let Some(masked) = self.mask(&l.line) {
                 l.line = masked.to_vec().into();
             }
-            for (_, value) in &mut l.metadata {
-                if let Some(masked) = self.mask_str(value) {
-                    *value = masked.to_owned();
-                }
+            self.values(l.metadata.iter_mut().map(|(_, value)| value));
+        }
+    }
+
+    /// Masks what resources are described by. Their names and ids stay: they say whose data it is.
+    pub fn resources(&mut self, resources: &mut [Resource]) {
+        for r in resources {
+            self.values(r.attributes.values_mut());
+        }
+    }
+
+    fn values<'v>(&mut self, values: impl Iterator<Item = &'v mut String>) {
+        for value in values {
+            if let Some(masked) = self.mask_str(value) {
+                *value = masked.to_owned();
             }
         }
     }

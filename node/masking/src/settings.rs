@@ -85,7 +85,10 @@ pub enum SettingsError {
         "masking type {name:?} is shipped and has a matcher of its own; give your pattern another name and switch {name} off"
     )]
     ShippedPattern { name: String },
-    #[error("masking type {name:?} is not shipped and needs a pattern; shipped are {}", shipped())]
+    #[error(
+        "masking type {name:?} is not shipped and needs a pattern; shipped are {}",
+        shipped()
+    )]
     NoPattern { name: String },
     #[error("masking type {name:?}: the pattern takes {bytes} bytes, more than {PATTERN_BYTES_MAX}; split it")]
     PatternTooLong { name: String, bytes: usize },
@@ -182,13 +185,19 @@ fn byte_of(given: char) -> Result<u8, SettingsError> {
 fn checked_name(name: &str) -> Result<String, SettingsError> {
     let fits = name.len() <= NAME_BYTES_MAX
         && name.starts_with(|c: char| c.is_ascii_lowercase())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b));
-    fits.then(|| name.to_owned()).ok_or_else(|| SettingsError::Name { name: name.to_owned() })
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b));
+    fits.then(|| name.to_owned())
+        .ok_or_else(|| SettingsError::Name { name: name.to_owned() })
 }
 
 fn checked_pattern(t: &TypeSettings) -> Result<Regex, SettingsError> {
     let name = || t.name.clone();
-    let pattern = t.pattern.as_deref().ok_or_else(|| SettingsError::NoPattern { name: name() })?;
+    let pattern = t
+        .pattern
+        .as_deref()
+        .ok_or_else(|| SettingsError::NoPattern { name: name() })?;
     if pattern.len() > PATTERN_BYTES_MAX {
         return Err(SettingsError::PatternTooLong {
             name: name(),
@@ -221,7 +230,10 @@ fn check_keep(kind: Kind, t: &TypeSettings) -> Result<(), SettingsError> {
     let (first, last) = (t.keep_first.unwrap_or(0), t.keep_last.unwrap_or(0));
     let together = first.saturating_add(last);
     let (fits, rule) = match kind {
-        Kind::Rrn => (together <= 7, "of a registration number at most 7 digits: the birthday and the sex"),
+        Kind::Rrn => (
+            together <= 7,
+            "of a registration number at most 7 digits: the birthday and the sex",
+        ),
         Kind::Phone => (together <= 7, "of a phone number at most 7 digits"),
         Kind::Card => (together <= 10, "of a card number at most 10 digits"),
         Kind::Passport => (together <= 5, "of a passport number at most 5 characters"),

@@ -72,7 +72,7 @@ fn registration_numbers() {
         rrn=961219%2D1234567&x=1 rrn%3D9612191234567%26
         rrn961219-1234567abc RRN9612191234567
         961219-1234567,961219-1234567 961219-1234567
-        ssn=1801013123456 주민번호 1801011123456
+        ssn=1801013123456 주민번호 1801011123456 id 8801232567893
         "#,
         expect![[r#"
             user 961219-******* logged in  [rrn]
@@ -85,7 +85,7 @@ fn registration_numbers() {
             rrn=961219%2D*******&x=1 rrn%3D961219*******%26  [rrn rrn]
             rrn961219-*******abc RRN961219*******  [rrn rrn]
             961219-*******,961219-******* 961219-*******  [rrn rrn rrn]
-            ssn=180101******* 주민번호 180101*******  [rrn rrn]
+            ssn=180101******* 주민번호 180101******* id 880123*******  [rrn rrn rrn]
         "#]],
     );
 }
@@ -247,6 +247,7 @@ fn what_only_looks_like_it() {
         blk_38865049064139660 blk_-6952295868487656571 blk_4539148803436467000004 blk_4539148803436467 10.251.73.220:50010 192.168.100.101
         order 2024-1130-000123 20240101-0001234 INV-2024-001234 A-2024-02-1234 ORD2024113012345678
         size 67108864 fe80::1234:5678:9abc:def0 00:1A:2B:3C:4D:5E 0x7ffd1234 v1.2.3-20240101
+        110203.1234567 barcode=8801234567893 {"ean13":"8801234567893"} 바코드 8801234567893
         0.1234567890123 3.14159265358979 1e-10 -1234567890123 100000000000000
         2001 2002 2003 2004 and 1000 2000 3000 4000 5000 and 1.2345.6789.1234.5679
         Jun 02 2005 1234, Dec 02 2015 0655, 02:00:31 045 1200 3400 5600
@@ -261,7 +262,6 @@ fn what_only_looks_like_it() {
         "#,
     );
 }
-
 
 #[test]
 fn what_stays_and_what_stands_for_the_rest_can_be_said() {
@@ -286,10 +286,14 @@ fn what_stays_and_what_stands_for_the_rest_can_be_said() {
     let nothing = ["rrn", "phone", "email", "card", "passport"].map(|n| of(n, Some(0), Some(0), Some('#')));
     let mut nothing = nothing.to_vec();
     nothing.push(of("address", Some(0), None, None));
-    check_with(&masking(nothing), lines, &expect![[r#"
+    check_with(
+        &masking(nothing),
+        lines,
+        &expect![[r#"
         rrn ######-####### phone +##-##-####-#### mail ################### card ####-####-####-####  [rrn phone email card]
         passport ######### *** *** **** **  [passport address]
-    "#]]);
+    "#]],
+    );
     let much = vec![
         of("rrn", Some(7), None, None),
         of("phone", Some(3), Some(4), None),
@@ -298,10 +302,14 @@ fn what_stays_and_what_stands_for_the_rest_can_be_said() {
         of("passport", Some(3), Some(2), None),
         of("address", Some(1), None, None),
     ];
-    check_with(&masking(much), lines, &expect![[r#"
+    check_with(
+        &masking(much),
+        lines,
+        &expect![[r#"
         rrn 961219-1****** phone +82-1*-****-5678 mail gil****@example.com card ****-**11-1111-1111  [rrn phone email card]
         passport M12****78 서울시 *** **** **  [passport address]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -337,7 +345,8 @@ fn types_of_ones_own() {
         홍** 님, 김** 님
         name=%ED%99%8D**&x=1
         password=*************
-    "#]].assert_eq(&shown);
+    "#]]
+    .assert_eq(&shown);
 }
 
 #[test]
@@ -387,7 +396,9 @@ fn settings_that_cannot_be_used_say_why() {
             ..Settings::default()
         },
         Settings {
-            types: (0..=crate::CUSTOM_MAX).map(|n| named(&format!("t{n}"), Some("x"))).collect(),
+            types: (0..=crate::CUSTOM_MAX)
+                .map(|n| named(&format!("t{n}"), Some("x")))
+                .collect(),
             ..Settings::default()
         },
         Settings {
@@ -404,7 +415,18 @@ fn settings_that_cannot_be_used_say_why() {
     let mut shown = String::new();
     for settings in bad {
         let error = Masking::new(settings, &Counts::default()).unwrap_err().to_string();
-        writeln!(shown, "{}", error.lines().last().unwrap_or_default().chars().take(160).collect::<String>()).unwrap();
+        writeln!(
+            shown,
+            "{}",
+            error
+                .lines()
+                .last()
+                .unwrap_or_default()
+                .chars()
+                .take(160)
+                .collect::<String>()
+        )
+        .unwrap();
     }
     expect![[r#"
         masking type "phone" is shipped and has a matcher of its own; give your pattern another name and switch phone off
@@ -429,7 +451,9 @@ fn settings_that_cannot_be_used_say_why() {
         masking exemption of tenant "team": it is given twice; name all types in one
     "#]].assert_eq(&shown);
     let most = Settings {
-        types: (0..crate::CUSTOM_MAX).map(|n| named(&format!("t{n}"), Some("x"))).collect(),
+        types: (0..crate::CUSTOM_MAX)
+            .map(|n| named(&format!("t{n}"), Some("x")))
+            .collect(),
         ..Settings::default()
     };
     assert!(Masking::new(most, &Counts::default()).is_ok());
@@ -441,7 +465,9 @@ fn tenants_may_be_exempt_and_reloads_keep_counts() {
     let mask = |tenant: &str, text: &str| {
         let masking = in_force.current();
         let tenant = TenantId::new(tenant).unwrap();
-        let Some(masker) = masking.of(&tenant) else { return text.to_owned() };
+        let Some(masker) = masking.of(&tenant) else {
+            return text.to_owned();
+        };
         let mut session = masker.session();
         session.mask_str(text).unwrap_or(text).to_owned()
     };
@@ -471,7 +497,12 @@ fn tenants_may_be_exempt_and_reloads_keep_counts() {
     };
     in_force.replace(off).unwrap();
     assert_eq!(mask("c", text), text);
-    let counts: Vec<_> = in_force.counts().by_type().into_iter().filter(|(_, n)| *n > 0).collect();
+    let counts: Vec<_> = in_force
+        .counts()
+        .by_type()
+        .into_iter()
+        .filter(|(_, n)| *n > 0)
+        .collect();
     assert_eq!(counts, [("email".to_owned(), 2), ("phone".to_owned(), 3)]);
     assert_eq!(in_force.counts().bytes(), 3 * text.len() as u64);
 }
@@ -560,8 +591,30 @@ fn very_long_lines_take_linear_time() {
     let clock = hindcast_env::io::SystemClock::new();
     let masking = shipped_once();
     let pieces = [
-        "a@", "@", "a.", "1-", "0", "010-", "4111-", "010-1234-", "서울 ", "서울시 성동구 ", "성동구 가", "길", "%", "%20", "\\u",
-        "성수이로22길 ", "1 ", "(가", "82", "+82-", "961219-", "M123A", "hong@naver.", "x",
+        "a@",
+        "@",
+        "a.",
+        "1-",
+        "0",
+        "010-",
+        "4111-",
+        "010-1234-",
+        "서울 ",
+        "서울시 성동구 ",
+        "성동구 가",
+        "길",
+        "%",
+        "%20",
+        "\\u",
+        "성수이로22길 ",
+        "1 ",
+        "(가",
+        "82",
+        "+82-",
+        "961219-",
+        "M123A",
+        "hong@naver.",
+        "x",
     ];
     for piece in pieces {
         let text = piece.repeat(256 * 1024 / piece.len());

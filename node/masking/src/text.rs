@@ -34,12 +34,22 @@ pub(crate) fn digit_bits(text: &[u8], bits: &mut Vec<u64>) {
 /// Runs of ones, as ranges, in order.
 pub(crate) struct Runs<'a> {
     bits: &'a [u64],
+    #[cfg(test)]
     at: usize,
 }
 
 impl<'a> Runs<'a> {
     pub const fn new(bits: &'a [u64]) -> Self {
-        Self { bits, at: 0 }
+        Self {
+            bits,
+            #[cfg(test)]
+            at: 0,
+        }
+    }
+
+    /// Where the run that begins at `start` ends.
+    pub fn end(&self, start: usize) -> usize {
+        self.seek(start, false)
     }
 
     /// The first place from `at` on whose bit is `ones`; the end when there is none.
@@ -47,7 +57,9 @@ impl<'a> Runs<'a> {
     fn seek(&self, at: usize, ones: bool) -> usize {
         let flip = if ones { 0 } else { u64::MAX };
         let mut word = at / 64;
-        let Some(first) = self.bits.get(word) else { return self.bits.len() * 64 };
+        let Some(first) = self.bits.get(word) else {
+            return self.bits.len() * 64;
+        };
         let mut left = (first ^ flip) & (u64::MAX << (at % 64));
         while left == 0 {
             word += 1;
@@ -60,6 +72,7 @@ impl<'a> Runs<'a> {
     }
 }
 
+#[cfg(test)]
 impl Iterator for Runs<'_> {
     type Item = (usize, usize);
 
@@ -201,7 +214,11 @@ pub(crate) fn stands_alone(text: &[u8], start: usize, end: usize) -> bool {
         b'.' => !joined_before(text, start, b"."),
         b'-' => !before(text, start - 1).is_some_and(|b| is_word(&b)),
         _ if p.is_ascii_alphabetic() => {
-            let letters = text[..start].iter().rev().take(16).take_while(|b| b.is_ascii_alphabetic());
+            let letters = text[..start]
+                .iter()
+                .rev()
+                .take(16)
+                .take_while(|b| b.is_ascii_alphabetic());
             let (mut len, mut hex) = (0, true);
             for b in letters {
                 len += 1;
@@ -217,7 +234,9 @@ pub(crate) fn stands_alone(text: &[u8], start: usize, end: usize) -> bool {
 /// Whether one of the words, given in lower case, stands shortly before `at`.
 pub(crate) fn told_before(text: &[u8], at: usize, words: &[&str]) -> bool {
     let near = text[at.saturating_sub(CONTEXT_BYTES)..at].to_ascii_lowercase();
-    words.iter().any(|w| memchr::memmem::find(&near, w.as_bytes()).is_some())
+    words
+        .iter()
+        .any(|w| memchr::memmem::find(&near, w.as_bytes()).is_some())
 }
 
 #[cfg(test)]

@@ -34,8 +34,7 @@ enum Part {
     District,
 }
 
-#[derive(Clone, Copy)]
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Hit {
     part: Part,
     start: usize,
@@ -302,7 +301,9 @@ fn number(text: &[u8], start: usize) -> Option<usize> {
     let (chars, len) = word(text, at);
     let chars = &chars[..len];
     if chars.is_empty() {
-        let ends = !text.get(at).is_some_and(|b| b.is_ascii_alphanumeric() || matches!(b, b':' | b'%' | b'/'));
+        let ends = !text
+            .get(at)
+            .is_some_and(|b| b.is_ascii_alphanumeric() || matches!(b, b':' | b'%' | b'/'));
         return ends.then_some(at);
     }
     for unit in ["번지", "번길", "가길", "길", "번", "호", "층", "동", "가"] {
@@ -360,9 +361,10 @@ fn building(text: &[u8], start: usize) -> Option<usize> {
     let (_, end) = chars[..len].last().copied()?;
     let named = len >= 2 && is_hangul(chars[0].0);
     let next = skip_gap(text, end);
-    let numbered = next > end && number(text, next).is_some_and(|after| {
-        let unit = char_before(text, after);
-        matches!(unit, Some('동' | '호' | '층'))
-    });
+    let numbered = next > end
+        && number(text, next).is_some_and(|after| {
+            let unit = char_before(text, after);
+            matches!(unit, Some('동' | '호' | '층'))
+        });
     (named && numbered).then_some(end)
 }

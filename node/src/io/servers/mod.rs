@@ -11,6 +11,8 @@ mod counters;
 mod grpc;
 mod http;
 #[cfg(test)]
+mod masking_tests;
+#[cfg(test)]
 mod tests;
 
 pub use counters::{IngestCounters, IngestSample};
@@ -30,8 +32,8 @@ use hindcast_ingest::{
     AdaptError, Adapted, Books, Intake, Laid, LimitsContext, Naming, Protocol, Rejections, SeriesCache, loki, own,
     remote_write,
 };
-use hindcast_model::ids::BadTenant;
 use hindcast_masking::{InForce, Masker};
+use hindcast_model::ids::BadTenant;
 use hindcast_model::{Batch, BatchId, Class, Classify, TenantId, TimestampNs};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -170,14 +172,17 @@ impl IngestState {
         }
     }
 
-    /// Masks the lines of a batch that came as label sets.
+    /// Masks the lines and resources of a batch that came as label sets.
     fn mask(&self, batch: &mut Batch) {
         let masking = self.masking.current();
-        let Some(masker) = masking.of(&batch.tenant) else { return };
+        let Some(masker) = masking.of(&batch.tenant) else {
+            return;
+        };
         let mut session = masker.session();
         for stream in &mut batch.streams {
             session.lines(&mut stream.lines);
         }
+        session.resources(&mut batch.resources);
     }
 
     /// Lends a buffer. What was used for a very large body is not kept.
@@ -227,8 +232,9 @@ impl IngestState {
 
     async fn remote_write(&self, tenant: &TenantId, body: &Bytes) -> Result<Taken, IngestError> {
         let limits = self.limits(tenant);
-        let read =
-            |naming| self.with_buffer(|buffer| remote_write::adapt(tenant, body, &limits, &self.books(naming, None), buffer));
+        let read = |naming| {
+            self.with_buffer(|buffer| remote_write::adapt(tenant, body, &limits, &self.books(naming, None), buffer))
+        };
         self.take_laid(Protocol::RemoteWrite, read(Naming::Known), || read(Naming::Defined))
             .await
     }
