@@ -218,7 +218,7 @@ fn list_table(shown: &Value) -> String {
         out += &format!(
             "{:<10} {on}  masked {:>8}  keeps {keeps}: {finds}\n",
             text("name"),
-            t["masked"]
+            t["masked"].as_u64().unwrap_or(0)
         );
     }
     for e in shown["exempt"].as_array().unwrap_or(&none) {
