@@ -259,7 +259,14 @@ mod tests {
         };
         let mut shown = answer(&masking, request).unwrap();
         shown["applies"] = false.into();
-        expect![[""]].assert_eq(&preview_table(&shown));
+        expect![[r#"
+            홍길동 010-****-5678 ho**@example.com
+              phone: characters 4 to 17
+              email: characters 18 to 34
+            nothing
+            masking is off for this tenant: lines are stored as they come
+        "#]]
+        .assert_eq(&preview_table(&shown));
     }
 
     #[test]
@@ -279,6 +286,15 @@ mod tests {
             .map(|t| crate::server::masking::type_json(&t))
             .collect();
         let shown = json!({"on": true, "types": types, "exempt": masking.settings().exempt});
-        expect![[""]].assert_eq(&list_table(&shown));
+        expect![[r#"
+            rrn        on   masked        0  keeps the birthday: resident registration numbers, also of foreigners, with or without the hyphen
+            phone      on   masked        0  keeps the first and the last block: Korean mobile and landline numbers, 070, 050x and +82, in blocks or in one
+            email      on   masked        0  keeps up to two letters, and the domain: e-mail addresses
+            card       on   masked        0  keeps the first six and the last four digits: card numbers of 13 to 19 digits, in blocks of four or in one
+            address    on   masked        0  keeps province, city and district: Korean addresses by road or by lot, from the district on
+            passport   on   masked        0  keeps the letter: numbers of Korean passports, of both forms
+            employee   on   masked        0  keeps first 0, last 0: EMP-\d{6}
+            tenant team-a is exempt from all types
+        "#]].assert_eq(&list_table(&shown));
     }
 }
