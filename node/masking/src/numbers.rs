@@ -436,14 +436,14 @@ fn card_bare(text: &[u8], start: usize, end: usize, wanted: Wanted) -> Option<Fo
 
 /// Whether numbers of this length and beginning are given out; 9 is for cards of Korean use alone.
 fn is_of_an_issuer(run: &[u8]) -> bool {
-    match (run, run.len()) {
-        ([b'4', ..], 13 | 16 | 19) | ([b'5', b'0'..=b'9', ..] | [b'2', b'2'..=b'7', ..] | [b'9', ..], 16) => true,
-        ([b'3', b'4' | b'7', ..], 15) => true,
-        ([b'3', b'0' | b'6' | b'8' | b'9', ..], 14 | 16) => true,
-        ([b'3', b'5', ..], 16..=19) => true,
-        ([b'6', b'0' | b'2' | b'4' | b'5', ..], 16..=19) => true,
-        _ => false,
-    }
+    matches!(
+        (run, run.len()),
+        ([b'4', ..], 13 | 16 | 19)
+            | ([b'5', ..] | [b'2', b'2'..=b'7', ..] | [b'9', ..], 16)
+            | ([b'3', b'4' | b'7', ..], 15)
+            | ([b'3', b'0' | b'6' | b'8' | b'9', ..], 14 | 16)
+            | ([b'3', b'5', ..] | [b'6', b'0' | b'2' | b'4' | b'5', ..], 16..=19)
+    )
 }
 
 fn luhn_holds(run: &[u8]) -> bool {

@@ -159,7 +159,8 @@ impl Head {
         let mut at = skip_gap(text, self.end());
         let is_parted = at > self.end();
         // Without a gap only in 서울시성동구성수이로: the district is known, and a province stands before it.
-        if !is_parted && !(self.has_province && self.districts > 0) {
+        let may_run_on = self.has_province && self.districts > 0;
+        if !is_parted && !may_run_on {
             return None;
         }
         let mut in_township = false;
@@ -225,8 +226,8 @@ fn township(text: &[u8], start: usize) -> Option<usize> {
 /// Whether what stands behind a name lets it end there.
 fn may_end(rest: &[(char, usize)]) -> bool {
     let Some((first, _)) = rest.first() else { return true };
-    let is = |p: &&str| p.chars().eq(rest.iter().map(|(c, _)| *c));
-    first.is_ascii_digit() || PARTICLES.iter().any(|p| is(&p))
+    let is = |p: &str| p.chars().eq(rest.iter().map(|(c, _)| *c));
+    first.is_ascii_digit() || PARTICLES.iter().any(|p| is(p))
 }
 
 fn is_one_of(chars: &[(char, usize)], words: &[&str]) -> bool {
