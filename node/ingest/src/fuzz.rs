@@ -110,6 +110,7 @@ fn with_books(naming: Naming, mut read: impl FnMut(&TenantId, &Books<'_>)) {
         ids: &ids,
         cache: &cache,
         naming,
+        masker: None,
     };
     let tenant = TenantId::default();
     read(&tenant, &books);

@@ -10,6 +10,7 @@
 //! - No input panics, and none makes memory grow beyond a named bound: sizes are checked before bytes are decoded.
 //! - Whatever is not among the rows is in [`Rejections`], counted exactly, each with a reason; only a request that
 //!   cannot be read at all is an [`AdaptError`].
+//! - What personal data is in lines is hidden as [`Books`] say, before they are laid out.
 //! - Sample values keep their bits (NaN payloads, staleness markers, infinities, -0). Sample times are floored to
 //!   whole milliseconds; times of lines are kept to the nanosecond.
 

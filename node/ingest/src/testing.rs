@@ -165,6 +165,7 @@ impl Desk {
             ids: &self.replica,
             cache: &self.cache,
             naming,
+            masker: None,
         }
     }
 

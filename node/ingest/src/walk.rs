@@ -15,6 +15,7 @@ use crate::owners::{Named, Scope, Seen};
 use crate::wire::{LabelRun, Reader, WireError, label_run};
 use crate::{LimitsContext, Refusal, Rejections};
 use bytes::Bytes;
+use hindcast_masking::{Masker, Session};
 use hindcast_model::resource::Edge;
 use hindcast_model::{Labels, LogLine, Owner, Sample, SeriesBlock, ShardId, StreamBlock, TenantId, TimestampNs};
 use std::collections::BTreeSet;
@@ -26,6 +27,8 @@ pub struct Books<'a> {
     pub ids: &'a dyn Ids,
     pub cache: &'a SeriesCache,
     pub naming: Naming,
+    /// Hides personal data in lines; `None`: they stay as they are.
+    pub masker: Option<&'a Masker>,
 }
 
 /// A request, laid out for its shards.
@@ -133,6 +136,7 @@ pub(crate) struct Layout<'a> {
     pub text_bytes: usize,
     /// Known series and streams that took it: what comes later of them stays behind it.
     late: BTreeSet<(ShardId, bool, u32)>,
+    masks: Option<Session<'a>>,
 }
 
 /// A set that is named, with the bytes by which it is remembered.
@@ -175,6 +179,7 @@ impl<'a> Layout<'a> {
             timeless: books.ids.is_timeless(),
             text_bytes: 0,
             late: BTreeSet::new(),
+            masks: books.masker.map(Masker::session),
         }
     }
 
@@ -418,7 +423,7 @@ impl<'a> Layout<'a> {
         if share.text.capacity() == 0 {
             share.text.reserve_exact(self.text_bytes.max(message.len()));
         }
-        let Some(lines) = known_lines::<F>(&message[hit.len..], view, self.limits, share) else {
+        let Some(lines) = known_lines::<F>(&message[hit.len..], view, self.limits, &mut self.masks, share) else {
             share.streams.truncate(before.0);
             share.text.truncate(before.1);
             self.late.insert((hit.shard, true, id));
@@ -457,7 +462,10 @@ impl<'a> Layout<'a> {
             return Ok(None);
         };
         self.seen.note(&named.resource);
-        let block = keep_lines(named, lines, self.limits, &mut self.rejected);
+        let mut block = keep_lines(named, lines, self.limits, &mut self.rejected);
+        if let (Some(masks), Some(block)) = (&mut self.masks, &mut block) {
+            masks.lines(&mut block.lines);
+        }
         Ok(block.map(|block| General { raw, block }))
     }
 
@@ -468,7 +476,11 @@ impl<'a> Layout<'a> {
 
     pub fn finish(mut self, edges: &[Edge]) -> Laid {
         let ids = self.books.ids;
-        self.intake.facts(ids, self.seen.into_list().into_iter(), edges);
+        let mut resources = self.seen.into_list();
+        if let Some(masks) = &mut self.masks {
+            masks.resources(&mut resources);
+        }
+        self.intake.facts(ids, resources.into_iter(), edges);
         self.intake.finish();
         Laid {
             intake: self.intake,
@@ -483,6 +495,7 @@ fn known_lines<'m, F: LineForm>(
     rest: &'m [u8],
     view: &mut LineView<'m>,
     limits: &LimitsContext,
+    masks: &mut Option<Session<'_>>,
     share: &mut crate::intake::Share,
 ) -> Option<u64> {
     let mut reader = Reader::new(rest);
@@ -496,8 +509,20 @@ fn known_lines<'m, F: LineForm>(
                 limits.time(TimestampNs(view.at_ns)).ok()?;
                 check::line(view.text.len(), &view.metadata).ok()?;
                 metadata.clear();
-                put_metadata(&mut metadata, view.metadata.iter().copied());
-                share.line(view.at_ns, view.text.as_bytes(), &metadata);
+                match masks {
+                    None => {
+                        put_metadata(&mut metadata, view.metadata.iter().copied());
+                        share.line(view.at_ns, view.text.as_bytes(), &metadata);
+                    }
+                    Some(masks) => {
+                        for (name, value) in &view.metadata {
+                            let value = masks.mask_str(value).unwrap_or(value);
+                            put_metadata(&mut metadata, std::iter::once((*name, value)));
+                        }
+                        let text = masks.mask_str(view.text).unwrap_or(view.text);
+                        share.line(view.at_ns, text.as_bytes(), &metadata);
+                    }
+                }
                 lines += 1;
             }
             _ => {}

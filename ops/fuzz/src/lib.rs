@@ -9,6 +9,7 @@ pub fn targets() -> impl Iterator<Item = &'static Target> {
     let lists = [
         hindcast_storage::fuzz::TARGETS,
         hindcast_raft::fuzz::TARGETS,
+        hindcast_masking::fuzz::TARGETS,
         hindcast_ingest::fuzz::TARGETS,
         hindcast_node::fuzz::TARGETS,
         languages::TARGETS,

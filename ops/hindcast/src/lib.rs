@@ -54,6 +54,8 @@ enum Command {
     Replay(cli::replay::ReplayArgs),
     /// Works on tickets.
     Ticket(cli::ticket::TicketArgs),
+    /// Shows what personal data is hidden in lines, and tries it.
+    Masking(cli::masking::MaskingArgs),
     /// Checks rule files.
     Rules(cli::rules::RulesArgs),
     /// Shows nodes and Raft groups; adds, moves and removes nodes.
@@ -139,6 +141,7 @@ async fn run(command: Command) -> cli::Done {
         Command::Alerts(args) => cli::incident::run_alerts(args).await,
         Command::Replay(args) => cli::replay::run(args).await,
         Command::Ticket(args) => cli::ticket::run(args).await,
+        Command::Masking(args) => cli::masking::run(args).await,
         Command::Rules(args) => cli::rules::run(args).await,
         Command::Cluster(args) => cli::cluster::run(args).await,
         Command::Cert(args) => cli::cert::run(args),

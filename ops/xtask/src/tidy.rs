@@ -18,7 +18,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("hindcast-env", &["hindcast-model"]),
     ("hindcast-storage", &["hindcast-model", "hindcast-env"]),
     ("hindcast-raft", &["hindcast-model", "hindcast-env"]),
-    ("hindcast-ingest", &["hindcast-model", "hindcast-proto", "hindcast-env"]),
+    ("hindcast-masking", &["hindcast-model", "hindcast-env"]),
+    (
+        "hindcast-ingest",
+        &["hindcast-model", "hindcast-proto", "hindcast-env", "hindcast-masking"],
+    ),
     ("hindcast-promql", &["hindcast-model"]),
     // The two languages share a lexer, operators and durations.
     ("hindcast-logql", &["hindcast-model", "hindcast-promql"]),

@@ -10,6 +10,8 @@
 mod counters;
 mod grpc;
 mod http;
+#[cfg(test)]
+mod masking_tests;
 pub mod syslog;
 #[cfg(test)]
 mod tests;
@@ -31,8 +33,9 @@ use hindcast_ingest::{
     AdaptError, Adapted, Books, Intake, Laid, LimitsContext, Naming, Protocol, Rejections, SeriesCache, influx, loki,
     own, remote_write,
 };
+use hindcast_masking::{InForce, Masker};
 use hindcast_model::ids::BadTenant;
-use hindcast_model::{BatchId, Class, Classify, TenantId, TimestampNs};
+use hindcast_model::{Batch, BatchId, Class, Classify, TenantId, TimestampNs};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -56,6 +59,8 @@ pub struct IngestState {
     buffers: Arc<Mutex<Vec<Vec<u8>>>>,
     deltas: Arc<Mutex<DeltaState>>,
     admission: Option<Admission>,
+    /// What of lines is hidden. Whoever shares it may put other settings in force.
+    pub masking: Arc<InForce>,
 }
 
 /// Why a request as a whole was not confirmed.
@@ -130,6 +135,7 @@ impl IngestState {
             buffers: Arc::default(),
             deltas: Arc::default(),
             admission: None,
+            masking: Arc::default(),
         }
     }
 
@@ -139,6 +145,11 @@ impl IngestState {
             admission: Some(admission),
             ..self
         }
+    }
+
+    /// Lines are masked as `masking` says; without this, all shipped types are on.
+    pub fn with_masking(self, masking: Arc<InForce>) -> Self {
+        Self { masking, ..self }
     }
 
     async fn let_in(&self, bytes: usize) -> Result<Option<IngestPlace>, Overload> {
@@ -155,12 +166,26 @@ impl IngestState {
         }
     }
 
-    fn books(&self, naming: Naming) -> Books<'_> {
+    fn books<'a>(&'a self, naming: Naming, masker: Option<&'a Masker>) -> Books<'a> {
         Books {
             ids: self.sink.ids(),
             cache: &self.cache,
             naming,
+            masker,
         }
+    }
+
+    /// Masks the lines and resources of a batch that came as label sets.
+    fn mask(&self, batch: &mut Batch) {
+        let masking = self.masking.current();
+        let Some(masker) = masking.of(&batch.tenant) else {
+            return;
+        };
+        let mut session = masker.session();
+        for stream in &mut batch.streams {
+            session.lines(&mut stream.lines);
+        }
+        session.resources(&mut batch.resources);
     }
 
     /// Lends a buffer. What was used for a very large body is not kept.
@@ -178,7 +203,9 @@ impl IngestState {
     /// for those after it.
     fn read_own(&self, tenant: &TenantId, body: Bytes, refs: Arc<Mutex<SeriesRefs>>) -> ReadOwn {
         let limits = self.limits(tenant);
-        let read = own::adapt(tenant, &body, &limits, &self.books(Naming::Known), &mut refs.lock());
+        let masking = self.masking.current();
+        let books = self.books(Naming::Known, masking.of(tenant));
+        let read = own::adapt(tenant, &body, &limits, &books, &mut refs.lock());
         ReadOwn {
             seq: read.as_ref().map_or_else(|_| own::seq_of(&body), |r| r.seq),
             read,
@@ -198,7 +225,8 @@ impl IngestState {
             refs,
         } = request;
         let redo = || {
-            let books = self.books(Naming::Defined);
+            let masking = self.masking.current();
+            let books = self.books(Naming::Defined, masking.of(tenant));
             own::adapt(tenant, &body, &limits, &books, &mut refs.lock()).map(|r| r.laid)
         };
         let taken = self.take_laid(Protocol::Own, read.map(|r| r.laid), redo).await;
@@ -207,8 +235,9 @@ impl IngestState {
 
     async fn remote_write(&self, tenant: &TenantId, body: &Bytes) -> Result<Taken, IngestError> {
         let limits = self.limits(tenant);
-        let read =
-            |naming| self.with_buffer(|buffer| remote_write::adapt(tenant, body, &limits, &self.books(naming), buffer));
+        let read = |naming| {
+            self.with_buffer(|buffer| remote_write::adapt(tenant, body, &limits, &self.books(naming, None), buffer))
+        };
         self.take_laid(Protocol::RemoteWrite, read(Naming::Known), || read(Naming::Defined))
             .await
     }
@@ -216,7 +245,9 @@ impl IngestState {
     async fn loki_protobuf(&self, tenant: &TenantId, body: &Bytes) -> Result<Taken, IngestError> {
         let limits = self.limits(tenant);
         let read = |naming| {
-            self.with_buffer(|buffer| loki::adapt_protobuf(tenant, body, &limits, &self.books(naming), buffer))
+            let masking = self.masking.current();
+            let books = self.books(naming, masking.of(tenant));
+            self.with_buffer(|buffer| loki::adapt_protobuf(tenant, body, &limits, &books, buffer))
         };
         self.take_laid(Protocol::Loki, read(Naming::Known), || read(Naming::Defined))
             .await
@@ -249,7 +280,7 @@ impl IngestState {
                     self.sink.write_intake(intake, &redo).await
                 };
                 if written.is_ok() && !lessons.is_empty() {
-                    lessons.learn(&tenant, &self.books(Naming::Known));
+                    lessons.learn(&tenant, &self.books(Naming::Known, None));
                 }
                 written.map(|written| Taken { written, rejected }).map_err(Into::into)
             }
@@ -322,7 +353,8 @@ impl IngestState {
     /// Hands on what was read, and counts what became of it.
     async fn take(&self, protocol: Protocol, read: Result<Adapted, IngestError>) -> Result<Taken, IngestError> {
         let taken = match read {
-            Ok(Adapted { batch, rejected }) => {
+            Ok(Adapted { mut batch, rejected }) => {
+                self.mask(&mut batch);
                 self.counters.refused(protocol, &rejected);
                 // Nothing to store is nothing to commit: an empty request, or one that was refused in all parts.
                 let written = if batch.series.is_empty() && batch.streams.is_empty() {

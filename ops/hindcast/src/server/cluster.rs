@@ -6,6 +6,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use hindcast_alerting::io::Sends;
+use hindcast_masking::InForce;
 use hindcast_model::{GroupId, NodeId};
 use hindcast_node::disk_guard::DiskState;
 use hindcast_node::io::node::Node;
@@ -39,6 +40,7 @@ pub struct View {
     pub(super) tls: Option<Tls>,
     pub(super) requests: Arc<Requests>,
     pub(super) sends: Sends,
+    pub(super) masks: Arc<InForce>,
 }
 
 impl View {
@@ -50,6 +52,7 @@ impl View {
         tls: Option<Tls>,
         requests: Arc<Requests>,
         sends: Sends,
+        masks: Arc<InForce>,
     ) -> Self {
         let own = client_address.clone();
         node.peers.register(
@@ -68,6 +71,7 @@ impl View {
             tls,
             requests,
             sends,
+            masks,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use hindcast_env::cold_cache::CACHE_BYTES_DEFAULT;
 use hindcast_ingest::syslog::listen::{LISTENERS_MAX, Listen, Transport};
+use hindcast_masking::{Counts, Masking, Settings, SettingsError};
 use hindcast_model::{Domain, Keeps, RetentionRule, SpanNs, TenantId};
 use hindcast_node::io::node::TestOnly;
 use hindcast_node::io::tls::TlsFiles;
@@ -95,6 +96,9 @@ pub struct ServerArgs {
     /// Rules of their own, in the file only: `[[policy]]` tables.
     #[arg(skip)]
     pub policy: Vec<PolicyArgs>,
+    /// What personal data is hidden in lines, in the file only: `[masking]`.
+    #[arg(skip)]
+    pub masking: Settings,
     /// What writes leave free of the disk, like 2GiB or 500MB; below it they are refused and reads go on
     /// [default: a tenth of the disk, at least 128 MiB and at most 1 GiB].
     #[arg(long, env = "HINDCAST_DISK_RESERVE")]
@@ -155,17 +159,27 @@ pub struct PolicyArgs {
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum ConfigError {
     #[error("{path}: {why}")]
-    File { path: String, why: String },
+    File {
+        path: String,
+        why: String,
+    },
     #[error(
         "{address} is not a loopback address: clients come in there only with TLS and a certificate of theirs; name --tls-ca, --tls-cert and --tls-key (`hindcast cert` makes them), or use 127.0.0.1 or [::1]"
     )]
-    OffLoopback { address: SocketAddr },
+    OffLoopback {
+        address: SocketAddr,
+    },
     #[error(
         "{address} is not a loopback address: peers speak there only with TLS; name --tls-ca, --tls-cert and --tls-key (`hindcast cert` makes them), or use 127.0.0.1 or [::1]"
     )]
-    PeersOffLoopback { address: SocketAddr },
+    PeersOffLoopback {
+        address: SocketAddr,
+    },
     #[error("{cert} and {key} belong together: name both")]
-    HalfOfTls { cert: &'static str, key: &'static str },
+    HalfOfTls {
+        cert: &'static str,
+        key: &'static str,
+    },
     #[error("{ca} says whose certificates are taken; name {cert} and {key}, too")]
     OnlyAuthority {
         ca: &'static str,
@@ -177,19 +191,29 @@ pub enum ConfigError {
     #[error(
         "retention {given:?} is not understood: write 30d, none, or a list like 30d,DBMS=90d,team-a=1y,team-a/SMS=7d"
     )]
-    Retention { given: String },
+    Retention {
+        given: String,
+    },
     #[error("policy {name:?}: {why}")]
-    Policy { name: String, why: String },
+    Policy {
+        name: String,
+        why: String,
+    },
     #[error("disk reserve {given:?} is not understood: write bytes, or a number with KiB, MiB, GiB, KB, MB or GB")]
-    DiskReserve { given: String },
+    DiskReserve {
+        given: String,
+    },
     #[error(
         "memory limit {given:?} is not understood: write bytes, or a number with KiB, MiB, GiB, KB, MB or GB, at least 64MiB, or none"
     )]
-    MemoryLimit { given: String },
+    MemoryLimit {
+        given: String,
+    },
     #[error("cold store: {0}")]
     Cold(String),
     #[error("{0}")]
     Syslog(String),
+    Masking(#[from] SettingsError),
     #[error("--id must be at least 1; 0 means nobody")]
     NodeZero,
     #[error("--join founds a cluster and --join-cluster enters one that runs; give one of them")]
@@ -210,6 +234,9 @@ pub struct ServerConfig {
     pub rules: Vec<String>,
     pub routes: Option<PathBuf>,
     pub retention: Vec<RetentionRule>,
+    /// The file that was read, to read it again at a reload.
+    pub file: Option<PathBuf>,
+    pub masking: Settings,
     pub test_only: TestOnly,
     /// `None`: by the disk's size.
     pub disk_reserve: Option<u64>,
@@ -242,14 +269,7 @@ impl ServerArgs {
     /// Reads the file, if one is named; what was given as a flag or variable stays.
     pub fn with_file(self) -> Result<Self, ConfigError> {
         let Some(path) = &self.config else { return Ok(self) };
-        let text = read_text(path).map_err(|why| ConfigError::File {
-            path: path.display().to_string(),
-            why,
-        })?;
-        let file: Self = toml::from_str(&text).map_err(|e| ConfigError::File {
-            path: path.display().to_string(),
-            why: e.to_string(),
-        })?;
+        let file = Self::read_file(path)?;
         Ok(Self {
             config: self.config,
             id: self.id.or(file.id),
@@ -276,6 +296,7 @@ impl ServerArgs {
             test_only_power_cut: self.test_only_power_cut,
             test_only_small_files: self.test_only_small_files,
             policy: file.policy,
+            masking: file.masking,
             disk_reserve: self.disk_reserve.or(file.disk_reserve),
             memory_limit: self.memory_limit.or(file.memory_limit),
             syslog_listen: if self.syslog_listen.is_empty() {
@@ -289,6 +310,22 @@ impl ServerArgs {
         })
     }
 
+    fn read_file(path: &Path) -> Result<Self, ConfigError> {
+        let bad = |why: String| ConfigError::File {
+            path: path.display().to_string(),
+            why,
+        };
+        let text = read_text(path).map_err(bad)?;
+        toml::from_str(&text).map_err(|e| bad(e.to_string()))
+    }
+
+    /// What a file says of masking, checked.
+    pub fn masking_of(path: &Path) -> Result<Settings, ConfigError> {
+        let settings = Self::read_file(path)?.masking;
+        Masking::new(settings.clone(), &Counts::default())?;
+        Ok(settings)
+    }
+
     /// Checks everything that can be checked without the outside.
     pub fn resolve(self) -> Result<ServerConfig, ConfigError> {
         let retention = all_rules(self.retention.as_deref(), &self.policy)?;
@@ -298,6 +335,7 @@ impl ServerArgs {
         }
         let (tls, peer_tls) = self.tls()?;
         let syslog = self.syslog(tls.is_some())?;
+        Masking::new(self.masking.clone(), &Counts::default())?;
         let address = |given: Option<SocketAddr>, port: u16| given.unwrap_or(SocketAddr::from(([127, 0, 0, 1], port)));
         let config = ServerConfig {
             id: self.id.unwrap_or(1),
@@ -312,6 +350,8 @@ impl ServerArgs {
             routes: self.routes,
             retention,
             syslog,
+            file: self.config,
+            masking: self.masking,
             disk_reserve: self
                 .disk_reserve
                 .as_deref()
@@ -617,6 +657,41 @@ mod tests {
         );
         let keeps = keeps_for(&c.retention, &TenantId::default(), None);
         assert_eq!((keeps.raw, keeps.logs), (SpanNs::parse("30d"), SpanNs::parse("30d")));
+    }
+
+    #[test]
+    fn masking_stands_in_the_file_and_is_checked() {
+        let of = |text: &str| toml::from_str::<ServerArgs>(text).map_err(|e| e.to_string());
+        assert!(
+            ServerArgs::default().resolve().unwrap().masking.on,
+            "on when nothing is said"
+        );
+        let args = of(r##"
+            [masking]
+            character = "#"
+            [[masking.type]]
+            name = "email"
+            on = false
+            [[masking.type]]
+            name = "employee"
+            pattern = 'EMP-\d{6}'
+            keep_first = 3
+            [[masking.exempt]]
+            tenant = "team-a"
+            types = ["phone"]
+            "##);
+        let masking = args.unwrap().resolve().unwrap().masking;
+        assert_eq!(
+            (masking.character, masking.types.len(), masking.exempt.len()),
+            ('#', 2, 1)
+        );
+        let unknown = of("[masking]\nof = false").unwrap_err();
+        assert!(unknown.contains("unknown field `of`"), "{unknown}");
+        let bad = of("[[masking.type]]\nname = \"x\"").unwrap().resolve().unwrap_err();
+        assert_eq!(
+            bad.to_string(),
+            "masking type \"x\" is not shipped and needs a pattern; shipped are rrn, phone, email, card, address, passport"
+        );
     }
 
     fn with_tls(ca: bool) -> ServerArgs {

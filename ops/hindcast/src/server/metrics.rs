@@ -2,7 +2,7 @@
 //!
 //! Invariants
 //! - A metric that is not in the table is not told; `METRICS.md` lists the table.
-//! - No value of a label comes from data of clients, but for names of retention policies and reasons of our own.
+//! - No value of a label comes from data of clients: names of retention policies and of masking types are the operator's.
 
 use super::cluster::View;
 use hindcast_model::GroupId;
@@ -108,6 +108,16 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "hindcast_ingest_samples_total",
         "counter",
         "Samples that were stored, counted where they came in.",
+    ),
+    (
+        "hindcast_masked_total",
+        "counter",
+        "Matches of personal data that were hidden in lines where they came in, by type.",
+    ),
+    (
+        "hindcast_masking_bytes_total",
+        "counter",
+        "Bytes of lines and their metadata that were looked at for personal data.",
     ),
     (
         "hindcast_memory_limit_bytes",
@@ -515,6 +525,11 @@ impl View {
             kinds.map(row)
         });
         out.put("hindcast_retention_dropped_total", rows.collect());
+        let counts = self.masks.counts();
+        let masked = counts.by_type().into_iter();
+        let masked = masked.map(|(name, n)| (format!("{{type={name:?}}}"), n as f64));
+        out.put("hindcast_masked_total", masked.collect());
+        out.put("hindcast_masking_bytes_total", plain(counts.bytes() as f64));
         let ports: Vec<(&str, TlsStats)> = [self.node.peers.tls(), self.tls.as_ref()]
             .into_iter()
             .flatten()

@@ -7,6 +7,7 @@ pub mod config;
 mod history;
 mod keeper;
 mod maintain;
+pub mod masking;
 mod metrics;
 mod rules;
 mod serve;
@@ -167,6 +168,10 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         Arc::new(move |tenant| floor_node.floor(tenant)),
     )
     .with_admission(node.admission.clone());
+    let masks = ingest.masking.clone();
+    masks
+        .replace(config.masking.clone())
+        .map_err(|e| Failure::usage(e.to_string()))?;
     let counters = ingest.counters.clone();
     let syslog = Syslog {
         ingest: ingest.clone(),
@@ -189,6 +194,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         tls.clone(),
         requests.clone(),
         sends,
+        masks.clone(),
     );
 
     let maintenance = view.maintenance.clone();
@@ -229,6 +235,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let grpc = grpc.layer(admit.clone());
     let reload_config = config.clone();
     let reload_meta = meta.clone();
+    let reload_masks = masks.clone();
     let http = axum::Router::new()
         .merge(ingest_router(ingest))
         .merge(hindcast_query::io::http::prometheus_router(engine.clone()))
@@ -236,9 +243,10 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         .merge(hindcast_alerting::io::http::router(meta.clone()))
         .merge(hindcast_itsm::router(meta))
         .merge(cluster::router(view))
+        .merge(masking::router(masks))
         .route(
             "/-/reload",
-            axum::routing::post(move || reload(reload_config, reload_meta)),
+            axum::routing::post(move || reload(reload_config, reload_meta, reload_masks)),
         )
         .fallback(serve::web)
         .layer(admit);
@@ -333,15 +341,32 @@ fn announce(config: &ServerConfig, node: NodeId, address: std::net::SocketAddr) 
     }
 }
 
-async fn reload(config: ServerConfig, meta: Arc<dyn Meta>) -> (axum::http::StatusCode, String) {
+/// Masking is this node's own affair and comes into force at once; rules and routes are the cluster's.
+async fn reload(
+    config: ServerConfig,
+    meta: Arc<dyn Meta>,
+    masks: Arc<hindcast_masking::InForce>,
+) -> (axum::http::StatusCode, String) {
     use axum::http::StatusCode;
+    let unchanged = |e: &dyn std::fmt::Display| (StatusCode::BAD_REQUEST, format!("{e}\nnothing was changed\n"));
     let commands = match rules::read(&config) {
         Ok(commands) => commands,
-        Err(e) => return (StatusCode::BAD_REQUEST, format!("{e}\nnothing was changed\n")),
+        Err(e) => return unchanged(&e),
     };
+    if let Some(file) = &config.file {
+        let replaced = ServerArgs::masking_of(file).and_then(|settings| Ok(masks.replace(settings)?));
+        if let Err(e) = replaced {
+            return unchanged(&e);
+        }
+    }
     match rules::replace(&*meta, &config, commands).await {
         Ok(()) => (StatusCode::OK, "reloaded\n".to_owned()),
-        Err(e) => (StatusCode::SERVICE_UNAVAILABLE, format!("{e}\n")),
+        Err(e) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!(
+                "{e}\nmasking is as the file says; rules and routes are as they were, or partly new: reload again\n"
+            ),
+        ),
     }
 }
 

@@ -511,7 +511,9 @@ impl Fold {
     }
 
     fn adapt(&mut self, messages: &[Message], limits: &LimitsContext) -> (Adapted, syslog::Tally) {
-        syslog::adapt(&self.settings, messages, limits, &mut self.names)
+        let (mut adapted, tally) = syslog::adapt(&self.settings, messages, limits, &mut self.names);
+        self.of.ingest.mask(&mut adapted.batch);
+        (adapted, tally)
     }
 
     async fn store_part(&mut self, messages: &[Message]) -> Outcome {

@@ -98,6 +98,22 @@ fn full(served: &Served, is_full: bool) {
 }
 
 #[tokio::test]
+async fn personal_data_in_syslog_is_masked_as_in_all_lines() {
+    let served = serve(&["udp://127.0.0.1:0"], Bounds::default(), None).await;
+    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let text = "<13>1 - web-1 app - - [a@1 who=\"010-1234-5678\"] 고객 961219-1234567";
+    udp.send_to(text.as_bytes(), served.ports[0]).await.unwrap();
+    served.wait("a line", |s| s.lines().len() == 1).await;
+    assert_eq!(served.lines(), ["고객 961219-*******"]);
+    let batches = served.recorder.batches.lock().clone();
+    let metadata = &batches[0].streams[0].lines[0].metadata;
+    assert!(
+        metadata.iter().any(|(_, value)| value == "010-****-5678"),
+        "{metadata:?}"
+    );
+}
+
+#[tokio::test]
 async fn datagrams_and_both_framings_become_lines_within_a_second() {
     let served = serve(
         &["udp://127.0.0.1:0", "tcp://127.0.0.1:0?tenant=team-a"],
