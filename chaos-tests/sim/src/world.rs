@@ -33,6 +33,8 @@ const NODE_PATIENCE: u64 = 10 * SECOND;
 const PAUSE: u64 = 50 * MS;
 /// After the last fault: until when all must have caught up (I13).
 const CALM: u64 = 40 * SECOND;
+/// And then so many entries may have been applied, one after the other: some machines take long for each.
+const CALM_ENTRIES: u64 = 200;
 const BAD_READS_EVERY: u64 = 3 * SECOND;
 /// Events of one run; more is a loop.
 const EVENTS_MAX: u64 = 4_000_000;
@@ -1426,7 +1428,7 @@ impl World {
             return;
         }
         let waited = self.now - self.plan.faulty_until;
-        if waited > CALM {
+        if waited > CALM + CALM_ENTRIES * self.plan.apply_for {
             self.ledger.violated(format!(
                 "I13: {} s after the last fault: {}",
                 waited / SECOND,
