@@ -115,7 +115,8 @@ fn bench(c: &mut Criterion) {
     };
     let with_own = masking(vec![own]);
     let mut group = c.benchmark_group("mask");
-    let cases: [(&str, &Masking, fn(usize) -> String); 4] = [
+    type Case<'a> = (&'a str, &'a Masking, fn(usize) -> String);
+    let cases: [Case; 4] = [
         ("plain", &shipped, plain),
         ("korean", &shipped, korean),
         ("personal", &shipped, personal),

@@ -10,8 +10,8 @@ use hindcast_masking::InForce;
 use hindcast_model::{GroupId, NodeId};
 use hindcast_node::disk_guard::DiskState;
 use hindcast_node::io::node::Node;
-use hindcast_node::io::servers::IngestCounters;
 use hindcast_node::io::servers::syslog::SyslogStats;
+use hindcast_node::io::servers::{IngestCounters, IngestState};
 use hindcast_node::io::tls::Tls;
 use hindcast_node::membership::leader_of;
 use hindcast_node::node_rows::{NodeRow, Wish};
@@ -47,12 +47,11 @@ impl View {
     pub fn new(
         node: Node,
         client_address: String,
-        counters: Arc<IngestCounters>,
+        ingest: &IngestState,
         syslog: Arc<SyslogStats>,
         tls: Option<Tls>,
         requests: Arc<Requests>,
         sends: Sends,
-        masks: Arc<InForce>,
     ) -> Self {
         let own = client_address.clone();
         node.peers.register(
@@ -65,13 +64,13 @@ impl View {
         Self {
             node,
             client_address,
-            counters,
+            counters: ingest.counters.clone(),
             syslog,
             maintenance: super::maintain::Maintenance::default(),
             tls,
             requests,
             sends,
-            masks,
+            masks: ingest.masking.clone(),
         }
     }
 

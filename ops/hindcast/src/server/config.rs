@@ -159,27 +159,17 @@ pub struct PolicyArgs {
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum ConfigError {
     #[error("{path}: {why}")]
-    File {
-        path: String,
-        why: String,
-    },
+    File { path: String, why: String },
     #[error(
         "{address} is not a loopback address: clients come in there only with TLS and a certificate of theirs; name --tls-ca, --tls-cert and --tls-key (`hindcast cert` makes them), or use 127.0.0.1 or [::1]"
     )]
-    OffLoopback {
-        address: SocketAddr,
-    },
+    OffLoopback { address: SocketAddr },
     #[error(
         "{address} is not a loopback address: peers speak there only with TLS; name --tls-ca, --tls-cert and --tls-key (`hindcast cert` makes them), or use 127.0.0.1 or [::1]"
     )]
-    PeersOffLoopback {
-        address: SocketAddr,
-    },
+    PeersOffLoopback { address: SocketAddr },
     #[error("{cert} and {key} belong together: name both")]
-    HalfOfTls {
-        cert: &'static str,
-        key: &'static str,
-    },
+    HalfOfTls { cert: &'static str, key: &'static str },
     #[error("{ca} says whose certificates are taken; name {cert} and {key}, too")]
     OnlyAuthority {
         ca: &'static str,
@@ -191,28 +181,20 @@ pub enum ConfigError {
     #[error(
         "retention {given:?} is not understood: write 30d, none, or a list like 30d,DBMS=90d,team-a=1y,team-a/SMS=7d"
     )]
-    Retention {
-        given: String,
-    },
+    Retention { given: String },
     #[error("policy {name:?}: {why}")]
-    Policy {
-        name: String,
-        why: String,
-    },
+    Policy { name: String, why: String },
     #[error("disk reserve {given:?} is not understood: write bytes, or a number with KiB, MiB, GiB, KB, MB or GB")]
-    DiskReserve {
-        given: String,
-    },
+    DiskReserve { given: String },
     #[error(
         "memory limit {given:?} is not understood: write bytes, or a number with KiB, MiB, GiB, KB, MB or GB, at least 64MiB, or none"
     )]
-    MemoryLimit {
-        given: String,
-    },
+    MemoryLimit { given: String },
     #[error("cold store: {0}")]
     Cold(String),
     #[error("{0}")]
     Syslog(String),
+    #[error(transparent)]
     Masking(#[from] SettingsError),
     #[error("--id must be at least 1; 0 means nobody")]
     NodeZero,

@@ -172,7 +172,6 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     masks
         .replace(config.masking.clone())
         .map_err(|e| Failure::usage(e.to_string()))?;
-    let counters = ingest.counters.clone();
     let syslog = Syslog {
         ingest: ingest.clone(),
         stats: Arc::default(),
@@ -189,12 +188,11 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let view = cluster::View::new(
         node.clone(),
         address.to_string(),
-        counters,
+        &ingest,
         syslog.stats.clone(),
         tls.clone(),
         requests.clone(),
         sends,
-        masks.clone(),
     );
 
     let maintenance = view.maintenance.clone();
