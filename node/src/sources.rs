@@ -20,8 +20,11 @@ const SPACING_MIN: SpanNs = SpanNs::from_secs(1);
 pub const AWAITED_MAX: SpanNs = SpanNs::from_secs(10);
 /// One that is usually on time may be so late.
 const AWAITED_MIN: SpanNs = SpanNs::from_secs(1);
-/// Of a source's usual lateness, each sample changes one in so many: what is slow for a while does not count as usual.
-const LATENESS_PARTS: u64 = 32;
+/// A sample that is later than usual changes one in so many parts of a source's usual lateness: what is slow for a while does not
+/// count as usual.
+const LATER_PARTS: u64 = 32;
+/// One that is sooner, one in so many: a source that begins with what it kept is soon known as one that is on time.
+const SOONER_PARTS: u64 = 4;
 
 #[derive(Clone, Copy, Debug)]
 struct Source {
@@ -59,8 +62,9 @@ impl Sources {
             source.spacing = blended.max(SPACING_MIN);
             source.settled = true;
             source.newest = at;
-            let usual = source.lateness.0 / LATENESS_PARTS * (LATENESS_PARTS - 1);
-            source.lateness = SpanNs(usual.saturating_add(now.since(at).0 / LATENESS_PARTS));
+            let (usual, late) = (source.lateness, now.since(at));
+            let parts = if late > usual { LATER_PARTS } else { SOONER_PARTS };
+            source.lateness = SpanNs((usual.0 / parts * (parts - 1)).saturating_add(late.0 / parts));
         }
         if self.0.len() > SOURCES_MAX {
             let quietest = self.0.iter().min_by_key(|(_, s)| s.newest).map(|(k, _)| k.clone());
@@ -187,6 +191,24 @@ mod tests {
             s.heard(&t, owner, at(i * 15), at(i * 15 + 12));
         }
         assert_eq!(s.awaited_to(&t, at(200 * 15)), TimestampNs::MAX);
+    }
+
+    #[test]
+    fn a_source_that_begins_with_what_it_kept_is_soon_waited_for_no_longer_than_others() {
+        let (mut s, t) = (Sources::default(), TenantId::default());
+        let owner = Owner::Resource {
+            id: ResourceId([1; 16]),
+            kind: Kind::Host,
+        };
+        let at = TimestampNs::from_secs;
+        // Eight seconds old when it comes; from then on every two seconds, on time.
+        s.heard(&t, owner, at(0), at(8));
+        for i in 0..8 {
+            s.heard(&t, owner, at(8 + i * 2), at(8 + i * 2));
+        }
+        let due = s.complete_to(&t, at(22));
+        assert_eq!(s.awaited_to(&t, due + SpanNs::from_secs(1)), due);
+        assert_eq!(s.awaited_to(&t, due + SpanNs::from_secs(2)), TimestampNs::MAX);
     }
 
     #[test]
