@@ -59,7 +59,7 @@ pub struct IngestState {
     buffers: Arc<Mutex<Vec<Vec<u8>>>>,
     deltas: Arc<Mutex<DeltaState>>,
     admission: Option<Admission>,
-    /// What of lines is hidden. Whoever shares it may put other settings in force.
+    /// What of lines is hidden: all shipped types, until whoever shares it puts other settings in force.
     pub masking: Arc<InForce>,
 }
 
@@ -145,11 +145,6 @@ impl IngestState {
             admission: Some(admission),
             ..self
         }
-    }
-
-    /// Lines are masked as `masking` says; without this, all shipped types are on.
-    pub fn with_masking(self, masking: Arc<InForce>) -> Self {
-        Self { masking, ..self }
     }
 
     async fn let_in(&self, bytes: usize) -> Result<Option<IngestPlace>, Overload> {
