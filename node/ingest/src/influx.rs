@@ -9,17 +9,25 @@
 //! have the time at which the request came.
 //!
 //! Promise: a line is stored with all its numbers or with none of them, but for numbers that are refused one by one (a time
-//! too far ahead, a label too long), which are counted.
+//! too far ahead, a label too long, a name that another field of the line has already), which are counted.
+//!
+//! Each series has all tags of its line, so a small line can name much: [`LABEL_BYTES_MAX`] bounds it. Reading takes time in
+//! proportion to the body: see [`OPEN_TEXTS_MAX`].
 
 use crate::otlp::names::label_name;
 use crate::owners::{Named, Seen};
 use crate::{AdaptError, Adapted, LimitsContext, Protocol, Refusal, Rejections, check};
 use hindcast_model::{Batch, BatchId, Labels, METRIC_NAME, Sample, SeriesBlock, TenantId, TimestampNs};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Fields of one line.
 pub const FIELDS_MAX: usize = 4096;
+/// Labels of all series that one request names. A line that would go beyond is refused, and those behind it are read.
+pub const LABEL_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Lines of one request for whose open text all of the rest is searched for its end. Behind so many that have none, a line
+/// ends at its newline.
+pub const OPEN_TEXTS_MAX: usize = 16;
 /// The field that says nothing beside its measurement.
 const PLAIN_FIELD: &str = "value";
 
@@ -96,16 +104,16 @@ pub fn adapt(tenant: &TenantId, body: &[u8], precision: Precision, limits: &Limi
         tenant,
         limits,
         precision,
-        of_key: BTreeMap::new(),
+        of_tags: BTreeMap::new(),
+        label_bytes: 0,
         series: vec![],
         seen: Seen::default(),
         rejected: Rejections::default(),
         texts: Rejections::default(),
         is_timed_here: false,
     };
-    let (mut rest, mut number) = (text, 1);
-    while !rest.is_empty() {
-        let (line, after) = split_line(rest);
+    let (mut split, mut number) = (Split::new(text), 1);
+    while let Some(line) = split.next_line() {
         // A quoted text may hold newlines.
         let newlines = memchr::memchr_iter(b'\n', line.as_bytes()).count();
         let line = line
@@ -121,7 +129,6 @@ pub fn adapt(tenant: &TenantId, body: &[u8], precision: Precision, limits: &Limi
             }
         }
         number += 1 + newlines;
-        rest = after;
     }
     let mut batch = Batch::new(tenant.clone());
     batch.series = lines.series;
@@ -149,7 +156,10 @@ struct Lines<'a> {
     tenant: &'a TenantId,
     limits: &'a LimitsContext,
     precision: Precision,
-    of_key: BTreeMap<Labels, usize>,
+    /// Series by their tags, and then by their names: lines of many fields are looked up without a copy of their tags each.
+    of_tags: BTreeMap<Labels, BTreeMap<String, usize>>,
+    /// Of all series.
+    label_bytes: usize,
     series: Vec<SeriesBlock>,
     seen: Seen,
     rejected: Rejections,
@@ -180,37 +190,44 @@ impl Lines<'_> {
             self.texts
                 .add(texts as u64, &Refusal::TextValue, || format!("line {number}"));
         }
-        let numbers = line.fields.iter().filter_map(|(name, v)| match v {
-            Value::Number(n) => Some((name, *n)),
-            Value::Text => None,
-        });
         let tags: Vec<_> = line.tags.iter().map(|(n, v)| (label_name(n), v.to_string())).collect();
+        let measurement = metric_name(&line.measurement);
+        let fields = self.fields(line, number, at, &tags, &measurement);
+        let of_tags = Labels::new(tags.clone());
+        let known = self.of_tags.get(&of_tags);
+        let is_new = |name: &String| known.is_none_or(|k| !k.contains_key(name));
+        let tag_bytes: usize = tags.iter().map(|(n, v)| n.len() + v.len()).sum();
+        let new = fields.iter().filter(|(name, _)| is_new(name));
+        let bytes: usize = new.map(|(name, _)| tag_bytes + METRIC_NAME.len() + name.len()).sum();
+        if self.label_bytes + bytes > LABEL_BYTES_MAX {
+            let why = format!(
+                "its series have {bytes} bytes of labels, and with those before it more than the {LABEL_BYTES_MAX} that one \
+                 request may name; send fewer lines at once, or fewer tags and fields on a line"
+            );
+            return self
+                .rejected
+                .add(1, &Refusal::BadLine { why }, || format!("line {number}"));
+        }
+        self.label_bytes += bytes;
         let host = line.tags.iter().find(|(n, v)| n == "host" && !v.is_empty());
         let attrs: Vec<_> = host
             .map(|(_, v)| ("host.name".to_owned(), v.to_string()))
             .into_iter()
             .collect();
-        let measurement = metric_name(&line.measurement);
-        for (field, value) in numbers {
-            let name = match &**field {
-                PLAIN_FIELD => measurement.clone(),
-                field => format!("{measurement}_{}", plain(field)),
-            };
-            let mut pairs = tags.clone();
-            pairs.push((METRIC_NAME.to_owned(), name));
-            let fits = self.limits.time(at).and_then(|()| check::labels(&pairs, true));
-            if let Err(why) = fits {
-                self.rejected.add(1, &why, || format!("line {number}, field {field}"));
-                continue;
-            }
-            let labels = Labels::new(pairs);
+        if fields.is_empty() {
+            return;
+        }
+        let known = self.of_tags.entry(of_tags).or_default();
+        for (name, value) in fields {
             let sample = Sample { at, value };
-            match self.of_key.get(&labels) {
+            match known.get(&name) {
                 Some(series) => self.series[*series].samples.push(sample),
                 None => {
+                    let pairs = tags.iter().map(|(n, v)| (n.as_str(), v.as_str()));
+                    let labels = Labels::from_sorted(std::iter::once((METRIC_NAME, name.as_str())).chain(pairs));
                     let named = Named::new(self.tenant, labels, &attrs);
                     self.seen.note(&named.resource);
-                    self.of_key.insert(named.labels.clone(), self.series.len());
+                    known.insert(name, self.series.len());
                     self.series.push(SeriesBlock {
                         labels: named.labels,
                         owner: named.owner,
@@ -219,6 +236,46 @@ impl Lines<'_> {
                 }
             }
         }
+    }
+
+    /// The names and numbers of a line that fit, each name once; the others are refused.
+    fn fields(
+        &mut self,
+        line: &Line<'_>,
+        number: usize,
+        at: TimestampNs,
+        tags: &[(String, String)],
+        measurement: &str,
+    ) -> Vec<(String, f64)> {
+        // What is wrong with the tags is wrong with each field; it is looked for once.
+        let mut pairs = tags.to_vec();
+        pairs.push((METRIC_NAME.to_owned(), PLAIN_FIELD.to_owned()));
+        let fits = self.limits.time(at).and_then(|()| check::labels(&pairs, true));
+        let (mut kept, mut names) = (vec![], BTreeSet::new());
+        for (field, value) in &line.fields {
+            let Value::Number(value) = value else { continue };
+            let name = match &**field {
+                PLAIN_FIELD => measurement.to_owned(),
+                field => format!("{measurement}_{}", plain(field)),
+            };
+            let mut fits = fits
+                .clone()
+                .and_then(|()| check::labels(&[(METRIC_NAME.to_owned(), name.clone())], true));
+            if fits.is_ok() && !names.insert(name.clone()) {
+                // Two samples of one time would leave one of them, and nobody would know which.
+                let why = format!(
+                    "another field of the line is stored as {:?} already; give the field a name that differs in letters or \
+                     digits of ASCII",
+                    check::shown(&name)
+                );
+                fits = Err(Refusal::BadLine { why });
+            }
+            match fits {
+                Ok(()) => kept.push((name, *value)),
+                Err(why) => self.rejected.add(1, &why, || format!("line {number}, field {field}")),
+            }
+        }
+        kept
     }
 }
 
@@ -236,33 +293,72 @@ fn metric_name(measurement: &str) -> String {
     }
 }
 
-/// Up to the newline that ends a line: not one within a quoted text. A quote opens a text only where a field's value begins.
-fn split_line(text: &str) -> (&str, &str) {
-    let bytes = text.as_bytes();
-    let plain_end = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
-    let cut = |end: usize| (&text[..end], text.get(end + 1..).unwrap_or(""));
-    // Most lines have no texts; comments may have any quotes.
-    let is_comment = text.trim_start_matches([' ', '\t', '\0']).starts_with('#');
-    if is_comment || memchr::memchr(b'"', &bytes[..plain_end]).is_none() {
-        return cut(plain_end);
-    }
-    let Some(fields) = fields_at(text) else {
-        return cut(plain_end);
-    };
-    let (mut at, mut quoted) = (fields, false);
-    while at < bytes.len() {
-        match bytes[at] {
-            // Between quotes a backslash escapes; elsewhere it does for what parts a line, and never a newline.
-            b'\\' if bytes.get(at + 1).is_some_and(|b| quoted || *b != b'\n') => at += 1,
-            b'"' if quoted => quoted = false,
-            b'"' if bytes[at - 1] == b'=' => quoted = true,
-            b'\n' if !quoted => return cut(at),
-            _ => {}
+/// A body, line by line. A line ends at a newline that is not within a quoted text; a quote opens a text only where a field's
+/// value begins.
+struct Split<'m> {
+    rest: &'m str,
+    /// Texts whose end was looked for up to the body's end, in vain.
+    open_texts: usize,
+    /// Bytes that were looked at for quotes.
+    #[cfg(test)]
+    looked_at: usize,
+}
+
+impl<'m> Split<'m> {
+    const fn new(rest: &'m str) -> Self {
+        Self {
+            rest,
+            open_texts: 0,
+            #[cfg(test)]
+            looked_at: 0,
         }
-        at += 1;
     }
-    // A text without its end: the line ends where it would without it, so that those behind it are read.
-    if quoted { cut(plain_end) } else { cut(bytes.len()) }
+
+    fn next_line(&mut self) -> Option<&'m str> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let end = self.line_end();
+        let line = &self.rest[..end];
+        self.rest = self.rest.get(end + 1..).unwrap_or("");
+        Some(line)
+    }
+
+    fn line_end(&mut self) -> usize {
+        let bytes = self.rest.as_bytes();
+        let plain_end = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
+        // Most lines have no texts; comments may have any quotes.
+        let is_comment = self.rest.trim_start_matches([' ', '\t', '\0']).starts_with('#');
+        let may_be_longer = !is_comment
+            && self.open_texts < OPEN_TEXTS_MAX
+            && plain_end < bytes.len()
+            && memchr::memchr(b'"', &bytes[..plain_end]).is_some();
+        let Some(fields) = may_be_longer.then(|| fields_at(self.rest)).flatten() else {
+            return plain_end;
+        };
+        let (mut at, mut quoted) = (fields, false);
+        while at < bytes.len() {
+            match bytes[at] {
+                // Between quotes a backslash escapes; elsewhere it does for what parts a line, and never a newline.
+                b'\\' if bytes.get(at + 1).is_some_and(|b| quoted || *b != b'\n') => at += 1,
+                b'"' if quoted => quoted = false,
+                b'"' if bytes[at - 1] == b'=' => quoted = true,
+                b'\n' if !quoted => break,
+                _ => {}
+            }
+            at += 1;
+        }
+        #[cfg(test)]
+        {
+            self.looked_at += at - fields;
+        }
+        if quoted {
+            // A text without its end: the line ends where it would without it, so that those behind it are read.
+            self.open_texts += 1;
+            return plain_end;
+        }
+        at.min(bytes.len())
+    }
 }
 
 /// Where a line's fields begin: behind the first space that is not escaped. `None`: the line ends before.
@@ -600,6 +696,80 @@ mod tests {
         assert!(shown(&read(&format!("a{tags} v=1"), Precision::Nanoseconds)).contains("more than 64 tags"));
     }
 
+    #[test]
+    fn a_body_of_quotes_without_end_is_read_in_time_that_grows_with_it() {
+        // Each line opens a text that the next one closes: all of them look as if they went on to the body's end.
+        for lines in [1_000, 10_000] {
+            let body = "a\" b=\"\n".repeat(lines);
+            let mut split = Split::new(&body);
+            let mut read = 0;
+            while let Some(line) = split.next_line() {
+                assert_eq!(line, "a\" b=\"");
+                read += 1;
+            }
+            assert_eq!((read, split.open_texts), (lines, OPEN_TEXTS_MAX));
+            assert!(split.looked_at <= OPEN_TEXTS_MAX * body.len(), "{}", split.looked_at);
+        }
+        // What stands before and behind them is read.
+        for open in [OPEN_TEXTS_MAX - 1, OPEN_TEXTS_MAX + 5] {
+            let body = format!(
+                "log msg=\"two\nlines\",n=3i 5\n{}up value=1 5\n",
+                "a\" b=\"\n".repeat(open)
+            );
+            let read = read(&body, Precision::Nanoseconds).adapted;
+            assert_eq!((read.batch.samples(), read.rejected.items()), (2, open as u64));
+        }
+    }
+
+    #[test]
+    fn labels_beyond_what_a_request_may_name_are_refused_with_their_line_and_the_rest_goes_on() {
+        let value = "v".repeat(hindcast_model::limits::LABEL_VALUE_BYTES_MAX);
+        let tags: String = (0..63).map(|i| format!(",t{i:02}={value}")).collect();
+        let fields = |n: usize| (0..n).map(|i| format!("f{i:04}=1")).collect::<Vec<_>>().join(",");
+        let of_one = 63 * (value.len() + 3) + METRIC_NAME.len() + "a_f0000".len();
+        let most = LABEL_BYTES_MAX / of_one;
+        let body = format!(
+            "a{tags} {} 5\na{tags} {} 6\na{tags} {} 7\nb value=2 8\n",
+            fields(most + 1),
+            fields(most),
+            fields(most + 1),
+        );
+        let read = read(&body, Precision::Nanoseconds).adapted;
+        // The second line reaches the bound. The third has one series that is not known from there.
+        assert_eq!((read.batch.samples(), read.rejected.items()), (most as u64 + 1, 2));
+        assert_eq!(read.batch.series.len(), most + 1);
+        let bytes: usize = (read.batch.series.iter())
+            .flat_map(|s| s.labels.iter().map(|(n, v)| n.len() + v.len()))
+            .sum();
+        assert!(bytes <= LABEL_BYTES_MAX && bytes > LABEL_BYTES_MAX - of_one, "{bytes}");
+        let listed: Vec<_> = read.rejected.listed().iter().map(|r| r.what.as_str()).collect();
+        assert_eq!(listed, ["line 1", "line 3"]);
+        let why = &read.rejected.listed()[0].why;
+        assert!(why.contains("than the 67108864 that one request may name"), "{why}");
+        // Series that are known cost nothing: any number of lines for them is taken.
+        let again = format!("a{tags} {} 5\n", fields(most)).repeat(3);
+        let again = super::adapt(&TenantId::default(), again.as_bytes(), Precision::Nanoseconds, &LIMITS).unwrap();
+        assert_eq!(again.adapted.batch.samples(), 3 * most as u64);
+        assert!(again.adapted.rejected.is_empty());
+    }
+
+    #[test]
+    fn fields_that_become_one_name_are_refused_from_the_second_on() {
+        check(
+            "room 온도=21,습도=40 5\n\
+             m a-b=1,a.b=2,c=3,a-b=4 5\n\
+             m a.b=9 1000005\n",
+            expect![[r#"
+                room___ - = 21@0.000
+                m_a_b - = 1@0.000 9@0.001
+                m_c - = 3@0.000
+                line 1, field 습도: the line cannot be read: another field of the line is stored as "room___" already; give the field a name that differs in letters or digits of ASCII
+                line 2, field a.b: the line cannot be read: another field of the line is stored as "m_a_b" already; give the field a name that differs in letters or digits of ASCII
+                line 2, field a-b: the line cannot be read: another field of the line is stored as "m_a_b" already; give the field a name that differs in letters or digits of ASCII
+            "#]],
+        );
+    }
+
     fn escaped(text: &str, also: &[char]) -> String {
         let mut out = String::new();
         for c in text.chars() {
@@ -624,20 +794,25 @@ mod tests {
             ), 1..6),
         ) {
             let mut body = String::new();
-            let mut want = vec![];
+            let (mut want, mut refused) = (vec![], 0);
             for (measurement, tags, fields, text, ms) in &lines {
                 if measurement.starts_with(' ') { continue }
                 body += &escaped(measurement, &[',', ' ']);
                 tags.iter().for_each(|(n, v)| body += &format!(",{}={}", escaped(n, &[',', ' ', '=']), escaped(v, &[',', ' ', '='])));
                 body += &format!(" text=\"{}\"", escaped(text, &['"', '\\']));
+                let mut names = BTreeSet::new();
                 for (n, v) in fields {
                     body += &format!(",{}={v:?}", escaped(n, &[',', ' ', '=']));
-                    want.push((v.to_bits(), *ms));
+                    // The second of two that are stored under one name is refused.
+                    match names.insert(plain(n)) {
+                        true => want.push((v.to_bits(), *ms)),
+                        false => refused += 1,
+                    }
                 }
                 body += &format!(" {}\n", ms * 1_000_000);
             }
             let got = read(&body, Precision::Nanoseconds);
-            prop_assert!(got.adapted.rejected.is_empty(), "{body}{:?}", got.adapted.rejected);
+            prop_assert_eq!(got.adapted.rejected.items(), refused, "{}{:?}", body, got.adapted.rejected);
             let mut got: Vec<_> = got.adapted.batch.series.iter().flat_map(|s| &s.samples)
                 .map(|s| (s.value.to_bits(), s.at.0 / 1_000_000)).collect();
             want.sort_unstable();
