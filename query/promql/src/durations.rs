@@ -20,6 +20,9 @@ pub struct QueryRange {
     pub range_ms: i64,
 }
 
+/// Nanoseconds must fit, as in Prometheus: 292 years.
+const LENGTH_MS_MAX: i64 = i64::MAX / 1_000_000;
+
 type Seconds = Result<f64, ParseError>;
 
 impl Parser<'_> {
@@ -46,7 +49,8 @@ impl Parser<'_> {
     }
 
     fn whole(&self, start: Span, seconds: f64) -> Result<i64, ParseError> {
-        ms_of_seconds(seconds).ok_or_else(|| self.fail_at(start, "duration out of range".to_owned()))
+        let ms = ms_of_seconds(seconds).filter(|ms| ms.abs() <= LENGTH_MS_MAX);
+        ms.ok_or_else(|| self.fail_at(start, "duration out of range".to_owned()))
     }
 
     fn sum(&mut self, what: &str, depth: u16) -> Seconds {
@@ -192,6 +196,9 @@ mod tests {
             "rate(x[1/0])",
             "rate(x[1%0s])",
             "rate(x[1e300*1e300])",
+            "rate(x[292y])",
+            "rate(x[293y])",
+            "x offset -99999999y",
             "rate(x[0/0.5 - 0.0001])",
             "rate(x[5m +])",
             "rate(x[(5m])",
@@ -249,6 +256,12 @@ mod tests {
                 1:9: parse error: modulo by zero
             rate(x[1e300*1e300])
                 1:8: parse error: duration out of range
+            rate(x[292y])
+                rate(x[106580d])
+            rate(x[293y])
+                1:8: parse error: duration out of range
+            x offset -99999999y
+                1:10: parse error: duration out of range
             rate(x[0/0.5 - 0.0001])
                 1:8: parse error: range must be greater than 0
             rate(x[5m +])
