@@ -89,10 +89,11 @@ pub async fn run(args: ImportArgs) -> Done {
             );
         }
     }
-    if report.refused > 0 {
+    // What was given is not what is stored, whatever the reason.
+    if report.refused + report.bad_lines > 0 {
         return Err(Failure::no(format!(
-            "{} samples and lines were refused",
-            report.refused
+            "{} lines could not be read, {} samples and lines were refused; all others are stored",
+            report.bad_lines, report.refused
         )));
     }
     Ok(ExitCode::SUCCESS)

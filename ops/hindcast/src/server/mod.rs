@@ -346,19 +346,31 @@ async fn reload(
     masks: Arc<hindcast_masking::InForce>,
 ) -> (axum::http::StatusCode, String) {
     use axum::http::StatusCode;
-    let unchanged = |e: &dyn std::fmt::Display| (StatusCode::BAD_REQUEST, format!("{e}\nnothing was changed\n"));
+    let unchanged = |e: &dyn std::fmt::Display| {
+        tracing::warn!(error = %e, "a reload was refused: nothing was changed");
+        (StatusCode::BAD_REQUEST, format!("{e}\nnothing was changed\n"))
+    };
     let commands = match rules::read(&config) {
         Ok(commands) => commands,
         Err(e) => return unchanged(&e),
     };
     if let Some(file) = &config.file {
+        let before = masks.current();
         let replaced = ServerArgs::masking_of(file).and_then(|settings| Ok(masks.replace(settings)?));
         if let Err(e) = replaced {
             return unchanged(&e);
         }
+        let after = masks.current();
+        if before.settings().on && !after.settings().on {
+            tracing::warn!("masking is off from now on: lines are stored as they come");
+        }
     }
     match rules::replace(&*meta, &config, commands).await {
-        Ok(()) => (StatusCode::OK, "reloaded\n".to_owned()),
+        Ok(()) => {
+            tracing::info!("rules, routes and masking are as the files say");
+            let said = "reloaded: rules, routes and masking; what else the file says needs a restart\n";
+            (StatusCode::OK, said.to_owned())
+        }
         Err(e) => (
             StatusCode::SERVICE_UNAVAILABLE,
             format!(
