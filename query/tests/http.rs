@@ -255,9 +255,9 @@ fn another_prometheus_scrapes_the_newest_samples() {
         expect![[r#"
             GET /federate?match[]=up&match[]=%7Bjob%3D%22a%22%7D&match[]=%7Bq%3D~%22.%2B%22%7D&time=61
                 200 # TYPE odd untyped
-            odd{q="\""} 1e-09 60000
+            odd{q="\"",instance=""} 1e-09 60000
             # TYPE up untyped
-            up{job="a"} 0 60000
+            up{job="a",instance=""} 0 60000
 
             GET /federate?match[]=up&time=400
                 200 

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 const NAME: &str = "__name__";
+const INSTANCE: &str = "instance";
 
 /// The text format's escapes within a label's value.
 fn escaped(value: &str) -> String {
@@ -26,13 +27,15 @@ fn escaped(value: &str) -> String {
 /// One series; `None`: it has no name, and the format no place for it.
 fn line(labels: &Labels, value: f64, at_ms: i64) -> Option<(String, String)> {
     let name = labels.get(NAME)?;
-    let others = labels.iter().filter(|(n, _)| *n != NAME);
+    // Without one, whoever scrapes this would put its own on the series, also with `honor_labels`.
+    let none = labels.get(INSTANCE).is_none().then_some((INSTANCE, ""));
+    let others = labels.iter().filter(|(n, _)| *n != NAME).chain(none);
     let pairs: Vec<String> = others.map(|(n, v)| format!("{n}=\"{}\"", escaped(v))).collect();
-    let pairs = match pairs.is_empty() {
-        true => String::new(),
-        false => format!("{{{}}}", pairs.join(",")),
-    };
-    Some((name.to_owned(), format!("{name}{pairs} {} {at_ms}\n", go_json(value))))
+    let pairs = pairs.join(",");
+    Some((
+        name.to_owned(),
+        format!("{name}{{{pairs}}} {} {at_ms}\n", go_json(value)),
+    ))
 }
 
 async fn text(engine: &Arc<Engine>, request: Request<Body>) -> Result<Response, Refusal> {
