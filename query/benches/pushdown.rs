@@ -55,6 +55,7 @@ impl Shards for One {
             s.samples.iter().for_each(|s| points.push(s.at.0, s.value));
             SeriesColumn {
                 values: reducer.points(&r.reduction, &points),
+                fingerprint: s.labels.fingerprint(),
                 labels: s.labels,
                 owner: s.owner,
                 slot: s.slot,

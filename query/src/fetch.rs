@@ -142,7 +142,7 @@ impl Fetch<'_> {
                 How::Window {
                     kernel: *kernel,
                     of_windows: rolled::kernel(name),
-                    counter: window::is_counter(name),
+                    stretch: window::stretch(name),
                     range_ms: *range_ms,
                     params: scalars,
                 }

@@ -5,6 +5,8 @@ use crate::engine::{OWNER_LABEL, Options, QueryError};
 use crate::gather::canonical;
 use crate::plan::{Made, When};
 use crate::shards::{OldForms, SeriesColumn};
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use hindcast_logql::{FilterOp, LineFilter};
 use hindcast_model::{Labels, Owner, Slot, TimestampNs};
 use hindcast_storage::logs::{BadFilter, Filter};
@@ -45,7 +47,7 @@ fn too_many_series(max: usize) -> QueryError {
 
 /// What shards made of series.
 pub struct Columns {
-    /// In no particular order, each label set once. Those without a value are left out.
+    /// In the order of their shards, each label set once. Those without a value are left out.
     pub whole: Vec<Column>,
     /// Series whose samples lie in several places: their labels, with those that they are stored with.
     pub split: BTreeMap<Labels, Vec<Labels>>,
@@ -53,30 +55,45 @@ pub struct Columns {
     pub old: OldForms,
 }
 
-/// Columns as shards gave them. Equal label sets are found by their fingerprints: most queries name many series and
-/// have none twice, and putting them in order would cost more than reading them.
+/// Columns as shards gave them, in their order. Equal label sets are found by their fingerprints: most queries name many
+/// series and have none twice, and putting them in order would cost more than reading them.
 pub fn columns(given: Vec<SeriesColumn>, options: &Options, series_max: usize) -> Result<Columns, QueryError> {
     let named = |c: SeriesColumn| {
-        let place = place(c.slot, &c.labels);
+        let place = Place {
+            slot: c.slot.0,
+            fingerprint: c.fingerprint,
+        };
         let stored = (options.owner_label && c.owner.id().is_some()).then(|| c.labels.clone());
         let column = Column {
             labels: labels(c.labels, &c.owner, options),
             place,
             values: c.values,
         };
-        let fingerprint = stored
-            .as_ref()
-            .map_or(place.fingerprint, |_| column.labels.fingerprint());
-        (fingerprint, column, stored, c.old)
+        (column, stored, c.old)
     };
-    let mut named: Vec<_> = given.into_iter().map(named).collect();
-    named.sort_unstable_by_key(|(fingerprint, column, ..)| (*fingerprint, column.place));
+    let named: Vec<_> = given.into_iter().map(named).collect();
+    let mut firsts: HashTable<(u64, usize)> = HashTable::with_capacity(named.len());
+    let mut repeated: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+    for (i, (column, stored, _)) in named.iter().enumerate() {
+        let fingerprint = match stored {
+            Some(_) => column.labels.fingerprint(),
+            None => column.place.fingerprint,
+        };
+        match firsts.entry(fingerprint, |(f, _)| *f == fingerprint, |(f, _)| *f) {
+            Entry::Vacant(new) => drop(new.insert((fingerprint, i))),
+            Entry::Occupied(first) => {
+                let same = repeated.entry(fingerprint).or_insert_with(|| vec![first.get().1]);
+                same.push(i);
+            }
+        }
+    }
     let mut split: BTreeMap<Labels, Vec<Labels>> = BTreeMap::new();
     let mut repeats = 0;
-    for same in named.chunk_by(|a, b| a.0 == b.0).filter(|same| same.len() > 1) {
+    for mut same in repeated.into_values() {
+        same.sort_by_key(|i| named[*i].0.place);
         // Mostly one label set; two different ones of one fingerprint may be among them.
         let mut by_labels: BTreeMap<&Labels, Vec<&Labels>> = BTreeMap::new();
-        for (_, column, stored, _) in same {
+        for (column, stored, _) in same.iter().map(|i| &named[*i]) {
             let stored = stored.as_ref().unwrap_or(&column.labels);
             by_labels.entry(&column.labels).or_default().push(stored);
         }
@@ -89,7 +106,7 @@ pub fn columns(given: Vec<SeriesColumn>, options: &Options, series_max: usize) -
     }
     let mut old = OldForms::default();
     let mut whole = Vec::with_capacity(named.len());
-    for (_, column, _, form) in named {
+    for (column, _, form) in named {
         if !column.values.is_empty() && (split.is_empty() || !split.contains_key(&column.labels)) {
             old.merge(form);
             whole.push(column);

@@ -115,7 +115,7 @@ pub enum Made {
 }
 
 /// From the instant that is evaluated to the instant that is read.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct When {
     /// `@`
     pub fixed: Option<i64>,

@@ -12,7 +12,7 @@
 
 use crate::column::{ABSENT, Steps, is_absent};
 use crate::eval::rolled::{self, Parts};
-use crate::eval::window::{Kernel, Window};
+use crate::eval::window::{Kernel, Reach, Stretch, Window, lost_to_resets};
 use crate::plan::When;
 use crate::shards::{ColumnsRequest, OldForms, SeriesColumn};
 use hindcast_model::Labels;
@@ -39,8 +39,8 @@ pub enum How {
         kernel: Kernel,
         /// The same function where windows stand for samples. `None`: it needs the samples.
         of_windows: Option<rolled::Kernel>,
-        /// The kernel asks whether values fall: see [`Window::rises`].
-        counter: bool,
+        /// When the function is one that stretches a difference; the kernel then gives the same, one window at a time.
+        stretch: Option<Stretch>,
         range_ms: i64,
         /// Scalar arguments: one per step, or none.
         params: [Vec<f64>; 2],
@@ -73,6 +73,7 @@ pub struct Reducer {
     /// Those of samples that are no staleness markers; empty while there is no marker.
     live_times: Vec<i64>,
     live_values: Vec<f64>,
+    frames: Frames,
     /// Where a value is lower than the one before.
     falls: Vec<usize>,
     /// With their ends in milliseconds.
@@ -163,34 +164,82 @@ impl Reducer {
     fn windows(&mut self, r: &Reduction, times: &[i64], values: &[f64], rolled: &Rolled) {
         let How::Window {
             kernel,
-            of_windows,
-            counter,
+            stretch,
             range_ms,
             params,
+            ..
         } = &r.how
         else {
             return;
         };
-        self.falls.clear();
-        if *counter {
-            let pairs = values.windows(2).enumerate();
-            self.falls
-                .extend(pairs.filter(|(_, p)| p[1] < p[0]).map(|(i, _)| i + 1));
+        if !rolled.grain.is_empty() || !self.windows.is_empty() {
+            return self.over_windows(r, times, values, rolled);
         }
+        self.frames.see(r, *range_ms, times);
+        if let Some(stretch) = *stretch {
+            return self.stretched(stretch, *range_ms, values);
+        }
+        let steps = r.steps.iter().zip(&self.frames.frames).enumerate();
+        self.out.extend(steps.map(|(i, (now, frame))| {
+            kernel(&Window {
+                times: &times[frame.low..frame.high],
+                values: &values[frame.low..frame.high],
+                at: r.when.at(now),
+                now,
+                range_ms: *range_ms,
+                params: params_at(params, i),
+            })
+        }));
+    }
+
+    /// `rate`, `increase` or `delta` in the frames of this series' times.
+    fn stretched(&mut self, stretch: Stretch, range_ms: i64, values: &[f64]) {
+        self.falls.clear();
+        let pairs = || values.windows(2);
+        // Most counters never fall, and one pass without a branch tells.
+        if stretch.counter && pairs().fold(false, |any, p| any | (p[1] < p[0])) {
+            let falls = pairs().enumerate().filter(|(_, p)| p[1] < p[0]);
+            self.falls.extend(falls.map(|(i, _)| i + 1));
+        }
+        let mut fall = 0;
+        self.out.extend(self.frames.frames.iter().map(|frame| {
+            let Some(reach) = &frame.reach else { return ABSENT };
+            while self.falls.get(fall).is_some_and(|f| *f <= frame.low) {
+                fall += 1;
+            }
+            let falls = self.falls.get(fall).is_some_and(|f| *f < frame.high);
+            let lost = if falls {
+                lost_to_resets(&values[frame.low..frame.high])
+            } else {
+                0.0
+            };
+            reach.stretched((values[frame.low], values[frame.high - 1]), lost, range_ms, stretch)
+        }));
+    }
+
+    /// With windows in place of some of the samples, or with rows that lie between such.
+    fn over_windows(&mut self, r: &Reduction, times: &[i64], values: &[f64], rolled: &Rolled) {
+        let How::Window {
+            kernel,
+            of_windows,
+            range_ms,
+            params,
+            ..
+        } = &r.how
+        else {
+            return;
+        };
         let bound = |at: i64| match rolled.grain.is_empty() {
             true => at,
             false => rolled.grain.floor(at.saturating_mul(MS_NS)).div_euclid(MS_NS),
         };
-        let (mut low, mut high, mut fall) = (0, 0, 0);
+        let (mut low, mut high) = (0, 0);
         let (mut old_low, mut old_high) = (0, 0);
         for (i, now) in r.steps.iter().enumerate() {
             let at = r.when.at(now);
             let from = at.saturating_sub(*range_ms);
             high = after(times, high, at);
             low = after(times, low, from);
-            while self.falls.get(fall).is_some_and(|f| *f <= low) {
-                fall += 1;
-            }
             let ended = |upto: i64, from: usize| {
                 let rest = &self.windows[from..];
                 from + rest.iter().take_while(|(end, _)| *end <= upto).count()
@@ -207,8 +256,7 @@ impl Reducer {
                 } else {
                     at.saturating_sub(from)
                 },
-                params: [0, 1].map(|p| params[p].get(i).copied().unwrap_or(0.0)),
-                rises: *counter && self.falls.get(fall).is_none_or(|f| *f >= high),
+                params: params_at(params, i),
             };
             self.out.push(match of_windows {
                 Some(of_windows) if old_low < old_high => {
@@ -221,6 +269,49 @@ impl Reducer {
                 _ => kernel(&window),
             });
         }
+    }
+}
+
+fn params_at(params: &[Vec<f64>; 2], step: usize) -> [f64; 2] {
+    [0, 1].map(|p| params[p].get(step).copied().unwrap_or(0.0))
+}
+
+/// Which of a series' samples lie in the window of each step.
+#[derive(Default)]
+struct Frames {
+    /// What they were made of: series of one target share their times and mostly follow each other.
+    of: Option<(Steps, When, i64)>,
+    times: Vec<i64>,
+    frames: Vec<Frame>,
+}
+
+struct Frame {
+    low: usize,
+    high: usize,
+    /// Of a function that stretches; `None` as well when the window has too little to stretch.
+    reach: Option<Reach>,
+}
+
+impl Frames {
+    /// Makes the frames, unless they are there: times in milliseconds, ascending.
+    fn see(&mut self, r: &Reduction, range_ms: i64, times: &[i64]) {
+        let of = Some((r.steps, r.when, range_ms));
+        if self.of == of && self.times == times {
+            return;
+        }
+        self.of = of;
+        self.times.clear();
+        self.times.extend_from_slice(times);
+        self.frames.clear();
+        let (mut low, mut high) = (0, 0);
+        self.frames.extend(r.steps.iter().map(|now| {
+            let at = r.when.at(now);
+            high = after(times, high, at);
+            low = after(times, low, at.saturating_sub(range_ms));
+            let ends = (low < high).then(|| (times[low], times[high - 1]));
+            let reach = ends.and_then(|ends| Reach::of(high - low, ends, at, range_ms));
+            Frame { low, high, reach }
+        }));
     }
 }
 
@@ -240,7 +331,8 @@ fn after(times: &[i64], from: usize, at: i64) -> usize {
 pub struct Collector<'a> {
     request: &'a ColumnsRequest,
     reducer: Reducer,
-    found: Vec<SeriesColumn>,
+    /// With their ranks.
+    found: Vec<(usize, SeriesColumn)>,
     /// Once there are as many series as a selector may have: whether they are different ones.
     distinct: Option<HashSet<Labels>>,
 }
@@ -261,8 +353,9 @@ impl<'a> Collector<'a> {
             labels,
             owner,
             slot,
+            fingerprint,
             rolled,
-            ..
+            rank,
         } = series;
         let budget = &self.request.series.budget;
         if self.request.series.skips(labels) {
@@ -271,18 +364,20 @@ impl<'a> Collector<'a> {
         budget.read(points.len() + rolled.windows.len())?;
         let (values, old) = self.reducer.rolled(&self.request.reduction, points, rolled);
         budget.computed(values.len())?;
-        self.found.push(SeriesColumn {
+        let column = SeriesColumn {
             labels: labels.clone(),
             owner,
             slot,
+            fingerprint,
             values,
             old,
-        });
+        };
+        self.found.push((rank, column));
         if self.found.len() > budget.series_max {
             let found = &self.found;
             let distinct = self
                 .distinct
-                .get_or_insert_with(|| found.iter().map(|f| f.labels.clone()).collect());
+                .get_or_insert_with(|| found.iter().map(|(_, f)| f.labels.clone()).collect());
             distinct.insert(labels.clone());
             if distinct.len() > budget.series_max {
                 return ControlFlow::Break(());
@@ -291,8 +386,10 @@ impl<'a> Collector<'a> {
         ControlFlow::Continue(())
     }
 
-    pub fn finish(self) -> Vec<SeriesColumn> {
-        self.found
+    /// In the order of ranks, which is that of sums: whoever asked need not put them in order again.
+    pub fn finish(mut self) -> Vec<SeriesColumn> {
+        self.found.sort_unstable_by_key(|(rank, _)| *rank);
+        self.found.into_iter().map(|(_, column)| column).collect()
     }
 }
 
@@ -376,8 +473,7 @@ mod tests {
                         at,
                         now: r.steps.at(i),
                         range_ms: *range_ms,
-                        params: [0, 1].map(|p| params[p].get(i).copied().unwrap_or(0.0)),
-                        rises: false,
+                        params: params_at(params, i),
                     })
                 }
             }
@@ -406,7 +502,7 @@ mod tests {
             let window = |name: &str| How::Window {
                 kernel: window::kernel(name).unwrap(),
                 of_windows: rolled::kernel(name),
-                counter: window::is_counter(name),
+                stretch: window::stretch(name),
                 range_ms,
                 params: [vec![param; 25], vec![]],
             };

@@ -141,6 +141,8 @@ pub struct SeriesColumn {
     pub labels: Labels,
     pub owner: Owner,
     pub slot: Slot,
+    /// Of the labels.
+    pub fingerprint: u64,
     /// One per step; empty: there are samples, but no value at any step.
     pub values: Vec<f64>,
     pub old: OldForms,

@@ -172,6 +172,7 @@ impl Shards for OneShard {
                 labels: &series.labels,
                 owner: series.owner,
                 slot: series.slot,
+                fingerprint: series.labels.fingerprint(),
                 rolled: &Rolled::NOTHING,
                 rank,
             };

@@ -56,6 +56,7 @@ impl Shards for Loading {
             let mut points = Points::default();
             merged.iter().for_each(|(at, v)| points.push(*at, *v));
             SeriesColumn {
+                fingerprint: s.labels.fingerprint(),
                 labels: s.labels,
                 owner: s.owner,
                 slot: s.slot,
@@ -447,6 +448,7 @@ fn a_cancelled_query_gets_no_further_series() {
         labels: &labels,
         owner: Owner::None,
         slot: Owner::None.slot(&labels),
+        fingerprint: labels.fingerprint(),
         rolled: &Rolled::NOTHING,
         rank: 0,
     };

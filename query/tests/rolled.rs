@@ -238,7 +238,6 @@ fn wanted(rows: &Rows, tiers: &Tiers, function: &str, asked: Asked) -> Values {
             now,
             range_ms: at - from,
             params: [0.0; 2],
-            rises: false,
         });
         (now, value)
     };

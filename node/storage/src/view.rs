@@ -62,6 +62,8 @@ pub struct VisitedSeries<'a> {
     pub labels: &'a Labels,
     pub owner: Owner,
     pub slot: Slot,
+    /// Of the labels.
+    pub fingerprint: u64,
     /// What came in another form than rows.
     pub rolled: &'a Rolled,
     /// Ranks ascend by (slot, fingerprint, labels).
@@ -86,6 +88,7 @@ struct Wanted {
     labels: Labels,
     owner: Owner,
     slot: Slot,
+    fingerprint: u64,
     spans: Spans,
     /// Where windows of it may be seen.
     old: Option<Old>,
@@ -211,6 +214,7 @@ impl State {
             labels: series.labels.clone(),
             owner: series.owner,
             slot: series.slot,
+            fingerprint: series.fingerprint,
             spans,
             old,
         })
@@ -652,12 +656,15 @@ impl ShardReader {
                     rolled.has_lasts |= of_it.has_lasts;
                 }
             }
-            points.settle();
+            if !is_one {
+                points.settle();
+            }
             let Some(owner) = owner else { continue };
             let series = VisitedSeries {
                 labels: &same[0].labels,
                 owner,
                 slot: same[0].slot,
+                fingerprint: same[0].fingerprint,
                 rolled: &rolled,
                 rank: at.start,
             };

@@ -62,32 +62,43 @@ impl Evaluator {
 
 /// Groups by the labels that `grouping` leaves. Each group's labels are made once.
 fn grouped(input: Vec<Column>, grouping: Option<&Grouping>) -> Groups {
-    let keeps = |name: &str| match grouping {
-        None => false,
-        Some(g) if g.without => name != METRIC_NAME && !g.labels.iter().any(|l| l == name),
-        Some(g) => g.labels.iter().any(|l| l == name),
+    let named = grouping.map_or(&[][..], |g| &g.labels);
+    let without = grouping.is_some_and(|g| g.without);
+    let keeps = |name: &str| match without {
+        true => name != METRIC_NAME && !named.iter().any(|l| l == name),
+        false => named.iter().any(|l| l == name),
     };
+    let mut wanted: Vec<&str> = named.iter().map(String::as_str).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
     let mut by_texts: HashTable<(u64, usize)> = HashTable::new();
     let mut groups: Vec<(Labels, Vec<Column>)> = vec![];
-    let mut texts = vec![];
+    let (mut texts, mut known): (Vec<u8>, Vec<Box<[u8]>>) = (vec![], vec![]);
     for column in input {
         texts.clear();
-        for (name, value) in column.labels.iter().filter(|(n, _)| keeps(n)) {
-            // 0xff cannot occur in UTF-8, so that texts never run together.
+        // 0xff cannot occur in UTF-8, so that texts never run together.
+        let mut put = |name: &str, value: &str| {
             for text in [name, value] {
                 texts.extend_from_slice(text.as_bytes());
                 texts.push(0xff);
             }
+        };
+        if without {
+            let kept = column.labels.iter().filter(|(n, _)| keeps(n));
+            kept.for_each(|(name, value)| put(name, value));
+        } else {
+            let kept = wanted.iter().filter_map(|n| Some((n, column.labels.get(n)?)));
+            kept.for_each(|(name, value)| put(name, value));
         }
         let hash = xxh3_64(&texts);
-        let kept = || column.labels.iter().filter(|(n, _)| keeps(n));
-        let is_same = |(h, i): &(u64, usize)| *h == hash && groups[*i].0.iter().eq(kept());
+        let is_same = |(h, i): &(u64, usize)| *h == hash && *known[*i] == *texts;
         let place = match by_texts.find(hash, is_same) {
             Some((_, place)) => *place,
             None => {
                 let place = groups.len();
                 by_texts.insert_unique(hash, (hash, place), |(h, _)| *h);
                 groups.push((column.labels.filtered(keeps), vec![]));
+                known.push(texts.as_slice().into());
                 place
             }
         };

@@ -247,7 +247,7 @@ impl Evaluator {
         let how = How::Window {
             kernel: *kernel,
             of_windows: None,
-            counter: window::is_counter(name),
+            stretch: window::stretch(name),
             range_ms: over.range_ms,
             params: scalars,
         };
@@ -283,7 +283,7 @@ impl Evaluator {
         let how = How::Window {
             kernel: window::kernel("present_over_time").expect("a kernel of the table"),
             of_windows: None,
-            counter: false,
+            stretch: None,
             range_ms: over.range_ms,
             params: Default::default(),
         };

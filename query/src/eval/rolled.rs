@@ -37,9 +37,9 @@ pub type Kernel = fn(&Parts) -> Told;
 /// The kernel of a function, by its name. `None`: it needs all samples.
 pub fn kernel(name: &str) -> Option<Kernel> {
     Some(match name {
-        "rate" => |p| exactly(extrapolated(&p.extent(), true, true)),
-        "increase" => |p| exactly(extrapolated(&p.extent(), true, false)),
-        "delta" => |p| exactly(extrapolated(&p.extent(), false, false)),
+        "rate" => |p| exactly(extrapolated(&p.extent(), window::RATE)),
+        "increase" => |p| exactly(extrapolated(&p.extent(), window::INCREASE)),
+        "delta" => |p| exactly(extrapolated(&p.extent(), window::DELTA)),
         "resets" => |p| p.events(resets_inside, window::is_reset),
         "changes" => |p| p.events(changes_inside, window::is_change),
         "sum_over_time" => |p| exactly(p.sum()),

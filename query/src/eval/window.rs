@@ -19,8 +19,6 @@ pub struct Window<'a> {
     pub range_ms: i64,
     /// Scalar arguments at this step.
     pub params: [f64; 2],
-    /// It is known that no value is lower than the one before. False: it is not known.
-    pub rises: bool,
 }
 
 pub type Kernel = fn(&Window) -> f64;
@@ -28,9 +26,9 @@ pub type Kernel = fn(&Window) -> f64;
 /// The kernel of a function, by its name. `None`: not a plain function of one window.
 pub fn kernel(name: &str) -> Option<Kernel> {
     Some(match name {
-        "rate" => |w| stretched(w, true, true),
-        "increase" => |w| stretched(w, true, false),
-        "delta" => |w| stretched(w, false, false),
+        "rate" => |w| stretched(w, RATE),
+        "increase" => |w| stretched(w, INCREASE),
+        "delta" => |w| stretched(w, DELTA),
         "irate" => |w| instant(w, true),
         "idelta" => |w| instant(w, false),
         "resets" => |w| some(w, |w| pairs(w).filter(|(a, b)| is_reset(*a, *b)).count() as f64),
@@ -72,11 +70,6 @@ pub fn kernel(name: &str) -> Option<Kernel> {
         "log_rate" => |w| some(w, |w| sum(w.values.iter().copied()) / (w.range_ms as f64 / 1000.0)),
         _ => return None,
     })
-}
-
-/// Whether the kernel is faster when it knows whether values fall.
-pub fn is_counter(name: &str) -> bool {
-    matches!(name, "rate" | "increase")
 }
 
 /// Whether the metric's name stays: the value is still a value of that metric.
@@ -144,7 +137,7 @@ fn variance(values: &[f64]) -> f64 {
 }
 
 /// What counter resets took away: the value before each reset, added up in lanes.
-fn lost_to_resets(values: &[f64]) -> f64 {
+pub fn lost_to_resets(values: &[f64]) -> f64 {
     let (before, after) = (&values[..values.len() - 1], &values[1..]);
     let mut lanes = [0.0; LANES];
     for (b, a) in before.chunks(LANES).zip(after.chunks(LANES)) {
@@ -169,14 +162,9 @@ pub struct Extent {
     pub range_ms: i64,
 }
 
-fn stretched(w: &Window, counter: bool, per_second: bool) -> f64 {
+fn stretched(w: &Window, stretch: Stretch) -> f64 {
     let (Some(&first), Some(&last)) = (w.values.first(), w.values.last()) else {
         return ABSENT;
-    };
-    let lost = if !counter || w.rises {
-        0.0
-    } else {
-        lost_to_resets(w.values)
     };
     let extent = Extent {
         count: w.values.len(),
@@ -184,43 +172,100 @@ fn stretched(w: &Window, counter: bool, per_second: bool) -> f64 {
         last,
         first_ms: w.times[0],
         last_ms: w.times[w.times.len() - 1],
-        lost,
+        lost: if stretch.counter {
+            lost_to_resets(w.values)
+        } else {
+            0.0
+        },
         at: w.at,
         range_ms: w.range_ms,
     };
-    extrapolated(&extent, counter, per_second)
+    extrapolated(&extent, stretch)
 }
 
 /// `rate`, `increase`, `delta`: the difference of the samples, stretched to the ends of the window where the series
 /// seems to go on up to them; a counter is not stretched below zero.
-pub fn extrapolated(e: &Extent, counter: bool, per_second: bool) -> f64 {
-    if e.count < 2 {
-        return ABSENT;
+pub fn extrapolated(e: &Extent, stretch: Stretch) -> f64 {
+    match Reach::of(e.count, (e.first_ms, e.last_ms), e.at, e.range_ms) {
+        Some(reach) => reach.stretched((e.first, e.last), e.lost, e.range_ms, stretch),
+        None => ABSENT,
     }
-    let mut result = e.last - e.first;
-    if counter {
-        result += e.lost;
+}
+
+/// Which of the functions that stretch a difference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// What resets took away counts as well, and nothing is stretched below zero.
+    pub counter: bool,
+    pub per_second: bool,
+}
+
+/// The functions that stretch a difference, by name.
+pub fn stretch(name: &str) -> Option<Stretch> {
+    match name {
+        "rate" => Some(RATE),
+        "increase" => Some(INCREASE),
+        "delta" => Some(DELTA),
+        _ => None,
     }
-    let seconds = |ms: i64| ms as f64 / 1000.0;
-    let mut to_start = seconds(e.first_ms - (e.at - e.range_ms));
-    let mut to_end = seconds(e.at - e.last_ms);
-    let sampled = seconds(e.last_ms - e.first_ms);
-    let spacing = sampled / (e.count - 1) as f64;
-    let threshold = spacing * 1.1;
-    if to_start >= threshold {
-        to_start = spacing / 2.0;
+}
+
+pub const RATE: Stretch = Stretch {
+    counter: true,
+    per_second: true,
+};
+pub const INCREASE: Stretch = Stretch {
+    counter: true,
+    per_second: false,
+};
+pub const DELTA: Stretch = Stretch {
+    counter: false,
+    per_second: false,
+};
+
+/// How far the samples of a window reach, and how far a difference of them is stretched, in seconds. Of times alone:
+/// series that share theirs share this.
+#[derive(Clone, Copy, Debug)]
+pub struct Reach {
+    sampled: f64,
+    to_start: f64,
+    to_end: f64,
+}
+
+impl Reach {
+    /// `None`: fewer than two samples have no difference.
+    pub fn of(count: usize, (first_ms, last_ms): (i64, i64), at: i64, range_ms: i64) -> Option<Self> {
+        if count < 2 {
+            return None;
+        }
+        let seconds = |ms: i64| ms as f64 / 1000.0;
+        let sampled = seconds(last_ms - first_ms);
+        let spacing = sampled / (count - 1) as f64;
+        let up_to = |gap: f64| if gap >= spacing * 1.1 { spacing / 2.0 } else { gap };
+        Some(Self {
+            sampled,
+            to_start: up_to(seconds(first_ms - (at - range_ms))),
+            to_end: up_to(seconds(at - last_ms)),
+        })
     }
-    if counter && result > 0.0 && e.first >= 0.0 {
-        to_start = to_start.min(sampled * (e.first / result));
+
+    /// The function of a window whose first and last values these are; resets took `lost` away.
+    #[inline]
+    pub fn stretched(&self, (first, last): (f64, f64), lost: f64, range_ms: i64, stretch: Stretch) -> f64 {
+        let mut result = last - first;
+        let mut to_start = self.to_start;
+        if stretch.counter {
+            result += lost;
+            if result > 0.0 && first >= 0.0 {
+                to_start = to_start.min(self.sampled * (first / result));
+            }
+        }
+        let mut factor = (self.sampled + to_start + self.to_end) / self.sampled;
+        if stretch.per_second {
+            factor /= range_ms as f64 / 1000.0;
+        }
+        canonical(result * factor)
     }
-    if to_end >= threshold {
-        to_end = spacing / 2.0;
-    }
-    let mut factor = (sampled + to_start + to_end) / sampled;
-    if per_second {
-        factor /= seconds(e.range_ms);
-    }
-    canonical(result * factor)
 }
 
 /// `irate`, `idelta`: of the last two samples.
