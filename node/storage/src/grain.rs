@@ -37,8 +37,8 @@ impl Rolled {
     /// Nothing was rolled up.
     pub const NOTHING: Self = Self {
         grain: Grain {
-            fives: vec![],
-            hours: vec![],
+            fives: Spans::new_const(),
+            hours: Spans::new_const(),
         },
         windows: vec![],
         has_lasts: false,
@@ -65,7 +65,7 @@ impl Grain {
         let rows = reach.rows(false, i64::MIN, i64::MAX);
         let wanted = |resolution: Resolution| match resolution.span_ns() <= longest_ns {
             true => reach.shown(resolution),
-            false => vec![],
+            false => Spans::new(),
         };
         let fives = wanted(Resolution::FiveMinutes);
         let fine = joined(rows.iter().chain(&fives).copied());
@@ -129,7 +129,7 @@ pub(crate) fn push_lasts(windows: &[Window], (from, to): (i64, i64), out: &mut P
 
 /// What of `spans` lies in none of `others`.
 fn without(spans: &Spans, others: &Spans) -> Spans {
-    let mut left = vec![];
+    let mut left = Spans::new();
     for &(a, b) in spans {
         let mut from = Some(a);
         for &(c, d) in others.iter().filter(|(c, d)| *c <= b && a <= *d) {
@@ -174,6 +174,7 @@ const _: () = assert!(
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use smallvec::smallvec;
 
     const MINUTE: i64 = 60_000_000_000;
 
@@ -218,13 +219,13 @@ mod tests {
         fn no_end_of_time_is_too_far(a in any::<i64>(), b in any::<i64>(), c in any::<i64>(), d in any::<i64>()) {
             let ends = [i64::MIN, i64::MAX, a, b, c, d];
             for (a, b) in ends.iter().flat_map(|a| ends.iter().map(move |b| (*a, *b))) {
-                let (one, all) = (joined([(a, b)].into_iter()), vec![(i64::MIN, i64::MAX)]);
-                prop_assert_eq!(without(&one, &all), vec![]);
-                prop_assert_eq!(without(&one, &vec![]), one.clone());
+                let (one, all) = (joined([(a, b)].into_iter()), smallvec![(i64::MIN, i64::MAX)]);
+                prop_assert_eq!(without(&one, &all), Spans::new());
+                prop_assert_eq!(without(&one, &Spans::new()), one.clone());
                 for resolution in Resolution::ALL {
                     let whole = inside(&one, resolution);
-                    prop_assert_eq!(without(&whole, &around(&one, resolution)), vec![]);
-                    prop_assert_eq!(without(&whole, &one), vec![]);
+                    prop_assert_eq!(without(&whole, &around(&one, resolution)), Spans::new());
+                    prop_assert_eq!(without(&whole, &one), Spans::new());
                 }
             }
         }

@@ -22,6 +22,7 @@ use crate::index::Series;
 use hindcast_env::planted::{Bug, planted};
 use hindcast_model::{Domain, Labels, Matcher, Owner, ResourceId, TenantId, TimestampNs};
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A label of this name exempts a stream from retention: `hindcast_proto::topology::TOPOLOGY_LABEL`.
@@ -294,7 +295,7 @@ struct Held {
 }
 
 /// Inclusive spans of event time, ascending, not touching.
-pub type Spans = Vec<(i64, i64)>;
+pub type Spans = SmallVec<[(i64, i64); 1]>;
 
 /// Floors, pins and cuts of one shard at one index.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -403,8 +404,11 @@ impl Reach {
 /// Sorted, overlapping and touching ones made one, empty ones left out.
 pub fn joined(spans: impl Iterator<Item = (i64, i64)>) -> Spans {
     let mut spans: Spans = spans.filter(|(a, b)| a <= b).collect();
+    if spans.len() < 2 {
+        return spans;
+    }
     spans.sort_unstable();
-    let mut joined: Spans = vec![];
+    let mut joined = Spans::new();
     for (a, b) in spans {
         match joined.last_mut() {
             Some(last) if a <= last.1.saturating_add(1) => last.1 = last.1.max(b),
@@ -768,7 +772,7 @@ mod tests {
             r.retain(rules.clone());
             of(owner("a"), |s| {
                 order.push(format!("{} {}", r.floors_of(s).raw.0, r.rule_of(s)));
-                vec![]
+                Spans::new()
             });
             let wins = order.last().unwrap().split_once(' ').unwrap().1.to_owned();
             let before = rules.len();
@@ -805,7 +809,7 @@ mod tests {
             let mut floor = 0;
             of(owner("a"), |s| {
                 floor = r.floors_of(s).raw.0 / HOUR_NS;
-                vec![]
+                Spans::new()
             });
             floor
         };
@@ -829,11 +833,11 @@ mod tests {
         let mut rules = all(10);
         rules[0].floors.lines = at(60);
         r.retain(rules);
-        assert_eq!(readable(&r, Owner::None), [(10, 100)]);
+        assert_eq!(readable(&r, Owner::None).to_vec(), [(10, 100)]);
         of(Owner::None, |s| {
             let s = Series { streams: true, ..*s };
-            assert_eq!(r.reach(&s).rows(true, 0, 100), [(60, 100)]);
-            vec![]
+            assert_eq!(r.reach(&s).rows(true, 0, 100).to_vec(), [(60, 100)]);
+            Spans::new()
         });
     }
 
@@ -870,14 +874,14 @@ mod tests {
         let reach = of_reach(&r);
         assert!(reach.shows(Hour, h(16).0) && reach.shows(Hour, h(30).0) && !reach.shows(Hour, h(15).0));
         assert!(!reach.shows(Hour, h(31).0) && !reach.shows(FiveMinutes, h(20).0));
-        assert_eq!(reach.rows(false, h(0).0, h(50).0), [(h(30).0 + 1, h(32).0)]);
+        assert_eq!(reach.rows(false, h(0).0, h(50).0).to_vec(), [(h(30).0 + 1, h(32).0)]);
     }
 
     fn of_reach(r: &Retention) -> Reach {
         let mut reach = None;
         of(Owner::None, |s| {
             reach = Some(r.reach(s));
-            vec![]
+            Spans::new()
         });
         reach.unwrap()
     }
@@ -904,10 +908,10 @@ mod tests {
         r.meet(&tenant());
         r.pin(pin("p", 10, 20, Some(owner("a")), &[]));
         r.retain(all(50));
-        assert_eq!(readable(&r, owner("a")), [(10, 20), (50, 100)]);
-        assert_eq!(readable(&r, owner("b")), [(50, 100)]);
+        assert_eq!(readable(&r, owner("a")).to_vec(), [(10, 20), (50, 100)]);
+        assert_eq!(readable(&r, owner("b")).to_vec(), [(50, 100)]);
         r.unpin("p");
-        assert_eq!(readable(&r, owner("a")), [(50, 100)]);
+        assert_eq!(readable(&r, owner("a")).to_vec(), [(50, 100)]);
     }
 
     #[test]
@@ -917,7 +921,7 @@ mod tests {
         r.retain(all(50));
         r.pin(pin("p", 10, 60, None, &[]));
         r.retain(all(80));
-        assert_eq!(readable(&r, Owner::None), [(50, 60), (80, 100)]);
+        assert_eq!(readable(&r, Owner::None).to_vec(), [(50, 60), (80, 100)]);
     }
 
     #[test]
@@ -928,11 +932,11 @@ mod tests {
         r.retain(all(50));
         r.pin(pin("q", 15, 30, Some(owner("a")), &[]));
         r.unpin("p");
-        assert_eq!(readable(&r, owner("a")), [(15, 20), (50, 100)]);
-        assert_eq!(readable(&r, owner("b")), [(50, 100)]);
+        assert_eq!(readable(&r, owner("a")).to_vec(), [(15, 20), (50, 100)]);
+        assert_eq!(readable(&r, owner("b")).to_vec(), [(50, 100)]);
         // The same id again: its own hold is carried over.
         r.pin(pin("q", 0, 18, Some(owner("a")), &[]));
-        assert_eq!(readable(&r, owner("a")), [(15, 18), (50, 100)]);
+        assert_eq!(readable(&r, owner("a")).to_vec(), [(15, 18), (50, 100)]);
     }
 
     #[test]

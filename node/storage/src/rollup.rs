@@ -20,6 +20,7 @@ use crate::segment::{Segment, Stretch, Tier, extra_of};
 use crate::work::in_file_order;
 use hindcast_env::{Disk, DiskError};
 use hindcast_model::{GroupId, TenantId};
+use smallvec::smallvec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -97,7 +98,7 @@ impl<'a> WindowFiles<'a> {
         if from > to {
             return Ok(windows);
         }
-        let spans = vec![(from, to)];
+        let spans = smallvec![(from, to)];
         let mut points = Points::default();
         let of_it = self
             .files
@@ -338,7 +339,7 @@ impl Rollup<'_> {
         if from > to || self.first_in_heads.get(&id).is_some_and(|first| *first <= to) {
             return Ok(vec![]);
         }
-        let spans = vec![(from, to)];
+        let spans = smallvec![(from, to)];
         let mut rows = Points::default();
         for reader in readers {
             for page in reader.segment().pages_in(id, from, to) {

@@ -1399,7 +1399,7 @@ pub fn write_metrics(
     series: &[(u32, Series<'_>)],
 ) -> Result<Segment, StorageError> {
     let mut writer = metric::Writer::create(disk, dir, number, file_head, metric::Tier::Flush)?;
-    let everything = vec![(i64::MIN, i64::MAX)];
+    let everything = smallvec::smallvec![(i64::MIN, i64::MAX)];
     let (mut points, mut unpacker) = (Points::default(), Unpacker::default());
     for &(id, _) in series {
         points.clear();

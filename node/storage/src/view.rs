@@ -170,7 +170,7 @@ impl State {
     /// Rows of the active head, for use without the lock.
     fn copy(&self, wanted: &[Wanted]) -> Copied {
         let spans: Vec<(u32, Spans)> = wanted.iter().map(|w| (w.id, w.all_rows())).collect();
-        self.active.copy(spans.iter().map(|(id, spans)| (*id, spans)))
+        self.active.copy(&spans)
     }
 
     fn wanted(
@@ -204,7 +204,7 @@ impl State {
         let spans = if from <= to {
             reach.rows(series.streams, from.0, to.0)
         } else {
-            vec![]
+            Spans::new()
         };
         let old = (with_windows && !series.streams)
             .then(|| self.old(series.id, reach, (from.0, to.0)))
@@ -242,8 +242,10 @@ impl Wanted {
 
     /// Times of all rows that the read may look at.
     fn all_rows(&self) -> Spans {
-        let old = self.old.iter().flat_map(|o| &o.rows);
-        joined(self.spans.iter().chain(old).copied())
+        let Some(old) = &self.old else {
+            return self.spans.clone();
+        };
+        joined(self.spans.iter().chain(&old.rows).copied())
     }
 }
 
@@ -269,11 +271,21 @@ impl Sources {
         self.segments.iter().any(in_segment) || self.sealed.iter().any(in_head)
     }
 
-    /// Where a series lies in the largest file that has it: all files have their series in one order.
-    fn place_in_files(&self, id: u32) -> u32 {
-        let metrics = || self.segments.iter().filter_map(|s| s.metrics());
-        let pages = metrics().max_by_key(|s| s.rows()).map(|s| s.pages_of(id));
-        pages.filter(|p| !p.is_empty()).map_or(u32::MAX, |p| p.start)
+    /// Leaves out files of rows in which nothing that is wanted can lie: they would be searched for each series.
+    fn keep_reached(&mut self, wanted: &[Wanted]) {
+        let reach = wanted.iter().map(|w| outer(&w.all_rows()));
+        let (from, to) = reach.fold((i64::MAX, i64::MIN), |a, b| (a.0.min(b.0), a.1.max(b.1)));
+        self.segments.retain(|s| s.head.times.0 <= to && from <= s.head.times.1);
+    }
+
+    /// Where series lie in the largest file: all files have their series in one order.
+    fn places_in_files(&self) -> impl Fn(u32) -> u32 {
+        let metrics = self.segments.iter().filter_map(|s| s.metrics());
+        let largest = metrics.max_by_key(|s| s.rows());
+        move |id| {
+            let pages = largest.map(|s| s.pages_of(id));
+            pages.filter(|p| !p.is_empty()).map_or(u32::MAX, |p| p.start)
+        }
     }
 }
 
@@ -453,7 +465,7 @@ impl Unsure {
     fn copy(state: &State, streams: bool, wanted: Vec<(usize, Wanted)>) -> Result<(Vec<Self>, Copied), ReadError> {
         let copied = if wanted.iter().any(|(_, w)| w.old.is_some()) {
             let spans: Vec<(u32, Spans)> = wanted.iter().map(|(_, w)| (w.id, w.all_rows())).collect();
-            state.active.copy(spans.iter().map(|(id, spans)| (*id, spans)))
+            state.active.copy(&spans)
         } else {
             Copied::nothing(wanted.len())
         };
@@ -600,7 +612,7 @@ impl ShardReader {
         longest_ns: i64,
         each: &mut dyn FnMut(VisitedSeries<'_>, &Points) -> ControlFlow<()>,
     ) -> Result<(), ReadError> {
-        let (sources, wanted, active) = {
+        let (mut sources, wanted, active) = {
             let state = self.state.read();
             let sources = state.sources(&q.tenant, false, q.as_of)?;
             let any_of = std::slice::from_ref(&q.matchers);
@@ -621,6 +633,7 @@ impl ShardReader {
             };
             (sources, wanted, active)
         };
+        sources.keep_reached(&wanted);
         let mut scan = Scan::new(&sources, active);
         let range = (q.from.0, q.to.0);
         let (mut points, mut rolled) = (Points::default(), Rolled::default());
@@ -628,10 +641,11 @@ impl ShardReader {
         // Two owners in one slot whose series bear the same labels: one series to whoever asks by labels. Their rows
         // fall between each other, and windows cannot be put together so: then each gives its last sample.
         let is_same = |a: &Wanted, b: &Wanted| a.slot == b.slot && a.labels == b.labels;
-        let mut places = vec![];
+        let place_of = sources.places_in_files();
+        let mut places = Vec::with_capacity(wanted.len());
         for same in wanted.chunk_by(is_same) {
             let start = places.last().map_or(0, |(_, p): &(u32, Range<usize>)| p.end);
-            places.push((sources.place_in_files(same[0].id), start..start + same.len()));
+            places.push((place_of(same[0].id), start..start + same.len()));
         }
         places.sort_by_key(|(place, _)| *place);
         for (_, at) in places {

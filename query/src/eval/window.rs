@@ -172,11 +172,7 @@ fn stretched(w: &Window, stretch: Stretch) -> f64 {
         last,
         first_ms: w.times[0],
         last_ms: w.times[w.times.len() - 1],
-        lost: if stretch.counter {
-            lost_to_resets(w.values)
-        } else {
-            0.0
-        },
+        lost: if stretch.counter { lost_to_resets(w.values) } else { 0.0 },
         at: w.at,
         range_ms: w.range_ms,
     };

@@ -223,10 +223,28 @@ impl Lane {
         chunk
     }
 
-    /// A series' shown samples that are not in a chunk, as they came.
-    pub fn open_samples(&self, column: usize, spans: &Spans, out: &mut Points) {
+    /// Chunks that may have rows between these times.
+    pub fn chunks_in(&self, (from, to): (i64, i64)) -> impl Iterator<Item = &Arc<Chunk>> {
+        self.chunks.iter().filter(move |c| {
+            let ends = c.times.first().zip(c.times.last());
+            ends.is_some_and(|(first, last)| *first <= to && from <= *last)
+        })
+    }
+
+    /// Rows that are shown and in no chunk.
+    pub fn shown_rows(&self) -> usize {
+        self.shown
+    }
+
+    /// Those of them that lie between these times.
+    pub fn open_rows_in(&self, (from, to): (i64, i64)) -> impl Iterator<Item = usize> {
+        (0..self.shown).filter(move |&row| (from..=to).contains(&self.times[row]))
+    }
+
+    /// A series' samples in these open rows, as they came.
+    pub fn open_samples(&self, column: usize, rows: impl Iterator<Item = usize>, spans: &Spans, out: &mut Points) {
         let width = self.width();
-        for row in 0..self.shown {
+        for row in rows {
             if self.has(row, column) && is_within(spans, self.times[row]) {
                 out.push(self.times[row], self.values[row * width + column]);
             }

@@ -22,7 +22,8 @@ use crate::retention::{Spans, is_within};
 use crate::rows::{Rows, Run};
 use hindcast_model::{Owner, TenantId, TimestampNs};
 use lane::{CHUNK_ROWS, LANE_SERIES_MAX, Lane};
-use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A head that holds more than this packs its open rows early.
@@ -92,8 +93,19 @@ pub struct Head {
 
 /// What a reader takes out of the active head under the lock: chunks are shared, open rows copied.
 pub struct Copied {
-    chunks: BTreeMap<u32, Vec<Arc<Chunk>>>,
-    series: Vec<Option<(u32, usize, Points)>>,
+    /// Of each lane that is read, the chunks that may have what is wanted.
+    lanes: Vec<Vec<Arc<Chunk>>>,
+    series: Vec<Option<CopiedSeries>>,
+    /// Open rows of all series, one series after the other.
+    open: Points,
+}
+
+struct CopiedSeries {
+    /// In `Copied::lanes`.
+    lane: usize,
+    column: usize,
+    /// In `Copied::open`.
+    open: Range<usize>,
 }
 
 impl Head {
@@ -447,7 +459,7 @@ impl Head {
             for c in &lane.chunks {
                 c.samples(column.into(), spans, unpacker, out);
             }
-            lane.open_samples(column.into(), spans, out);
+            lane.open_samples(column.into(), 0..lane.shown_rows(), spans, out);
         }
     }
 
@@ -459,21 +471,29 @@ impl Head {
     }
 
     /// For use without the lock: chunks by reference, open rows by copy.
-    pub fn copy<'a>(&self, wanted: impl Iterator<Item = (u32, &'a Spans)>) -> Copied {
-        let mut copied = Copied {
-            chunks: BTreeMap::new(),
-            series: vec![],
-        };
+    pub fn copy(&self, wanted: &[(u32, Spans)]) -> Copied {
+        let all = wanted.iter().flat_map(|(_, spans)| spans);
+        let outer = all.fold((i64::MAX, i64::MIN), |o, s| (o.0.min(s.0), o.1.max(s.1)));
+        let mut copied = Copied::nothing(0);
+        copied.series.reserve(wanted.len());
+        let mut seen: HashMap<u32, (usize, Vec<usize>)> = HashMap::new();
         for (id, spans) in wanted {
-            let Place::Lane { lane, column } = self.place(id) else {
+            let Place::Lane { lane, column } = self.place(*id) else {
                 copied.series.push(None);
                 continue;
             };
-            let l = &self.lanes[lane as usize];
-            copied.chunks.entry(lane).or_insert_with(|| l.chunks.clone());
-            let mut open = Points::default();
-            l.open_samples(column.into(), spans, &mut open);
-            copied.series.push(Some((lane, column.into(), open)));
+            let of = &self.lanes[lane as usize];
+            let (lane, rows) = seen.entry(lane).or_insert_with(|| {
+                copied.lanes.push(of.chunks_in(outer).cloned().collect());
+                (copied.lanes.len() - 1, of.open_rows_in(outer).collect())
+            });
+            let start = copied.open.len();
+            of.open_samples(column.into(), rows.iter().copied(), spans, &mut copied.open);
+            copied.series.push(Some(CopiedSeries {
+                lane: *lane,
+                column: column.into(),
+                open: start..copied.open.len(),
+            }));
         }
         copied
     }
@@ -482,19 +502,23 @@ impl Head {
 impl Copied {
     pub fn nothing(series: usize) -> Self {
         Self {
-            chunks: BTreeMap::new(),
+            lanes: vec![],
             series: (0..series).map(|_| None).collect(),
+            open: Points::default(),
         }
     }
 
     /// As [`Head::append_samples`], for the `i`th series that was asked for.
     pub fn append_samples(&self, i: usize, spans: &Spans, unpacker: &mut Unpacker, out: &mut Points) {
-        if let Some((lane, column, open)) = &self.series[i] {
-            for c in self.chunks.get(lane).into_iter().flatten() {
-                c.samples(*column, spans, unpacker, out);
+        if let Some(series) = &self.series[i] {
+            for c in &self.lanes[series.lane] {
+                c.samples(series.column, spans, unpacker, out);
             }
-            for (at, value) in open.iter().filter(|(at, _)| is_within(spans, *at)) {
-                out.push(at, value);
+            let open = series.open.clone();
+            for (at, value) in self.open.times[open.clone()].iter().zip(&self.open.values[open]) {
+                if is_within(spans, *at) {
+                    out.push(*at, *value);
+                }
             }
         }
     }

@@ -3,6 +3,8 @@
 use super::*;
 use hindcast_model::{Labels, resource};
 use proptest::prelude::*;
+use smallvec::smallvec;
+use std::collections::BTreeMap;
 
 const SERIES: u32 = 12;
 
@@ -74,8 +76,8 @@ proptest! {
     fn a_head_gives_back_what_it_was_given(pushes in prop::collection::vec(push(), 1..60)) {
         let d = directory();
         let (mut head, mut plain) = (Head::new(), Plain::new());
-        let everything = vec![(i64::MIN, i64::MAX)];
-        let window = vec![(5, 11), (20, 21)];
+        let everything: Spans = smallvec![(i64::MIN, i64::MAX)];
+        let window: Spans = smallvec![(5, 11), (20, 21)];
         for (index, p) in (1..).zip(&pushes) {
             let ids = p.ids();
             let values: Vec<u8> = (0..p.times.len() * ids.len()).flat_map(|i| p.value(i).to_le_bytes()).collect();
@@ -91,7 +93,7 @@ proptest! {
             // Nothing of the entry shows before it was advanced over.
             if index % 13 == 0 {
                 head.show();
-                let copied = head.copy((0..SERIES).map(|id| (id, &window)));
+                let copied = head.copy(&(0..SERIES).map(|id| (id, window.clone())).collect::<Vec<_>>());
                 for id in 0..SERIES {
                     let (mut got, mut all) = (Points::default(), Points::default());
                     copied.append_samples(id as usize, &window, &mut Unpacker::default(), &mut got);
@@ -149,7 +151,7 @@ fn scrapes_of_one_shape_fill_one_lane_and_pack_into_little() {
 #[test]
 fn rows_show_when_their_entry_is_over() {
     let (d, mut head) = (directory(), Head::new());
-    let everything = vec![(i64::MIN, i64::MAX)];
+    let everything: Spans = smallvec![(i64::MIN, i64::MAX)];
     scrape(&mut head, &d, 1, &[Run { first: 0, len: 4 }]);
     let count = |head: &Head| {
         let mut out = Points::default();
@@ -277,7 +279,7 @@ proptest! {
         let want = by_time(&plain);
         prop_assert_eq!(read(&column), want.clone());
         prop_assert_eq!(column.times(), want.first().zip(want.last()).map(|(a, b)| (a.0, b.0)));
-        let spans = vec![(span.0, span.0 + span.1)];
+        let spans: Spans = smallvec![(span.0, span.0 + span.1)];
         prop_assert_eq!(column.has_any(&spans).unwrap(), want.iter().any(|l| is_in(&spans, l.0)));
         prop_assert_eq!(write(&column), want);
     }
