@@ -15,6 +15,7 @@ use hindcast_env::fuzz::sum_fits;
 use hindcast_env::planted::{Bug, planted};
 use hindcast_env::{ColdRef, ColdTier, Disk, DiskError, DiskFile, ReadAt};
 use hindcast_model::{GroupId, TenantId, TimestampNs};
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -321,12 +322,21 @@ struct Far {
 }
 
 /// Unpacks blocks one after the other; keeps its working memory.
-pub struct Unpacker(zstd::bulk::Decompressor<'static>);
+///
+/// Readers are made for each read, and a context takes longer to make than a small block to unpack: it is taken when the
+/// first block comes, and given back for the thread's next reader.
+pub struct Unpacker(Option<zstd::bulk::Decompressor<'static>>);
+
+/// Contexts that a thread keeps for later. A read of many files has as many readers, which come one after the other.
+const SPARE_CONTEXTS_MAX: usize = 2;
+
+thread_local! {
+    static SPARE_CONTEXTS: RefCell<Vec<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(vec![]) };
+}
 
 impl Unpacker {
-    pub fn new() -> Self {
-        // Fails only when memory is out.
-        Self(zstd::bulk::Decompressor::new().expect("a zstd context"))
+    pub const fn new() -> Self {
+        Self(None)
     }
 
     /// One zstd frame of exactly `raw_len` bytes, into `out` (cleared before).
@@ -336,11 +346,29 @@ impl Unpacker {
         }
         out.clear();
         out.reserve(raw_len);
-        match self.0.decompress_to_buffer(frame, out) {
+        let context = self.0.get_or_insert_with(|| {
+            let spare = SPARE_CONTEXTS.with_borrow_mut(Vec::pop);
+            // Fails only when memory is out.
+            spare.unwrap_or_else(|| zstd::bulk::Decompressor::new().expect("a zstd context"))
+        });
+        match context.decompress_to_buffer(frame, out) {
             Ok(n) if n == raw_len => Ok(()),
             Ok(_) => Err("has another length than the table says"),
             Err(_) => Err("does not decompress"),
         }
+    }
+}
+
+impl Drop for Unpacker {
+    fn drop(&mut self) {
+        let Some(context) = self.0.take() else { return };
+        // A thread that ends has nowhere to keep it.
+        let _ = SPARE_CONTEXTS.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() < SPARE_CONTEXTS_MAX {
+                spare.push(context);
+            }
+        });
     }
 }
 

@@ -16,7 +16,6 @@ use bytes::Bytes;
 use hashbrown::HashTable;
 use hindcast_env::fuzz::sum_fits;
 use hindcast_env::planted::{Bug, planted};
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -490,11 +489,6 @@ fn frame(tag: u8, body: &[u8], raw: usize, out: &mut Vec<u8>) -> Piece {
     }
 }
 
-thread_local! {
-    /// Sections are many and small: making a context for each took a tenth of a search.
-    static UNPACKER: RefCell<Unpacker> = RefCell::new(Unpacker::new());
-}
-
 /// Verifies and unpacks a section.
 pub fn unframe(stored: &Bytes, piece: Piece) -> Result<Bytes, Bad> {
     let (body, crc) = stored.split_last_chunk::<CRC_BYTES>().ok_or("ends too early")?;
@@ -507,7 +501,7 @@ pub fn unframe(stored: &Bytes, piece: Piece) -> Result<Bytes, Bad> {
         Some((&PLAIN, body)) if body.len() == raw => Ok(stored.slice_ref(body)),
         Some((&ZSTD, body)) if raw <= SECTION_BYTES_MAX => {
             let mut unpacked = vec![];
-            UNPACKER.with_borrow_mut(|u| u.unpack(body, raw, &mut unpacked))?;
+            Unpacker::new().unpack(body, raw, &mut unpacked)?;
             Ok(unpacked.into())
         }
         _ => Err("an unknown packing"),
