@@ -144,21 +144,15 @@ impl Reducer {
     }
 
     fn newest(&mut self, r: &Reduction, lookback_ms: i64, of_times: bool, times: &[i64], values: &[f64]) {
-        let mut seen = 0;
-        for now in r.steps.iter() {
-            let at = r.when.at(now);
-            seen = after(times, seen, at);
-            self.out.push(match seen.checked_sub(1) {
-                Some(i) if times[i] > at.saturating_sub(lookback_ms) && !is_absent(values[i]) => {
-                    if of_times {
-                        times[i] as f64 / 1000.0
-                    } else {
-                        values[i]
-                    }
-                }
-                _ => ABSENT,
-            });
-        }
+        self.frames.see(r, lookback_ms, false, times);
+        self.out.extend(self.frames.frames.iter().map(|frame| {
+            let newest = (frame.low < frame.high).then(|| frame.high - 1);
+            match newest.filter(|i| !is_absent(values[*i])) {
+                Some(i) if of_times => times[i] as f64 / 1000.0,
+                Some(i) => values[i],
+                None => ABSENT,
+            }
+        }));
     }
 
     fn windows(&mut self, r: &Reduction, times: &[i64], values: &[f64], rolled: &Rolled) {
@@ -175,7 +169,7 @@ impl Reducer {
         if !rolled.grain.is_empty() || !self.windows.is_empty() {
             return self.over_windows(r, times, values, rolled);
         }
-        self.frames.see(r, *range_ms, times);
+        self.frames.see(r, *range_ms, stretch.is_some(), times);
         if let Some(stretch) = *stretch {
             return self.stretched(stretch, *range_ms, values);
         }
@@ -280,7 +274,7 @@ fn params_at(params: &[Vec<f64>; 2], step: usize) -> [f64; 2] {
 #[derive(Default)]
 struct Frames {
     /// What they were made of: series of one target share their times and mostly follow each other.
-    of: Option<(Steps, When, i64)>,
+    of: Option<(Steps, When, i64, bool)>,
     times: Vec<i64>,
     frames: Vec<Frame>,
 }
@@ -294,8 +288,8 @@ struct Frame {
 
 impl Frames {
     /// Makes the frames, unless they are there: times in milliseconds, ascending.
-    fn see(&mut self, r: &Reduction, range_ms: i64, times: &[i64]) {
-        let of = Some((r.steps, r.when, range_ms));
+    fn see(&mut self, r: &Reduction, range_ms: i64, stretches: bool, times: &[i64]) {
+        let of = Some((r.steps, r.when, range_ms, stretches));
         if self.of == of && self.times == times {
             return;
         }
@@ -308,7 +302,7 @@ impl Frames {
             let at = r.when.at(now);
             high = after(times, high, at);
             low = after(times, low, at.saturating_sub(range_ms));
-            let ends = (low < high).then(|| (times[low], times[high - 1]));
+            let ends = (stretches && low < high).then(|| (times[low], times[high - 1]));
             let reach = ends.and_then(|ends| Reach::of(high - low, ends, at, range_ms));
             Frame { low, high, reach }
         }));

@@ -252,22 +252,26 @@ impl Evaluator {
             params: scalars,
         };
         let mut columns = self.reduced(over, how, steps).await?;
+        if matches!(name, &"rate" | &"increase" | &"irate") {
+            columns.iter().for_each(|c| self.note_counter(&c.labels));
+        }
+        if *keeps_name {
+            // What was read has each label set once.
+            return Ok(columns);
+        }
         for column in &mut columns {
-            self.note_window(name, &column.labels);
-            if !*keeps_name {
-                column.labels = column.labels.without(METRIC_NAME);
-            }
+            column.labels = column.labels.without(METRIC_NAME);
         }
         unique(columns)
     }
 
-    fn note_window(&mut self, name: &str, labels: &Labels) {
-        let counter = matches!(name, "rate" | "increase" | "irate");
+    /// What a function of counters is given should be one.
+    fn note_counter(&mut self, labels: &Labels) {
         let metric = labels.metric_name().unwrap_or("");
         let looks_like_one = ["_total", "_sum", "_count", "_bucket"]
             .iter()
             .any(|s| metric.ends_with(s));
-        if counter && !metric.is_empty() && !looks_like_one {
+        if !metric.is_empty() && !looks_like_one {
             self.note(format!(
                 "PromQL info: metric might not be a counter, name does not end in _total/_sum/_count/_bucket: {metric:?}"
             ));

@@ -1,6 +1,6 @@
 //! Values as the HTTP APIs of Prometheus and Loki write them.
 
-use crate::number::go_json;
+use crate::number::put_json;
 use crate::shards::{Completeness, Freshness};
 use crate::value::Value;
 use axum::body::Body;
@@ -68,7 +68,14 @@ fn seconds(out: &mut String, at: TimestampNs) {
 fn point(out: &mut String, at: TimestampNs, value: f64) {
     out.push('[');
     seconds(out, at);
-    let _ = write!(out, ",\"{}\"]", go_json(value));
+    value_after(out, value);
+}
+
+/// The rest of a point behind its time.
+fn value_after(out: &mut String, value: f64) {
+    out.push_str(",\"");
+    put_json(out, value);
+    out.push_str("\"]");
 }
 
 /// `{"resultType":…,"result":…}`. `at` is the time of a scalar or a string.
@@ -99,14 +106,20 @@ pub(super) fn result(out: &mut String, value: &Value, at: TimestampNs) {
         }
         Value::Matrix(series) => {
             out.push('[');
+            // Most series have the same times, and their text is made once.
+            let mut stamps: Vec<(TimestampNs, String)> = vec![];
             for (i, s) in series.iter().enumerate() {
                 let comma = if i > 0 { "," } else { "" };
                 let _ = write!(out, "{comma}{{\"metric\":{},\"values\":[", labels(&s.labels));
                 for (k, (at, v)) in s.points.iter().enumerate() {
-                    if k > 0 {
-                        out.push(',');
+                    if stamps.get(k).is_none_or(|(known, _)| known != at) {
+                        let mut text = if k > 0 { ",[" } else { "[" }.to_owned();
+                        seconds(&mut text, *at);
+                        stamps.truncate(k);
+                        stamps.push((*at, text));
                     }
-                    point(out, *at, *v);
+                    out.push_str(&stamps[k].1);
+                    value_after(out, *v);
                 }
                 out.push_str("]}");
             }

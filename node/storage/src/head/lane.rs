@@ -301,9 +301,21 @@ impl Chunk {
             return;
         }
         let start = out.len();
-        match self.mask(column) {
-            None => out.times.extend_from_slice(&self.times),
-            Some(mask) => {
+        match (self.mask(column), &spans[..]) {
+            (None, &[(from, to)]) => {
+                let low = self.times.partition_point(|t| *t < from);
+                let high = low + self.times[low..].partition_point(|t| *t <= to);
+                if low == high {
+                    return;
+                }
+                out.times.extend_from_slice(&self.times[low..high]);
+                unpacker.append(self.page(column), self.times.len(), &mut out.values);
+                out.values.copy_within(start + low..start + high, start);
+                out.values.truncate(start + high - low);
+                return;
+            }
+            (None, _) => out.times.extend_from_slice(&self.times),
+            (Some(mask), _) => {
                 let rows = self.times.iter().enumerate().filter(|(i, _)| mask >> i & 1 == 1);
                 out.times.extend(rows.map(|(_, &at)| at));
             }

@@ -77,7 +77,7 @@ proptest! {
         let d = directory();
         let (mut head, mut plain) = (Head::new(), Plain::new());
         let everything: Spans = smallvec![(i64::MIN, i64::MAX)];
-        let window: Spans = smallvec![(5, 11), (20, 21)];
+        let windows: [Spans; 2] = [smallvec![(5, 11), (20, 21)], smallvec![(7, 15)]];
         for (index, p) in (1..).zip(&pushes) {
             let ids = p.ids();
             let values: Vec<u8> = (0..p.times.len() * ids.len()).flat_map(|i| p.value(i).to_le_bytes()).collect();
@@ -93,14 +93,21 @@ proptest! {
             // Nothing of the entry shows before it was advanced over.
             if index % 13 == 0 {
                 head.show();
-                let copied = head.copy(&(0..SERIES).map(|id| (id, window.clone())).collect::<Vec<_>>());
+                for window in &windows {
+                    let wanted: Vec<_> = (0..SERIES).map(|id| (id, window.clone())).collect();
+                    let copied = head.copy(&wanted);
+                    for id in 0..SERIES {
+                        let mut got = Points::default();
+                        copied.append_samples(id as usize, window, &mut Unpacker::default(), &mut got);
+                        let want = settled(plain.get(&id).map_or(&[], Vec::as_slice));
+                        let within: Vec<_> = want.into_iter().filter(|(at, _)| is_in(window, *at)).collect();
+                        prop_assert_eq!(samples_of(got), within);
+                    }
+                }
                 for id in 0..SERIES {
-                    let (mut got, mut all) = (Points::default(), Points::default());
-                    copied.append_samples(id as usize, &window, &mut Unpacker::default(), &mut got);
+                    let mut all = Points::default();
                     head.append_samples(id, &everything, &mut Unpacker::default(), &mut all);
                     let want = settled(plain.get(&id).map_or(&[], Vec::as_slice));
-                    let within: Vec<_> = want.iter().copied().filter(|(at, _)| is_in(&window, *at)).collect();
-                    prop_assert_eq!(samples_of(got), within);
                     let ends = want.first().map(|f| (f.0, want.last().map_or(f.0, |l| l.0)));
                     prop_assert_eq!(head.times_of(id), ends);
                     prop_assert_eq!(samples_of(all), want);
