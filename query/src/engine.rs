@@ -214,6 +214,17 @@ impl Engine {
         }
     }
 
+    /// Whether lines of this expression can be followed as they come.
+    pub(crate) fn check_followed(&self, expr: &str) -> Result<(), QueryError> {
+        self.check_length(expr)?;
+        match hindcast_logql::parse(expr)? {
+            hindcast_logql::Expr::Lines(_) => Ok(()),
+            hindcast_logql::Expr::Metric(_) => Err(QueryError::Parameter(
+                "lines can be followed, values cannot: leave the function away, or ask query_range".to_owned(),
+            )),
+        }
+    }
+
     async fn lines(&self, q: &LogsQuery, selector: &LogSelector) -> Result<Answer<LogsValue>, QueryError> {
         if q.limit > self.limits.lines_max {
             let message = format!("limit {} is more than {} lines", q.limit, self.limits.lines_max);

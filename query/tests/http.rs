@@ -4,6 +4,8 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
 use expect_test::{Expect, expect};
+use hindcast_env::clock::Clock;
+use hindcast_env::io::SystemClock;
 use hindcast_model::{Labels, LogLine, Owner, Sample, TenantId, TimestampNs};
 use hindcast_query::io::{loki_router, prometheus_router};
 use hindcast_query::testing::OneShard;
@@ -281,6 +283,79 @@ fn an_expression_is_written_as_this_program_writes_it() {
                 200 {"status":"success","data":"sum by (job) (rate(up[5m])) > 1"}
             GET /api/v1/format_query?query=sum(
                 400 {"status":"error","errorType":"bad_data","error":"invalid parameter \"query\": 1:5: parse error: unexpected end of input"}
+        "#]],
+    );
+}
+
+#[tokio::test]
+async fn a_client_follows_lines_as_they_come() {
+    use futures::{SinkExt, StreamExt};
+    use tokio_tungstenite::tungstenite::Message;
+    let shard = Arc::new(OneShard::new());
+    let put = |text: &'static str| {
+        let line = LogLine {
+            at: SystemClock::new().now(),
+            line: text.into(),
+            metadata: vec![],
+        };
+        let labels = Labels::from_pairs([("app", "db")]);
+        shard.add_lines(&TenantId::default(), labels, Owner::None, [line]);
+    };
+    put("first");
+    put("not an e");
+    put("error: before");
+    let app = loki_router(Arc::new(Engine::new(shard.clone(), Limits::default())));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let service = hyper_util::service::TowerToHyperService::new(app);
+        let stream = hyper_util::rt::TokioIo::new(stream);
+        let server = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
+        server.serve_connection_with_upgrades(stream, service).await.unwrap();
+    });
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let url = format!("ws://{address}/loki/api/v1/tail?query=%7Bapp%3D%22db%22%7D%7C%3D%22error%22&limit=1");
+    let (mut socket, answer) = tokio_tungstenite::client_async(url, stream).await.unwrap();
+    assert_eq!(answer.status().as_u16(), 101);
+    let mut next = async || loop {
+        let message = tokio::time::timeout(std::time::Duration::from_secs(20), socket.next()).await;
+        match message.unwrap().unwrap().unwrap() {
+            Message::Text(text) => {
+                let told: serde_json::Value = serde_json::from_str(&text).unwrap();
+                assert_eq!(told["streams"][0]["stream"]["app"], "db");
+                break told["streams"][0]["values"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|v| v[1].to_string())
+                    .collect::<Vec<_>>();
+            }
+            Message::Ping(_) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(next().await, ["\"error: before\""]);
+    put("fine");
+    put("error: now");
+    assert_eq!(next().await, ["\"error: now\""]);
+    put("error: later");
+    assert_eq!(next().await, ["\"error: later\""]);
+    socket.send(Message::Close(None)).await.unwrap();
+    while let Some(Ok(message)) = socket.next().await {
+        assert!(message.is_close() || message.is_ping(), "{message:?}");
+    }
+}
+
+#[test]
+fn whoever_cannot_follow_is_told_why() {
+    check(
+        "
+        GET /loki/api/v1/tail?query=%7Bapp%3D%22db%22%7D
+        ",
+        expect![[r#"
+            GET /loki/api/v1/tail?query=%7Bapp%3D%22db%22%7D
+                400 this address speaks WebSocket (version 13): follow it with `logcli query --tail`, or ask query_range
         "#]],
     );
 }

@@ -39,7 +39,8 @@ pub fn loki_router(engine: Arc<Engine>) -> Router {
         .route("/loki/api/v1/series", get(series).post(series))
         .route("/loki/api/v1/status/buildinfo", get(build_info))
         .with_state(engine.clone())
-        .merge(super::loki_explore::router(engine))
+        .merge(super::loki_explore::router(engine.clone()))
+        .merge(super::tail::router(engine))
 }
 
 pub(super) async fn answer(run: impl Future<Output = Result<Response, Refusal>>) -> Response {
@@ -196,7 +197,7 @@ fn streams_apart(streams: &[LogStream]) -> String {
 
 /// Metadata and what was parsed as labels: lines of one stream that differ in them come as different streams. Each
 /// stream's lines are in the direction that was asked for.
-fn streams_merged(streams: &[LogStream], direction: Direction) -> String {
+pub(super) fn streams_merged(streams: &[LogStream], direction: Direction) -> String {
     let mut merged: BTreeMap<Labels, Vec<(TimestampNs, String)>> = BTreeMap::new();
     for s in streams {
         // Lines that follow each other mostly have the same metadata, or none.
