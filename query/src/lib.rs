@@ -20,7 +20,7 @@ pub mod replay;
 pub mod replica;
 pub mod rows;
 pub mod shards;
-mod tail;
+pub mod tail;
 pub mod testing;
 pub mod value;
 

@@ -6,11 +6,15 @@ use super::{Client, Done, Failure};
 use clap::ValueEnum;
 use hindcast_env::Clock;
 use hindcast_env::io::SystemClock;
-use hindcast_model::{Labels, SpanNs, TimestampNs};
+use hindcast_model::{Labels, LogLine, SpanNs, TimestampNs};
 use hindcast_proto::{edge, v1};
+use hindcast_query::tail::{Stretch, Tail};
+use hindcast_query::value::LogStream;
 use serde_json::json;
 use std::fmt::Write;
+use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 // Times are RFC 3339, Unix seconds, `now`, or a time before now like `now-15m`.
 #[derive(clap::Args)]
@@ -48,6 +52,7 @@ pub struct QueryArgs {
 #[command(after_help = "Examples:
   hindcast logs '{service_name=\"db\"} |= \"error\"'
   hindcast logs '{host_name=\"web-1\"} |~ \"(?i)timeout\"' --start now-15m --limit 20 -o json
+  hindcast logs '{service_name=\"db\"}' --follow
   hindcast logs 'sum(rate({host_name=~\".+\"}[5m]))' --start now-6h --step 10m")]
 pub struct LogsArgs {
     /// A LogQL expression.
@@ -67,6 +72,9 @@ pub struct LogsArgs {
     /// Oldest lines first.
     #[arg(long)]
     forward: bool,
+    /// Goes on with lines as they come, until it is interrupted; with `-o json` one object a line.
+    #[arg(short, long, conflicts_with_all = ["end", "step", "forward", "stale_ok"])]
+    follow: bool,
     /// How results are printed.
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -168,6 +176,9 @@ pub async fn run_query(args: QueryArgs) -> Done {
 }
 
 pub async fn run_logs(args: LogsArgs) -> Done {
+    if args.follow {
+        return follow(args).await;
+    }
     let now = SystemClock::new().now();
     let end = args.end.map_or(now, |end| end.fixed(now));
     let start = args
@@ -195,6 +206,138 @@ pub async fn run_logs(args: LogsArgs) -> Done {
     };
     print!("{shown}");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Between two questions to the server.
+const FOLLOW_PAUSE: Duration = Duration::from_millis(500);
+
+/// Tells the newest lines, and then those that come, each once.
+async fn follow(args: LogsArgs) -> Done {
+    let clock = SystemClock::new();
+    let mut client = v1::query_client::QueryClient::new(args.client.connect().await?);
+    let request = |stretch: Stretch, forward: bool| v1::LogsRequest {
+        expr: args.expr.clone(),
+        start_ns: stretch.from.0,
+        end_ns: stretch.to.0,
+        limit: u32::try_from(stretch.limit).unwrap_or(u32::MAX),
+        forward,
+        step_ms: 0,
+    };
+    let now = clock.now();
+    let from = args
+        .start
+        .map_or(now - SpanNs::from_secs(3600), |start| start.fixed(now));
+    let limit = args.limit as usize;
+    let past = Stretch { from, to: now, limit };
+    let found = client.logs(asked(request(past, false), false)).await?.into_inner();
+    if !found.series.is_empty() {
+        return Err(Failure::usage(
+            "lines can be followed, values cannot: leave --follow away",
+        ));
+    }
+    let entries = found.streams.iter().flat_map(|s| &s.entries);
+    let first = entries.map(|e| TimestampNs(e.at_ns)).min();
+    let mut tail = Tail::new(first.unwrap_or(now));
+    if args.output == Format::Csv {
+        println!("{CSV_HEADER}");
+    }
+    let mut is_away = false;
+    loop {
+        let mut more = false;
+        if let Some(stretch) = tail.next(clock.now()) {
+            match client.logs(asked(request(stretch, true), false)).await {
+                Ok(found) => {
+                    let found = found.into_inner();
+                    let is_whole = found.completeness.as_ref().is_some_and(|c| c.complete);
+                    // What is missing comes back: a stretch is told with all of its lines.
+                    if is_whole {
+                        let streams = found.streams.into_iter().map(edge_stream).collect();
+                        let new;
+                        (new, more) = tail.take(stretch, streams);
+                        let mut out = std::io::stdout().lock();
+                        let shown = shown_new(new, args.output);
+                        if out.write_all(shown.as_bytes()).and_then(|()| out.flush()).is_err() {
+                            // Whoever read has gone.
+                            return Ok(ExitCode::SUCCESS);
+                        }
+                    }
+                    if is_away != !is_whole {
+                        is_away = !is_whole;
+                        eprintln!(
+                            "hindcast: {}",
+                            if is_away {
+                                "a part of the data cannot be read now; waiting"
+                            } else {
+                                "going on"
+                            }
+                        );
+                    }
+                }
+                Err(status) if status.code() == tonic::Code::Unavailable => {
+                    if !is_away {
+                        eprintln!("hindcast: the server does not answer ({}); waiting", status.message());
+                    }
+                    is_away = true;
+                }
+                Err(status) => return Err(status.into()),
+            }
+        }
+        if !more {
+            tokio::time::sleep(FOLLOW_PAUSE).await;
+        }
+    }
+}
+
+fn edge_stream(s: v1::StreamResult) -> LogStream {
+    let lines = s.entries.into_iter().map(|e| LogLine {
+        at: TimestampNs(e.at_ns),
+        line: e.line.into(),
+        metadata: e.metadata.into_iter().map(|l| (l.name, l.value)).collect(),
+    });
+    LogStream {
+        labels: edge::labels_from_wire(s.labels),
+        parsed: Labels::empty(),
+        lines: lines.collect(),
+    }
+}
+
+fn shown_new(new: Vec<LogStream>, format: Format) -> String {
+    let mut lines: Vec<(Labels, LogLine)> = vec![];
+    for s in new {
+        lines.extend(s.lines.into_iter().map(|l| (s.labels.clone(), l)));
+    }
+    lines.sort_by_key(|(_, l)| l.at);
+    let shown = lines.into_iter().map(|(labels, l)| {
+        let line = String::from_utf8_lossy(&l.line);
+        match format {
+            Format::Json => format!(
+                "{}\n",
+                line_json(&labels, l.at, &line, &Labels::new(l.metadata.clone()))
+            ),
+            Format::Csv => line_csv(&labels, l.at, &line),
+            Format::Table => line_for_people(&labels, l.at, &line),
+        }
+    });
+    shown.collect()
+}
+
+const CSV_HEADER: &str = "time,stream,line";
+
+fn line_json(labels: &Labels, at: TimestampNs, line: &str, metadata: &Labels) -> serde_json::Value {
+    json!({"at_ns": at.0, "labels": labels_json(labels), "line": line, "metadata": labels_json(metadata)})
+}
+
+fn line_csv(labels: &Labels, at: TimestampNs, line: &str) -> String {
+    format!(
+        "{},{},{}\n",
+        rfc3339(at),
+        csv_field(&labels.to_string()),
+        csv_field(line)
+    )
+}
+
+fn line_for_people(labels: &Labels, at: TimestampNs, line: &str) -> String {
+    format!("{}  {labels}  {line}\n", rfc3339(at))
 }
 
 fn asked<T>(message: T, stale_ok: bool) -> tonic::Request<T> {
@@ -370,23 +513,22 @@ fn shown_lines(
             let lines: Vec<_> = lines
                 .into_iter()
                 .map(|(labels, e)| {
-                    let metadata = labels_json(&edge::labels_from_wire(e.metadata));
-                    json!({"at_ns": e.at_ns, "labels": labels_json(&labels), "line": e.line, "metadata": metadata})
+                    let metadata = edge::labels_from_wire(e.metadata);
+                    line_json(&labels, TimestampNs(e.at_ns), &e.line, &metadata)
                 })
                 .collect();
             let answer = json!({"kind": "lines", "lines": lines, "completeness": completeness_json(completeness)});
             let _ = writeln!(out, "{answer}");
         }
         Format::Csv => {
-            out.push_str("time,stream,line\n");
+            let _ = writeln!(out, "{CSV_HEADER}");
             for (labels, e) in &lines {
-                let at = rfc3339(TimestampNs(e.at_ns));
-                let _ = writeln!(out, "{at},{},{}", csv_field(&labels.to_string()), csv_field(&e.line));
+                out.push_str(&line_csv(labels, TimestampNs(e.at_ns), &e.line));
             }
         }
         Format::Table => {
             for (labels, e) in &lines {
-                let _ = writeln!(out, "{}  {labels}  {}", rfc3339(TimestampNs(e.at_ns)), e.line);
+                out.push_str(&line_for_people(labels, TimestampNs(e.at_ns), &e.line));
             }
         }
     }
@@ -440,6 +582,43 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(json["series"][1]["points"], json!([[1500, "NaN"]]));
         assert_eq!(json["series"][0]["labels"], json!({"__name__": "up", "job": "a"}));
+    }
+
+    #[test]
+    fn followed_lines_come_in_the_order_of_time_and_one_object_a_line() {
+        let stream = |app: &str, lines: &[(i64, &str)]| LogStream {
+            labels: Labels::from_pairs([("app", app)]),
+            parsed: Labels::empty(),
+            lines: lines
+                .iter()
+                .map(|(s, text)| LogLine {
+                    at: TimestampNs::from_secs(*s),
+                    line: (*text).to_owned().into(),
+                    metadata: vec![("trace_id".to_owned(), "t1".to_owned())],
+                })
+                .collect(),
+        };
+        let shown = [Format::Table, Format::Csv, Format::Json]
+            .map(|format| {
+                shown_new(
+                    vec![stream("a", &[(1, "x"), (3, "z")]), stream("b", &[(2, "y, \"y\"")])],
+                    format,
+                )
+            })
+            .join("--\n");
+        expect![[r#"
+            1970-01-01T00:00:01Z  {app="a"}  x
+            1970-01-01T00:00:02Z  {app="b"}  y, "y"
+            1970-01-01T00:00:03Z  {app="a"}  z
+            --
+            1970-01-01T00:00:01Z,"{app=""a""}",x
+            1970-01-01T00:00:02Z,"{app=""b""}","y, ""y"""
+            1970-01-01T00:00:03Z,"{app=""a""}",z
+            --
+            {"at_ns":1000000000,"labels":{"app":"a"},"line":"x","metadata":{"trace_id":"t1"}}
+            {"at_ns":2000000000,"labels":{"app":"b"},"line":"y, \"y\"","metadata":{"trace_id":"t1"}}
+            {"at_ns":3000000000,"labels":{"app":"a"},"line":"z","metadata":{"trace_id":"t1"}}
+        "#]].assert_eq(&shown);
     }
 
     #[test]
