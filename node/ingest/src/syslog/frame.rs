@@ -154,8 +154,8 @@ impl Framer {
         matches!(self.state, State::Counted(_) | State::Line(_)) && !self.buffer.is_empty()
     }
 
-    /// Waits no more for the rest of a message: what came of it. The rest of a counted one is skipped when it comes, so that the count
-    /// behind it is still found. A line has no such mark, so what comes next is another one.
+    /// Waits no more for the rest of a message, when all whole frames were taken out: what came of it. The rest of a counted one is
+    /// skipped when it comes, so that the count behind it is still found. A line has no such mark, so what comes next is another one.
     pub fn give_up(&mut self) -> Option<Frame> {
         if !self.waits() {
             return None;
@@ -216,6 +216,25 @@ pub fn frames_in_steps(bytes: &[u8], step: usize) -> Vec<Frame> {
         assert!(
             framer.pending() <= FRAME_BYTES_MAX + COUNT_DIGITS_MAX + 1,
             "what waits is bounded"
+        );
+    }
+    frames.extend(framer.end());
+    frames
+}
+
+/// All frames of bytes that come in pieces of `step`, when nobody waits for the rest of a message in the next piece.
+#[doc(hidden)]
+pub fn frames_with_stalls(bytes: &[u8], step: usize) -> Vec<Frame> {
+    let (mut framer, mut frames) = (Framer::default(), vec![]);
+    for piece in bytes.chunks(step.max(1)) {
+        framer.buffer().extend_from_slice(piece);
+        while let Some(frame) = framer.next_frame() {
+            frames.push(frame);
+        }
+        frames.extend(framer.give_up());
+        assert!(
+            !framer.waits() && framer.pending() <= COUNT_DIGITS_MAX + 1,
+            "only what may be a count is left"
         );
     }
     frames.extend(framer.end());
