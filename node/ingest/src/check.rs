@@ -41,6 +41,12 @@ impl LimitsContext {
     }
 }
 
+/// For people, who do not count in seconds since 1970.
+fn rfc3339(at: &TimestampNs) -> String {
+    let shown = jiff::Timestamp::from_nanosecond(i128::from(at.0));
+    shown.map_or_else(|_| at.to_string(), |t| t.to_string())
+}
+
 /// Why a part of a request was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -68,9 +74,9 @@ pub enum Refusal {
         "the line has {entries} metadata entries of {bytes} bytes, more than {METADATA_MAX} or {METADATA_BYTES_MAX} bytes"
     )]
     MetadataTooLarge { entries: usize, bytes: usize },
-    #[error("its time {at} is more than {FUTURE_SPAN_MAX} ahead of {now}; check the sender's clock")]
+    #[error("its time {} is more than {FUTURE_SPAN_MAX} ahead of {}; check the sender's clock", rfc3339(.at), rfc3339(.now))]
     TooFarAhead { at: TimestampNs, now: TimestampNs },
-    #[error("its time {at} is older than {floor}, the oldest that is kept")]
+    #[error("its time {} is older than {}, the oldest that is kept", rfc3339(.at), rfc3339(.floor))]
     TooOld { at: TimestampNs, floor: TimestampNs },
     #[error("the data point has no value")]
     NoValue,
@@ -90,6 +96,9 @@ pub enum Refusal {
     BadLine { why: String },
     #[error("its value is a text, and only numbers are stored")]
     TextValue,
+    /// With what the sender may have meant.
+    #[error("{why}; {hint}")]
+    Hinted { why: Box<Self>, hint: String },
 }
 
 impl Refusal {
@@ -120,7 +129,7 @@ impl Refusal {
     ];
 
     /// A short, stable name of the reason, for counters.
-    pub const fn code(&self) -> &'static str {
+    pub fn code(&self) -> &'static str {
         match self {
             Self::NoLabels => "no_labels",
             Self::NoName => "no_name",
@@ -144,6 +153,7 @@ impl Refusal {
             Self::TooManyDeltas { .. } => "too_many_deltas",
             Self::BadLine { .. } => "bad_line",
             Self::TextValue => "text_value",
+            Self::Hinted { why, .. } => why.code(),
         }
     }
 }

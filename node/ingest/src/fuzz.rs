@@ -431,14 +431,19 @@ fn otlp_logs_json_seeds() -> Vec<Vec<u8>> {
     serde_json::to_vec(&logs_request()).into_iter().collect()
 }
 
-/// As a connection brings them, in pieces of two sizes, and all of it as one datagram; with a charset and without.
+/// As a connection brings them, in pieces of two sizes, with stalls between the pieces, and all of it as one datagram; with a
+/// charset and without.
 fn syslog_messages(bytes: &[u8]) {
     let pieces = [
         syslog::frame::frames_in_steps(bytes, 7),
         syslog::frame::frames_in_steps(bytes, 4096),
     ];
     assert_eq!(pieces[0], pieces[1], "frames do not depend on how their bytes came");
-    let frames = pieces.into_iter().flatten().chain(syslog::frame::datagram(bytes));
+    let stalled = syslog::frame::frames_with_stalls(bytes, 40);
+    let of_stalled: usize = stalled.iter().map(|f| f.bytes.len()).sum();
+    assert!(of_stalled <= bytes.len(), "no byte is in two frames");
+    let frames = pieces.into_iter().flatten().chain(stalled);
+    let frames = frames.chain(syslog::frame::datagram(bytes));
     let messages: Vec<_> = frames
         .map(|frame| syslog::Message {
             frame,

@@ -57,6 +57,17 @@ impl Precision {
         })
     }
 
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Nanoseconds => "nanoseconds",
+            Self::Microseconds => "microseconds",
+            Self::Milliseconds => "milliseconds",
+            Self::Seconds => "seconds",
+            Self::Minutes => "minutes",
+            Self::Hours => "hours",
+        }
+    }
+
     const fn nanos(self) -> i64 {
         match self {
             Self::Nanoseconds => 1,
@@ -177,7 +188,10 @@ impl Lines<'_> {
             Some(time) => match time.checked_mul(self.precision.nanos()) {
                 Some(ns) => TimestampNs(ns),
                 None => {
-                    let why = format!("the time {time} is beyond what nanoseconds can say; check the precision");
+                    let why = format!(
+                        "its time is not within the years 1678 to 2261, which can be stored; {}",
+                        self.unit_hint(time)
+                    );
                     return self
                         .rejected
                         .add(1, &Refusal::BadLine { why }, || format!("line {number}"));
@@ -238,6 +252,14 @@ impl Lines<'_> {
         }
     }
 
+    /// Most times that cannot be are in another unit than the request says.
+    fn unit_hint(&self, time: i64) -> String {
+        let unit = self.precision.as_str();
+        format!(
+            "{time} was read as {unit}: if that is not its unit, name it in the URL with precision=ns, us, ms, s, m or h"
+        )
+    }
+
     /// The names and numbers of a line that fit, each name once; the others are refused.
     fn fields(
         &mut self,
@@ -250,7 +272,14 @@ impl Lines<'_> {
         // What is wrong with the tags is wrong with each field; it is looked for once.
         let mut pairs = tags.to_vec();
         pairs.push((METRIC_NAME.to_owned(), PLAIN_FIELD.to_owned()));
-        let fits = self.limits.time(at).and_then(|()| check::labels(&pairs, true));
+        let in_time = self.limits.time(at).map_err(|why| match line.time {
+            None => why,
+            Some(time) => Refusal::Hinted {
+                why: Box::new(why),
+                hint: self.unit_hint(time),
+            },
+        });
+        let fits = in_time.and_then(|()| check::labels(&pairs, true));
         let (mut kept, mut names) = (vec![], BTreeSet::new());
         for (field, value) in &line.fields {
             let Value::Number(value) = value else { continue };
@@ -656,11 +685,36 @@ mod tests {
             "s" a - = 1@1600000000.000
             "m" a - = 1@1599999960.000
             "h" a - = 1@1599998400.000
-            "s" line 1: the line cannot be read: the time 1600000000000000000 is beyond what nanoseconds can say; check the precision
-            "ms" line 1, field value: its time 1800000000.000 is more than 10m ahead of 1700000000.123; check the sender's clock
+            "s" line 1: the line cannot be read: its time is not within the years 1678 to 2261, which can be stored; 1600000000000000000 was read as seconds: if that is not its unit, name it in the URL with precision=ns, us, ms, s, m or h
+            "ms" line 1, field value: its time 2027-01-15T08:00:00Z is more than 10m ahead of 2023-11-14T22:13:20.123456789Z; check the sender's clock; 1800000000000 was read as milliseconds: if that is not its unit, name it in the URL with precision=ns, us, ms, s, m or h
         "#]]
         .assert_eq(&out);
         assert_eq!(Precision::parse("d"), None);
+    }
+
+    /// A script sent seconds, and was told that "1.700" was older than "1697408000.123".
+    #[test]
+    fn a_time_in_another_unit_is_said_as_a_date_and_with_the_units_name() {
+        let limits = LimitsContext {
+            floor: Some(TimestampNs::from_secs(1_697_408_000)),
+            ..LIMITS
+        };
+        let said = |precision, time: &str| {
+            let body = format!("a value=1 {time}");
+            let read = adapt(&TenantId::default(), body.as_bytes(), precision, &limits).unwrap();
+            assert_eq!(read.adapted.rejected.items(), 1);
+            shown(&read)
+        };
+        let out = [
+            said(Precision::Nanoseconds, "1700000000"),
+            said(Precision::Milliseconds, "1700000000123000"),
+            said(Precision::Seconds, "-9223372036854775808"),
+        ];
+        expect![[r#"
+            line 1, field value: its time 1970-01-01T00:00:01.7Z is older than 2023-10-15T22:13:20Z, the oldest that is kept; 1700000000 was read as nanoseconds: if that is not its unit, name it in the URL with precision=ns, us, ms, s, m or h
+            line 1: the line cannot be read: its time is not within the years 1678 to 2261, which can be stored; 1700000000123000 was read as milliseconds: if that is not its unit, name it in the URL with precision=ns, us, ms, s, m or h
+            line 1: the line cannot be read: its time is not within the years 1678 to 2261, which can be stored; -9223372036854775808 was read as seconds: if that is not its unit, name it in the URL with precision=ns, us, ms, s, m or h
+        "#]].assert_eq(&out.concat());
     }
 
     #[test]

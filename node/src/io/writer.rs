@@ -18,7 +18,7 @@ use futures::future::join_all;
 use hindcast_env::Clock;
 use hindcast_ingest::{Ids, Intake, Naming};
 use hindcast_model::limits::ENTRY_BYTES_MAX;
-use hindcast_model::{Batch, GroupId, NodeId, ShardId, ShardMap, codec};
+use hindcast_model::{Batch, Class, Classify, GroupId, NodeId, ShardId, ShardMap, codec};
 use hindcast_raft::{ProposeError, RaftHost};
 use hindcast_storage::ShardReader;
 use serde::{Deserialize, Serialize};
@@ -376,6 +376,10 @@ impl BatchSink for Writer {
             let again = encode(redo(), |shard| stale.contains(&shard))?;
             done.extend(self.write_parts(again).await?);
         }
+        // Only here, when no shard has anything left to store: who is told so does not come again.
+        if let Some((shard, _)) = done.iter().find(|(_, a)| *a == PartApplied::SequenceTooOld) {
+            return Err(WriteError::SequenceTooOld { shard: *shard });
+        }
         let duplicate = !done.is_empty() && done.iter().all(|(_, a)| *a == PartApplied::Duplicate);
         Ok(Written {
             samples,
@@ -413,26 +417,35 @@ fn encode(intake: Intake, wanted: impl Fn(ShardId) -> bool) -> Result<Vec<Part>,
 }
 
 impl Writer {
-    /// Brings all parts to their leaders. The worst class of the parts is the answer: what may be stored outweighs
-    /// what surely is not.
+    /// Brings all parts to their leaders. One that fails fails all; see [`answer`].
     async fn write_parts(&self, parts: Vec<Part>) -> Result<Vec<(ShardId, PartApplied)>, WriteError> {
         let _under_way = self.0.under_way.begin();
         let writes = parts.into_iter().map(|part| async move {
-            match self.write_part(part.shard, part.bytes, part.has_id).await? {
-                PartApplied::SequenceTooOld => Err(WriteError::SequenceTooOld { shard: part.shard }),
-                applied => Ok((part.shard, applied)),
-            }
+            let applied = self.write_part(part.shard, part.bytes, part.has_id).await?;
+            Ok((part.shard, applied))
         });
-        let mut fates = join_all(writes).await;
-        if let Some(i) = fates
-            .iter()
-            .position(|f| matches!(f, Err(WriteError::Unconfirmed { .. })))
-            && let Err(e) = fates.swap_remove(i)
-        {
-            return Err(e);
-        }
-        fates.into_iter().collect()
+        answer(join_all(writes).await)
     }
+}
+
+/// What is said of several parts: the worst of what befell them. What may be stored outweighs what surely is not, and what
+/// another attempt can store outweighs what none can. That a shard has forgotten a number is no failure here: its part has no
+/// need of another attempt, those of others may.
+fn answer(fates: Vec<Result<(ShardId, PartApplied), WriteError>>) -> Result<Vec<(ShardId, PartApplied)>, WriteError> {
+    let weight = |why: &WriteError| match why.class() {
+        Class::RetrySameId => 0,
+        Class::RetryLater | Class::Unavailable => 1,
+        _ => 2,
+    };
+    let (mut applied, mut worst) = (vec![], None);
+    for fate in fates {
+        match fate {
+            Ok(one) => applied.push(one),
+            Err(why) if worst.as_ref().is_none_or(|w| weight(&why) < weight(w)) => worst = Some(why),
+            Err(_) => {}
+        }
+    }
+    worst.map_or(Ok(applied), Err)
 }
 
 /// Collects what waits and proposes it, a bounded number of entries at a time.
@@ -574,6 +587,37 @@ mod tests {
             held.1 += streams.unwrap().iter().map(|s| s.lines.len()).sum::<usize>();
         }
         held
+    }
+
+    /// A syslog batch was retried for ten minutes while one shard had no leader. The other shard had stored its part and had forgotten
+    /// that by then; its word was taken for the whole batch, and the lines of the first one were gone.
+    #[test]
+    fn a_number_that_one_shard_forgot_does_not_hide_that_another_one_can_still_store() {
+        let too_old = || Ok((ShardId(1), PartApplied::SequenceTooOld));
+        let shard = ShardId(2);
+        let no_leader = || WriteError::NoLeader { shard };
+        let unconfirmed = || WriteError::Unconfirmed { shard: ShardId(3) };
+        let hopeless = || WriteError::TooLarge {
+            shard: ShardId(4),
+            bytes: 2,
+            entry_bytes_max: 1,
+        };
+        for fates in [
+            vec![too_old(), Err(no_leader())],
+            vec![Err(hopeless()), too_old(), Err(no_leader())],
+        ] {
+            assert_eq!(answer(fates), Err(no_leader()));
+        }
+        let fates = vec![Err(hopeless()), Err(no_leader()), Err(unconfirmed())];
+        assert_eq!(answer(fates), Err(unconfirmed()));
+        // The first of several that weigh the same.
+        let full = || WriteError::QueueFull {
+            shard,
+            queued_bytes_max: 1,
+        };
+        assert_eq!(answer(vec![Err(full()), Err(no_leader())]), Err(full()));
+        let all = answer(vec![too_old(), Ok((shard, PartApplied::Stored))]).unwrap();
+        assert_eq!(all.len(), 2);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,8 +4,8 @@
 //! A count is digits, a space, and then a message's `<`: a line of text that merely begins with a number is a line.
 //!
 //! Promises
-//! - Every byte that came is in a frame, but for what parts frames and for what is longer than [`FRAME_BYTES_MAX`]:
-//!   such a frame is cut there, and says so.
+//! - Every byte that came is in a frame, but for what parts frames and for the rest of a frame that was cut, because it is
+//!   longer than [`FRAME_BYTES_MAX`] or its rest came late: it says so, and the next frame begins where it would have begun.
 //! - No more than a frame's bytes wait here; however the bytes are cut into pieces on their way, the frames are the same.
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -20,7 +20,7 @@ const COUNT_DIGITS_MAX: usize = 9;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     pub bytes: Bytes,
-    /// Its end is missing: it was too long, or the connection ended within it.
+    /// Its end is missing: it was too long, or came too late, or the connection ended within it.
     pub is_cut: bool,
 }
 
@@ -33,7 +33,7 @@ enum State {
     Counted(usize),
     /// A message up to a newline. So many of its bytes were looked at.
     Line(usize),
-    /// The rest of a message that was too long.
+    /// The rest of a message that was cut.
     SkipCounted(usize),
     SkipLine,
 }
@@ -149,6 +149,27 @@ impl Framer {
         Some(())
     }
 
+    /// Whether a message waits for its rest. A number that may be a count is none yet, and no reason to hurry.
+    pub fn waits(&self) -> bool {
+        matches!(self.state, State::Counted(_) | State::Line(_)) && !self.buffer.is_empty()
+    }
+
+    /// Waits no more for the rest of a message, when all whole frames were taken out: what came of it. The rest of a counted one is
+    /// skipped when it comes, so that the count behind it is still found. A line has no such mark, so what comes next is another one.
+    pub fn give_up(&mut self) -> Option<Frame> {
+        if !self.waits() {
+            return None;
+        }
+        let came = self.buffer.split().freeze();
+        match std::mem::take(&mut self.state) {
+            State::Counted(len) => {
+                self.state = State::SkipCounted(len - came.len());
+                whole(came, true)
+            }
+            _ => whole(came, false),
+        }
+    }
+
     /// What is left when the connection has ended. A line without its newline is whole: that is how some senders end.
     pub fn end(&mut self) -> Option<Frame> {
         let state = std::mem::take(&mut self.state);
@@ -195,6 +216,25 @@ pub fn frames_in_steps(bytes: &[u8], step: usize) -> Vec<Frame> {
         assert!(
             framer.pending() <= FRAME_BYTES_MAX + COUNT_DIGITS_MAX + 1,
             "what waits is bounded"
+        );
+    }
+    frames.extend(framer.end());
+    frames
+}
+
+/// All frames of bytes that come in pieces of `step`, when nobody waits for the rest of a message in the next piece.
+#[doc(hidden)]
+pub fn frames_with_stalls(bytes: &[u8], step: usize) -> Vec<Frame> {
+    let (mut framer, mut frames) = (Framer::default(), vec![]);
+    for piece in bytes.chunks(step.max(1)) {
+        framer.buffer().extend_from_slice(piece);
+        while let Some(frame) = framer.next_frame() {
+            frames.push(frame);
+        }
+        frames.extend(framer.give_up());
+        assert!(
+            !framer.waits() && framer.pending() <= COUNT_DIGITS_MAX + 1,
+            "only what may be a count is left"
         );
     }
     frames.extend(framer.end());
@@ -276,6 +316,50 @@ mod tests {
         );
     }
 
+    /// A sender stalled in the middle of a counted message, went on, and all that it sent from then on was one line: the rest of the
+    /// message was taken for the beginning of a line that never ended.
+    #[test]
+    fn a_counted_message_that_stalls_is_cut_and_the_next_one_is_whole() {
+        let mut framer = Framer::default();
+        let mut come = |bytes: &[u8], stalls: bool| {
+            framer.buffer().extend_from_slice(bytes);
+            let mut frames: Vec<_> = std::iter::from_fn(|| framer.next_frame()).collect();
+            if stalls {
+                frames.extend(framer.give_up());
+                assert!(!framer.waits());
+            }
+            let cut = |f: &Frame| if f.is_cut { " (cut)" } else { "" };
+            let shown = frames
+                .iter()
+                .map(|f| format!(" {:?}{}", String::from_utf8_lossy(&f.bytes), cut(f)));
+            shown.collect::<String>()
+        };
+        let mut out = String::new();
+        for (bytes, stalls) in [
+            (&b"16 <13>half"[..], true),
+            (b" of ", true),
+            (b"it7 <13>one7 <1", false),
+            (b"3>two", true),
+            (b"a line without", true),
+            (b" its end\n20 ", true),
+            (b"<13>a count that late", false),
+            (b"\n", false),
+        ] {
+            out += &format!("{:?} ->{}\n", String::from_utf8_lossy(bytes), come(bytes, stalls));
+        }
+        expect![[r#"
+            "16 <13>half" -> "<13>half" (cut)
+            " of " ->
+            "it7 <13>one7 <1" ->
+            "3>two" -> "<13>one7 <13>two"
+            "a line without" -> "a line without"
+            " its end\n20 " -> " its end"
+            "<13>a count that late" -> "<13>a count that lat"
+            "\n" -> "e"
+        "#]]
+        .assert_eq(&out);
+    }
+
     #[test]
     fn the_longest_message_is_whole_and_a_longer_one_cut() {
         for (extra, is_cut) in [(0, false), (1, true), (FRAME_BYTES_MAX * 2, true)] {
@@ -332,6 +416,32 @@ mod tests {
             let want: Vec<_> = messages.iter().map(|(text, _)| text.as_str()).collect();
             prop_assert_eq!(got, want);
             prop_assert!(frames.iter().all(|f| !f.is_cut));
+        }
+
+        /// Wherever counted messages stall: each is there, whole or cut, and none is mixed with another.
+        #[test]
+        fn a_stall_cuts_one_message_and_no_more(
+            texts in proptest::collection::vec("[a-z0-9 <\n가]{0,12}x", 1..8),
+            stalls in proptest::collection::vec(1usize..40, 0..6),
+        ) {
+            let messages: Vec<_> = texts.iter().map(|t| format!("<13>{t}")).collect();
+            let bytes: Vec<u8> = messages.iter().flat_map(|m| format!("{} {m}", m.len()).into_bytes()).collect();
+            let (mut framer, mut frames, mut rest) = (Framer::default(), vec![], &bytes[..]);
+            for stall in stalls.into_iter().chain([bytes.len()]) {
+                let (now, later) = rest.split_at(stall.min(rest.len()));
+                rest = later;
+                framer.buffer().extend_from_slice(now);
+                frames.extend(std::iter::from_fn(|| framer.next_frame()));
+                frames.extend(framer.give_up());
+            }
+            prop_assert_eq!(framer.end(), None);
+            prop_assert_eq!(frames.len(), messages.len());
+            for (frame, message) in frames.iter().zip(&messages) {
+                match frame.is_cut {
+                    true => prop_assert!(message.as_bytes().starts_with(&frame.bytes)),
+                    false => prop_assert_eq!(message.as_bytes(), &frame.bytes[..]),
+                }
+            }
         }
 
         #[test]

@@ -1,9 +1,14 @@
 //! Where syslog is taken, from whom, and how it is read: `udp://0.0.0.0:5514?zone=Asia/Seoul&from=10.0.0.0/8`.
+//!
+//! Options are those of a URL: each is given once, with a value, in which `%2B` stands for `+`.
 
 use super::{DEVICE_PATTERNS_MAX, Devices, Settings, parse};
 use encoding_rs::Encoding;
 use hindcast_model::TenantId;
 use jiff::tz::{Offset, TimeZone};
+use percent_encoding::percent_decode_str;
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
@@ -129,16 +134,27 @@ fn read(given: &str, local: &TimeZone) -> Result<Listen, String> {
             devices: Devices::default(),
         },
     };
+    let mut given = BTreeSet::new();
     for option in options.split('&').filter(|o| !o.is_empty()) {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));
-        set(&mut listen, name, value)?;
+        // The bar between items is looked for first, so that one that is escaped is none.
+        let items = value.split('|').map(|item| {
+            let item = percent_decode_str(item).decode_utf8();
+            item.map_err(|_| format!("{name}: {value:?} is not UTF-8 behind its percent signs"))
+        });
+        let items = items.collect::<Result<Vec<_>, _>>()?;
+        set(&mut listen, name, &items)?;
+        if !given.insert(name) {
+            return Err(format!("{name} is given twice; give it once"));
+        }
     }
     Ok(listen)
 }
 
-fn set(listen: &mut Listen, name: &str, value: &str) -> Result<(), String> {
+fn set(listen: &mut Listen, name: &str, items: &[Cow<'_, str>]) -> Result<(), String> {
     let settings = &mut listen.settings;
-    let items = || value.split('|').filter(|v| !v.is_empty());
+    let value = &*items.join("|");
+    let items = || items.iter().map(|i| &**i).filter(|v| !v.is_empty());
     match name {
         "tenant" => settings.tenant = TenantId::new(value).map_err(|e| e.to_string())?,
         "zone" => {
@@ -166,11 +182,16 @@ fn set(listen: &mut Listen, name: &str, value: &str) -> Result<(), String> {
         }
         "devices" => {
             settings.devices.hosts = items().map(str::to_owned).collect();
-            if settings.devices.hosts.len() > DEVICE_PATTERNS_MAX {
-                return Err(format!("devices: at most {DEVICE_PATTERNS_MAX} patterns"));
+            if !(1..=DEVICE_PATTERNS_MAX).contains(&settings.devices.hosts.len()) {
+                return Err(format!(
+                    "devices: name one to {DEVICE_PATTERNS_MAX} hosts, like sw-*|10.0.9.*, with | between them"
+                ));
             }
         }
         "device_facilities" => {
+            if items().next().is_none() {
+                return Err("device_facilities: name facilities, like local6|local7, with | between them".to_owned());
+            }
             for item in items() {
                 let number =
                     parse::facility(item).ok_or_else(|| format!("device_facilities: {item:?} is no facility"))?;
@@ -247,6 +268,19 @@ mod tests {
         );
     }
 
+    /// `zone=%2B09:00`, as a program writes it that knows how URLs are written, was refused.
+    #[test]
+    fn what_stands_behind_percent_signs_is_read() {
+        check(
+            "udp://0.0.0.0:5514?zone=Asia%2FSeoul&devices=a%7Cb|fe80::1%25eth0|x%|fe80::2%et*&from=10.0.0.0%2F8",
+            expect![[
+                r#"udp://0.0.0.0:5514 default Asia/Seoul - ["a|b", "fe80::1%eth0", "x%", "fe80::2%et*"] 0x0 Networks([(10.0.0.0, 8)])"#
+            ]],
+        );
+        let east = Listen::parse("udp://0.0.0.0:5514?zone=%2B09:00", &TimeZone::UTC).unwrap();
+        assert_eq!(east.settings.zone.to_fixed_offset().unwrap().seconds(), 32_400);
+    }
+
     #[test]
     fn what_is_wrong_is_named() {
         for (given, why) in [
@@ -262,6 +296,15 @@ mod tests {
             ("udp://0.0.0.0:514?device_facilities=local9", "no facility"),
             ("udp://0.0.0.0:514?tenant=a%20b", "tenant"),
             ("udp://0.0.0.0:514?speed=9", "none of tenant"),
+            ("udp://0.0.0.0:514?devices=", "devices: name one to 256"),
+            ("udp://0.0.0.0:514?devices=|", "devices: name one to 256"),
+            ("udp://0.0.0.0:514?device_facilities=", "like local6|local7"),
+            ("udp://0.0.0.0:514?zone=", "Asia/Seoul"),
+            ("udp://0.0.0.0:514?tenant", "tenant"),
+            ("udp://0.0.0.0:514?charset=", "write euc-kr"),
+            ("udp://0.0.0.0:514?zone=UTC&zone=Asia/Seoul", "zone is given twice"),
+            ("udp://0.0.0.0:514?zone=UTC&from=any&zone=UTC", "zone is given twice"),
+            ("udp://0.0.0.0:514?devices=%ff", "not UTF-8"),
         ] {
             let said = Listen::parse(given, &TimeZone::UTC).unwrap_err().to_string();
             assert!(said.contains(why) && said.contains(given), "{said}");

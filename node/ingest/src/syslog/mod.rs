@@ -6,7 +6,8 @@
 //!
 //! Labels of a stream: `syslog_format`, `host_name`, `app_name`, `facility`, `severity`; for devices of a network also
 //! `syslog_device`, which makes the device own the stream and not a host of its name. Hosts and programs are bounded
-//! ([`Names`]). Everything else is metadata: `detected_level`, `procid`, `msgid`, `syslog_peer`, `sd_<id>_<name>`.
+//! ([`Names`]). Everything else is metadata: `detected_level`, `procid`, `msgid`, `syslog_peer` (the address from which it came, on
+//! every line), `sd_<id>_<name>`.
 //!
 //! Lines are UTF-8. Bytes that are not are read in the listener's charset, where it has one, and say which; else they are
 //! replaced as in other logs, and the line says how many.
@@ -33,6 +34,8 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+/// What is kept of a time that cannot be: it may have any number of digits.
+pub const STAMP_BYTES_MAX: usize = 64;
 /// Patterns of one listener for hosts that are devices.
 pub const DEVICE_PATTERNS_MAX: usize = 256;
 
@@ -303,9 +306,7 @@ fn line(
     add("procid", parsed.procid.unwrap_or_default());
     add("msgid", parsed.msgid.unwrap_or_default());
     add("syslog_sequence", parsed.sequence.unwrap_or_default());
-    if peer != host {
-        add("syslog_peer", peer);
-    }
+    add("syslog_peer", peer);
     if !named.host || !named.app {
         marks.unnamed += 1;
         add("syslog_host", if named.host { "" } else { host });
@@ -332,7 +333,7 @@ fn line(
             _ => {
                 // Better a line at another time than none: a device's clock may never have been set.
                 marks.retimed += 1;
-                add("syslog_time", written);
+                add("syslog_time", &written[..written.floor_char_boundary(STAMP_BYTES_MAX)]);
                 message.received
             }
         },

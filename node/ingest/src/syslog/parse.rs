@@ -4,10 +4,15 @@
 //! RFC 3339 has them; a message without a host (its first word ends with a colon or has a pid); Cisco's number and `*`
 //! before the time. A word is a tag only with a colon or a pid behind it: the first word of a free text is none.
 //!
+//! Hosts and tags become labels, which nobody masks. So what is only guessed to be one must look like one: a tag has a letter
+//! of ASCII and no `@`, a host has a letter or is an address. Phone numbers, mail addresses and names in Hangul before a colon
+//! stay in the text.
+//!
 //! Promise: what is not read as a header is text. No part of a message is left out.
 
 use super::time::{self, Sent};
 use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
 
 pub const HOST_BYTES_MAX: usize = 255;
 /// RFC 5424 has 48 for names of programs and 128 for their ids; senders do not keep to it.
@@ -290,11 +295,7 @@ fn rfc3164(priority: Priority, message: &str) -> Parsed<'_> {
     }
     let behind = behind.strip_prefix(' ').unwrap_or(behind);
     let first = behind.split(' ').next().unwrap_or_default();
-    let is_host = !first.is_empty()
-        && first.len() <= HOST_BYTES_MAX
-        && !first.ends_with(':')
-        && first.chars().all(|c| c.is_alphanumeric() || "._-:%".contains(c));
-    if !is_host {
+    if !is_host(first) {
         tag(behind, &mut parsed);
         return parsed;
     }
@@ -304,6 +305,14 @@ fn rfc3164(priority: Priority, message: &str) -> Parsed<'_> {
     // `host : %ASA-…`
     tag(text.strip_prefix(": ").unwrap_or(text), &mut parsed);
     parsed
+}
+
+fn is_host(word: &str) -> bool {
+    let is_address = || word.parse::<IpAddr>().is_ok() || word.parse::<SocketAddr>().is_ok();
+    word.len() <= HOST_BYTES_MAX
+        && !word.ends_with(':')
+        && word.chars().all(|c| c.is_alphanumeric() || "._-:%".contains(c))
+        && (word == "-" || word.chars().any(char::is_alphabetic) || is_address())
 }
 
 /// `45: ` before the time.
@@ -330,11 +339,15 @@ fn zone_word(sent: Sent, behind: &str) -> (Sent, &str) {
 fn tag<'m>(text: &'m str, parsed: &mut Parsed<'m>) {
     parsed.text = text;
     let is_of_tag = |b: u8| {
-        (b.is_ascii_graphic() || !b.is_ascii()) && !matches!(b, b'[' | b']' | b':' | b'"' | b'{' | b'<' | b'=' | b',')
+        (b.is_ascii_graphic() || !b.is_ascii())
+            && !matches!(b, b'[' | b']' | b':' | b'"' | b'{' | b'<' | b'=' | b',' | b'@')
     };
     let end = text.bytes().take(NAME_BYTES_MAX + 1).position(|b| !is_of_tag(b));
-    let Some(end) = end.filter(|end| *end > 0) else { return };
+    let Some(end) = end else { return };
     let (app, mut rest) = text.split_at(end);
+    if !app.bytes().any(|b| b.is_ascii_alphabetic()) {
+        return;
+    }
     let mut procid = None;
     if let Some(inner) = rest.strip_prefix('[') {
         let pid = inner.split(']').next().unwrap_or_default();
@@ -523,6 +536,45 @@ mod tests {
             rfc3164 user.notice at no day host="web-1" app="a"
               "b""#]],
         );
+    }
+
+    /// Somebody's phone number and mail address stood in the list of labels, where nothing masks them.
+    #[test]
+    fn personal_data_before_a_colon_is_text_and_no_label() {
+        let mut out = String::new();
+        for text in [
+            "hong@example.com: hello",
+            "010-1234-5678: call me",
+            "홍길동: 문의합니다",
+            "961219-1234567[1]: x",
+            "Nov 14 22:13:19 hong@example.com: hello",
+            "Nov 14 22:13:19 010-1234-5678 called",
+            "Nov 14 22:13:19 web-1 hong@example.com: hello",
+            "Nov 14 22:13:19 web-1 01012345678: call me",
+            "Nov 14 22:13:19 10.0.0.7 a: of an address",
+            "Nov 14 22:13:19 10.0.0.7:514 a: of an address with a port",
+            "Nov 14 22:13:19 ::1 a: of another",
+            "Nov 14 22:13:19 - a: of nobody",
+        ] {
+            let message = format!("<13>{text}");
+            let p = parse(&message);
+            out += &format!("{:?} {:?} {:?}\n", p.host, p.app, p.text);
+        }
+        expect![[r#"
+            None None "hong@example.com: hello"
+            None None "010-1234-5678: call me"
+            None None "홍길동: 문의합니다"
+            None None "961219-1234567[1]: x"
+            None None "hong@example.com: hello"
+            None None "010-1234-5678 called"
+            Some("web-1") None "hong@example.com: hello"
+            Some("web-1") None "01012345678: call me"
+            Some("10.0.0.7") Some("a") "of an address"
+            Some("10.0.0.7:514") Some("a") "of an address with a port"
+            Some("::1") Some("a") "of another"
+            None Some("a") "of nobody"
+        "#]]
+        .assert_eq(&out);
     }
 
     #[test]

@@ -77,9 +77,9 @@ fn messages_become_lines_of_the_host_that_sent_them() {
             {app_name="sshd", facility="authpriv", host_name="web-1", severity="info", syslog_format="rfc5424"} SMS
               1699999999.500 "Accepted" detected_level="info" msgid="AUTH" procid="4243" sd_a_1_user="lee,kim" syslog_peer="10.0.0.7"
             {app_name="kernel", facility="kern", host_name="10.0.0.7", severity="err", syslog_format="rfc3164"} SMS
-              1700000000.000 "no header" detected_level="error"
+              1700000000.000 "no header" detected_level="error" syslog_peer="10.0.0.7"
             {host_name="10.0.0.7", syslog_format="unknown"} SMS
-              1700000000.000 "no syslog at all"
+              1700000000.000 "no syslog at all" syslog_peer="10.0.0.7"
             unknown_format: 1
         "#]],
     );
@@ -118,7 +118,7 @@ fn devices_are_told_by_name_or_facility_and_own_what_snmp_says_of_them() {
             {app_name="a", facility="local7", host_name="r1", severity="notice", syslog_device="r1", syslog_format="rfc3164"} NMS
               1699999999.000 "by its facility" detected_level="info" syslog_peer="10.0.0.7"
             {facility="user", host_name="10.0.0.7", severity="notice", syslog_device="10.0.0.7", syslog_format="rfc3164"} NMS
-              1700000000.000 "by its address" detected_level="info"
+              1700000000.000 "by its address" detected_level="info" syslog_peer="10.0.0.7"
             {app_name="a", facility="user", host_name="web-1", severity="notice", syslog_format="rfc3164"} SMS
               1699999999.000 "a host" detected_level="info" syslog_peer="10.0.0.7"
         "#]],
@@ -150,8 +150,8 @@ fn korean_text_is_kept_in_utf_8_and_read_from_cp949() {
     check(
         &[plain, &cp949],
         expect![[r#"
-            {app_name="앱", facility="user", host_name="서버1", severity="notice", syslog_format="rfc3164"} SMS
-              1699999999.000 "디스크가 가득 찼습니다 똠" detected_level="info" syslog_peer="10.0.0.7"
+            {facility="user", host_name="서버1", severity="notice", syslog_format="rfc3164"} SMS
+              1699999999.000 "앱: 디스크가 가득 찼습니다 똠" detected_level="info" syslog_peer="10.0.0.7"
             {app_name="app", facility="user", host_name="web-1", severity="notice", syslog_format="rfc3164"} SMS
               1699999999.000 "��ũ�� ���� á���ϴ� �c" detected_level="info" syslog_bytes_replaced="13" syslog_peer="10.0.0.7"
             charset: 1
@@ -165,12 +165,12 @@ fn korean_text_is_kept_in_utf_8_and_read_from_cp949() {
         &korean,
         &[plain, &cp949, b"<13>app: neither \xff nor \xfe"],
         expect![[r#"
-            {app_name="앱", facility="user", host_name="서버1", severity="notice", syslog_format="rfc3164"} SMS
-              1699999999.000 "디스크가 가득 찼습니다 똠" detected_level="info" syslog_peer="10.0.0.7"
+            {facility="user", host_name="서버1", severity="notice", syslog_format="rfc3164"} SMS
+              1699999999.000 "앱: 디스크가 가득 찼습니다 똠" detected_level="info" syslog_peer="10.0.0.7"
             {app_name="app", facility="user", host_name="web-1", severity="notice", syslog_format="rfc3164"} SMS
               1699999999.000 "디스크가 가득 찼습니다 똠" detected_level="info" syslog_charset="EUC-KR" syslog_peer="10.0.0.7"
             {app_name="app", facility="user", host_name="10.0.0.7", severity="notice", syslog_format="rfc3164"} SMS
-              1700000000.000 "neither � nor �" detected_level="info" syslog_bytes_replaced="2"
+              1700000000.000 "neither � nor �" detected_level="info" syslog_bytes_replaced="2" syslog_peer="10.0.0.7"
             charset: 1
         "#]],
     );
@@ -199,6 +199,21 @@ fn a_time_that_cannot_be_gives_way_and_stays_readable() {
     };
     let (Adapted { batch, .. }, _) = adapted(&seoul, &[b"<13>Nov 15 07:13:19 web-1 a: b"]);
     assert_eq!(batch.streams[0].lines[0].at, TimestampNs::from_secs(1_699_999_999));
+}
+
+/// The stamp of a line was longer than metadata may be, and with it the line was refused.
+#[test]
+fn a_time_of_70_000_digits_costs_its_digits_and_not_the_line() {
+    let digits = "9".repeat(70_000);
+    for stamp in ["Feb 30 00:00:00.", "2010-01-01T00:00:00."] {
+        let (Adapted { batch, rejected }, tally) =
+            adapted(&settings(), &[format!("<13>{stamp}{digits} web-1 a: b").as_bytes()]);
+        assert_eq!((rejected.items(), tally.retimed), (0, 1));
+        let line = &batch.streams[0].lines[0];
+        assert_eq!((line.at, &line.line[..]), (NOW, &b"b"[..]));
+        let (_, kept) = line.metadata.iter().find(|(n, _)| n == "syslog_time").unwrap();
+        assert!(kept.starts_with(stamp) && kept.len() == STAMP_BYTES_MAX, "{kept}");
+    }
 }
 
 #[test]

@@ -264,8 +264,8 @@ async fn a_write_stores_what_is_allowed_and_names_the_rest() {
         .map(|r| format!("{} {} {}", r.what, r.items, r.why))
         .collect();
     expect![[r#"
-        up{job="j"} 1 its time 1700000601.000 is more than 10m ahead of 1700000000.000; check the sender's clock
-        up{job="j"} 1 its time 1.000 is older than 1699913600.000, the oldest that is kept
+        up{job="j"} 1 its time 2023-11-14T22:23:21Z is more than 10m ahead of 2023-11-14T22:13:20Z; check the sender's clock
+        up{job="j"} 1 its time 1970-01-01T00:00:01Z is older than 2023-11-13T22:13:20Z, the oldest that is kept
         {job="j"} 1 it has no label __name__"#]]
     .assert_eq(&rejected.join("\n"));
     expect![[r#"

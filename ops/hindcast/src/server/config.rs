@@ -109,9 +109,10 @@ pub struct ServerArgs {
     pub memory_limit: Option<String>,
     /// Where syslog is taken: udp://0.0.0.0:5514, tcp://… (counted or by lines) or tls://… (with --tls-cert); may be given more than
     /// once. Behind a `?`, with `&` between: zone=Asia/Seoul for times without one [default: local], from=10.0.0.0/8|192.0.2.7 for who
-    /// may send [default: anybody], tenant=NAME, charset=euc-kr for what is not UTF-8, devices=sw-*|10.0.9.* and
+    /// may send [default: any], tenant=NAME, charset=euc-kr for what is not UTF-8, devices=sw-*|10.0.9.* and
     /// device_facilities=local7 for senders that are devices of a network and not hosts.
     #[arg(long, env = "HINDCAST_SYSLOG_LISTEN", value_name = "URL", value_delimiter = ',')]
+    #[serde(deserialize_with = "listeners")]
     pub syslog_listen: Vec<String>,
     /// Where files of old rows go: file:///an/absolute/folder or s3://bucket/prefix. Every node has its own part of it.
     #[arg(long, env = "HINDCAST_COLD_STORE", value_name = "URL")]
@@ -200,6 +201,22 @@ pub enum ConfigError {
     NodeZero,
     #[error("--join founds a cluster and --join-cluster enters one that runs; give one of them")]
     JoinTwice,
+}
+
+/// One listener looks as if it could stand alone.
+fn listeners<'de, D: serde::Deserializer<'de>>(given: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Given {
+        List(Vec<String>),
+        Other(serde::de::IgnoredAny),
+    }
+    match Given::deserialize(given)? {
+        Given::List(list) => Ok(list),
+        Given::Other(_) => Err(serde::de::Error::custom(
+            "syslog_listen is a list of texts: write syslog_listen = [\"udp://0.0.0.0:5514\", \"tcp://0.0.0.0:5514\"]",
+        )),
+    }
 }
 
 /// What is used, defaults filled in.
@@ -909,10 +926,21 @@ mod tests {
         for (bad, says) in [
             ("syslog_listen = ['tls://127.0.0.1:6514']", "--tls-cert"),
             ("syslog_listen = ['udp://127.0.0.1']", "with a port"),
+            ("syslog_listen = ['udp://127.0.0.1:1?zone=UTC&zone=UTC']", "given twice"),
             (&format!("syslog_listen = [{many}]"), "at most 64"),
         ] {
             let said = read(bad).unwrap_err().to_string();
             assert!(said.contains(says), "{bad}: {said}");
+        }
+    }
+
+    /// "invalid type: string, expected a sequence" was all that was said.
+    #[test]
+    fn one_listener_that_is_not_in_a_list_is_answered_with_an_example() {
+        for bad in ["'udp://0.0.0.0:5514'", "5514", "[5514]", "{ udp = '0.0.0.0:5514' }"] {
+            let read: Result<ServerArgs, _> = toml::from_str(&format!("syslog_listen = {bad}"));
+            let said = read.unwrap_err().to_string();
+            assert!(said.contains("write syslog_listen = [\"udp://0.0.0.0:5514\""), "{said}");
         }
     }
 

@@ -9,32 +9,36 @@
 //!
 //! Bounds, of a node: [`CONNECTIONS_MAX`], [`BUFFERED_BYTES_MAX`] for what connections have read and is not stored,
 //! [`UDP_QUEUED_BYTES_MAX`]; of a batch: [`BATCH_LINES_MAX`], [`BATCH_BYTES_MAX`] and [`BATCH_SPAN_MAX`]; of a frame:
-//! `FRAME_BYTES_MAX`, and [`FRAME_SPAN_MAX`] until its rest comes.
+//! `FRAME_BYTES_MAX`, and [`FRAME_SPAN_MAX`] until its rest comes, or [`ROOM_SPAN_MAX`] where there is no room for it.
 //!
 //! When the node stops, what was read is stored within [`STOP_SPAN_MAX`], or counted as lost.
 
 mod stats;
+mod strangers;
 #[cfg(test)]
 mod tests;
 
 pub use stats::SyslogStats;
+pub use strangers::SAID_MAX;
 
 use super::{IngestError, IngestState};
 use crate::io::tls::{Let, Tls};
 use crate::write::WriteError;
 use bytes::BufMut;
 use futures::FutureExt;
-use hindcast_ingest::syslog::frame::{Framer, datagram};
+use hindcast_ingest::syslog::frame::{FRAME_BYTES_MAX, Frame, Framer, datagram};
 use hindcast_ingest::syslog::listen::{Listen, Transport};
 use hindcast_ingest::syslog::{self, Message, Names, Settings};
 use hindcast_ingest::{Adapted, Intake, LimitsContext, Naming, Protocol};
 use hindcast_model::{Batch, BatchId, Class, Classify, WriterId};
+use parking_lot::Mutex;
 use stats::Lost;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
+use strangers::Strangers;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
@@ -42,10 +46,13 @@ use tokio::task::JoinSet;
 
 /// Connections of all listeners.
 pub const CONNECTIONS_MAX: usize = 1024;
-/// What connections have read and is not stored; an open connection holds room for one read.
+/// What connections have read and is not stored. Each has room for one read; the rest is for messages that are longer.
 pub const BUFFERED_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// One read of a connection.
 const READ_BYTES: usize = 64 * 1024;
+/// Less is no use to read.
+const READ_BYTES_MIN: usize = 4 * 1024;
+const _: () = assert!(BUFFERED_BYTES_MAX >= CONNECTIONS_MAX * READ_BYTES + FRAME_BYTES_MAX);
 /// Datagrams that wait, in bytes; and in number, for each listener.
 pub const UDP_QUEUED_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub const UDP_QUEUED_MAX: usize = 65_536;
@@ -59,8 +66,10 @@ pub const BATCH_LINES_MAX: usize = 10_000;
 pub const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// How long a message waits for others.
 pub const BATCH_SPAN_MAX: Duration = Duration::from_millis(50);
-/// A message whose end does not come within this time is stored as it is.
+/// A message whose end does not come within this time is stored as it is, however often some of it comes.
 pub const FRAME_SPAN_MAX: Duration = Duration::from_secs(10);
+/// A long message that finds no room in this time, because others wait for their rest, is stored as it is.
+pub const ROOM_SPAN_MAX: Duration = Duration::from_secs(2);
 /// A connection on which nothing comes for so long is closed.
 pub const IDLE_SPAN_MAX: Duration = Duration::from_secs(3600);
 /// Peers that are gone are found by the kernel's own questions.
@@ -82,6 +91,7 @@ pub struct Bounds {
     pub buffered_bytes: usize,
     pub udp_queued_bytes: usize,
     pub frame_span: Duration,
+    pub room_span: Duration,
     pub stop_span: Duration,
 }
 
@@ -92,6 +102,7 @@ impl Default for Bounds {
             buffered_bytes: BUFFERED_BYTES_MAX,
             udp_queued_bytes: UDP_QUEUED_BYTES_MAX,
             frame_span: FRAME_SPAN_MAX,
+            room_span: ROOM_SPAN_MAX,
             stop_span: STOP_SPAN_MAX,
         }
     }
@@ -170,7 +181,12 @@ impl Syslog {
         *self.stats.listened.lock() = bound.iter().map(|b| (b.listen.transport, b.address)).collect();
         let room = Room {
             connections: Arc::new(Semaphore::new(self.bounds.connections)),
-            bytes: Arc::new(Semaphore::new(self.bounds.buffered_bytes)),
+            bytes: Arc::new(Semaphore::new(
+                self.bounds
+                    .buffered_bytes
+                    .saturating_sub(self.bounds.connections * READ_BYTES),
+            )),
+            stores: Arc::default(),
         };
         let mut folds = JoinSet::new();
         for (number, Bound { listen, socket, .. }) in bound.into_iter().enumerate() {
@@ -190,6 +206,7 @@ impl Syslog {
                 of: self.clone(),
                 listen,
                 room: room.clone(),
+                strangers: Arc::default(),
                 parcels,
                 stop: stop.clone(),
             };
@@ -212,7 +229,25 @@ impl Syslog {
 #[derive(Clone)]
 struct Room {
     connections: Arc<Semaphore>,
+    /// For messages that are longer than one read. Each connection has room for a read of its own.
     bytes: Arc<Semaphore>,
+    stores: Arc<Stores>,
+}
+
+/// What connections handed on, to tell a store that stands still from messages that do.
+#[derive(Default)]
+struct Stores {
+    waiting: AtomicUsize,
+    done: AtomicU64,
+}
+
+/// Room for a read.
+enum Hold {
+    Bytes(usize),
+    /// Other messages that wait for their rest have it all.
+    NoRoom,
+    /// The node stops.
+    Stop,
 }
 
 #[derive(Clone)]
@@ -221,10 +256,19 @@ struct Listener {
     listen: Listen,
     room: Room,
     parcels: mpsc::Sender<Parcel>,
+    strangers: Arc<Mutex<Strangers>>,
     stop: watch::Receiver<bool>,
 }
 
 impl Listener {
+    /// Says of the first senders that are refused who they are; all of them are counted.
+    fn refuse(&self, peer: IpAddr) {
+        let peer = peer.to_canonical();
+        if let Some(what) = self.strangers.lock().meet(peer) {
+            tracing::warn!(listen = %self.listen, %peer, "{what}");
+        }
+    }
+
     async fn datagrams(mut self, socket: UdpSocket) {
         let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
         loop {
@@ -251,6 +295,7 @@ impl Listener {
         let stats = &self.of.stats;
         stats.came(Transport::Udp, 1, bytes.len());
         if !self.listen.sources.has(from.ip()) {
+            self.refuse(from.ip());
             return stats.dropped(Transport::Udp, Lost::Source, 1);
         }
         let Some(frame) = datagram(bytes) else { return };
@@ -289,6 +334,7 @@ impl Listener {
             };
             let transport = self.listen.transport;
             let refused = if !self.listen.sources.has(from.ip()) {
+                self.refuse(from.ip());
                 Some(Lost::Source)
             } else {
                 None
@@ -327,27 +373,34 @@ impl Listener {
     async fn read(mut self, mut stream: impl AsyncRead + Unpin, peer: IpAddr) {
         let mut framer = Framer::default();
         let mut held: Option<OwnedSemaphorePermit> = None;
+        // For the rest of the message that waits. What we wait for ourselves is not of it.
+        let mut left = self.of.bounds.frame_span;
         loop {
-            // Room for what waits for its end, and for one read.
-            let wanted = framer.pending() + READ_BYTES;
-            if !self.hold(&mut held, wanted).await {
-                break;
-            }
-            framer.buffer().reserve(READ_BYTES);
-            let patience = match framer.pending() {
-                0 => IDLE_SPAN_MAX,
-                _ => self.of.bounds.frame_span,
+            let bytes_max = match self.hold(&mut held, framer.pending()).await {
+                Hold::Bytes(bytes_max) => bytes_max,
+                Hold::Stop => break,
+                Hold::NoRoom => {
+                    let cut = framer.give_up().map(|f| Frame { is_cut: true, ..f });
+                    if !self.store(cut.into_iter().collect(), 0, false, peer).await {
+                        return;
+                    }
+                    continue;
+                }
             };
+            framer.buffer().reserve(bytes_max);
+            let waits = framer.waits();
+            let patience = if waits { left } else { IDLE_SPAN_MAX };
+            let began = tokio::time::Instant::now();
             let read = tokio::select! {
-                read = tokio::time::timeout(patience, read_some(&mut stream, &mut framer, READ_BYTES)) => read,
+                read = tokio::time::timeout(patience, read_some(&mut stream, &mut framer, bytes_max)) => read,
                 _ = self.stop.wait_for(|s| *s) => break,
             };
             let mut read = match read {
                 Ok(Ok(0) | Err(_)) => break,
                 Ok(Ok(read)) => read,
-                Err(_) if framer.pending() == 0 => break,
+                Err(_) if !waits => break,
                 Err(_) => {
-                    let rest = framer.end();
+                    let rest = framer.give_up();
                     if !self.store(rest.into_iter().collect(), 0, false, peer).await {
                         return;
                     }
@@ -356,15 +409,19 @@ impl Listener {
             };
             // TLS gives a record at a time: what has come already is taken along.
             let mut has_ended = false;
-            while read < READ_BYTES && !has_ended {
-                match read_some(&mut stream, &mut framer, READ_BYTES - read).now_or_never() {
+            while read < bytes_max && !has_ended {
+                match read_some(&mut stream, &mut framer, bytes_max - read).now_or_never() {
                     None => break,
                     Some(Ok(0) | Err(_)) => has_ended = true,
                     Some(Ok(more)) => read += more,
                 }
             }
             let frames: Vec<_> = std::iter::from_fn(|| framer.next_frame()).collect();
-            if !self.store(frames, read, read == READ_BYTES, peer).await {
+            left = match waits && frames.is_empty() {
+                true => left.saturating_sub(began.elapsed()),
+                false => self.of.bounds.frame_span,
+            };
+            if !self.store(frames, read, read == bytes_max, peer).await {
                 return;
             }
             if has_ended {
@@ -375,34 +432,56 @@ impl Listener {
         self.store(rest.into_iter().collect(), 0, false, peer).await;
     }
 
-    /// Takes room for so many bytes, or gives back what is too much. `false`: the node stops.
-    async fn hold(&mut self, held: &mut Option<OwnedSemaphorePermit>, wanted: usize) -> bool {
+    /// Takes room for the next read beside what is pending, or gives back what is too much. A connection has room for one read;
+    /// what is held here is for messages that are longer.
+    async fn hold(&mut self, held: &mut Option<OwnedSemaphorePermit>, pending: usize) -> Hold {
         let has = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        if has > wanted {
+        if has >= pending {
             if let Some(held) = held {
-                drop(held.split(has - wanted));
+                drop(held.split(has - pending));
             }
-            return true;
+            return Hold::Bytes(READ_BYTES);
         }
-        if has == wanted {
-            return true;
-        }
-        let more = u32::try_from(wanted - has).unwrap_or(u32::MAX);
-        let more = self.room.bytes.clone().acquire_many_owned(more);
-        let more = tokio::select! {
-            more = more => more,
-            _ = self.stop.wait_for(|s| *s) => return false,
+        let more = u32::try_from(pending - has).unwrap_or(u32::MAX);
+        let more = match self.room.bytes.clone().try_acquire_many_owned(more) {
+            Ok(more) => more,
+            // A part of a read will do.
+            Err(_) if READ_BYTES + has >= pending + READ_BYTES_MIN => return Hold::Bytes(READ_BYTES + has - pending),
+            Err(_) => match self.wait_for_room(more).await {
+                Ok(more) => more,
+                Err(hold) => return hold,
+            },
         };
-        match (more, held.as_mut()) {
-            (Ok(more), Some(held)) => held.merge(more),
-            (Ok(more), None) => *held = Some(more),
-            (Err(_), _) => return false,
+        match held.as_mut() {
+            Some(held) => held.merge(more),
+            None => *held = Some(more),
         }
-        true
+        Hold::Bytes(READ_BYTES)
+    }
+
+    /// Connections that wait here hold what they have, and it may be each other that they wait for. So none waits long, unless
+    /// it is the store that all wait for: it gives back room when it goes on.
+    async fn wait_for_room(&mut self, more: u32) -> Result<OwnedSemaphorePermit, Hold> {
+        let room = self.room.bytes.clone().acquire_many_owned(more);
+        tokio::pin!(room);
+        loop {
+            let stored = self.room.stores.done.load(Relaxed);
+            tokio::select! {
+                biased;
+                room = &mut room => return room.map_err(|_| Hold::Stop),
+                _ = self.stop.wait_for(|s| *s) => return Err(Hold::Stop),
+                () = tokio::time::sleep(self.of.bounds.room_span) => {}
+            }
+            let stores = &self.room.stores;
+            let store_stands = stores.waiting.load(Relaxed) > 0 && stores.done.load(Relaxed) == stored;
+            if !store_stands {
+                return Err(Hold::NoRoom);
+            }
+        }
     }
 
     /// Hands on what was read and waits until it is stored. `false`: it is lost, because the node stops.
-    async fn store(&self, frames: Vec<syslog::frame::Frame>, bytes: usize, is_full: bool, peer: IpAddr) -> bool {
+    async fn store(&self, frames: Vec<Frame>, bytes: usize, is_full: bool, peer: IpAddr) -> bool {
         self.of.stats.came(self.listen.transport, frames.len(), bytes);
         if frames.is_empty() {
             return true;
@@ -416,7 +495,12 @@ impl Listener {
             is_full,
             done: Some(done),
         };
-        self.parcels.send(parcel).await.is_ok() && stored.await.is_ok()
+        let stores = &self.room.stores;
+        stores.waiting.fetch_add(1, Relaxed);
+        let is_stored = self.parcels.send(parcel).await.is_ok() && stored.await.is_ok();
+        stores.waiting.fetch_sub(1, Relaxed);
+        stores.done.fetch_add(1, Relaxed);
+        is_stored
     }
 }
 
@@ -545,7 +629,7 @@ impl Fold {
             match (&why, why.class()) {
                 (_, Class::TooLarge) => return Outcome::TooLarge,
                 // One batch is under way at a time, so the number that was forgotten is this one's own: it was stored, by an attempt
-                // that was not confirmed.
+                // that was not confirmed. Other shards have confirmed their parts, or this would not be the answer.
                 (IngestError::Write(WriteError::SequenceTooOld { .. }), _) => return Outcome::Stored,
                 // What is kept became shorter meanwhile.
                 (IngestError::Write(WriteError::TooOld { .. }), _) if too_old < TOO_OLD_MAX => {

@@ -111,6 +111,15 @@ async fn personal_data_in_syslog_is_masked_as_in_all_lines() {
         metadata.iter().any(|(_, value)| value == "010-****-5678"),
         "{metadata:?}"
     );
+    // Labels are not masked, so what only might be a program's name is none.
+    for text in ["<13>010-1234-5678: call me", "<13>hong@example.com: hello"] {
+        udp.send_to(text.as_bytes(), served.ports[0]).await.unwrap();
+    }
+    served.wait("more lines", |s| s.lines().len() == 3).await;
+    let batches = served.recorder.batches.lock().clone();
+    let shown = format!("{batches:?}");
+    assert!(shown.contains("010-****-5678: call me"), "{shown}");
+    assert!(!shown.contains("010-1234-5678") && !shown.contains("hong@"), "{shown}");
 }
 
 #[tokio::test]
@@ -295,6 +304,36 @@ async fn datagrams_that_find_no_room_are_counted() {
     served.wait("one more", |s| s.lines().len() == 21).await;
 }
 
+/// What was logged: the fields of each event.
+#[derive(Clone, Default)]
+struct Logged(Arc<Mutex<Vec<String>>>);
+
+struct Fields<'a>(&'a mut String);
+
+impl tracing::field::Visit for Fields<'_> {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        *self.0 += &format!("{field}={value:?} ");
+    }
+}
+
+impl tracing::Subscriber for Logged {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut text = String::new();
+        event.record(&mut Fields(&mut text));
+        self.0.lock().push(text);
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
 #[tokio::test]
 async fn who_may_not_send_and_connections_beyond_the_bound_are_refused_and_counted() {
     let bounds = Bounds {
@@ -306,9 +345,13 @@ async fn who_may_not_send_and_connections_beyond_the_bound_are_refused_and_count
         "tcp://127.0.0.1:0?from=10.0.0.0/8",
         "udp://127.0.0.1:0?from=10.0.0.0/8",
     ];
+    let logged = Logged::default();
+    let _logs = tracing::subscriber::set_default(logged.clone());
     let served = serve(&listens, bounds, None).await;
     let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    udp.send_to(b"<13>a: b", served.ports[2]).await.unwrap();
+    for _ in 0..3 {
+        udp.send_to(b"<13>a: b", served.ports[2]).await.unwrap();
+    }
     let mut first = TcpStream::connect(served.ports[0]).await.unwrap();
     let _second = TcpStream::connect(served.ports[0]).await.unwrap();
     served
@@ -322,9 +365,17 @@ async fn who_may_not_send_and_connections_beyond_the_bound_are_refused_and_count
     }
     served
         .wait("the datagram", |s| {
-            s.counted("dropped").contains("{transport=udp,reason=source} 1")
+            s.counted("dropped").contains("{transport=udp,reason=source} 3")
         })
         .await;
+    // Each listener says it once of each address.
+    let mut refused = logged.0.lock().clone();
+    refused.retain(|l| l.contains("is refused"));
+    assert_eq!(refused.len(), 2, "{refused:?}");
+    for listen in ["listen=tcp://127.0.0.1:0", "listen=udp://127.0.0.1:0"] {
+        let is = |l: &String| l.contains(listen) && l.contains("peer=127.0.0.1");
+        assert!(refused.iter().any(is), "{refused:?}");
+    }
     first.write_all(b"<13>a: still served\n").await.unwrap();
     served.wait("the line", |s| s.lines().len() == 1).await;
 }
@@ -342,15 +393,120 @@ async fn a_message_without_its_end_is_stored_all_the_same() {
     tcp.write_all(b"99 <13>a: half").await.unwrap();
     served.wait("the second", |s| s.lines().len() == 2).await;
     assert!(served.counted("marked").contains("mark=cut} 1"));
-    tcp.write_all(b"<13>a: whole\n").await.unwrap();
-    served.wait("the third", |s| s.lines().len() == 3).await;
+    // What was late is left out, and all behind it is read as before.
+    let late = "x".repeat(99 - "<13>a: half".len());
+    tcp.write_all(format!("{late}12 <13>a: whole<13>a: a line\n").as_bytes())
+        .await
+        .unwrap();
+    served.wait("the others", |s| s.lines().len() == 4).await;
+    assert_eq!(served.lines()[1..], ["half", "whole", "a line"]);
+}
+
+#[tokio::test]
+async fn a_sender_that_drips_keeps_its_message_open_no_longer_than_one_that_stalls() {
+    let bounds = Bounds {
+        frame_span: Duration::from_millis(300),
+        ..Bounds::default()
+    };
+    let served = serve(&["tcp://127.0.0.1:0"], bounds, None).await;
+    let mut tcp = TcpStream::connect(served.ports[0]).await.unwrap();
+    tcp.write_all(b"200 <13>a: ").await.unwrap();
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        tcp.write_all(b"x").await.unwrap();
+        if !served.lines().is_empty() {
+            break;
+        }
+    }
+    let lines = served.lines();
+    assert_eq!(lines.len(), 1, "not in time");
+    assert!(lines[0].len() < 100, "{lines:?}");
+    assert!(served.counted("marked").contains("mark=cut} 1"));
+}
+
+/// Senders had each sent a half of a long message. All of them waited for room that the others held, and no listener read anything
+/// any more.
+#[tokio::test]
+async fn many_senders_of_half_a_long_message_do_not_stop_all_listeners() {
+    const SENDERS: usize = 16;
+    // Few of the halves find room beside that of their connections.
+    let bounds = Bounds {
+        connections: SENDERS + 1,
+        buffered_bytes: (SENDERS + 1) * READ_BYTES + 100 * 1024,
+        frame_span: Duration::from_secs(120),
+        room_span: Duration::from_millis(100),
+        ..Bounds::default()
+    };
+    let served = serve(&["tcp://127.0.0.1:0", "tcp://127.0.0.1:0"], bounds, None).await;
+    let text = format!("<13>a: {}", "x".repeat(200 * 1024));
+    let message = format!("{} {text}", text.len());
+    let (half, rest) = message.split_at(150 * 1024);
+    let mut senders = vec![];
+    for _ in 0..SENDERS {
+        let mut tcp = TcpStream::connect(served.ports[0]).await.unwrap();
+        tcp.write_all(half.as_bytes()).await.unwrap();
+        senders.push(tcp);
+    }
+    served.wait("cut messages", |s| s.lines().len() >= SENDERS - 1).await;
+    let mut other = TcpStream::connect(served.ports[1]).await.unwrap();
+    other.write_all(b"<13>a: still served\n").await.unwrap();
+    served
+        .wait("another one", |s| s.lines().iter().any(|l| l == "still served"))
+        .await;
+    for tcp in &mut senders {
+        tcp.write_all(rest.as_bytes()).await.unwrap();
+        tcp.write_all(b"11 <13>a: next").await.unwrap();
+    }
+    served.wait("all", |s| s.lines().len() == 2 * SENDERS + 1).await;
+    let lines = served.lines();
+    assert_eq!(lines.iter().filter(|l| *l == "next").count(), SENDERS);
+    let long = lines.iter().filter(|l| l.starts_with('x'));
+    let cut = long.filter(|l| l.len() < 200 * 1024).count();
+    assert!((1..=SENDERS).contains(&cut), "{cut}");
+    let counted = served.counted("marked");
+    assert!(counted.contains(&format!("mark=cut}} {cut}\n")), "{counted}");
+}
+
+#[tokio::test]
+async fn a_long_message_is_not_cut_while_the_store_stands_still() {
+    let bounds = Bounds {
+        connections: 2,
+        // For one of the two.
+        buffered_bytes: 2 * READ_BYTES + 150 * 1024,
+        room_span: Duration::from_millis(50),
+        ..Bounds::default()
+    };
+    let served = serve(&["tcp://127.0.0.1:0"], bounds, None).await;
+    full(&served, true);
+    let text = format!("<13>a: {}", "x".repeat(150 * 1024));
+    let message = format!("{} {text}", text.len());
+    let mut first = TcpStream::connect(served.ports[0]).await.unwrap();
+    first.write_all(message.as_bytes()).await.unwrap();
+    served
+        .wait("the first", |s| s.counted("messages").contains("tcp} 1"))
+        .await;
+    let (half, rest) = message.split_at(140 * 1024);
+    let mut second = TcpStream::connect(served.ports[0]).await.unwrap();
+    second.write_all(half.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(
+        served.counted("messages").contains("tcp} 1\n"),
+        "{}",
+        served.counted("")
+    );
+    full(&served, false);
+    second.write_all(rest.as_bytes()).await.unwrap();
+    served.wait("both", |s| s.lines().len() == 2).await;
+    assert!(served.lines().iter().all(|l| l.len() == 150 * 1024));
+    assert_eq!(served.counted("marked"), "");
 }
 
 #[tokio::test]
 async fn connections_share_their_bytes_and_all_come_through() {
-    // Room for three reads: ten connections take turns.
+    // No room beside that of each connection.
     let bounds = Bounds {
-        buffered_bytes: 3 * READ_BYTES + 3 * 4096,
+        connections: 10,
+        buffered_bytes: 10 * READ_BYTES,
         ..Bounds::default()
     };
     let served = serve(&["tcp://127.0.0.1:0"], bounds, None).await;
