@@ -1,4 +1,6 @@
 //! How fast lines are looked at, with all shipped types on: bytes per second of one core.
+//!
+//! `HINDCAST_LOG_FILES` names files of real logs, parted by `:`; they are a case of their own.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use hindcast_masking::{Counts, Masking, Settings, TypeSettings};
@@ -122,8 +124,21 @@ fn bench(c: &mut Criterion) {
         ("personal", &shipped, personal),
         ("plain with a pattern", &with_own, plain),
     ];
-    for (name, masking, line) in cases {
-        let lines: Vec<String> = (0..LINES).map(line).collect();
+    let mut all: Vec<(&str, &Masking, Vec<String>)> = cases
+        .into_iter()
+        .map(|(name, masking, line)| (name, masking, (0..LINES).map(line).collect()))
+        .collect();
+    if let Ok(files) = std::env::var("HINDCAST_LOG_FILES") {
+        #[allow(clippy::disallowed_methods, reason = "a measurement reads the files it is told")]
+        let text = |file: &str| std::fs::read(file).unwrap_or_else(|e| panic!("{file} cannot be read: {e}"));
+        let texts: Vec<_> = files
+            .split(':')
+            .map(|f| String::from_utf8_lossy(&text(f)).into_owned())
+            .collect();
+        let lines = texts.iter().flat_map(|t| t.lines().map(str::to_owned)).collect();
+        all.push(("files", &shipped, lines));
+    }
+    for (name, masking, lines) in all {
         group.throughput(Throughput::Bytes(lines.iter().map(|l| l.len() as u64).sum()));
         group.bench_function(name, |b| {
             let mut session = masking.all().session();

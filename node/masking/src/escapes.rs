@@ -1,4 +1,5 @@
-//! Text as it reads without its escapes: `%EC%84%9C` of URLs, `\uc11c` of JSON.
+//! Text as it reads without its escapes: `%EC%84%9C` of URLs, `\uc11c` of JSON. `\n` and its kin read as one blank:
+//! the letter of such an escape is no part of the word behind it.
 
 /// The byte of `%XX` at `at`.
 pub(crate) fn percent(text: &[u8], at: usize) -> Option<u8> {
@@ -32,9 +33,15 @@ pub(crate) fn unicode(text: &[u8], at: usize) -> Option<(char, usize)> {
     }
 }
 
+/// Whether `\n`, `\t`, `\r`, `\b` or `\f` stands at `at`.
+fn control(text: &[u8], at: usize) -> bool {
+    matches!(text[at..], [b'\\', b'n' | b't' | b'r' | b'b' | b'f', ..])
+}
+
 /// Whether anything is escaped.
 pub(crate) fn has_any(text: &[u8]) -> bool {
-    memchr::memchr2_iter(b'%', b'\\', text).any(|at| percent(text, at).is_some() || unicode(text, at).is_some())
+    memchr::memchr2_iter(b'%', b'\\', text)
+        .any(|at| control(text, at) || percent(text, at).is_some() || unicode(text, at).is_some())
 }
 
 /// Writes the text without its escapes, and for each of its bytes, and its end, where that came from.
@@ -58,6 +65,10 @@ pub(crate) fn resolve(text: &[u8], plain: &mut Vec<u8>, places: &mut Vec<usize>)
                 places.push(at);
             }
             at += len;
+        } else if control(text, at) {
+            plain.push(b' ');
+            places.push(at);
+            at += 2;
         } else if at < text.len() {
             plain.push(text[at]);
             places.push(at);
@@ -79,6 +90,8 @@ mod tests {
             (r"\uc11c\ud83d\ude00x", "서😀x"),
             (r"%zz \u12 \ud83d %4", r"%zz \u12 \ud83d %4"),
             ("%EC%84%9C", "서"),
+            (r"a\nb\t\r\b\f \v\", r"a b     \v\"),
+            (r"\\n", r"\ "),
         ] {
             resolve(text.as_bytes(), &mut plain, &mut places);
             assert_eq!(String::from_utf8_lossy(&plain), want);
@@ -87,5 +100,7 @@ mod tests {
         }
         resolve(b"a%40b", &mut plain, &mut places);
         assert_eq!(places, [0, 1, 4, 5]);
+        resolve(br"a\nb", &mut plain, &mut places);
+        assert_eq!(places, [0, 1, 3, 4]);
     }
 }

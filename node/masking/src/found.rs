@@ -72,6 +72,8 @@ pub struct Found {
     pub from: usize,
     /// and ends here.
     pub to: usize,
+    /// It is no match, but what could not be searched for an own type within its bound.
+    pub unsearched: bool,
 }
 
 impl Found {
@@ -82,6 +84,7 @@ impl Found {
             end: at.end,
             from: hidden.start,
             to: hidden.end,
+            unsearched: false,
         }
     }
 }

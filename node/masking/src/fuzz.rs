@@ -40,12 +40,18 @@ fn mask(bytes: &[u8]) {
         static SHIPPED: Masking = Masking::new(Settings::default(), &Counts::default()).expect("default settings");
         static MORE: Masking = Masking::new(
             Settings {
-                types: vec![TypeSettings {
-                    name: "employee".into(),
-                    pattern: Some(r"EMP-(\d{6})".into()),
-                    keep_last: Some(2),
+                types: [
+                    ("employee", r"EMP-(\d{6})", Some(2)),
+                    ("login", r"user=(\S+) pass=(\S+)", None),
+                    ("slow", r".*[^\x00-\x7f]x|[A-Z]\b", None),
+                ]
+                .map(|(name, pattern, keep_last)| TypeSettings {
+                    name: name.into(),
+                    pattern: Some(pattern.into()),
+                    keep_last,
                     ..TypeSettings::default()
-                }],
+                })
+                .into(),
                 ..Settings::default()
             },
             &Counts::default(),
@@ -56,6 +62,9 @@ fn mask(bytes: &[u8]) {
     MORE.with(|m| {
         let masked = m.all().preview(bytes);
         assert!(masked.text.len() <= bytes.len(), "a line grew");
+        if std::str::from_utf8(bytes).is_ok() {
+            assert!(std::str::from_utf8(&masked.text).is_ok(), "UTF-8 was torn");
+        }
     });
 }
 
@@ -69,6 +78,8 @@ fn seeds() -> Vec<Vec<u8>> {
         "경기도 양평군 양서면 양수리 123-4, EMP-123456",
         "addr=%EC%84%9C%EC%9A%B8%EC%8B%9C+%EC%84%B1%EB%8F%99%EA%B5%AC+%EC%84%B1%EC%88%98%EC%9D%B4%EB%A1%9C",
         r"\uc11c\uc6b8\uc2dc \uc131\ub3d9\uad6c \uc131\uc218\uc774\ub85c",
+        "user=kim pass=hunter2 EMP-123456, user=이 pass=가x",
+        r#"{"msg":"to\n서울시 성동구 성수이로 22\tM12345678\r\n(02) 123-4567 02.1234.5678"}"#,
         "M12345678 M123A4567 5678-1234-5678-1234-010-1234-5678",
     ];
     texts.map(|t| t.as_bytes().to_vec()).into()

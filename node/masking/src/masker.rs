@@ -4,6 +4,7 @@ use crate::address::{Hit, Names};
 use crate::found::{Found, Kind};
 use crate::hide::Veil;
 use crate::numbers::Wanted;
+use crate::own;
 use crate::settings::{EXEMPT_MAX, Finder, Settings, SettingsError, Type};
 use crate::text::{char_at, digit_bits};
 use crate::{email, escapes, hide, numbers};
@@ -26,12 +27,19 @@ static NAMES: LazyLock<Names> = LazyLock::new(Names::new);
 /// How much was hidden since the node started. Outlives reloads.
 #[derive(Debug, Default)]
 pub struct Counts {
-    by_type: Mutex<BTreeMap<String, Arc<AtomicU64>>>,
+    by_type: Mutex<BTreeMap<String, Arc<Count>>>,
     bytes: Arc<AtomicU64>,
 }
 
+/// Of one type.
+#[derive(Debug, Default)]
+struct Count {
+    matches: AtomicU64,
+    unsearched: AtomicU64,
+}
+
 impl Counts {
-    fn of(&self, name: &str) -> Arc<AtomicU64> {
+    fn of(&self, name: &str) -> Arc<Count> {
         let mut by_type = self.by_type.lock();
         let name = if by_type.contains_key(name) || by_type.len() < COUNTED_MAX {
             name
@@ -43,8 +51,17 @@ impl Counts {
 
     /// Matches by type, in the order of the names.
     pub fn by_type(&self) -> Vec<(String, u64)> {
+        self.all(|count| &count.matches)
+    }
+
+    /// Texts whose rest was hidden whole by type, since no more could be searched within its bound.
+    pub fn unsearched(&self) -> Vec<(String, u64)> {
+        self.all(|count| &count.unsearched)
+    }
+
+    fn all(&self, of: impl Fn(&Count) -> &AtomicU64) -> Vec<(String, u64)> {
         let by_type = self.by_type.lock();
-        by_type.iter().map(|(n, c)| (n.clone(), c.load(Relaxed))).collect()
+        by_type.iter().map(|(n, c)| (n.clone(), of(c).load(Relaxed))).collect()
     }
 
     /// Bytes that were looked at.
@@ -124,7 +141,7 @@ impl Masking {
         }
     }
 
-    /// All types, whether masking is on or not: what a preview tries.
+    /// All types, whether masking is on or not, and for nobody in particular.
     pub const fn all(&self) -> &Masker {
         &self.all
     }
@@ -174,7 +191,7 @@ impl InForce {
 #[derive(Debug)]
 pub struct Masker {
     types: Vec<Type>,
-    counts: Vec<Arc<AtomicU64>>,
+    counts: Vec<Arc<Count>>,
     bytes: Arc<AtomicU64>,
     wanted: Wanted,
     has_patterns: bool,
@@ -317,7 +334,7 @@ impl Masker {
         }
         let address = &self.types[Kind::Address as usize];
         if address.on && !text.is_ascii() {
-            NAMES.find(text, address.keep_first.unwrap_or(usize::MAX), hits, found);
+            NAMES.find(text, address.keep_first.unwrap_or(usize::MAX), hits, found, first);
         }
         if patterns {
             self.find_patterns(text, found);
@@ -329,34 +346,28 @@ impl Masker {
 
     fn find_patterns(&self, text: &[u8], found: &mut Vec<Found>) {
         for (of, t) in (0u16..).zip(&self.types).filter(|(_, t)| t.on) {
-            let Finder::Pattern(regex) = &t.finder else { continue };
-            let mut add = |all: regex::bytes::Match<'_>, hidden: regex::bytes::Match<'_>| {
-                if !hidden.is_empty() {
-                    found.push(Found {
-                        of,
-                        start: all.start(),
-                        end: all.end(),
-                        from: hidden.start(),
-                        to: hidden.end(),
-                    });
-                }
-            };
-            if regex.captures_len() > 1 {
-                for captures in regex.captures_iter(text) {
-                    if let (Some(all), Some(group)) = (captures.get(0), captures.get(1)) {
-                        add(all, group);
-                    }
-                }
-            } else {
-                regex.find_iter(text).for_each(|m| add(m, m));
-            }
+            let Finder::Pattern(own) = &t.finder else { continue };
+            own.find(text, |hit| {
+                let (all, hidden, unsearched) = match hit {
+                    own::Hit::Match { all, hidden } => (all, hidden, false),
+                    own::Hit::Unsearched { from } => (from..text.len(), from..text.len(), true),
+                };
+                found.push(Found {
+                    of,
+                    start: all.start,
+                    end: all.end,
+                    from: hidden.start,
+                    to: hidden.end,
+                    unsearched,
+                });
+            });
         }
     }
 
     /// Moves the bounds of what is hidden to where the settings want them.
     fn keep(&self, text: &[u8], found: &mut Found) {
         let t = &self.types[usize::from(found.of)];
-        if t.keep_first.is_none() && t.keep_last.is_none() {
+        if found.unsearched || (t.keep_first.is_none() && t.keep_last.is_none()) {
             return;
         }
         match t.finder {
@@ -497,8 +508,16 @@ impl Session<'_> {
             return None;
         }
         self.scratch.lay_veils(self.masker);
-        for f in self.scratch.outermost() {
-            self.masker.counts[usize::from(f.of)].fetch_add(1, Relaxed);
+        // A rest that is hidden whole is counted once for a type, though both looks at the text may end with one.
+        let mut told = 0u64;
+        for f in self.scratch.found.iter().filter(|f| f.unsearched) {
+            if told & 1 << f.of == 0 {
+                told |= 1 << f.of;
+                self.masker.counts[usize::from(f.of)].unsearched.fetch_add(1, Relaxed);
+            }
+        }
+        for f in self.scratch.outermost().iter().filter(|f| !f.unsearched) {
+            self.masker.counts[usize::from(f.of)].matches.fetch_add(1, Relaxed);
         }
         self.masker.hide(text, &mut self.scratch);
         Some(&self.scratch.out)

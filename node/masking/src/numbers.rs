@@ -212,8 +212,18 @@ fn phone_in_parts(text: &[u8], start: usize, first: usize, first_end: usize, net
     let (gap1, middle) = gap(text, first_end)?;
     let is_open = text.get(first_end) == Some(&b')');
     let middle_len = digits_at(text, middle);
-    if matches!(middle_len, 7 | 8) && net == Net::Mobile && gap1 != Gap::Dot {
-        return phone_ends(text, start, first, (middle, middle + middle_len - 4), net);
+    if matches!(middle_len, 7 | 8) {
+        let end = middle + middle_len;
+        let fits = match net {
+            Net::Mobile => gap1 != Gap::Dot,
+            // Between blanks it may as well be a day and a size, and behind a dot a fraction.
+            Net::Other => {
+                let told = gap1 == Gap::Space && told_before(text, start, PHONE);
+                let is_whole = begins_clean(text, start) && !is_word(text, end);
+                digit(text, middle) >= 1 && is_whole && (gap1 == Gap::Dash || is_open || told)
+            }
+        };
+        return phone_ends(text, start, first, (middle, end - 4), net).filter(|_| fits);
     }
     if !matches!(middle_len, 3 | 4) {
         return None;
@@ -221,17 +231,15 @@ fn phone_in_parts(text: &[u8], start: usize, first: usize, first_end: usize, net
     let (gap2, last) = gap(text, middle + middle_len)?;
     let fits = match net {
         Net::Mobile => gap1 == gap2 || (gap1 != Gap::Dot && gap2 != Gap::Dot),
-        // Behind an area the next block never begins with 0 or 1; with hyphens people write it nevertheless. Between blanks
-        // alone much else looks like that.
+        // Behind an area the next block never begins with 0. Between blanks alone much else looks like that.
         Net::Other => {
-            let spaced = gap1 == Gap::Space && gap2 == Gap::Space;
-            let is_date = spaced && matches!(&text[middle..middle + 2], b"19" | b"20") && middle_len == 4;
-            let among_numbers = number_before(text, start) || number_after(text, last + 4);
-            let dashed = gap1 == Gap::Dash && gap2 == Gap::Dash;
-            digit(text, middle) >= if dashed { 1 } else { 2 }
+            let is_version = gap1 == Gap::Dot && matches!(before(text, start), Some(b'v' | b'V'));
+            digit(text, middle) >= 1
                 && (gap1 == gap2 || is_open || gap2 == Gap::Dash)
                 && (gap1 != Gap::Other || is_open)
-                && !(spaced && (is_date || among_numbers))
+                && !is_version
+                // With +82 before it, it is no row of other numbers.
+                && !(gap1 == Gap::Space && start == first && is_row(text, (start, first_end), (middle, last), gap2))
         }
     };
     let dotted = gap1 == Gap::Dot && (joined_before(text, first, b".") || joined_after(text, last + 4, b"."));
@@ -241,22 +249,68 @@ fn phone_in_parts(text: &[u8], start: usize, first: usize, first_end: usize, net
     phone_ends(text, start, first, (middle, last), net)
 }
 
+/// Words that tell a phone number.
+const PHONE: &[&str] = &["tel", "phone", "fax", "mobile", "전화", "연락처", "팩스", "휴대폰"];
+
+/// Whether blocks between blanks are a date, or numbers in a row with others.
+fn is_row(text: &[u8], (start, first_end): (usize, usize), (middle, last): (usize, usize), gap2: Gap) -> bool {
+    // Dec 02 1234 5678
+    if first_end - start == 2 && month_before(text, start) {
+        return true;
+    }
+    if gap2 != Gap::Space {
+        return false;
+    }
+    let is_year = last - middle > 4 && matches!(&text[middle..middle + 2], b"19" | b"20");
+    let end = last + 4;
+    // No number that is given out has a 1 there: then a time before it, or a unit behind it, is enough.
+    let is_unlikely = digit(text, middle) == 1;
+    let is_after_digit = matches!(before(text, start), Some(b' ' | b'\t'))
+        && before(text, start - 1).is_some_and(|b| b.is_ascii_digit());
+    is_year
+        || (is_unlikely && (is_after_digit || is_word(text, end)))
+        || number_before(text, start)
+        || number_after(text, end)
+}
+
 /// Whether a number and a blank stand before: a column of numbers.
 fn number_before(text: &[u8], at: usize) -> bool {
-    let Some(before) = text[..at].strip_suffix(b" ") else {
+    let [before @ .., b' ' | b'\t'] = &text[..at] else {
         return false;
     };
     let digits = before.iter().rev().take(20).take_while(|b| b.is_ascii_digit()).count();
-    digits > 0 && before[..before.len() - digits].last().is_none_or(|b| *b == b' ')
+    let is_blank = |b: &u8| matches!(b, b' ' | b'\t');
+    digits > 0 && before[..before.len() - digits].last().is_none_or(is_blank)
 }
 
 fn number_after(text: &[u8], at: usize) -> bool {
-    let digits = if text.get(at) == Some(&b' ') {
+    let is_blank = |b: &u8| matches!(b, b' ' | b'\t');
+    let digits = if text.get(at).is_some_and(is_blank) {
         digits_at(text, at + 1)
     } else {
         0
     };
-    digits > 0 && text.get(at + 1 + digits).is_none_or(|b| *b == b' ')
+    digits > 0 && text.get(at + 1 + digits).is_none_or(is_blank)
+}
+
+fn month_before(text: &[u8], at: usize) -> bool {
+    const MONTHS: &[u8] = b"janfebmaraprmayjunjulaugsepoctnovdec";
+    let [before @ .., a, b, c, b' '] = &text[..at] else {
+        return false;
+    };
+    let name = [a, b, c].map(u8::to_ascii_lowercase);
+    let (months, _) = MONTHS.as_chunks::<3>();
+    months.contains(&name) && before.last().is_none_or(|b| !b.is_ascii_alphabetic())
+}
+
+/// Whether a letter or digit stands at `at`.
+fn is_word(text: &[u8], at: usize) -> bool {
+    text.get(at).is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_')
+}
+
+/// Whether nothing stands before that makes a number the end of an identifier.
+fn begins_clean(text: &[u8], start: usize) -> bool {
+    before(text, start).is_none_or(|b| !b.is_ascii_alphanumeric() && !b"-_./#".contains(&b))
 }
 
 /// The last block begins at `last`, what is hidden at `middle`.
@@ -299,14 +353,38 @@ fn phone_bare(text: &[u8], start: usize, end: usize) -> Option<Found> {
             lens.contains(&rest) && !run.iter().all(|b| *b <= b'1')
         }
         Net::Other => {
-            let clean = before(text, start).is_none_or(|b| !b.is_ascii_alphanumeric() && !b"-_./#".contains(&b));
-            (7..=8).contains(&rest) && run[first] >= b'2' && clean && !joined_after(text, end, b"-/:")
+            let clean = begins_clean(text, start) && !joined_after(text, end, b"-/:");
+            // No area has numbers that begin with 1, but people write them; so do clocks.
+            let begins = match run[first] {
+                b'0' => false,
+                b'1' => !(is_area(run) && could_be_time(run)) || told_before(text, start, PHONE),
+                _ => true,
+            };
+            (7..=8).contains(&rest) && clean && begins
         }
     };
     if !fits || !stands_alone(text, start, end) {
         return None;
     }
     Some(Found::new(Kind::Phone, start..end, start + first..end - 4))
+}
+
+/// Whether a number begins with an area, and not with 070 or 050x.
+fn is_area(run: &[u8]) -> bool {
+    !matches!(run, [b'0', b'7', ..] | [b'0', b'5', b'0', ..])
+}
+
+/// Whether digits may be `HHMMSSmmm`, `MMDDHHMMSS` or `YYMMDDHHMM`.
+fn could_be_time(run: &[u8]) -> bool {
+    let clock = |at: usize| two(run, at) < 24 && two(run, at + 2) < 60;
+    match run.len() {
+        9 => clock(0) && two(run, 4) < 60,
+        10 => {
+            let month_first = (1..=12).contains(&two(run, 0)) && (1..=31).contains(&two(run, 2));
+            (month_first && clock(4) && two(run, 8) < 60) || (is_birthday(run, 0) && clock(6))
+        }
+        _ => false,
+    }
 }
 
 /// `+82 10-1234-5678` and its kin. Without the plus only with all blocks, or as one run.
@@ -339,7 +417,7 @@ fn phone_abroad(text: &[u8], run_start: usize, run_end: usize) -> Option<Found> 
             let zero = usize::from(block[0] == b'0');
             let (net_digits, net) = (1..=3).find_map(|n| Some((n, net(block.get(zero..zero + n)?, false)?)))?;
             let rest = len - zero - net_digits;
-            let fits = (7..=8).contains(&rest) && (net == Net::Mobile || digit(text, first + zero + net_digits) >= 2);
+            let fits = (7..=8).contains(&rest) && (net == Net::Mobile || digit(text, first + zero + net_digits) >= 1);
             let end = first + len;
             return fits.then(|| Found::new(Kind::Phone, start..end, first + zero + net_digits..end - 4));
         }

@@ -1,12 +1,15 @@
 //! What is masked, as an operator writes it: `[masking]` in the server's file.
 
 use crate::found::Kind;
-use regex::bytes::{Regex, RegexBuilder};
+use crate::own::Own;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// Types beside the shipped ones.
 pub const CUSTOM_MAX: usize = 32;
+// Sets of types are bits of 64.
+const _: () = assert!(Kind::ALL.len() + CUSTOM_MAX <= 64);
 /// Bytes of a pattern.
 pub const PATTERN_BYTES_MAX: usize = 1024;
 /// What a compiled pattern may take of memory, and its cache.
@@ -54,10 +57,10 @@ pub struct TypeSettings {
     /// A shipped name, or a new one.
     pub name: String,
     pub on: Option<bool>,
-    /// A regular expression. With a group, only what its first group matched is hidden.
+    /// A regular expression. With groups, only what they matched is hidden.
     pub pattern: Option<String>,
     pub character: Option<char>,
-    /// Letters and digits that stay at the beginning; of an address, administrative parts.
+    /// Letters and digits that stay at the beginning, with groups of each; of an address, administrative parts.
     pub keep_first: Option<usize>,
     /// Letters and digits that stay at the end.
     pub keep_last: Option<usize>,
@@ -114,7 +117,7 @@ fn shipped() -> String {
 #[derive(Clone, Debug)]
 pub(crate) enum Finder {
     Shipped(Kind),
-    Pattern(Regex),
+    Pattern(Arc<Own>),
 }
 
 /// A type that was checked.
@@ -165,7 +168,7 @@ impl Settings {
             types.push(Type {
                 name: checked_name(&t.name)?,
                 on: t.on.unwrap_or(true),
-                finder: Finder::Pattern(checked_pattern(t)?),
+                finder: Finder::Pattern(Arc::new(checked_pattern(t)?)),
                 character: t.character.map_or(Ok(character), byte_of)?,
                 keep_first: Some(t.keep_first.unwrap_or(0)),
                 keep_last: Some(t.keep_last.unwrap_or(0)),
@@ -192,7 +195,7 @@ fn checked_name(name: &str) -> Result<String, SettingsError> {
         .ok_or_else(|| SettingsError::Name { name: name.to_owned() })
 }
 
-fn checked_pattern(t: &TypeSettings) -> Result<Regex, SettingsError> {
+fn checked_pattern(t: &TypeSettings) -> Result<Own, SettingsError> {
     let name = || t.name.clone();
     let pattern = t
         .pattern
@@ -204,15 +207,11 @@ fn checked_pattern(t: &TypeSettings) -> Result<Regex, SettingsError> {
             bytes: pattern.len(),
         });
     }
-    let built = RegexBuilder::new(pattern)
-        .size_limit(REGEX_BYTES_MAX)
-        .dfa_size_limit(REGEX_BYTES_MAX)
-        .build();
-    let regex = built.map_err(|e| SettingsError::Pattern {
+    let own = Own::new(pattern).map_err(|e| SettingsError::Pattern {
         name: name(),
         why: e.to_string(),
     })?;
-    if regex.is_match(b"") {
+    if own.matches_nothing() {
         return Err(SettingsError::MatchesNothing { name: name() });
     }
     let keeps = |k: Option<usize>| k.is_none_or(|k| k <= KEEP_MAX);
@@ -222,7 +221,7 @@ fn checked_pattern(t: &TypeSettings) -> Result<Regex, SettingsError> {
             rule: "keep_first and keep_last are at most 64",
         });
     }
-    Ok(regex)
+    Ok(own)
 }
 
 /// So much at most stays of a shipped type that the rest is no match, and nobody's number.

@@ -111,7 +111,7 @@ fn phones() {
             call 010-****-5678 or 010.****.5678 or 010 **** 5678 or 010****5678  [phone phone phone phone]
             011-***-5678 016-***-5678 017-****-6789 018-***-5678 019-***-5678  [phone phone phone phone phone]
             02-***-4567 becomes 02-***-5678, 02-****-6789, 02)****-6789, (02) ****-6789  [phone phone phone phone phone]
-            031-***-5678 064-****-6789 0212345678 0212345678x 031****6789  [phone phone phone]
+            031-***-5678 064-****-6789 02****5678 0212345678x 031****6789  [phone phone phone phone]
             070-****-5678 070-****-6789 070****6789 0505-***-5678 0507-****-5678 0507-****-6789  [phone phone phone phone phone phone]
             +82-10-****-5678 +82 10 **** 5678 +8210****5678 8210****5678 82-10-****-5678  [phone phone phone phone phone]
             +82 (0)10-****-5678 +82 2-****-6789 +8231-***-5678 +8210-****-5678 +82 10****5678  [phone phone phone phone phone]
@@ -120,6 +120,87 @@ fn phones() {
             {"phone":"010-****-5678","tel":"\n010****5678"} tel:+82-10-****-5678  [phone phone phone]
             phone=010%2D****%2D5678 phone=%2B8210****5678 to=%20010-****-5678  [phone phone phone]
             010-1234-5678010-1234-5678 tel010-****-5678 T.010-****-5678  [phone phone]
+        "#]],
+    );
+}
+
+#[test]
+fn landlines_070_and_050_are_masked_however_their_blocks_are_parted() {
+    check(
+        r#"
+        (02) 123-4567 (02)123-4567 (031)123-4567 (031) 1234-5678 (02) 1234 5678 02)123-4567
+        02.1234.5678 02.123.4567 031.123.4567 070.1234.5678 0505.123.4567
+        call 02 123 4567, 02 1234 5678, 031 123 4567, 070 1234 5678, 0507 1234 5678
+        0212345678 0311234567 03112345678 07012345678 050512345678 05071234567
+        02-12345678 (02)12345678 (031)1234567 070-12345678 tel 02 12345678 전화 031 1234567
+        +82-2-123-4567 +82 31 123 4567 +82 70-1234-5678 +82 212345678 +82-2-1234-5678
+        tel=021234567 phone:0211223344 2026-11-29 09:31:31 INFO 02 123 4567
+        {"tel":"02 123 4567","fax":"0212345678"} 전화번호는 02 123 4567입니다 fax=02+123+4567
+        0505-123-4567 070-1234-5678 010.1234.5678 (010) 1234-5678
+        "#,
+        expect![[r#"
+            (02) ***-4567 (02)***-4567 (031)***-4567 (031) ****-5678 (02) **** 5678 02)***-4567  [phone phone phone phone phone phone]
+            02.****.5678 02.***.4567 031.***.4567 070.****.5678 0505.***.4567  [phone phone phone phone phone]
+            call 02 *** 4567, 02 **** 5678, 031 *** 4567, 070 **** 5678, 0507 **** 5678  [phone phone phone phone phone]
+            02****5678 031***4567 031****5678 070****5678 0505****5678 0507***4567  [phone phone phone phone phone phone]
+            02-****5678 (02)****5678 (031)***4567 070-****5678 tel 02 ****5678 전화 031 ***4567  [phone phone phone phone phone phone]
+            +82-2-***-4567 +82 31 *** 4567 +82 70-****-5678 +82 2****5678 +82-2-****-5678  [phone phone phone phone phone]
+            tel=02***4567 phone:02****3344 2026-11-29 09:31:31 INFO 02 *** 4567  [phone phone phone]
+            {"tel":"02 *** 4567","fax":"02****5678"} 전화번호는 02 *** 4567입니다 fax=02+***+4567  [phone phone phone phone]
+            0505-***-4567 070-****-5678 010.****.5678 (010) ****-5678  [phone phone phone phone]
+        "#]],
+    );
+}
+
+#[test]
+fn times_rows_versions_and_ids_are_no_landlines() {
+    check_untouched(
+        r#"
+        021234567 at 0211223344 and 0212101530, took 02.12345678 or 031.1234567 of 02 12345678
+        Dec 02 123 4567, dec 02 1234 5678, 09:31:31 031 123 4567, 3 02 123 4567, 02 123 4567ms, 02 123 4567 8
+        v02.123.4567 1.02.123.4567 02.123.4567.1 x0212345678 0212345678x id_0212345678 #0212345678 a-02-1234567
+        2024-02-1234567 02-1234567-1 order/031-1234567 02-12345678x 02 012 3456 0201234567 02.0123.4567 02-0123-4567
+        031	123	4567	8 10.51.123.4567 062 1 123 4567 02:123:4567
+        "#,
+    );
+}
+
+#[test]
+fn what_stands_behind_a_line_break_in_json_is_masked() {
+    check(
+        r#"
+        {"msg":"to:\n서울시 성동구 성수이로 22\nM12345678\t0212345678\r\nM123A4567"}
+        {"msg":"\b01012345678\f9612191234567 \\n01012345678 \nhong@naver.com\n"}
+        "C:\new\temp" \d+ \n \t 50%
+        "#,
+        expect![[r#"
+            {"msg":"to:\n서울시 성동구 **** **\nM********\t02****5678\r\nM********"}  [address passport phone passport]
+            {"msg":"\b010****5678\f961219******* \\n010****5678 \nho**@naver.com\n"}  [phone rrn phone email]
+            "C:\new\temp" \d+ \n \t 50%  []
+        "#]],
+    );
+}
+
+#[test]
+fn a_phone_behind_an_address_is_a_phone() {
+    check(
+        r#"
+        서울시 성동구 성수이로 22, 010-1234-5678
+        서울시 성동구 성수이로 22 01012345678 hong@naver.com
+        서울시 성동구 성수이로 22길 37 101동 1203호 010 1234 5678
+        서울시 성동구 성수이로 22 +82-10-1234-5678, 경기도 성남시 분당구 판교역로 235 031-123-4567
+        서울시 성동구 성수이로 22 (성수동2가, 010-1234-5678) 서울시 성동구 성수이로 02) 123-4567
+        서울시 성동구 성수이로 22 961219-1234567 서울시 성동구 성수이로 22 4111 1111 1111 1111
+        addr=%EC%84%9C%EC%9A%B8%EC%8B%9C+%EC%84%B1%EB%8F%99%EA%B5%AC+%EC%84%B1%EC%88%98%EC%9D%B4%EB%A1%9C+010-1234-5678
+        "#,
+        expect![[r#"
+            서울시 성동구 **** **, 010-****-5678  [address phone]
+            서울시 성동구 **** ** 010****5678 ho**@naver.com  [address phone email]
+            서울시 성동구 **** *** ** **** ***** 010 **** 5678  [address phone]
+            서울시 성동구 **** ** +82-10-****-5678, 경기도 성남시 분당구 **** *** 031-***-4567  [address phone address phone]
+            서울시 성동구 **** ** (*****, 010-****-5678) 서울시 성동구 **** 02) ***-4567  [address phone address phone]
+            서울시 성동구 **** ** 961219-******* 서울시 성동구 **** ** 4111 11** **** 1111  [address rrn address card]
+            addr=%EC%84%9C%EC%9A%B8%EC%8B%9C+%EC%84%B1%EB%8F%99%EA%B5%AC+****+010-****-5678  [address phone]
         "#]],
     );
 }
@@ -347,6 +428,72 @@ fn types_of_ones_own() {
         password=*************
     "#]]
     .assert_eq(&shown);
+}
+
+#[test]
+fn all_groups_of_a_type_of_ones_own_are_hidden() {
+    let of = |name: &str, pattern: &str, keep_last| TypeSettings {
+        name: name.into(),
+        pattern: Some(pattern.into()),
+        keep_last,
+        ..TypeSettings::default()
+    };
+    let settings = Settings {
+        types: vec![
+            of("login", r"user=(\w+) pass=(\w+)", None),
+            of("account", r"acct (\d+)-(\d+)-(\d+)", Some(1)),
+            of("either", "key:(a+)|key:(b+)|key:c+|key:()d", None),
+        ],
+        ..Settings::default()
+    };
+    let masking = Masking::new(settings, &Counts::default()).unwrap();
+    check_with(
+        &masking,
+        "
+        user=kim pass=hunter2 ok
+        acct 110-222-333444 and acct 1-22-333
+        key:aa key:bb key:cc key:d
+        ",
+        &expect![[r#"
+            user=*** pass=******* ok  [login]
+            acct **0-**2-*****4 and acct *-*2-**3  [account account]
+            key:** key:** ****** key:d  [either either either]
+        "#]],
+    );
+}
+
+/// A pattern that reads a line to its end for each letter: what is not searched is hidden and counted, never stored.
+#[test]
+fn a_slow_pattern_hides_what_it_could_not_search() {
+    use hindcast_env::Clock;
+    let in_force = InForce::default();
+    let slow = Settings {
+        types: vec![TypeSettings {
+            name: "slow".into(),
+            pattern: Some(".*[^A-Za-z= ]|[A-Z]".into()),
+            ..TypeSettings::default()
+        }],
+        ..Settings::default()
+    };
+    in_force.replace(slow).unwrap();
+    let masking = in_force.current();
+    let mut session = masking.of(&TenantId::default()).unwrap().session();
+    let clock = hindcast_env::io::SystemClock::new();
+    let began = clock.monotonic().as_duration();
+    let line = "key=A ".repeat(100_000);
+    let masked = session.mask_str(&line).unwrap();
+    assert_eq!(masked.len(), line.len());
+    assert!(!masked.contains('A'), "nothing of it is stored");
+    assert!(masked.starts_with("key=* key=* ") && masked.ends_with("***********"));
+    let took = clock.monotonic().as_duration() - began;
+    assert!(took.as_secs() < 20, "{took:?}");
+    let unsearched = || {
+        let all = in_force.counts().unsearched();
+        all.into_iter().filter(|(_, n)| *n > 0).collect::<Vec<_>>()
+    };
+    assert_eq!(unsearched(), [("slow".to_owned(), 1)]);
+    assert!(session.mask_str("key=A").is_some());
+    assert_eq!(unsearched(), [("slow".to_owned(), 1)], "a short line is searched whole");
 }
 
 #[test]

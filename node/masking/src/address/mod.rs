@@ -75,8 +75,16 @@ impl Names {
     }
 
     /// Finds addresses, in the order of their beginnings. Of each, `keep` administrative parts stay.
-    pub fn find(&self, text: &[u8], keep: usize, hits: &mut Vec<Hit>, out: &mut Vec<Found>) {
+    ///
+    /// `out` has from `first` on what else was found in the text: an address ends before that. A phone number behind an
+    /// address is a phone number.
+    pub fn find(&self, text: &[u8], keep: usize, hits: &mut Vec<Hit>, out: &mut Vec<Found>, first: usize) {
         self.hits(text, hits);
+        if hits.is_empty() {
+            return;
+        }
+        out[first..].sort_unstable_by_key(|f| f.start);
+        let others = out.len();
         let (mut i, mut done) = (0, 0);
         while i < hits.len() {
             let Hit { start, .. } = hits[i];
@@ -85,7 +93,10 @@ impl Names {
                 continue;
             }
             let (head, used) = Head::read(text, &hits[i..]);
-            match head.rest(text) {
+            let others = &out[first..others];
+            let next = others.partition_point(|f| f.start < head.end());
+            let stop = others.get(next).map_or(text.len(), |f| f.start);
+            match head.rest(text, stop) {
                 Some(end) => {
                     let from = match keep.min(head.ends.len()) {
                         0 => start,
@@ -154,8 +165,8 @@ impl Head {
         self.ends[self.ends.len() - 1]
     }
 
-    /// Where the whole address ends; `None` when no road or quarter follows.
-    fn rest(&self, text: &[u8]) -> Option<usize> {
+    /// Where the whole address ends, at `stop` at the latest; `None` when no road or quarter follows.
+    fn rest(&self, text: &[u8], stop: usize) -> Option<usize> {
         let mut at = skip_gap(text, self.end());
         let is_parted = at > self.end();
         // Without a gap only in 서울시성동구성수이로: the district is known, and a province stands before it.
@@ -173,7 +184,7 @@ impl Head {
             (None, Some(quarter)) => quarter,
             (None, None) => return None,
         };
-        let (end, has_number) = tail(text, street);
+        let (end, has_number) = tail(text, street, stop.max(street));
         (has_number || (suffices && is_sure)).then_some(end)
     }
 }
@@ -319,13 +330,15 @@ fn number(text: &[u8], start: usize) -> Option<usize> {
 }
 
 /// Numbers, buildings and brackets behind a road or quarter: where they end, and whether a number was among them.
-fn tail(text: &[u8], street: usize) -> (usize, bool) {
+fn tail(text: &[u8], street: usize, stop: usize) -> (usize, bool) {
+    let is_cut = stop < text.len();
+    let text = &text[..stop];
     let (mut end, mut has_number) = (street, false);
     for _ in 0..TAIL_MAX {
         let next = skip_gap(text, end);
         if let Some(after) = number(text, next) {
             (end, has_number) = (after, true);
-        } else if let Some(after) = bracket(text, next).filter(|_| has_number) {
+        } else if let Some(after) = bracket(text, next, is_cut).filter(|_| has_number) {
             end = after;
         } else if let Some(after) = building(text, next).filter(|_| has_number && next > end) {
             end = after;
@@ -336,12 +349,13 @@ fn tail(text: &[u8], street: usize) -> (usize, bool) {
     (end, has_number)
 }
 
-/// `(성수동2가, 아크밸리)`
-fn bracket(text: &[u8], start: usize) -> Option<usize> {
+/// `(성수동2가, 아크밸리)`; where the text is cut, up to there.
+fn bracket(text: &[u8], start: usize, is_cut: bool) -> Option<usize> {
     if text.get(start) != Some(&b'(') {
         return None;
     }
     let mut at = start + 1;
+    let mut last = at;
     let mut has_hangul = false;
     for _ in 0..BRACKET_CHARS_MAX {
         match char_at(text, at) {
@@ -349,7 +363,11 @@ fn bracket(text: &[u8], start: usize) -> Option<usize> {
             Some((c, len)) if c.is_alphanumeric() || matches!(c, ' ' | ',' | '.' | '-' | '·' | '+') => {
                 has_hangul |= is_hangul(c);
                 at += len;
+                if c.is_alphanumeric() {
+                    last = at;
+                }
             }
+            None if is_cut && at == text.len() => return has_hangul.then_some(last),
             _ => return None,
         }
     }

@@ -5,6 +5,7 @@ use crate::server::config::ServerArgs;
 use crate::server::masking::{PREVIEW_BYTES_MAX, PreviewRequest, answer};
 use bytes::Bytes;
 use hindcast_masking::{Counts, Masking, TypeSettings};
+use hindcast_model::TenantId;
 use hindcast_node::io::tls::Dial;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request};
@@ -100,9 +101,8 @@ pub async fn run(args: MaskingArgs) -> Done {
                         types,
                         ..PreviewRequest::default()
                     };
-                    let mut shown = answer(&masking, request).map_err(Failure::usage)?;
-                    shown["applies"] = masking.settings().on.into();
-                    shown
+                    let tenant = TenantId::new(&client.tenant).map_err(|e| Failure::usage(e.to_string()))?;
+                    answer(&masking, &tenant, request).map_err(Failure::usage)?
                 }
                 None => {
                     let body = json!({"lines": lines, "types": types}).to_string();
@@ -185,14 +185,27 @@ fn preview_table(shown: &Value) -> String {
         out.push('\n');
         for m in line["matches"].as_array().unwrap_or(&none) {
             let name = m["type"].as_str().unwrap_or_default();
-            out += &format!("  {name}: characters {} to {}\n", m["start"], m["end"]);
+            let why = match m["unsearched"] == true {
+                true => ", hidden whole: its pattern reads this line too often to be searched",
+                false => "",
+            };
+            out += &format!("  {name}: characters {} to {}{why}\n", m["start"], m["end"]);
         }
     }
     if let Some(more @ 1..) = shown["not_listed"].as_u64() {
         out += &format!("and {more} more\n");
     }
-    if shown["applies"] == false {
-        out += "masking is off for this tenant: lines are stored as they come\n";
+    let tenant = shown["tenant"].as_str().unwrap_or_default();
+    let exempt: Vec<_> = shown["exempt"].as_array().unwrap_or(&none).iter().collect();
+    if shown["on"] == false {
+        out += "masking is off: lines are stored as they come\n";
+    } else if shown["applies"] == false && exempt.is_empty() {
+        out += "no type is on: lines are stored as they come\n";
+    } else if shown["applies"] == false {
+        out += &format!("tenant {tenant} is exempt from all types: its lines are stored as they come\n");
+    } else if !exempt.is_empty() {
+        let names: Vec<_> = exempt.iter().filter_map(|e| e.as_str()).collect();
+        out += &format!("tenant {tenant} is exempt from {}\n", names.join(", "));
     }
     out
 }
@@ -247,26 +260,62 @@ mod tests {
     use expect_test::expect;
     use hindcast_masking::{Exemption, Settings};
 
-    #[test]
-    fn a_preview_reads_like_this() {
-        let masking = Masking::new(Settings::default(), &Counts::default()).unwrap();
+    fn preview_of(settings: Settings, lines: &[&str]) -> String {
+        let masking = Masking::new(settings, &Counts::default()).unwrap();
         let request = PreviewRequest {
-            lines: Some(vec![
-                "홍길동 010-1234-5678 hong@example.com".to_owned(),
-                "nothing".to_owned(),
-            ]),
+            lines: Some(lines.iter().map(|l| (*l).to_owned()).collect()),
             ..PreviewRequest::default()
         };
-        let mut shown = answer(&masking, request).unwrap();
-        shown["applies"] = false.into();
+        preview_table(&answer(&masking, &TenantId::new("lab").unwrap(), request).unwrap())
+    }
+
+    #[test]
+    fn a_preview_reads_like_this() {
+        let line = "홍길동 010-1234-5678 hong@example.com";
+        let exempt = |types: &[&str]| Settings {
+            exempt: vec![Exemption {
+                tenant: "lab".into(),
+                types: types.iter().map(|t| (*t).to_owned()).collect(),
+            }],
+            ..Settings::default()
+        };
+        let off = Settings {
+            on: false,
+            ..Settings::default()
+        };
+        let slow = Settings {
+            types: vec![named_pattern("slow=.*[^A-Z]|[A-Z]").unwrap()],
+            ..Settings::default()
+        };
+        let shown = [
+            preview_of(Settings::default(), &[line, "nothing"]),
+            preview_of(exempt(&["email"]), &[line]),
+            preview_of(exempt(&[]), &[line]),
+            preview_of(off, &[line]),
+        ];
         expect![[r#"
             홍길동 010-****-5678 ho**@example.com
               phone: characters 4 to 17
               email: characters 18 to 34
             nothing
-            masking is off for this tenant: lines are stored as they come
+            --
+            홍길동 010-****-5678 hong@example.com
+              phone: characters 4 to 17
+            tenant lab is exempt from email
+            --
+            홍길동 010-1234-5678 hong@example.com
+            tenant lab is exempt from all types: its lines are stored as they come
+            --
+            홍길동 010-1234-5678 hong@example.com
+            masking is off: lines are stored as they come
         "#]]
-        .assert_eq(&preview_table(&shown));
+        .assert_eq(&shown.join("--\n"));
+        let table = preview_of(slow, &["A".repeat(4000).as_str()]);
+        let last = table.lines().last().unwrap();
+        assert!(
+            last.ends_with("to 4000, hidden whole: its pattern reads this line too often to be searched"),
+            "{last}"
+        );
     }
 
     #[test]

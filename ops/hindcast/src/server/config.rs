@@ -98,6 +98,7 @@ pub struct ServerArgs {
     pub policy: Vec<PolicyArgs>,
     /// What personal data is hidden in lines, in the file only: `[masking]`.
     #[arg(skip)]
+    #[serde(deserialize_with = "masking_table")]
     pub masking: Settings,
     /// What writes leave free of the disk, like 2GiB or 500MB; below it they are refused and reads go on
     /// [default: a tenth of the disk, at least 128 MiB and at most 1 GiB].
@@ -262,6 +263,48 @@ pub struct ColdConfig {
     pub url: String,
     pub cache_bytes_max: usize,
     pub rules: Vec<ColdRule>,
+}
+
+/// Reads `[masking]`; what is no table is answered with one.
+fn masking_table<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Settings, D::Error> {
+    use serde::de::value::MapAccessDeserializer;
+    use serde::de::{Error, MapAccess, SeqAccess, Visitor};
+
+    struct Table;
+
+    fn no_table<E: Error>(on: bool) -> E {
+        E::custom(format!("masking is a table; write\n\n[masking]\non = {on}\n"))
+    }
+
+    impl<'de> Visitor<'de> for Table {
+        type Value = Settings;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("the table [masking]")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Settings, A::Error> {
+            serde::Deserialize::deserialize(MapAccessDeserializer::new(map))
+        }
+
+        fn visit_bool<E: Error>(self, on: bool) -> Result<Settings, E> {
+            Err(no_table(on))
+        }
+
+        fn visit_str<E: Error>(self, _: &str) -> Result<Settings, E> {
+            Err(no_table(true))
+        }
+
+        fn visit_i64<E: Error>(self, _: i64) -> Result<Settings, E> {
+            Err(no_table(true))
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<Settings, A::Error> {
+            Err(no_table(true))
+        }
+    }
+
+    deserializer.deserialize_any(Table)
 }
 
 impl ServerArgs {
@@ -684,6 +727,22 @@ mod tests {
             (masking.character, masking.types.len(), masking.exempt.len()),
             ('#', 2, 1)
         );
+        // A file that says it in one word: the table is shown.
+        for text in [
+            "masking = true",
+            "masking = false",
+            "masking = \"on\"",
+            "masking = 1",
+            "[[masking]]\non = true",
+        ] {
+            let why = of(text).unwrap_err();
+            assert!(
+                why.contains("masking is a table; write\n\n[masking]\non = "),
+                "{text}: {why}"
+            );
+            assert!(why.contains("line 1"), "{why}");
+        }
+        assert!(of("masking = false").unwrap_err().contains("on = false"));
         let unknown = of("[masking]\nof = false").unwrap_err();
         assert!(unknown.contains("unknown field `of`"), "{unknown}");
         let bad = of("[[masking.type]]\nname = \"x\"").unwrap().resolve().unwrap_err();

@@ -120,6 +120,11 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "Bytes of lines and their metadata that were looked at for personal data.",
     ),
     (
+        "hindcast_masking_unsearched_total",
+        "counter",
+        "Texts whose rest was hidden whole, because a type's pattern read them too often to be searched further, by type.",
+    ),
+    (
         "hindcast_memory_limit_bytes",
         "gauge",
         "What this process may use (--memory-limit).",
@@ -529,6 +534,9 @@ impl View {
         let masked = counts.by_type().into_iter();
         let masked = masked.map(|(name, n)| (format!("{{type={name:?}}}"), n as f64));
         out.put("hindcast_masked_total", masked.collect());
+        let unsearched = counts.unsearched().into_iter();
+        let unsearched = unsearched.map(|(name, n)| (format!("{{type={name:?}}}"), n as f64));
+        out.put("hindcast_masking_unsearched_total", unsearched.collect());
         out.put("hindcast_masking_bytes_total", plain(counts.bytes() as f64));
         let ports: Vec<(&str, TlsStats)> = [self.node.peers.tls(), self.tls.as_ref()]
             .into_iter()
