@@ -1,12 +1,23 @@
-//! Log lines as an answer: limited over all streams, in the direction that was asked for.
+//! Log lines as an answer: limited over all streams, in the direction that was asked for. Streams of spans are none of them, unless
+//! the query names their label.
 
 use crate::value::LogStream;
-use hindcast_model::{Labels, LogLine, TimestampNs};
+use hindcast_model::{Labels, LogLine, MatchOp, Matcher, TimestampNs};
+use hindcast_proto::trace::TRACE_LABEL;
 use hindcast_storage::read::{Direction, StreamData};
 use std::collections::BTreeMap;
 
 /// Lines by the labels of their stream and those that stages made.
 pub type Groups = BTreeMap<(Labels, Labels), Vec<LogLine>>;
+
+/// The streams that a selector means: without those of spans, unless it speaks of [`TRACE_LABEL`].
+pub fn meant(matchers: &[Matcher]) -> Vec<Matcher> {
+    let mut meant = matchers.to_vec();
+    if meant.iter().all(|m| m.name != TRACE_LABEL) {
+        meant.extend(Matcher::new(TRACE_LABEL, MatchOp::Equal, ""));
+    }
+    meant
+}
 
 /// Lines without stages.
 pub fn groups(given: Vec<StreamData>) -> Groups {

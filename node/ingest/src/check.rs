@@ -10,6 +10,7 @@ use hindcast_model::limits::{
 use hindcast_model::{METRIC_NAME, TimestampNs};
 use hindcast_proto::history::HISTORY_LABEL;
 use hindcast_proto::topology::TOPOLOGY_LABEL;
+use hindcast_proto::trace::TRACE_LABEL;
 use std::collections::BTreeMap;
 
 /// Refused parts that are listed one by one; beyond it they are only counted.
@@ -90,11 +91,13 @@ pub enum Refusal {
     BadLine { why: String },
     #[error("its value is a text, and only numbers are stored")]
     TextValue,
+    #[error("the span cannot be kept: {why}")]
+    BadSpan { why: String },
 }
 
 impl Refusal {
     /// Every code, for counters.
-    pub const CODES: [&'static str; 22] = [
+    pub const CODES: [&'static str; 23] = [
         "no_labels",
         "no_name",
         "too_many_labels",
@@ -117,6 +120,7 @@ impl Refusal {
         "too_many_deltas",
         "bad_line",
         "text_value",
+        "bad_span",
     ];
 
     /// A short, stable name of the reason, for counters.
@@ -144,6 +148,7 @@ impl Refusal {
             Self::TooManyDeltas { .. } => "too_many_deltas",
             Self::BadLine { .. } => "bad_line",
             Self::TextValue => "text_value",
+            Self::BadSpan { .. } => "bad_span",
         }
     }
 }
@@ -256,7 +261,7 @@ fn label(name: &str, value: &str) -> Result<(), Refusal> {
     if bytes == 0 || name.chars().any(char::is_control) {
         return Err(Refusal::BadLabelName { name: name.to_owned() });
     }
-    if name == HISTORY_LABEL || name == TOPOLOGY_LABEL {
+    if [HISTORY_LABEL, TOPOLOGY_LABEL, TRACE_LABEL].contains(&name) {
         return Err(Refusal::Reserved { name: name.to_owned() });
     }
     if value.len() > LABEL_VALUE_BYTES_MAX {

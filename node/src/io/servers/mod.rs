@@ -18,8 +18,8 @@ mod tests;
 
 pub use counters::{IngestCounters, IngestSample};
 pub use grpc::{
-    IngestServer, OtlpLogsServer, OtlpMetricsServer, STREAM_BATCHES_IN_FLIGHT_MAX, ingest_service, otlp_logs_service,
-    otlp_metrics_service,
+    IngestServer, OtlpLogsServer, OtlpMetricsServer, OtlpTracesServer, STREAM_BATCHES_IN_FLIGHT_MAX, ingest_service,
+    otlp_logs_service, otlp_metrics_service, otlp_traces_service,
 };
 pub use http::ingest_router;
 
@@ -312,6 +312,17 @@ impl IngestState {
         let limits = self.limits(tenant);
         let read = request.map(|r| otlp::logs::adapt(tenant, r, &limits));
         self.take_hashed(Protocol::OtlpLogs, tenant, wire, read).await
+    }
+
+    async fn otlp_traces(
+        &self,
+        tenant: &TenantId,
+        wire: &[u8],
+        request: Result<otlp::TracesRequest, AdaptError>,
+    ) -> Result<Taken, IngestError> {
+        let limits = self.limits(tenant);
+        let read = request.map(|r| otlp::spans::adapt(tenant, r, &limits));
+        self.take_hashed(Protocol::OtlpTraces, tenant, wire, read).await
     }
 
     /// Takes a batch of a protocol that has no ids.

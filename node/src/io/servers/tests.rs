@@ -16,6 +16,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_client::LogsServiceClient;
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
 use prost::Message;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tonic::Code;
@@ -153,7 +154,8 @@ async fn serve() -> Served {
     let counters = state.counters.clone();
     let routes = tonic::service::Routes::new(ingest_service(state.clone()))
         .add_service(otlp_metrics_service(state.clone()))
-        .add_service(otlp_logs_service(state.clone()));
+        .add_service(otlp_logs_service(state.clone()))
+        .add_service(otlp_traces_service(state.clone()));
     let app = routes.into_axum_router().merge(ingest_router(state));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
@@ -512,7 +514,7 @@ async fn bad_input_gets_the_code_of_its_class() {
         "application/x-protobuf;proto=io.prometheus.write.v2.Request",
     );
     assert_eq!(s.post("/api/v1/write", &[version_2], "x").await.0, 415);
-    for path in ["/v1/metrics", "/v1/logs"] {
+    for path in ["/v1/metrics", "/v1/logs", "/v1/traces"] {
         let (code, kind, _) = s.post(path, &[protobuf], &garbage[..]).await;
         assert_eq!((code, kind.as_str()), (400, "application/x-protobuf"), "{path}");
         assert_eq!(s.post(path, &[json], "{\"resource").await.0, 400, "{path}");
@@ -585,6 +587,7 @@ async fn a_malformed_grpc_message_is_the_senders_fault() {
         "/hindcast.v1.Ingest/Write",
         "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
         "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+        "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
     ];
     for path in paths {
         assert_eq!(
@@ -605,14 +608,14 @@ async fn a_malformed_grpc_message_is_the_senders_fault() {
         );
         assert_eq!(raw_grpc(&served, path, vec![], false).await, Code::Ok, "{path}");
     }
-    assert_eq!(served.counted("hindcast_ingest_failed_requests_total", "malformed"), 3);
+    assert_eq!(served.counted("hindcast_ingest_failed_requests_total", "malformed"), 4);
     assert_eq!(
         served.counted("hindcast_ingest_failed_requests_total", "compression"),
-        3
+        4
     );
     assert_eq!(
         served.counted("hindcast_ingest_failed_requests_total", "wire_too_large"),
-        3
+        4
     );
 }
 
@@ -709,6 +712,61 @@ async fn logs_become_lines_with_metadata() {
     "#]]
     .assert_eq(&served.stored());
     assert_eq!(Encoding::parse("zstd"), Some(Encoding::Zstd));
+}
+
+/// A server span of the shop with a call to its database, and one that nobody could find again.
+const OTLP_SPANS: &str = r#"{"resourceSpans":[{
+  "resource":{"attributes":[{"key":"service.name","value":{"stringValue":"shop"}},{"key":"host.name","value":{"stringValue":"web-1"}}]},
+  "scopeSpans":[{"spans":[
+    {"traceId":"5B8EFFF798038103D269B633813FC60C","spanId":"EEE19B7EC3C1B174","name":"GET /cart","kind":2,
+     "startTimeUnixNano":"1700000000000000000","endTimeUnixNano":"1700000000012300000"},
+    {"traceId":"5B8EFFF798038103D269B633813FC60C","spanId":"EEE19B7EC3C1B175","parentSpanId":"EEE19B7EC3C1B174","name":"SELECT","kind":3,
+     "startTimeUnixNano":"1700000000000000001","endTimeUnixNano":"1700000000002000001","status":{"code":2,"message":"call 010-1234-5678"}},
+    {"traceId":"00000000000000000000000000000000","spanId":"EEE19B7EC3C1B176","name":"lost",
+     "startTimeUnixNano":"1700000000000000000","endTimeUnixNano":"1700000000000000000"}]}]}]}"#;
+
+#[tokio::test]
+async fn spans_over_http_and_grpc_are_kept_alike_and_masked() {
+    let served = serve().await;
+    let json = [("content-type", "application/json")];
+    let (code, _, answer) = served.post("/v1/traces", &json, OTLP_SPANS).await;
+    assert_eq!(code, 200);
+    expect![[r#"{"partialSuccess":{"rejectedSpans":1,"errorMessage":"1 refused: span \"lost\" of {hindcast_trace=\"span\", host_name=\"web-1\", service_name=\"shop\"} (1): the span cannot be kept: its trace id is all zeros"}}"#]]
+        .assert_eq(&String::from_utf8_lossy(&answer));
+    let over_http = served.stored();
+    expect![[r#"
+        {hindcast_trace="span", host_name="web-1", service_name="shop"} "span=\"GET /cart\" kind=server duration=12.3ms status=unset" [("duration", "12.3ms"), ("span_id", "eee19b7ec3c1b174"), ("span_kind", "server"), ("span_name", "GET /cart"), ("span_status", "unset"), ("trace_id", "5b8efff798038103d269b633813fc60c")]
+        {hindcast_trace="span", host_name="web-1", service_name="shop"} "span=\"SELECT\" kind=client duration=2ms status=error message=\"call 010-****-****\"" [("detected_level", "error"), ("duration", "2ms"), ("parent_span_id", "eee19b7ec3c1b174"), ("span_id", "eee19b7ec3c1b175"), ("span_kind", "client"), ("span_name", "SELECT"), ("span_status", "error"), ("span_status_message", "call 010-****-****"), ("trace_id", "5b8efff798038103d269b633813fc60c")]
+    "#]]
+    .assert_eq(&over_http);
+    let request: otlp::TracesRequest = serde_json::from_str(OTLP_SPANS).unwrap();
+    let protobuf = [("content-type", "application/x-protobuf"), ("content-encoding", "zstd")];
+    let body = zstd::encode_all(&request.encode_to_vec()[..], 1).unwrap();
+    assert_eq!(served.post("/v1/traces", &protobuf, body).await.0, 200);
+    let client = TraceServiceClient::connect(served.base.clone()).await.unwrap();
+    for encoding in [
+        tonic::codec::CompressionEncoding::Gzip,
+        tonic::codec::CompressionEncoding::Zstd,
+    ] {
+        let answer = client
+            .clone()
+            .send_compressed(encoding)
+            .export(request.clone())
+            .await
+            .unwrap();
+        let partial = answer.into_inner().partial_success.unwrap();
+        assert!(partial.rejected_spans == 1 && partial.error_message.contains("all zeros"));
+    }
+    assert_eq!(served.stored(), over_http.repeat(4));
+    assert_eq!(served.counted("hindcast_ingest_refused_items_total", "bad_span"), 4);
+    // An id that is no hex makes the whole of it unreadable, and is named.
+    let bad = OTLP_SPANS.replace("EEE19B7EC3C1B175", "no hex");
+    let (code, _, said) = served.post("/v1/traces", &json, bad).await;
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(code == 400 && said.contains("not a readable otlp_traces request"), "{said}");
+    let (_, _, said) = served.post("/loki/api/v1/push", &json,
+        r#"{"streams":[{"stream":{"hindcast_trace":"span"},"values":[["1700000000000000001","a line"]]}]}"#).await;
+    assert!(String::from_utf8_lossy(&said).contains("reserved"), "nobody else makes spans");
 }
 
 #[tokio::test]
