@@ -51,7 +51,10 @@ pub fn adapt(tenant: &TenantId, request: ExportLogsServiceRequest, limits: &Limi
 }
 
 /// What all records of a scope have in common.
-pub(super) fn shared_metadata(attrs: &[(String, String)], scope: Option<InstrumentationScope>) -> BTreeMap<String, String> {
+pub(super) fn shared_metadata(
+    attrs: &[(String, String)],
+    scope: Option<InstrumentationScope>,
+) -> BTreeMap<String, String> {
     let others = attrs.iter().filter(|(n, _)| !identity::is_stream_attribute(n));
     let mut metadata: BTreeMap<_, _> = others.map(|(n, v)| (label_name(n), v.clone())).collect();
     if let Some(scope) = scope {

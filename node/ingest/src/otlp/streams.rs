@@ -3,7 +3,7 @@
 use crate::identity;
 use crate::owners::{Named, Seen};
 use hindcast_model::resource::Edge;
-use hindcast_model::{Batch, Labels, LogLine, StreamBlock, TenantId};
+use hindcast_model::{Batch, Labels, LogLine, Resource, StreamBlock, TenantId};
 use std::collections::BTreeMap;
 
 /// The stream of records whose resource says nothing that could name it.
@@ -36,8 +36,7 @@ impl Streams {
         }
         self.seen.note(&named.resource);
         let (edges, ends) = identity::edges(tenant, attrs);
-        ends.into_iter().for_each(|r| self.seen.note(&Some(r.into())));
-        self.edges.extend(edges);
+        self.know(ends, edges);
         let stream = self
             .by_labels
             .entry(named.labels.clone())
@@ -55,6 +54,12 @@ impl Streams {
                 lines,
             });
         }
+    }
+
+    /// What else is known of the world.
+    pub fn know(&mut self, resources: impl IntoIterator<Item = Resource>, edges: impl IntoIterator<Item = Edge>) {
+        resources.into_iter().for_each(|r| self.seen.note(&Some(r.into())));
+        self.edges.extend(edges);
     }
 
     pub fn into_batch(mut self, batch: &mut Batch) {
