@@ -169,7 +169,9 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         node.clock.clone(),
         Arc::new(move |tenant| floor_node.floor(tenant)),
     )
-    .with_admission(node.admission.clone());
+    .with_admission(node.admission.clone())
+    .counting_as(&node.id().to_string());
+    tokio::spawn(ingest.clone().write_requests_regularly());
     let masks = ingest.masking.clone();
     masks
         .replace(config.masking.clone())
