@@ -31,9 +31,6 @@ use std::collections::{BTreeMap, BTreeSet};
 const TRACE_ID_BYTES: usize = 16;
 const SPAN_ID_BYTES: usize = 8;
 
-/// Metadata that is an id: hex digits of a known length, made here from the sender's bytes.
-pub const IDS: [&str; 3] = ["trace_id", "span_id", "parent_span_id"];
-
 /// Names of metadata that say what the span itself says; attributes of these names step aside.
 const OWN: [&str; 16] = [
     "trace_id",

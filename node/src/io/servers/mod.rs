@@ -46,6 +46,8 @@ const BUFFERS_MAX: usize = 8;
 const BUFFER_BYTES_KEPT_MAX: usize = 2 * 1024 * 1024;
 /// How often request metrics are written.
 const REQUESTS_PAUSE: Duration = Duration::from_secs(10);
+/// Metadata of a span that is an id: hex digits of a known length, made from the sender's bytes.
+const SPAN_IDS: [&str; 3] = ["trace_id", "span_id", "parent_span_id"];
 /// Refused parts that an answer's text spells out.
 const SHOWN_MAX: usize = 5;
 
@@ -139,7 +141,7 @@ fn ids_of_spans(stream: &StreamBlock) -> Vec<(usize, usize, String)> {
     let mut ids = vec![];
     for (line, l) in stream.lines.iter().enumerate() {
         let entries = l.metadata.iter().enumerate();
-        let found = entries.filter(|(_, (name, _))| otlp::spans::IDS.contains(&name.as_str()));
+        let found = entries.filter(|(_, (name, _))| SPAN_IDS.contains(&name.as_str()));
         ids.extend(found.map(|(entry, (_, id))| (line, entry, id.clone())));
     }
     ids
