@@ -66,7 +66,7 @@ mod tests {
     use crate::engine::{Engine, Limits, LogsQuery, Options};
     use crate::explore::ExploreQuery;
     use crate::testing::OneShard;
-    use crate::value::LogsValue;
+    use crate::value::{LogsValue, Value};
     use expect_test::{Expect, expect};
     use futures::executor::block_on;
     use hindcast_model::{Labels, LogLine, Owner, TenantId, TimestampNs};
@@ -119,7 +119,10 @@ mod tests {
                 let stats = block_on(engine.line_stats(&explored)).unwrap().value;
                 out += &format!("{} streams\n", stats.streams);
             }
-            LogsValue::Metric(value) => out += &format!("{value:?}\n"),
+            LogsValue::Metric(Value::Vector(values)) => {
+                values.iter().for_each(|v| out += &format!("{}\n", v.value));
+            }
+            LogsValue::Metric(other) => panic!("{other:?}"),
         }
         expect.assert_eq(&out);
     }
@@ -137,12 +140,12 @@ mod tests {
         );
         check(
             r#"{service_name="shop", hindcast_trace=~".*"}"#,
-            expect![["order 42 placed\nspan=\"GET /\"\nspan=\"SELECT\"\n2 streams\n"]],
+            expect![["span=\"GET /\"\nspan=\"SELECT\"\norder 42 placed\n2 streams\n"]],
         );
-        check(r#"sum(count_over_time({service_name="shop"}[10s]))"#, expect![[""]]);
+        check(r#"sum(count_over_time({service_name="shop"}[10s]))"#, expect![["1\n"]]);
         check(
             r#"sum(count_over_time({service_name="shop", hindcast_trace!=""}[10s]))"#,
-            expect![[""]],
+            expect![["2\n"]],
         );
     }
 }
