@@ -4,7 +4,9 @@
 
 use hindcast_model::NodeId;
 use hindcast_node::io::node::{Node, NodeConfig, TestOnly};
-use hindcast_node::io::servers::{IngestState, ingest_router, ingest_service, otlp_logs_service, otlp_metrics_service};
+use hindcast_node::io::servers::{
+    IngestState, ingest_router, ingest_service, otlp_logs_service, otlp_metrics_service, otlp_traces_service,
+};
 use std::sync::Arc;
 
 #[global_allocator]
@@ -37,7 +39,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let state = IngestState::new(sink, node.clock.clone(), Arc::new(move |tenant| floor.floor(tenant)));
     let grpc = tonic::service::Routes::new(ingest_service(state.clone()))
         .add_service(otlp_metrics_service(state.clone()))
-        .add_service(otlp_logs_service(state.clone()));
+        .add_service(otlp_logs_service(state.clone()))
+        .add_service(otlp_traces_service(state.clone()));
     let app = grpc.into_axum_router().merge(ingest_router(state));
     axum::serve(tokio::net::TcpListener::bind(address).await?, app).await?;
     Ok(())

@@ -5,6 +5,7 @@
 pub mod edge;
 pub mod history;
 pub mod topology;
+pub mod trace;
 
 /// Generated from `proto/hindcast/v1/*.proto`.
 #[allow(clippy::all, missing_docs, reason = "generated code")]

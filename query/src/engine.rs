@@ -232,7 +232,7 @@ impl Engine {
         }
         let request = LinesRequest {
             tenant: q.tenant.clone(),
-            matchers: selector.matchers.clone(),
+            matchers: logs::meant(&selector.matchers),
             from: q.start,
             to: TimestampNs(q.end.0.saturating_sub(1)),
             as_of: q.options.as_of.clone(),

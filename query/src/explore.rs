@@ -108,7 +108,7 @@ impl Engine {
     fn lines_request(&self, q: &ExploreQuery, selector: &LogSelector) -> Result<LinesRequest, QueryError> {
         Ok(LinesRequest {
             tenant: q.tenant.clone(),
-            matchers: selector.matchers.clone(),
+            matchers: logs::meant(&selector.matchers),
             from: q.start,
             to: TimestampNs(q.end.0.saturating_sub(1)),
             as_of: None,
@@ -146,7 +146,7 @@ impl Engine {
         let selector = self.selector(q)?;
         let request = CountsRequest {
             tenant: q.tenant.clone(),
-            matchers: selector.matchers.clone(),
+            matchers: logs::meant(&selector.matchers),
             from: q.start,
             bounds: vec![TimestampNs(q.end.0.saturating_sub(1))],
             as_of: None,

@@ -567,7 +567,7 @@ impl Planner {
             stages,
         });
         let kind = SourceKind::Lines {
-            matchers: lines.matchers.clone(),
+            matchers: crate::logs::meant(&lines.matchers),
             filters: lines.pushed(),
             piped,
         };

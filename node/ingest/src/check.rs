@@ -10,6 +10,7 @@ use hindcast_model::limits::{
 use hindcast_model::{METRIC_NAME, TimestampNs};
 use hindcast_proto::history::HISTORY_LABEL;
 use hindcast_proto::topology::TOPOLOGY_LABEL;
+use hindcast_proto::trace::TRACE_LABEL;
 use std::collections::BTreeMap;
 
 /// Refused parts that are listed one by one; beyond it they are only counted.
@@ -99,11 +100,13 @@ pub enum Refusal {
     /// With what the sender may have meant.
     #[error("{why}; {hint}")]
     Hinted { why: Box<Self>, hint: String },
+    #[error("the span cannot be kept: {why}")]
+    BadSpan { why: String },
 }
 
 impl Refusal {
     /// Every code, for counters.
-    pub const CODES: [&'static str; 22] = [
+    pub const CODES: [&'static str; 23] = [
         "no_labels",
         "no_name",
         "too_many_labels",
@@ -126,6 +129,7 @@ impl Refusal {
         "too_many_deltas",
         "bad_line",
         "text_value",
+        "bad_span",
     ];
 
     /// A short, stable name of the reason, for counters.
@@ -154,6 +158,7 @@ impl Refusal {
             Self::BadLine { .. } => "bad_line",
             Self::TextValue => "text_value",
             Self::Hinted { why, .. } => why.code(),
+            Self::BadSpan { .. } => "bad_span",
         }
     }
 }
@@ -266,7 +271,7 @@ fn label(name: &str, value: &str) -> Result<(), Refusal> {
     if bytes == 0 || name.chars().any(char::is_control) {
         return Err(Refusal::BadLabelName { name: name.to_owned() });
     }
-    if name == HISTORY_LABEL || name == TOPOLOGY_LABEL {
+    if [HISTORY_LABEL, TOPOLOGY_LABEL, TRACE_LABEL].contains(&name) {
         return Err(Refusal::Reserved { name: name.to_owned() });
     }
     if value.len() > LABEL_VALUE_BYTES_MAX {

@@ -9,6 +9,7 @@ pub enum Protocol {
     Own,
     OtlpMetrics,
     OtlpLogs,
+    OtlpTraces,
     RemoteWrite,
     Loki,
     Influx,
@@ -16,10 +17,11 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Own,
         Self::OtlpMetrics,
         Self::OtlpLogs,
+        Self::OtlpTraces,
         Self::RemoteWrite,
         Self::Loki,
         Self::Influx,
@@ -31,6 +33,7 @@ impl Protocol {
             Self::Own => "own",
             Self::OtlpMetrics => "otlp_metrics",
             Self::OtlpLogs => "otlp_logs",
+            Self::OtlpTraces => "otlp_traces",
             Self::RemoteWrite => "remote_write",
             Self::Loki => "loki",
             Self::Influx => "influx",

@@ -2,7 +2,7 @@
 
 use crate::decompress::{Encoding, decompress};
 use crate::intake::Ids;
-use crate::otlp::{self, DeltaState, LogsRequest, MetricsRequest};
+use crate::otlp::{self, DeltaState, LogsRequest, MetricsRequest, TracesRequest};
 use crate::own::SeriesRefs;
 use crate::{Books, LimitsContext, Naming, Protocol, SeriesCache, influx, loki, own, remote_write, syslog};
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use opentelemetry_proto::tonic::metrics::v1::{
     ResourceMetrics, ScopeMetrics, Sum, metric, number_data_point,
 };
 use opentelemetry_proto::tonic::resource::v1::Resource;
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Status, span};
 use prost::Message;
 
 /// Every reader of bytes that a client sends.
@@ -59,6 +60,16 @@ pub const TARGETS: &[Target] = &[
         name: "ingest-otlp-logs-json",
         run: otlp_logs_json,
         seeds: otlp_logs_json_seeds,
+    },
+    Target {
+        name: "ingest-otlp-traces",
+        run: otlp_traces,
+        seeds: otlp_traces_seeds,
+    },
+    Target {
+        name: "ingest-otlp-traces-json",
+        run: otlp_traces_json,
+        seeds: otlp_traces_json_seeds,
     },
     Target {
         name: "ingest-syslog",
@@ -429,6 +440,75 @@ fn otlp_logs_seeds() -> Vec<Vec<u8>> {
 
 fn otlp_logs_json_seeds() -> Vec<Vec<u8>> {
     serde_json::to_vec(&logs_request()).into_iter().collect()
+}
+
+fn spans_of(request: TracesRequest) {
+    let scopes = request.resource_spans.iter().flat_map(|r| &r.scope_spans);
+    let sent: usize = scopes.map(|s| s.spans.len()).sum();
+    let read = otlp::spans::adapt(&TenantId::default(), request, &LIMITS, &mut otlp::Ties::new(3)).adapted;
+    assert_eq!(read.batch.lines() + read.rejected.items(), sent as u64);
+}
+
+fn otlp_traces(bytes: &[u8]) {
+    if let Ok(request) = otlp::from_protobuf::<TracesRequest>(Protocol::OtlpTraces, bytes) {
+        spans_of(request);
+    }
+}
+
+fn otlp_traces_json(bytes: &[u8]) {
+    if let Ok(request) = otlp::from_json::<TracesRequest>(Protocol::OtlpTraces, bytes) {
+        spans_of(request);
+    }
+}
+
+fn traces_request() -> TracesRequest {
+    let span = |n: u8| Span {
+        trace_id: vec![7; 16],
+        span_id: vec![8 + n; 8],
+        parent_span_id: vec![7 + n; usize::from(n) * 8],
+        name: format!("GET /{n}"),
+        kind: i32::from(n) + 2,
+        start_time_unix_nano: NOW_MS as u64 * 1_000_000,
+        end_time_unix_nano: NOW_MS as u64 * 1_000_000 + 5,
+        attributes: attributes(),
+        events: vec![span::Event {
+            time_unix_nano: 1,
+            name: "retry".into(),
+            attributes: attributes(),
+            ..Default::default()
+        }],
+        links: vec![span::Link {
+            trace_id: vec![7; 16],
+            span_id: vec![9; 8],
+            ..Default::default()
+        }],
+        status: Some(Status {
+            code: 2,
+            message: "it failed".into(),
+        }),
+        ..Default::default()
+    };
+    TracesRequest {
+        resource_spans: vec![ResourceSpans {
+            resource: Some(Resource {
+                attributes: attributes(),
+                ..Default::default()
+            }),
+            scope_spans: vec![ScopeSpans {
+                spans: (0..2).map(span).collect(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }],
+    }
+}
+
+fn otlp_traces_seeds() -> Vec<Vec<u8>> {
+    vec![traces_request().encode_to_vec()]
+}
+
+fn otlp_traces_json_seeds() -> Vec<Vec<u8>> {
+    serde_json::to_vec(&traces_request()).into_iter().collect()
 }
 
 /// As a connection brings them, in pieces of two sizes, with stalls between the pieces, and all of it as one datagram; with a

@@ -21,6 +21,7 @@ use futures::Stream;
 use hindcast_model::{Domain, Kind, MatchOp, Matcher, ResourceId, TimestampNs};
 use hindcast_proto::history::{HISTORY_LABEL, HistoryKind};
 use hindcast_proto::topology::TOPOLOGY_LABEL;
+use hindcast_proto::trace::TRACE_LABEL;
 use hindcast_storage::logs::Filter;
 use hindcast_storage::read::Direction;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -264,7 +265,8 @@ async fn load(
     );
     // What happened before the window is known, but it is no change of a frame.
     past.advance(shards, before).await?;
-    let own = vec![none_of(HISTORY_LABEL), none_of(TOPOLOGY_LABEL)];
+    // Spans would leave no room for what people wrote; their request metrics are among the signals.
+    let own = vec![none_of(HISTORY_LABEL), none_of(TOPOLOGY_LABEL), none_of(TRACE_LABEL)];
     let mut request = lines(spec, own, TimestampNs(before.0.saturating_add(1)));
     request.owners = (!whole_tenant).then(|| scope.clone());
     Ok(Loaded {

@@ -5,32 +5,25 @@
 //! record's own, else when it was observed, else now.
 
 use super::names::label_name;
+use super::streams::{Streams, stream_pairs};
 use super::{as_text, attributes_of, values};
-use crate::owners::{Named, Seen};
+use crate::owners::Named;
 use crate::{Adapted, LimitsContext, Rejections, check, identity};
 use bytes::Bytes;
-use hindcast_model::{Batch, Labels, LogLine, StreamBlock, TenantId, TimestampNs};
+use hindcast_model::{Batch, Labels, LogLine, TenantId, TimestampNs};
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::InstrumentationScope;
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use std::collections::BTreeMap;
 
-/// The stream of records whose resource says nothing that could name it.
-const UNKNOWN: (&str, &str) = ("service_name", "unknown_service");
-
 /// Turns a request into a batch without an id: the shell adds the hash of the body that it came from.
 pub fn adapt(tenant: &TenantId, request: ExportLogsServiceRequest, limits: &LimitsContext) -> Adapted {
-    let mut batch = Batch::new(tenant.clone());
     let mut rejected = Rejections::default();
-    let mut seen = Seen::default();
-    let mut streams: BTreeMap<Labels, StreamBlock> = BTreeMap::new();
+    let mut streams = Streams::default();
     for of_resource in request.resource_logs {
         let attrs = attributes_of(of_resource.resource);
         let records = of_resource.scope_logs.iter().map(|s| s.log_records.len() as u64).sum();
-        let mut pairs: Vec<_> = identity::stream_pairs(&attrs).collect();
-        if pairs.is_empty() {
-            pairs.push((UNKNOWN.0.to_owned(), UNKNOWN.1.to_owned()));
-        }
+        let pairs = stream_pairs(&attrs);
         if let Err(why) = check::labels(&pairs, false) {
             rejected.add(records, &why, || Labels::new(pairs).to_string());
             continue;
@@ -50,39 +43,18 @@ pub fn adapt(tenant: &TenantId, request: ExportLogsServiceRequest, limits: &Limi
                 }
             }
         }
-        if lines.is_empty() {
-            continue;
-        }
-        seen.note(&named.resource);
-        let (edges, ends) = identity::edges(tenant, &attrs);
-        ends.into_iter().for_each(|r| seen.note(&Some(r.into())));
-        batch.edges.extend(edges);
-        let stream = streams.entry(named.labels.clone()).or_insert_with(|| StreamBlock {
-            labels: named.labels,
-            owner: named.owner,
-            lines: vec![],
-        });
-        if stream.owner == named.owner {
-            stream.lines.append(&mut lines);
-        } else {
-            // Equal labels of two owners: each keeps its own part.
-            let labels = stream.labels.clone();
-            batch.streams.push(StreamBlock {
-                labels,
-                owner: named.owner,
-                lines,
-            });
-        }
+        streams.add(tenant, &attrs, named, lines);
     }
-    batch.edges.sort();
-    batch.edges.dedup();
-    batch.streams.splice(..0, streams.into_values());
-    seen.into_batch(&mut batch);
+    let mut batch = Batch::new(tenant.clone());
+    streams.into_batch(&mut batch);
     Adapted { batch, rejected }
 }
 
 /// What all records of a scope have in common.
-fn shared_metadata(attrs: &[(String, String)], scope: Option<InstrumentationScope>) -> BTreeMap<String, String> {
+pub(super) fn shared_metadata(
+    attrs: &[(String, String)],
+    scope: Option<InstrumentationScope>,
+) -> BTreeMap<String, String> {
     let others = attrs.iter().filter(|(n, _)| !identity::is_stream_attribute(n));
     let mut metadata: BTreeMap<_, _> = others.map(|(n, v)| (label_name(n), v.clone())).collect();
     if let Some(scope) = scope {

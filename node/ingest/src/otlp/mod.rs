@@ -1,14 +1,22 @@
-//! OpenTelemetry protocol: metrics to Prometheus series, logs to streams.
+//! OpenTelemetry protocol: metrics to Prometheus series, logs and spans to streams.
 
 mod delta;
 pub mod logs;
 pub mod metrics;
 pub(crate) mod names;
+mod requests;
+pub mod spans;
+mod streams;
+mod ties;
 mod values;
 
 pub use delta::{DELTA_SERIES_MAX, DeltaState};
 pub use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest as LogsRequest;
 pub use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest as MetricsRequest;
+pub use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest as TracesRequest;
+pub use requests::{Call, Calls, REQUEST_SETS_MAX, RequestTotals};
+pub use spans::Spans;
+pub use ties::{TIES_MAX, Ties};
 
 use crate::{AdaptError, Protocol};
 use opentelemetry_proto::tonic::common::v1::KeyValue;

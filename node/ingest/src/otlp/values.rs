@@ -15,7 +15,7 @@ pub fn text(value: Option<AnyValue>) -> String {
 }
 
 /// The value as JSON. Its depth is bounded by the decoder that read it.
-fn json(value: Option<AnyValue>) -> Json {
+pub fn json(value: Option<AnyValue>) -> Json {
     match value.and_then(|v| v.value) {
         None => Json::Null,
         Some(Value::StringValue(s)) => Json::String(s),
@@ -50,6 +50,23 @@ fn base64(bytes: &[u8]) -> String {
     out
 }
 
+/// A length of time as Go writes one below a minute, exact: `1.5s`, `12.3ms`, `7us`, `0ns`.
+pub fn duration(ns: u64) -> String {
+    let (unit, per) = match ns {
+        1_000_000_000.. => ("s", 1_000_000_000),
+        1_000_000.. => ("ms", 1_000_000),
+        1_000.. => ("us", 1_000),
+        _ => ("ns", 1),
+    };
+    let (whole, part) = (ns / per, ns % per);
+    if part == 0 {
+        return format!("{whole}{unit}");
+    }
+    let digits = per.ilog10() as usize;
+    let part = format!("{part:0digits$}");
+    format!("{whole}.{}{unit}", part.trim_end_matches('0'))
+}
+
 /// Lower-case hex, as trace ids are shown.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
@@ -72,5 +89,21 @@ mod tests {
             assert_eq!(base64(plain.as_bytes()), coded);
         }
         assert_eq!(hex(&[0, 255, 16]), "00ff10");
+    }
+
+    #[test]
+    fn lengths_of_time_are_written_whole() {
+        let cases = [
+            (0, "0ns"),
+            (999, "999ns"),
+            (1_000, "1us"),
+            (1_050, "1.05us"),
+            (12_300_000, "12.3ms"),
+            (1_000_000_001, "1.000000001s"),
+            (u64::MAX, "18446744073.709551615s"),
+        ];
+        for (ns, shown) in cases {
+            assert_eq!(duration(ns), shown);
+        }
     }
 }

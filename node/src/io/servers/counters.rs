@@ -41,6 +41,7 @@ struct OfProtocol {
 #[derive(Default)]
 pub struct IngestCounters {
     by_protocol: [OfProtocol; PROTOCOLS],
+    uncounted_spans: AtomicU64,
 }
 
 /// One counter as `/metrics` shows it.
@@ -65,6 +66,15 @@ impl IngestCounters {
             of.samples.fetch_add(written.samples, Relaxed);
             of.lines.fetch_add(written.lines, Relaxed);
         }
+    }
+
+    /// Samples that were made here, from what a protocol brought.
+    pub(super) fn derived(&self, protocol: Protocol, written: &Written) {
+        self.of(protocol).samples.fetch_add(written.samples, Relaxed);
+    }
+
+    pub(super) fn uncounted_spans(&self, spans: u64) {
+        self.uncounted_spans.store(spans, Relaxed);
     }
 
     pub(super) fn failed(&self, protocol: Protocol, code: &'static str) {
@@ -116,6 +126,12 @@ impl IngestCounters {
                 );
             }
         }
+        add(
+            "hindcast_ingest_uncounted_spans_total",
+            &[],
+            &self.uncounted_spans,
+            true,
+        );
         list
     }
 }

@@ -12,6 +12,7 @@ use hindcast_proto::edge;
 use hindcast_proto::v1;
 use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsPartialSuccess, ExportLogsServiceResponse};
 use opentelemetry_proto::tonic::collector::metrics::v1::{ExportMetricsPartialSuccess, ExportMetricsServiceResponse};
+use opentelemetry_proto::tonic::collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceResponse};
 use parking_lot::Mutex;
 use prost::Message;
 use std::convert::Infallible;
@@ -42,6 +43,11 @@ pub fn otlp_metrics_service(state: IngestState) -> OtlpMetricsServer {
 /// OTLP's `LogsService`.
 pub fn otlp_logs_service(state: IngestState) -> OtlpLogsServer {
     OtlpLogsServer { state }
+}
+
+/// OTLP's `TraceService`.
+pub fn otlp_traces_service(state: IngestState) -> OtlpTracesServer {
+    OtlpTracesServer { state }
 }
 
 /// Takes messages as bytes, gives answers as prost messages.
@@ -192,6 +198,14 @@ impl IngestState {
         let taken = self.otlp_logs(&tenant, body, read).await;
         Ok(Response::new(logs_answer(&taken.map_err(|e| edge::status(&e))?)))
     }
+
+    async fn export_traces(self, request: Request<Bytes>) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        let tenant = self.tenant(Protocol::OtlpTraces, request.metadata())?;
+        let body = request.get_ref();
+        let read = otlp::from_protobuf(Protocol::OtlpTraces, body);
+        let taken = self.otlp_traces(&tenant, body, read).await;
+        Ok(Response::new(traces_answer(&taken.map_err(|e| edge::status(&e))?)))
+    }
 }
 
 fn answer(seq: u64, taken: Taken) -> v1::WriteResponse {
@@ -234,6 +248,16 @@ pub(super) fn logs_answer(taken: &Taken) -> ExportLogsServiceResponse {
     ExportLogsServiceResponse {
         partial_success: (!rejected.is_empty()).then(|| ExportLogsPartialSuccess {
             rejected_log_records: rejected.items() as i64,
+            error_message: rejected.summary(SHOWN_MAX),
+        }),
+    }
+}
+
+pub(super) fn traces_answer(taken: &Taken) -> ExportTraceServiceResponse {
+    let rejected = &taken.rejected;
+    ExportTraceServiceResponse {
+        partial_success: (!rejected.is_empty()).then(|| ExportTracePartialSuccess {
+            rejected_spans: rejected.items() as i64,
             error_message: rejected.summary(SHOWN_MAX),
         }),
     }
@@ -307,6 +331,13 @@ server! {
     /// OTLP logs.
     OtlpLogsServer, "opentelemetry.proto.collector.logs.v1.LogsService", Protocol::OtlpLogs,
     unary { "Export" => export_logs -> ExportLogsServiceResponse },
+    streaming {}
+}
+
+server! {
+    /// OTLP spans.
+    OtlpTracesServer, "opentelemetry.proto.collector.trace.v1.TraceService", Protocol::OtlpTraces,
+    unary { "Export" => export_traces -> ExportTraceServiceResponse },
     streaming {}
 }
 

@@ -1,10 +1,10 @@
-//! The HTTP write routes: `/api/v1/write`, `/v1/metrics`, `/v1/logs`, `/loki/api/v1/push`, and Influx's: `/write`,
-//! `/api/v2/write`, with `/ping`, `/health` and `/query`, which its clients ask first.
+//! The HTTP write routes: `/api/v1/write`, `/v1/metrics`, `/v1/logs`, `/v1/traces`, `/loki/api/v1/push`, and Influx's:
+//! `/write`, `/api/v2/write`, with `/ping`, `/health` and `/query`, which its clients ask first.
 //!
 //! OTLP answers in the encoding of the request; errors there are a `google.rpc.Status`. Remote write and Loki
 //! answer 204, and 400 with the reasons when parts were refused: the rest of such a request is stored.
 
-use super::grpc::{logs_answer, metrics_answer, wire_too_large};
+use super::grpc::{logs_answer, metrics_answer, traces_answer, wire_too_large};
 use super::{IngestError, IngestState, SHOWN_MAX, Taken};
 use axum::Router;
 use axum::body::Body;
@@ -31,6 +31,7 @@ pub fn ingest_router(state: IngestState) -> Router {
         .route("/api/v1/write", post(remote_write))
         .route("/v1/metrics", post(otlp_metrics))
         .route("/v1/logs", post(otlp_logs))
+        .route("/v1/traces", post(otlp_traces))
         .route("/loki/api/v1/push", post(loki_push))
         .route("/write", post(influx_write))
         .route("/api/v2/write", post(influx_write))
@@ -232,6 +233,19 @@ async fn otlp_logs(State(state): State<IngestState>, request: Request<Body>) -> 
     let read = otlp_request(Protocol::OtlpLogs, &incoming);
     match state.otlp_logs(&incoming.tenant, &incoming.body, read).await {
         Ok(taken) => otlp_answer(form, StatusCode::OK, &logs_answer(&taken)),
+        Err(why) => otlp_error(form, &why),
+    }
+}
+
+async fn otlp_traces(State(state): State<IngestState>, request: Request<Body>) -> Response {
+    let form = form_of(request.headers()).unwrap_or(Form::Protobuf);
+    let incoming = match state.incoming(Protocol::OtlpTraces, request).await {
+        Ok(incoming) => incoming,
+        Err(why) => return otlp_error(form, &why),
+    };
+    let read = otlp_request(Protocol::OtlpTraces, &incoming);
+    match state.otlp_traces(&incoming.tenant, &incoming.body, read).await {
+        Ok(taken) => otlp_answer(form, StatusCode::OK, &traces_answer(&taken)),
         Err(why) => otlp_error(form, &why),
     }
 }

@@ -18,8 +18,8 @@ mod tests;
 
 pub use counters::{IngestCounters, IngestSample};
 pub use grpc::{
-    IngestServer, OtlpLogsServer, OtlpMetricsServer, STREAM_BATCHES_IN_FLIGHT_MAX, ingest_service, otlp_logs_service,
-    otlp_metrics_service,
+    IngestServer, OtlpLogsServer, OtlpMetricsServer, OtlpTracesServer, STREAM_BATCHES_IN_FLIGHT_MAX, ingest_service,
+    otlp_logs_service, otlp_metrics_service, otlp_traces_service,
 };
 pub use http::ingest_router;
 
@@ -27,7 +27,7 @@ use crate::io::admission::{Admission, IngestPlace, Overload, ingest_cost};
 use crate::write::{BatchSink, WriteError, Written};
 use bytes::Bytes;
 use hindcast_env::Clock;
-use hindcast_ingest::otlp::{self, DeltaState};
+use hindcast_ingest::otlp::{self, Calls, DeltaState, REQUEST_SETS_MAX, RequestTotals, Spans, Ties};
 use hindcast_ingest::own::{OwnRequest, SeriesRefs};
 use hindcast_ingest::{
     AdaptError, Adapted, Books, Intake, Laid, LimitsContext, Naming, Protocol, Rejections, SeriesCache, influx, loki,
@@ -35,13 +35,19 @@ use hindcast_ingest::{
 };
 use hindcast_masking::{InForce, Masker};
 use hindcast_model::ids::BadTenant;
-use hindcast_model::{Batch, BatchId, Class, Classify, TenantId, TimestampNs};
+use hindcast_model::{Batch, BatchId, Class, Classify, StreamBlock, TenantId, TimestampNs};
+use hindcast_proto::trace::TRACE_LABEL;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Buffers for decompressed bodies that are kept for the next request, and how large a kept one may be.
 const BUFFERS_MAX: usize = 8;
 const BUFFER_BYTES_KEPT_MAX: usize = 2 * 1024 * 1024;
+/// How often request metrics are written.
+const REQUESTS_PAUSE: Duration = Duration::from_secs(10);
+/// Metadata of a span that is an id: hex digits of a known length, made from the sender's bytes.
+const SPAN_IDS: [&str; 3] = ["trace_id", "span_id", "parent_span_id"];
 /// Refused parts that an answer's text spells out.
 const SHOWN_MAX: usize = 5;
 
@@ -58,6 +64,8 @@ pub struct IngestState {
     cache: Arc<SeriesCache>,
     buffers: Arc<Mutex<Vec<Vec<u8>>>>,
     deltas: Arc<Mutex<DeltaState>>,
+    ties: Arc<Mutex<Ties>>,
+    requests: Arc<Mutex<RequestTotals>>,
     admission: Option<Admission>,
     /// What of lines is hidden: all shipped types, until whoever shares it puts other settings in force.
     pub masking: Arc<InForce>,
@@ -124,8 +132,24 @@ struct ReadOwn {
     refs: Arc<Mutex<SeriesRefs>>,
 }
 
+/// The ids of spans, with their places. They are nobody's data, and some of them look like the number of a card: masked, a span
+/// would lose its parent.
+fn ids_of_spans(stream: &StreamBlock) -> Vec<(usize, usize, String)> {
+    if stream.labels.get(TRACE_LABEL).is_none() {
+        return vec![];
+    }
+    let mut ids = vec![];
+    for (line, l) in stream.lines.iter().enumerate() {
+        let entries = l.metadata.iter().enumerate();
+        let found = entries.filter(|(_, (name, _))| SPAN_IDS.contains(&name.as_str()));
+        ids.extend(found.map(|(entry, (_, id))| (line, entry, id.clone())));
+    }
+    ids
+}
+
 impl IngestState {
     pub fn new(sink: Arc<dyn BatchSink>, clock: Arc<dyn Clock>, floor: FloorOf) -> Self {
+        let requests = RequestTotals::new(clock.now(), "", REQUEST_SETS_MAX);
         Self {
             sink,
             clock,
@@ -134,6 +158,8 @@ impl IngestState {
             cache: Arc::default(),
             buffers: Arc::default(),
             deltas: Arc::default(),
+            ties: Arc::default(),
+            requests: Arc::new(Mutex::new(requests)),
             admission: None,
             masking: Arc::default(),
         }
@@ -143,6 +169,15 @@ impl IngestState {
     pub fn with_admission(self, admission: Admission) -> Self {
         Self {
             admission: Some(admission),
+            ..self
+        }
+    }
+
+    /// Request metrics carry the node's name: each node counts what it takes.
+    pub fn counting_as(self, collector: &str) -> Self {
+        let requests = RequestTotals::new(self.clock.now(), collector, REQUEST_SETS_MAX);
+        Self {
+            requests: Arc::new(Mutex::new(requests)),
             ..self
         }
     }
@@ -178,7 +213,11 @@ impl IngestState {
         };
         let mut session = masker.session();
         for stream in &mut batch.streams {
+            let ids = ids_of_spans(stream);
             session.lines(&mut stream.lines);
+            for (line, entry, id) in ids {
+                stream.lines[line].metadata[entry].1 = id;
+            }
         }
         session.resources(&mut batch.resources);
     }
@@ -312,6 +351,64 @@ impl IngestState {
         let limits = self.limits(tenant);
         let read = request.map(|r| otlp::logs::adapt(tenant, r, &limits));
         self.take_hashed(Protocol::OtlpLogs, tenant, wire, read).await
+    }
+
+    async fn otlp_traces(
+        &self,
+        tenant: &TenantId,
+        wire: &[u8],
+        request: Result<otlp::TracesRequest, AdaptError>,
+    ) -> Result<Taken, IngestError> {
+        let limits = self.limits(tenant);
+        let read = request.map(|r| otlp::spans::adapt(tenant, r, &limits, &mut self.ties.lock()));
+        let (read, calls) = match read {
+            Ok(Spans { adapted, calls }) => (Ok(adapted), calls),
+            Err(why) => (Err(why), vec![]),
+        };
+        let taken = self.take_hashed(Protocol::OtlpTraces, tenant, wire, read).await;
+        // What was stored before was counted before.
+        if taken.as_ref().is_ok_and(|t| !t.written.duplicate) {
+            self.count_requests(tenant, calls);
+        }
+        taken
+    }
+
+    /// Counts the requests of stored spans. Names become labels, which nothing masks later.
+    fn count_requests(&self, tenant: &TenantId, mut calls: Vec<Calls>) {
+        let masking = self.masking.current();
+        if let Some(masker) = masking.of(tenant) {
+            let mut session = masker.session();
+            for call in calls.iter_mut().flat_map(|of| &mut of.calls) {
+                if let Some(masked) = session.mask_str(&call.name) {
+                    call.name = masked.to_owned();
+                }
+            }
+        }
+        let mut requests = self.requests.lock();
+        requests.add(tenant, calls, self.clock.now());
+        self.counters.uncounted_spans(requests.uncounted());
+    }
+
+    /// Writes the request metrics that changed. What could not be written is due again.
+    async fn write_requests(&self) {
+        loop {
+            let due = self.requests.lock().due(self.clock.now());
+            let Some(batch) = due else { return };
+            let written = self.sink.write(batch).await;
+            self.requests.lock().settled(written.is_ok());
+            match written {
+                Ok(written) => self.counters.derived(Protocol::OtlpTraces, &written),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Writes request metrics for as long as the node runs.
+    pub async fn write_requests_regularly(self) {
+        loop {
+            tokio::time::sleep(REQUESTS_PAUSE).await;
+            self.write_requests().await;
+        }
     }
 
     /// Takes a batch of a protocol that has no ids.

@@ -16,6 +16,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_client::LogsServiceClient;
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
 use prost::Message;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tonic::Code;
@@ -29,6 +30,8 @@ pub(super) struct Recorder {
     pub fails: Mutex<Vec<WriteError>>,
     /// Takes nothing now.
     pub is_full: AtomicBool,
+    /// Knows every batch already.
+    pub knows: AtomicBool,
     shard: Shard,
 }
 
@@ -119,6 +122,13 @@ impl BatchSink for Recorder {
                 queued_bytes_max: 1,
             });
         }
+        if self.knows.load(Ordering::SeqCst) {
+            return Ok(Written {
+                samples: intake.samples,
+                lines: intake.lines,
+                duplicate: true,
+            });
+        }
         // Later batches of a stream are done sooner; answers must still come in order.
         let held = self.batches.lock().len() as u64;
         tokio::time::sleep(std::time::Duration::from_millis(20_u64.saturating_sub(held))).await;
@@ -140,6 +150,7 @@ impl BatchSink for Recorder {
 }
 
 struct Served {
+    state: IngestState,
     recorder: Arc<Recorder>,
     counters: Arc<IngestCounters>,
     base: String,
@@ -153,12 +164,14 @@ async fn serve() -> Served {
     let counters = state.counters.clone();
     let routes = tonic::service::Routes::new(ingest_service(state.clone()))
         .add_service(otlp_metrics_service(state.clone()))
-        .add_service(otlp_logs_service(state.clone()));
-    let app = routes.into_axum_router().merge(ingest_router(state));
+        .add_service(otlp_logs_service(state.clone()))
+        .add_service(otlp_traces_service(state.clone()));
+    let app = routes.into_axum_router().merge(ingest_router(state.clone()));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move { axum::serve(listener, app).await });
     Served {
+        state,
         recorder,
         counters,
         base,
@@ -512,7 +525,7 @@ async fn bad_input_gets_the_code_of_its_class() {
         "application/x-protobuf;proto=io.prometheus.write.v2.Request",
     );
     assert_eq!(s.post("/api/v1/write", &[version_2], "x").await.0, 415);
-    for path in ["/v1/metrics", "/v1/logs"] {
+    for path in ["/v1/metrics", "/v1/logs", "/v1/traces"] {
         let (code, kind, _) = s.post(path, &[protobuf], &garbage[..]).await;
         assert_eq!((code, kind.as_str()), (400, "application/x-protobuf"), "{path}");
         assert_eq!(s.post(path, &[json], "{\"resource").await.0, 400, "{path}");
@@ -585,6 +598,7 @@ async fn a_malformed_grpc_message_is_the_senders_fault() {
         "/hindcast.v1.Ingest/Write",
         "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
         "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+        "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
     ];
     for path in paths {
         assert_eq!(
@@ -605,14 +619,14 @@ async fn a_malformed_grpc_message_is_the_senders_fault() {
         );
         assert_eq!(raw_grpc(&served, path, vec![], false).await, Code::Ok, "{path}");
     }
-    assert_eq!(served.counted("hindcast_ingest_failed_requests_total", "malformed"), 3);
+    assert_eq!(served.counted("hindcast_ingest_failed_requests_total", "malformed"), 4);
     assert_eq!(
         served.counted("hindcast_ingest_failed_requests_total", "compression"),
-        3
+        4
     );
     assert_eq!(
         served.counted("hindcast_ingest_failed_requests_total", "wire_too_large"),
-        3
+        4
     );
 }
 
@@ -709,6 +723,135 @@ async fn logs_become_lines_with_metadata() {
     "#]]
     .assert_eq(&served.stored());
     assert_eq!(Encoding::parse("zstd"), Some(Encoding::Zstd));
+}
+
+/// A server span of the shop with a call to its database, and one that nobody could find again.
+const OTLP_SPANS: &str = r#"{"resourceSpans":[{
+  "resource":{"attributes":[{"key":"service.name","value":{"stringValue":"shop"}},{"key":"host.name","value":{"stringValue":"web-1"}}]},
+  "scopeSpans":[{"spans":[
+    {"traceId":"5B8EFFF798038103D269B633813FC60C","spanId":"EEE19B7EC3C1B174","name":"GET /cart","kind":2,
+     "startTimeUnixNano":"1700000000000000000","endTimeUnixNano":"1700000000012300000"},
+    {"traceId":"5B8EFFF798038103D269B633813FC60C","spanId":"EEE19B7EC3C1B175","parentSpanId":"EEE19B7EC3C1B174","name":"SELECT","kind":3,
+     "startTimeUnixNano":"1700000000000000001","endTimeUnixNano":"1700000000002000001","status":{"code":2,"message":"call 010-1234-5678"}},
+    {"traceId":"00000000000000000000000000000000","spanId":"EEE19B7EC3C1B176","name":"lost",
+     "startTimeUnixNano":"1700000000000000000","endTimeUnixNano":"1700000000000000000"}]}]}]}"#;
+
+#[tokio::test]
+async fn spans_over_http_and_grpc_are_kept_alike_and_masked() {
+    let served = serve().await;
+    let json = [("content-type", "application/json")];
+    let (code, _, answer) = served.post("/v1/traces", &json, OTLP_SPANS).await;
+    assert_eq!(code, 200);
+    expect![[r#"{"partialSuccess":{"rejectedSpans":1,"errorMessage":"1 refused: span \"lost\" of {hindcast_trace=\"span\", host_name=\"web-1\", service_name=\"shop\"} (1): the span cannot be kept: its trace id is all zeros"}}"#]]
+        .assert_eq(&String::from_utf8_lossy(&answer));
+    let over_http = served.stored();
+    expect![[r#"
+        {hindcast_trace="span", host_name="web-1", service_name="shop"} "span=\"GET /cart\" kind=server duration=12.3ms status=unset" [("duration", "12.3ms"), ("span_id", "eee19b7ec3c1b174"), ("span_kind", "server"), ("span_name", "GET /cart"), ("span_status", "unset"), ("trace_id", "5b8efff798038103d269b633813fc60c")]
+        {hindcast_trace="span", host_name="web-1", service_name="shop"} "span=\"SELECT\" kind=client duration=2ms status=error message=\"call 010-****-5678\"" [("detected_level", "error"), ("duration", "2ms"), ("parent_span_id", "eee19b7ec3c1b174"), ("span_id", "eee19b7ec3c1b175"), ("span_kind", "client"), ("span_name", "SELECT"), ("span_status", "error"), ("span_status_message", "call 010-****-5678"), ("trace_id", "5b8efff798038103d269b633813fc60c")]
+    "#]]
+    .assert_eq(&over_http);
+    let request: otlp::TracesRequest = serde_json::from_str(OTLP_SPANS).unwrap();
+    let protobuf = [("content-type", "application/x-protobuf"), ("content-encoding", "zstd")];
+    let body = zstd::encode_all(&request.encode_to_vec()[..], 1).unwrap();
+    assert_eq!(served.post("/v1/traces", &protobuf, body).await.0, 200);
+    let client = TraceServiceClient::connect(served.base.clone()).await.unwrap();
+    for encoding in [
+        tonic::codec::CompressionEncoding::Gzip,
+        tonic::codec::CompressionEncoding::Zstd,
+    ] {
+        let answer = client
+            .clone()
+            .send_compressed(encoding)
+            .export(request.clone())
+            .await
+            .unwrap();
+        let partial = answer.into_inner().partial_success.unwrap();
+        assert!(partial.rejected_spans == 1 && partial.error_message.contains("all zeros"));
+    }
+    assert_eq!(served.stored(), over_http.repeat(4));
+    assert_eq!(served.counted("hindcast_ingest_refused_items_total", "bad_span"), 4);
+    // The number of a card, and an id.
+    let like_a_card = OTLP_SPANS
+        .replace("EEE19B7EC3C1B175", "4111111111111111")
+        .replace("SELECT", "pay 4111111111111111");
+    assert_eq!(served.post("/v1/traces", &json, like_a_card).await.0, 200);
+    let stored = served.stored();
+    assert!(
+        stored.contains(r#"("span_id", "4111111111111111")"#) && !stored.contains("pay 4111111111111111"),
+        "{stored}"
+    );
+    // An id that is no hex makes the whole of it unreadable, and is named.
+    let bad = OTLP_SPANS.replace("EEE19B7EC3C1B175", "no hex");
+    let (code, _, said) = served.post("/v1/traces", &json, bad).await;
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(
+        code == 400 && said.contains("not a readable otlp_traces request"),
+        "{said}"
+    );
+    let (_, _, said) = served
+        .post(
+            "/loki/api/v1/push",
+            &json,
+            r#"{"streams":[{"stream":{"hindcast_trace":"span"},"values":[["1700000000000000001","a line"]]}]}"#,
+        )
+        .await;
+    assert!(
+        String::from_utf8_lossy(&said).contains("reserved"),
+        "nobody else makes spans"
+    );
+}
+
+#[tokio::test]
+async fn requests_are_counted_once_and_written_until_they_are_stored() {
+    let served = serve().await;
+    let json = [("content-type", "application/json")];
+    let body = OTLP_SPANS.replace("GET /cart", "GET /010-1234-5678");
+    assert_eq!(served.post("/v1/traces", &json, body.clone()).await.0, 200);
+    served.recorder.knows.store(true, Ordering::SeqCst);
+    assert_eq!(served.post("/v1/traces", &json, body.clone()).await.0, 200);
+    served.recorder.knows.store(false, Ordering::SeqCst);
+    served.recorder.is_full.store(true, Ordering::SeqCst);
+    assert_eq!(served.post("/v1/traces", &json, body).await.0, 429);
+    served.state.write_requests().await;
+    served.recorder.is_full.store(false, Ordering::SeqCst);
+    let spans = served.recorder.batches.lock().drain(..).next().unwrap();
+    let tied: Vec<_> = spans
+        .resources
+        .iter()
+        .map(|r| format!("{} {}", r.kind, r.name))
+        .collect();
+    assert_eq!(tied.len(), 3, "a host, an instance and its service: {tied:?}");
+    assert_eq!(
+        spans.edges.len(),
+        2,
+        "the instance runs on the one and is part of the other"
+    );
+    served.state.write_requests().await;
+    served.state.write_requests().await;
+    let stored = served.stored();
+    let shown = stored.lines().filter(|l| {
+        ["_total{", "_sum{", "_count{", "le=\"0.01\"", "le=\"+Inf\""]
+            .iter()
+            .any(|part| l.contains(part))
+    });
+    expect![[r#"
+        traces_span_metrics_calls_total{instance="web-1", job="shop", service_name="shop", span_kind="SPAN_KIND_SERVER", span_name="GET /010-****-5678", status_code="STATUS_CODE_UNSET"} = 0@1700000000.001 1@1700000000.002 1@1700000000.003
+        traces_span_metrics_duration_seconds_bucket{instance="web-1", job="shop", le="0.01", service_name="shop", span_kind="SPAN_KIND_SERVER", span_name="GET /010-****-5678", status_code="STATUS_CODE_UNSET"} = 0@1700000000.001 0@1700000000.002 0@1700000000.003
+        traces_span_metrics_duration_seconds_bucket{instance="web-1", job="shop", le="+Inf", service_name="shop", span_kind="SPAN_KIND_SERVER", span_name="GET /010-****-5678", status_code="STATUS_CODE_UNSET"} = 0@1700000000.001 1@1700000000.002 1@1700000000.003
+        traces_span_metrics_duration_seconds_sum{instance="web-1", job="shop", service_name="shop", span_kind="SPAN_KIND_SERVER", span_name="GET /010-****-5678", status_code="STATUS_CODE_UNSET"} = 0@1700000000.001 0.0123@1700000000.002 0.0123@1700000000.003
+        traces_span_metrics_duration_seconds_count{instance="web-1", job="shop", service_name="shop", span_kind="SPAN_KIND_SERVER", span_name="GET /010-****-5678", status_code="STATUS_CODE_UNSET"} = 0@1700000000.001 1@1700000000.002 1@1700000000.003
+        traces_span_metrics_calls_total{instance="web-1", job="shop", service_name="shop", span_kind="SPAN_KIND_CLIENT", span_name="SELECT", status_code="STATUS_CODE_ERROR"} = 0@1700000000.001 1@1700000000.002 1@1700000000.003
+        traces_span_metrics_duration_seconds_bucket{instance="web-1", job="shop", le="0.01", service_name="shop", span_kind="SPAN_KIND_CLIENT", span_name="SELECT", status_code="STATUS_CODE_ERROR"} = 0@1700000000.001 1@1700000000.002 1@1700000000.003
+        traces_span_metrics_duration_seconds_bucket{instance="web-1", job="shop", le="+Inf", service_name="shop", span_kind="SPAN_KIND_CLIENT", span_name="SELECT", status_code="STATUS_CODE_ERROR"} = 0@1700000000.001 1@1700000000.002 1@1700000000.003
+        traces_span_metrics_duration_seconds_sum{instance="web-1", job="shop", service_name="shop", span_kind="SPAN_KIND_CLIENT", span_name="SELECT", status_code="STATUS_CODE_ERROR"} = 0@1700000000.001 0.002@1700000000.002 0.002@1700000000.003
+        traces_span_metrics_duration_seconds_count{instance="web-1", job="shop", service_name="shop", span_kind="SPAN_KIND_CLIENT", span_name="SELECT", status_code="STATUS_CODE_ERROR"} = 0@1700000000.001 1@1700000000.002 1@1700000000.003
+    "#]].assert_eq(&shown.map(|l| format!("{l}\n")).collect::<String>());
+    assert_eq!(stored.lines().count(), 2 * 18, "two sets, each written once");
+    let samples = served.counters.list().into_iter();
+    let samples: Vec<_> = samples
+        .filter(|c| c.name == "hindcast_ingest_samples_total" && c.value > 0)
+        .collect();
+    assert_eq!((samples.len(), samples[0].value), (1, 2 * 18 * 3));
 }
 
 #[tokio::test]

@@ -21,15 +21,17 @@ use std::task::{Context, Poll};
 
 /// What a path asks for.
 pub fn work_of(path: &str) -> Work {
-    const INGEST: [&str; 8] = [
+    const INGEST: [&str; 10] = [
         "/api/v1/write",
         "/v1/metrics",
         "/v1/logs",
+        "/v1/traces",
         "/loki/api/v1/push",
         "/write",
         "/api/v2/write",
         "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
         "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+        "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
     ];
     const WATCHING: [&str; 2] = ["/api/v1/status/buildinfo", "/loki/api/v1/status/buildinfo"];
     const ALERTING: [&str; 2] = ["/api/v1/rules", "/api/v1/alerts"];

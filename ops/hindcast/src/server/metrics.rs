@@ -110,6 +110,11 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "Samples that were stored, counted where they came in.",
     ),
     (
+        "hindcast_ingest_uncounted_spans_total",
+        "counter",
+        "Spans that were stored and left out of request metrics, because too many are counted on this node.",
+    ),
+    (
         "hindcast_masked_total",
         "counter",
         "Matches of personal data that were hidden in lines where they came in, by type.",

@@ -26,7 +26,9 @@ use hindcast_model::NodeId;
 use hindcast_node::io::cold::ObjectCold;
 use hindcast_node::io::node::{Node, NodeCold, NodeConfig};
 use hindcast_node::io::servers::syslog::{Bound, Bounds, Syslog};
-use hindcast_node::io::servers::{IngestState, ingest_router, ingest_service, otlp_logs_service, otlp_metrics_service};
+use hindcast_node::io::servers::{
+    IngestState, ingest_router, ingest_service, otlp_logs_service, otlp_metrics_service, otlp_traces_service,
+};
 use hindcast_node::io::tls::{Port, Tls, TlsFiles};
 use hindcast_query::shards::Shards;
 use hindcast_query::{Engine, Limits, replay::Player};
@@ -167,7 +169,9 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         node.clock.clone(),
         Arc::new(move |tenant| floor_node.floor(tenant)),
     )
-    .with_admission(node.admission.clone());
+    .with_admission(node.admission.clone())
+    .counting_as(&node.id().to_string());
+    tokio::spawn(ingest.clone().write_requests_regularly());
     let masks = ingest.masking.clone();
     masks
         .replace(config.masking.clone())
@@ -215,6 +219,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let grpc = tonic::service::Routes::new(ingest_service(ingest.clone()))
         .add_service(otlp_metrics_service(ingest.clone()))
         .add_service(otlp_logs_service(ingest.clone()))
+        .add_service(otlp_traces_service(ingest.clone()))
         .add_service(hindcast_query::io::grpc::query_service(engine.clone()))
         .add_service(hindcast_query::io::replay::replay_service(player, replay_catalog))
         .add_service(hindcast_alerting::io::grpc::alerts_service(meta.clone()))
