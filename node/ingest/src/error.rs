@@ -13,10 +13,11 @@ pub enum Protocol {
     Loki,
     Influx,
     Syslog,
+    Scrape,
 }
 
 impl Protocol {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Own,
         Self::OtlpMetrics,
         Self::OtlpLogs,
@@ -24,6 +25,7 @@ impl Protocol {
         Self::Loki,
         Self::Influx,
         Self::Syslog,
+        Self::Scrape,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -35,6 +37,7 @@ impl Protocol {
             Self::Loki => "loki",
             Self::Influx => "influx",
             Self::Syslog => "syslog",
+            Self::Scrape => "scrape",
         }
     }
 }
