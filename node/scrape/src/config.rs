@@ -816,14 +816,12 @@ scrape_configs:
         check(
             "scrape_configs:\n- job_name: a\n  static_configs: []\n  consul_sd_configs: []",
             expect![
-                "p.yml:4: scrape_configs[0]: consul_sd_configs is not supported here; take it out (targets come from static_configs and file_sd_configs)"
+                "p.yml:4: scrape_configs[0]: consul_sd_configs is not supported here: write such targets into files for file_sd_configs"
             ],
         );
         check(
             "scrape_configs:\n- job_name: a\n  proxy_url: x",
-            expect![
-                "p.yml:3: scrape_configs[0]: proxy_url is not supported here; take it out (targets come from static_configs and file_sd_configs)"
-            ],
+            expect!["p.yml:3: scrape_configs[0]: proxy_url is not supported here; take it out"],
         );
         check(
             "scrape_configs:\n- job_name: a\n  static_configs:\n  - target: [a]",
@@ -837,35 +835,31 @@ scrape_configs:
             p.yml:4: scrape_configs[0].relabel_configs: the regular expression "(" cannot be used: regex parse error:
                 (
                 ^
-            error: unclosed group at line 4 column 3"#]],
+            error: unclosed group"#]],
         );
         check(
             "scrape_configs:\n- job_name: a\n  scrape_interval: soon",
-            expect![[
-                r#"p.yml:3: scrape_configs[0].scrape_interval: "soon" is no length of time; write 15s or 1m30s at line 3 column 20"#
-            ]],
+            expect![[r#"p.yml:3: scrape_configs[0].scrape_interval: "soon" is no length of time; write 15s or 1m30s"#]],
         );
         check(
             "scrape_configs:\n- job_name: a\n  scheme: ftp",
-            expect![[
-                r#"p.yml:3: scrape_configs[0].scheme: the scheme "ftp" is not known; write http or https at line 3 column 11"#
-            ]],
+            expect![[r#"p.yml:3: scrape_configs[0].scheme: the scheme "ftp" is not known; write http or https"#]],
         );
         check(
             "scrape_configs:\n- job_name: a\n  file_sd_configs: [{files: ['*/a.yml']}]",
             expect![[
-                r#"p.yml:3: scrape_configs[0].file_sd_configs[0].files[0]: "*/a.yml": a * may stand in the last part of a path only at line 3 column 30"#
+                r#"p.yml:3: scrape_configs[0].file_sd_configs[0].files[0]: "*/a.yml": a * may stand in the last part of a path only"#
             ]],
         );
         check(
             "scrape_configs:\n- job_name: a\n  file_sd_configs: [{files: ['a.txt']}]",
             expect![[
-                r#"p.yml:3: scrape_configs[0].file_sd_configs[0].files[0]: "a.txt": such a file ends with .json, .yml or .yaml at line 3 column 30"#
+                r#"p.yml:3: scrape_configs[0].file_sd_configs[0].files[0]: "a.txt": such a file ends with .json, .yml or .yaml"#
             ]],
         );
         check(
             "scrape_configs: [",
-            expect!["p.yml:2: did not find expected node content at line 2 column 1, while parsing a flow node"],
+            expect!["p.yml:2: did not find expected node content"],
         );
     }
 
@@ -873,7 +867,7 @@ scrape_configs:
     fn what_is_wrong_with_a_whole_job_names_job_and_line() {
         check(
             "scrape_configs:\n- job_name: a\n- job_name: 'a'",
-            expect![[r#"p.yml:2: job "a": another job has this job_name; give each its own"#]],
+            expect![[r#"p.yml:3: job "a": another job has this job_name; give each its own"#]],
         );
         check(
             "scrape_configs:\n- scheme: http\n  job_name: \"a b\"\n  scrape_interval: 5s\n  scrape_timeout: 6s",

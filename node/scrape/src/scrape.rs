@@ -532,7 +532,7 @@ mod tests {
 
     #[test]
     fn the_end_of_a_target_ends_what_it_says_of_itself_too() {
-        let ((target, external), mut series, mut out) = (target(""), Series::default(), String::new());
+        let ((target, external), mut series, mut out) = (target(""), Series::default(), "at the end\n".to_owned());
         let page = Answer {
             body: b"m 1",
             format: Format::Prometheus,
@@ -542,6 +542,7 @@ mod tests {
         take(&target, &external, Ok(page), at, SpanNs::ZERO, &mut series);
         show(&end(&target, &external, series, TimestampNs::from_secs(2)), &mut out);
         expect![[r#"
+            at the end
               m{instance="a", job="j", site="s"} stale @2000
               up{instance="a", job="j", site="s"} stale @2000
               scrape_duration_seconds{instance="a", job="j", site="s"} stale @2000
