@@ -14,6 +14,7 @@ pub enum Protocol {
     Loki,
     Influx,
     Syslog,
+    Scrape,
 }
 
 impl Protocol {
@@ -26,6 +27,7 @@ impl Protocol {
         Self::Loki,
         Self::Influx,
         Self::Syslog,
+        Self::Scrape,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -38,6 +40,7 @@ impl Protocol {
             Self::Loki => "loki",
             Self::Influx => "influx",
             Self::Syslog => "syslog",
+            Self::Scrape => "scrape",
         }
     }
 }

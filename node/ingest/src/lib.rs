@@ -28,6 +28,7 @@ pub mod otlp;
 pub mod own;
 mod owners;
 pub mod remote_write;
+pub mod scraped;
 pub mod syslog;
 #[cfg(test)]
 pub(crate) mod testing;

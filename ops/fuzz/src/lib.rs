@@ -11,6 +11,7 @@ pub fn targets() -> impl Iterator<Item = &'static Target> {
         hindcast_raft::fuzz::TARGETS,
         hindcast_masking::fuzz::TARGETS,
         hindcast_ingest::fuzz::TARGETS,
+        hindcast_scrape::fuzz::TARGETS,
         hindcast_node::fuzz::TARGETS,
         languages::TARGETS,
     ];

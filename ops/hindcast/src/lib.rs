@@ -58,6 +58,8 @@ enum Command {
     Masking(cli::masking::MaskingArgs),
     /// Checks rule files.
     Rules(cli::rules::RulesArgs),
+    /// Shows what a Prometheus configuration would scrape.
+    Scrape(cli::scrape::ScrapeArgs),
     /// Shows nodes and Raft groups; adds, moves and removes nodes.
     Cluster(cli::cluster::ClusterArgs),
     /// Makes certificates: for a cluster, its nodes and its clients.
@@ -143,6 +145,7 @@ async fn run(command: Command) -> cli::Done {
         Command::Ticket(args) => cli::ticket::run(args).await,
         Command::Masking(args) => cli::masking::run(args).await,
         Command::Rules(args) => cli::rules::run(args).await,
+        Command::Scrape(args) => cli::scrape::run(args).await,
         Command::Cluster(args) => cli::cluster::run(args).await,
         Command::Cert(args) => cli::cert::run(args),
         Command::Storage(args) => cli::storage::run(args).await,

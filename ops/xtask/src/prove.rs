@@ -164,6 +164,12 @@ const PROOFS: &[Proof] = &[
         env: &[],
     },
     Proof {
+        name: "clients",
+        shows: "a real exporter is scraped: Debian's prometheus-node-exporter, read back in PromQL",
+        run: Run::ignored("hindcast-chaos", "process_scrape"),
+        env: &[],
+    },
+    Proof {
         name: "export",
         shows: "DuckDB reads back every bit of an export (python3 with duckdb; PYTHON names another one)",
         run: Run::ignored("hindcast-chaos", "process_export"),

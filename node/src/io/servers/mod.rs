@@ -12,6 +12,7 @@ mod grpc;
 mod http;
 #[cfg(test)]
 mod masking_tests;
+pub mod scrape;
 pub mod syslog;
 #[cfg(test)]
 mod tests;

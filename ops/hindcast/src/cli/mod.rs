@@ -10,6 +10,7 @@ pub mod masking;
 pub mod query;
 pub mod replay;
 pub mod rules;
+pub mod scrape;
 pub mod storage;
 pub mod ticket;
 

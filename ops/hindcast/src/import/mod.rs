@@ -15,6 +15,7 @@ pub mod jsonl;
 pub mod openmetrics;
 pub mod when;
 
+pub use hindcast_scrape::text::{BadLine, float};
 pub use io::run;
 
 use crate::agent::Endpoints;
@@ -105,26 +106,6 @@ pub enum Item {
         labels: Labels,
         entry: Entry,
     },
-}
-
-/// A line of a file that is not understood.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{why}")]
-pub struct BadLine {
-    pub why: String,
-}
-
-impl BadLine {
-    pub fn new(why: impl Into<String>) -> Self {
-        Self { why: why.into() }
-    }
-}
-
-/// A float as Prometheus writes it: `NaN`, `+Inf` and hexadecimal aside, what Rust reads.
-pub fn float(text: &str) -> Result<f64, BadLine> {
-    // Rust reads "inf", "infinity" and "nan" in any case and with a sign, as Go does.
-    text.parse()
-        .map_err(|_| BadLine::new(format!("{text:?} is not a number")))
 }
 
 /// Labels of a line: its own, and those given for all where it has none.

@@ -1,128 +1,35 @@
-//! One line of a Prometheus or OpenMetrics text page.
+//! One line of a Prometheus or OpenMetrics text page in a file.
 //!
-//! Pure. A line is `name{label="value",…} value [timestamp] [# exemplar]`; names may stand quoted inside the braces.
-//! Timestamps are milliseconds (Prometheus) or seconds (OpenMetrics): told apart by size (`when`). Exemplars are left
-//! out. `#T <unix ms>` begins a page of that time; every other line that starts with `#` is a comment here, since
-//! types and help texts do not change what is stored.
+//! Pure. Lines are read as those of a scrape ([`hindcast_scrape::text`]). Timestamps are milliseconds (Prometheus) or seconds
+//! (OpenMetrics): told apart by size (`when`), since a file may be of either. `#T <unix ms>` begins a page of that time; every
+//! other line that starts with `#` is a comment here.
 
-use super::{BadLine, Item, float, when};
+use super::{BadLine, Item, when};
 use hindcast_model::Labels;
-use hindcast_model::labels::METRIC_NAME;
+use hindcast_scrape::text::{self, Line, SampleLine};
 
 pub fn parse(line: &str) -> Result<Item, BadLine> {
     let line = line.trim();
     if let Some(page) = line.strip_prefix("#T ") {
         return Ok(Item::PageTime(when::time_ms(page)?));
     }
-    if line.is_empty() || line.starts_with('#') {
-        return Ok(Item::Nothing);
-    }
-    let name_end = line.find(['{', ' ', '\t']).ok_or_else(|| BadLine::new("no value"))?;
-    let (name, rest) = line.split_at(name_end);
-    let mut pairs = vec![];
-    if !name.is_empty() {
-        pairs.push((METRIC_NAME.to_owned(), metric_name(name)?.to_owned()));
-    }
-    let rest = match rest.trim_start().strip_prefix('{') {
-        Some(inside) => labels(inside, &mut pairs)?,
-        None => rest,
-    };
-    if !pairs.iter().any(|(n, _)| n == METRIC_NAME) {
-        return Err(BadLine::new("no metric name"));
-    }
-    let mut words = rest.split_whitespace();
-    let value = float(words.next().ok_or_else(|| BadLine::new("no value"))?)?;
-    let at_ms = match words.next() {
-        None | Some("#") => None,
-        Some(t) => {
-            if words.next().is_some_and(|w| w != "#") {
-                return Err(BadLine::new("more than a value and a timestamp"));
-            }
-            let ns = when::number_ns(t).ok_or_else(|| BadLine::new(format!("{t:?} is not a timestamp")))?;
-            Some(ns.div_euclid(1_000_000))
-        }
-    };
-    Ok(Item::Sample {
-        labels: Labels::new(pairs),
-        at_ms,
-        value,
-    })
-}
-
-fn metric_name(name: &str) -> Result<&str, BadLine> {
-    let fits = |(i, c): (usize, char)| c.is_ascii_alphabetic() || c == '_' || c == ':' || i > 0 && c.is_ascii_digit();
-    if name.char_indices().all(fits) {
-        return Ok(name);
-    }
-    Err(BadLine::new(format!("{name:?} is not a metric name")))
-}
-
-/// Reads up to and with the closing brace; gives what follows.
-fn labels<'a>(mut rest: &'a str, pairs: &mut Vec<(String, String)>) -> Result<&'a str, BadLine> {
-    let open = || BadLine::new("the labels do not end");
-    loop {
-        rest = rest.trim_start();
-        if let Some(after) = rest.strip_prefix('}') {
-            return Ok(after);
-        }
-        let (name, after) = match rest.strip_prefix('"') {
-            Some(quoted) => {
-                let (name, after) = text(quoted)?;
-                (name, after.trim_start())
-            }
-            None => {
-                let end = rest.find('=').ok_or_else(open)?;
-                let name = rest[..end].trim();
-                if name.is_empty() || metric_name(name).is_err() {
-                    return Err(BadLine::new(format!("{name:?} is not a label name")));
+    match text::parse(line)? {
+        Line::Nothing | Line::End => Ok(Item::Nothing),
+        Line::Sample(SampleLine { pairs, value, stamp }) => {
+            let at_ms = match stamp {
+                None => None,
+                Some(t) => {
+                    let ns = when::number_ns(t).ok_or_else(|| BadLine::new(format!("{t:?} is not a timestamp")))?;
+                    Some(ns.div_euclid(1_000_000))
                 }
-                (name.to_owned(), &rest[end..])
-            }
-        };
-        rest = match after.strip_prefix('=') {
-            Some(value) => {
-                let quoted = value.trim_start().strip_prefix('"');
-                let quoted = quoted.ok_or_else(|| BadLine::new(format!("the value of {name:?} is not quoted")))?;
-                let (value, after) = text(quoted)?;
-                if pairs.iter().any(|(n, _)| *n == name) {
-                    return Err(BadLine::new(format!("label {name:?} is given twice")));
-                }
-                pairs.push((name, value));
-                after.trim_start()
-            }
-            // A quoted text alone is the metric's name.
-            None if pairs.iter().all(|(n, _)| n != METRIC_NAME) => {
-                pairs.push((METRIC_NAME.to_owned(), name));
-                after
-            }
-            None => return Err(BadLine::new("a second metric name")),
-        };
-        if let Some(after) = rest.strip_prefix(',') {
-            rest = after;
-        } else if !rest.starts_with('}') {
-            return Err(open());
+            };
+            Ok(Item::Sample {
+                labels: Labels::new(pairs),
+                at_ms,
+                value,
+            })
         }
     }
-}
-
-/// A quoted text after its first quote, and what follows its last one.
-fn text(quoted: &str) -> Result<(String, &str), BadLine> {
-    let mut out = String::new();
-    let mut chars = quoted.char_indices();
-    while let Some((i, c)) = chars.next() {
-        match c {
-            '"' => return Ok((out, &quoted[i + 1..])),
-            '\\' => match chars.next() {
-                Some((_, 'n')) => out.push('\n'),
-                Some((_, c @ ('\\' | '"'))) => out.push(c),
-                // As Prometheus: an unknown escape stays as it is.
-                Some((_, c)) => out.extend(['\\', c]),
-                None => break,
-            },
-            c => out.push(c),
-        }
-    }
-    Err(BadLine::new("a quote is not closed"))
 }
 
 #[cfg(test)]

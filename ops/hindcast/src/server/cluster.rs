@@ -10,6 +10,7 @@ use hindcast_masking::InForce;
 use hindcast_model::{GroupId, NodeId};
 use hindcast_node::disk_guard::DiskState;
 use hindcast_node::io::node::Node;
+use hindcast_node::io::servers::scrape::Scraper;
 use hindcast_node::io::servers::syslog::SyslogStats;
 use hindcast_node::io::servers::{IngestCounters, IngestState};
 use hindcast_node::io::tls::Tls;
@@ -41,6 +42,7 @@ pub struct View {
     pub(super) requests: Arc<Requests>,
     pub(super) sends: Sends,
     pub(super) masks: Arc<InForce>,
+    pub(super) scraper: Option<Scraper>,
 }
 
 impl View {
@@ -71,7 +73,12 @@ impl View {
             requests,
             sends,
             masks: ingest.masking.clone(),
+            scraper: None,
         }
+    }
+
+    pub fn with_scraper(self, scraper: Option<Scraper>) -> Self {
+        Self { scraper, ..self }
     }
 
     async fn nodes(&self) -> Vec<v1::NodeStatus> {

@@ -32,6 +32,8 @@ const KEEP_DEFAULT: &str = "30d";
       by domain, by tenant, by both
   hindcast server --data-dir d --syslog-listen 'udp://0.0.0.0:5514?zone=Asia/Seoul&from=10.0.0.0/8,tcp://0.0.0.0:5514'
       takes syslog of the network 10.0.0.0/8 by UDP, and of anybody by TCP
+  hindcast server --data-dir d --scrape-config prometheus.yml
+      scrapes what the file names; `hindcast scrape check prometheus.yml` shows it before
   hindcast server --data-dir d --retention 1y --cold-store s3://bucket/prefix --cold-after 30d
       files whose newest row is older than 30 days go to a bucket; AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION
       and AWS_ENDPOINT say how to reach it")]
@@ -115,6 +117,10 @@ pub struct ServerArgs {
     #[arg(long, env = "HINDCAST_SYSLOG_LISTEN", value_name = "URL", value_delimiter = ',')]
     #[serde(deserialize_with = "listeners")]
     pub syslog_listen: Vec<String>,
+    /// A Prometheus configuration (`scrape_configs`, static_configs and file_sd_configs): what this cluster scrapes. Give all nodes the
+    /// same file; they share the targets.
+    #[arg(long, env = "HINDCAST_SCRAPE_CONFIG", value_name = "FILE")]
+    pub scrape_config: Option<PathBuf>,
     /// Where files of old rows go: file:///an/absolute/folder or s3://bucket/prefix. Every node has its own part of it.
     #[arg(long, env = "HINDCAST_COLD_STORE", value_name = "URL")]
     pub cold_store: Option<String>,
@@ -244,6 +250,8 @@ pub struct ServerConfig {
     pub memory_limit: Option<u64>,
     pub cold: Option<ColdConfig>,
     pub syslog: Vec<Listen>,
+    /// What is scraped: a Prometheus configuration.
+    pub scrape: Option<PathBuf>,
     /// Of the client port; `None`: without TLS.
     pub tls: Option<TlsFiles>,
     /// Of the peer port; `None`: without TLS, or there are no peers.
@@ -346,6 +354,7 @@ impl ServerArgs {
             } else {
                 self.syslog_listen
             },
+            scrape_config: self.scrape_config.or(file.scrape_config),
             cold_store: self.cold_store.or(file.cold_store),
             cold_after: self.cold_after.or(file.cold_after),
             cold_cache_bytes: self.cold_cache_bytes.or(file.cold_cache_bytes),
@@ -392,6 +401,7 @@ impl ServerArgs {
             routes: self.routes,
             retention,
             syslog,
+            scrape: self.scrape_config,
             file: self.config,
             masking: self.masking,
             disk_reserve: self

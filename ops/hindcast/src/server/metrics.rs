@@ -233,6 +233,81 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "What each retention policy let go on this node since it started, about for bytes.",
     ),
     (
+        "hindcast_scrape_bodies_bytes",
+        "gauge",
+        "Bytes of scraped pages that are held until they are stored.",
+    ),
+    (
+        "hindcast_scrape_doubled_samples_total",
+        "counter",
+        "Samples of scrapes whose series had one at the same time already; the first one stays.",
+    ),
+    (
+        "hindcast_scrape_failed_total",
+        "counter",
+        "Scrapes that failed; /api/v1/targets says why.",
+    ),
+    (
+        "hindcast_scrape_file_failures_total",
+        "counter",
+        "Times that a file of targets could not be used; its targets stay as they were.",
+    ),
+    (
+        "hindcast_scrape_forgotten_total",
+        "counter",
+        "Scrapes whose series get no staleness markers, because too many series are remembered.",
+    ),
+    (
+        "hindcast_scrape_lost_samples_total",
+        "counter",
+        "Samples of scrapes that are lost, because they could not be stored, also the second time.",
+    ),
+    (
+        "hindcast_scrape_reload_failures_total",
+        "counter",
+        "Times that a scrape configuration was refused at a reload.",
+    ),
+    (
+        "hindcast_scrape_retries_total",
+        "counter",
+        "Times that samples of a scrape had to be written again.",
+    ),
+    (
+        "hindcast_scrape_scrapes_total",
+        "counter",
+        "Scrapes that this node made.",
+    ),
+    (
+        "hindcast_scrape_series",
+        "gauge",
+        "Series that are remembered of the last scrapes.",
+    ),
+    (
+        "hindcast_scrape_sharing_nodes",
+        "gauge",
+        "Nodes that share the targets that this node knows, this one included.",
+    ),
+    (
+        "hindcast_scrape_skipped_total",
+        "counter",
+        "Instants at which a target was not scraped, because its last scrape was still under way.",
+    ),
+    (
+        "hindcast_scrape_stale_markers_total",
+        "counter",
+        "Staleness markers that were written.",
+    ),
+    (
+        "hindcast_scrape_targets",
+        "gauge",
+        "Targets that this node knows, by state: up, down and unknown are its own, others are other nodes', dropped by relabeling, bad cannot be used.",
+    ),
+    (
+        "hindcast_scrape_under_way",
+        "gauge",
+        "Scrapes under way; the bound is 512.",
+    ),
+    (
         "hindcast_scrub_bytes_total",
         "counter",
         "Bytes of files that the background scrub has read and found as they were written.",
@@ -535,6 +610,7 @@ impl View {
             kinds.map(row)
         });
         out.put("hindcast_retention_dropped_total", rows.collect());
+        self.put_scraping(&mut out);
         let counts = self.masks.counts();
         let masked = counts.by_type().into_iter();
         let masked = masked.map(|(name, n)| (format!("{{type={name:?}}}"), n as f64));
@@ -634,6 +710,44 @@ impl View {
         out.put("hindcast_queue_bytes", held);
         out.put("hindcast_queue_bytes_max", bounds);
         out.put("hindcast_queue_dropped_total", dropped);
+    }
+
+    fn put_scraping(&self, out: &mut Exposition) {
+        let Some(scraper) = &self.scraper else {
+            // Named all the same, so that whoever looks for one finds it.
+            let own = METRICS.iter().map(|(name, ..)| *name);
+            return own
+                .filter(|n| n.starts_with("hindcast_scrape_"))
+                .for_each(|name| out.put(name, vec![]));
+        };
+        let (of, gauges) = (scraper.stats(), scraper.gauges());
+        let mut plain = |name: &str, value: f64| out.put(name, vec![(String::new(), value)]);
+        let count = |n: &std::sync::atomic::AtomicU64| n.load(Relaxed) as f64;
+        plain("hindcast_scrape_bodies_bytes", gauges.bodies_bytes as f64);
+        plain("hindcast_scrape_doubled_samples_total", count(&of.doubled_samples));
+        plain("hindcast_scrape_failed_total", count(&of.failed));
+        plain("hindcast_scrape_file_failures_total", gauges.file_failures as f64);
+        plain("hindcast_scrape_forgotten_total", gauges.forgotten as f64);
+        plain("hindcast_scrape_lost_samples_total", count(&of.lost_samples));
+        plain("hindcast_scrape_reload_failures_total", count(&of.reload_failures));
+        plain("hindcast_scrape_retries_total", count(&of.retried));
+        plain("hindcast_scrape_scrapes_total", count(&of.scrapes));
+        plain("hindcast_scrape_series", gauges.series as f64);
+        plain("hindcast_scrape_sharing_nodes", gauges.sharing as f64);
+        plain("hindcast_scrape_skipped_total", gauges.skipped as f64);
+        plain("hindcast_scrape_stale_markers_total", count(&of.stale_markers));
+        plain("hindcast_scrape_under_way", gauges.under_way as f64);
+        let own = gauges.up + gauges.down + gauges.unknown;
+        let by_state = [
+            ("up", gauges.up as f64),
+            ("down", gauges.down as f64),
+            ("unknown", gauges.unknown as f64),
+            ("others", gauges.targets.saturating_sub(own) as f64),
+            ("dropped", gauges.dropped_targets as f64),
+            ("bad", gauges.bad_targets as f64),
+        ];
+        let rows = by_state.map(|(state, n)| (format!("{{state=\"{state}\"}}"), n));
+        out.put("hindcast_scrape_targets", rows.to_vec());
     }
 
     fn put_admission(&self, out: &mut Exposition) {

@@ -10,6 +10,7 @@ mod maintain;
 pub mod masking;
 mod metrics;
 mod rules;
+pub mod scrape;
 mod serve;
 pub mod shards;
 
@@ -25,6 +26,7 @@ use hindcast_itsm::DeskPart;
 use hindcast_model::NodeId;
 use hindcast_node::io::cold::ObjectCold;
 use hindcast_node::io::node::{Node, NodeCold, NodeConfig};
+use hindcast_node::io::servers::scrape::{self as scraping, Scraper};
 use hindcast_node::io::servers::syslog::{Bound, Bounds, Syslog};
 use hindcast_node::io::servers::{
     IngestState, ingest_router, ingest_service, otlp_logs_service, otlp_metrics_service, otlp_traces_service,
@@ -89,10 +91,21 @@ async fn bind_syslog(config: &ServerConfig) -> Result<Vec<Bound>, Failure> {
     Ok(bound)
 }
 
-/// Batches of syslog are numbered anew with each start, so each start has a name of its own.
-fn syslog_writer(node: NodeId) -> Result<String, Failure> {
+/// Batches of syslog and of scrapes are numbered anew with each start, so each start has a name of its own.
+fn writer_of(what: &str, node: NodeId) -> Result<String, Failure> {
     let mut rng = os_rng().map_err(|e| Failure::no(format!("the machine gives no random numbers: {e}")))?;
-    Ok(format!("hindcast/syslog/{node}/{:016x}", rng.next_u64()))
+    Ok(format!("hindcast/{what}/{node}/{:016x}", rng.next_u64()))
+}
+
+fn load_scrape(config: &ServerConfig) -> Result<Option<scraping::Loaded>, scraping::LoadError> {
+    let loaded = config.scrape.as_deref().map(scraping::load).transpose()?;
+    for warning in loaded.iter().flat_map(|l| &l.config.warnings) {
+        tracing::warn!(
+            "{}: {warning}",
+            config.scrape.as_deref().unwrap_or("".as_ref()).display()
+        );
+    }
+    Ok(loaded)
 }
 
 fn announce_syslog(bound: &[Bound], config: &ServerConfig) {
@@ -112,6 +125,7 @@ fn announce_syslog(bound: &[Bound], config: &ServerConfig) {
 pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> Done {
     // A broken file is found before anything is opened.
     let files = rules::read(&config).map_err(|e| Failure::usage(e.to_string()))?;
+    let scrape = load_scrape(&config).map_err(|e| Failure::usage(e.to_string()))?;
     let open = |files: &Option<TlsFiles>, port| {
         let opened = files.clone().map(|f| Tls::open(f, port, Arc::new(SystemClock::new())));
         opened.transpose().map_err(|e| Failure::usage(e.to_string()))
@@ -180,8 +194,20 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         ingest: ingest.clone(),
         stats: Arc::default(),
         tls: tls.clone(),
-        writer: syslog_writer(node.id())?,
+        writer: writer_of("syslog", node.id())?,
         bounds: Bounds::default(),
+    };
+    let scraper = match scrape {
+        None => None,
+        Some(loaded) => Some(Scraper::new(
+            loaded,
+            ingest.clone(),
+            config.has_peers().then(|| node.peers.clone()),
+            node.id(),
+            // Of the cluster: all nodes agree on when a target is due.
+            Arc::new(node.meta.clone()),
+            writer_of("scrape", node.id())?,
+        )),
     };
     let player = Arc::new(Player::new(engine.clone(), shards.clone()));
     let replay_catalog = Arc::new(Catalog {
@@ -197,7 +223,8 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         tls.clone(),
         requests.clone(),
         sends,
-    );
+    )
+    .with_scraper(scraper.clone());
 
     let maintenance = view.maintenance.clone();
     tokio::spawn(maintenance.clone().look_at_suspects(node.clone()));
@@ -239,6 +266,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let reload_config = config.clone();
     let reload_meta = meta.clone();
     let reload_masks = masks.clone();
+    let reload_scraper = scraper.clone();
     let http = axum::Router::new()
         .merge(ingest_router(ingest))
         .merge(hindcast_query::io::http::prometheus_router(engine.clone()))
@@ -247,9 +275,10 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         .merge(hindcast_itsm::router(meta))
         .merge(cluster::router(view))
         .merge(masking::router(masks))
+        .merge(scrape::router(scraper.clone()))
         .route(
             "/-/reload",
-            axum::routing::post(move || reload(reload_config, reload_meta, reload_masks)),
+            axum::routing::post(move || reload(reload_config, reload_meta, reload_masks, reload_scraper)),
         )
         .fallback(serve::web)
         .layer(admit);
@@ -262,6 +291,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let (end, ended) = watch::channel(false);
     let clients = client_threads()?;
     let taking_syslog = clients.spawn(syslog.serve(syslog_bound, ended.clone()));
+    let scraping = scraper.map(|s| clients.spawn(s.run(ended.clone())));
     let serving = clients.spawn(serve::serve(listener, tls, grpc, http, ended));
     let mut removed = node.peers.removed();
     let failure = tokio::select! {
@@ -279,6 +309,9 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let _ = end.send(true);
     let _ = serving.await;
     let _ = taking_syslog.await;
+    if let Some(scraping) = scraping {
+        let _ = scraping.await;
+    }
     clients.shutdown_background();
     node.raft.shutdown();
     match failure {
@@ -344,11 +377,12 @@ fn announce(config: &ServerConfig, node: NodeId, address: std::net::SocketAddr) 
     }
 }
 
-/// Masking is this node's own affair and comes into force at once; rules and routes are the cluster's.
+/// Masking and what is scraped are this node's own affair and come into force at once; rules and routes are the cluster's.
 async fn reload(
     config: ServerConfig,
     meta: Arc<dyn Meta>,
     masks: Arc<hindcast_masking::InForce>,
+    scraper: Option<Scraper>,
 ) -> (axum::http::StatusCode, String) {
     use axum::http::StatusCode;
     let unchanged = |e: &dyn std::fmt::Display| {
@@ -358,6 +392,13 @@ async fn reload(
     let commands = match rules::read(&config) {
         Ok(commands) => commands,
         Err(e) => return unchanged(&e),
+    };
+    let scrape = match load_scrape(&config) {
+        Ok(scrape) => scrape,
+        Err(e) => {
+            scraper.iter().for_each(Scraper::reload_failed);
+            return unchanged(&e);
+        }
     };
     if let Some(file) = &config.file {
         let before = masks.current();
@@ -370,16 +411,19 @@ async fn reload(
             tracing::warn!("masking is off from now on: lines are stored as they come");
         }
     }
+    if let (Some(scraper), Some(loaded)) = (&scraper, scrape) {
+        scraper.replace(loaded);
+    }
     match rules::replace(&*meta, &config, commands).await {
         Ok(()) => {
-            tracing::info!("rules, routes and masking are as the files say");
-            let said = "reloaded: rules, routes and masking; what else the file says needs a restart\n";
+            tracing::info!("rules, routes, masking and targets are as the files say");
+            let said = "reloaded: rules, routes, masking and targets; what else the file says needs a restart\n";
             (StatusCode::OK, said.to_owned())
         }
         Err(e) => (
             StatusCode::SERVICE_UNAVAILABLE,
             format!(
-                "{e}\nmasking is as the file says; rules and routes are as they were, or partly new: reload again\n"
+                "{e}\nmasking and targets are as the files say; rules and routes are as they were, or partly new: reload again\n"
             ),
         ),
     }

@@ -1,0 +1,602 @@
+//! Which target is due, and which node's it is.
+//!
+//! Pure: targets, other nodes and the time in; tasks out. A target is due at the same instants on every node: multiples of
+//! its interval, shifted by its key, so that the targets of a job do not all come at once.
+//!
+//! Of nodes that know the same targets each takes its share: a target belongs to the one that ranks highest for it
+//! (rendezvous hashing), so that the loss of a node moves its targets and no others. A node that knows other targets, or was
+//! not heard of for [`HEARD_SPAN`], is not counted on: what may be its is scraped here. So a target may be scraped twice for
+//! a while, at the same times into the same series, and is never left out.
+//!
+//! Invariants
+//! - One scrape of a target at a time; an instant that comes meanwhile is skipped and counted.
+//! - A target that is gone gets its staleness markers when it would have been due next, unless it came back before.
+//! - A target that is another node's now gets no markers from this one.
+
+use crate::scrape::Series;
+use crate::target::{self, Target};
+use hindcast_model::{NodeId, SpanNs, TimestampNs};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// How long a node's word holds that it scrapes.
+pub const HEARD_SPAN: SpanNs = SpanNs::from_secs(4);
+/// A sample that is later than its instant by no more than this, and by no more than a hundredth of the interval, bears the instant.
+pub const SNAP_MAX: SpanNs = SpanNs::from_ms(2);
+/// Series that are remembered of all targets' last scrapes. A scrape beyond it is stored, and its series get no markers.
+pub const SERIES_MAX: usize = 5_000_000;
+/// Of an error that is kept.
+pub const ERROR_CHARS_MAX: usize = 300;
+
+/// How the last scrape went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Last {
+    pub at: TimestampNs,
+    pub took: SpanNs,
+    pub error: Option<String>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    target: Arc<Target>,
+    due: TimestampNs,
+    /// `None` while a scrape is under way, which has it.
+    series: Option<Series>,
+    is_leaving: bool,
+    last: Option<Last>,
+}
+
+/// Something to do now.
+#[derive(Debug)]
+pub struct Task {
+    pub target: Arc<Target>,
+    /// The instant at which it was due.
+    pub due: TimestampNs,
+    pub series: Series,
+    /// Not scraped any more: its series end.
+    pub is_over: bool,
+}
+
+/// A target as it is told.
+#[derive(Clone, Debug)]
+pub struct Told {
+    pub target: Arc<Target>,
+    pub last: Option<Last>,
+    /// Whose it is.
+    pub node: NodeId,
+}
+
+/// All targets that a node knows.
+#[derive(Debug)]
+pub struct Pool {
+    me: NodeId,
+    entries: BTreeMap<u64, Entry>,
+    queue: BTreeSet<(TimestampNs, u64)>,
+    digest: u64,
+    /// What other nodes said last, and when (monotonic time).
+    heard: BTreeMap<NodeId, (u64, SpanNs)>,
+    sharing: Vec<NodeId>,
+    /// Instants that passed because a scrape was still under way.
+    pub skipped: u64,
+    /// Scrapes whose series are not remembered, because there are too many.
+    pub forgotten: u64,
+    remembered: usize,
+    series_max: usize,
+}
+
+/// The first instant of a target's grid after `now`.
+pub fn next_due(key: u64, interval: SpanNs, now: TimestampNs) -> TimestampNs {
+    // Whole milliseconds: what samples can say.
+    let interval = i64::try_from(interval.as_ms()).unwrap_or(i64::MAX).max(1);
+    let shift = (key % interval.unsigned_abs()) as i64;
+    let now = now.as_ms();
+    let passed = (now - shift).div_euclid(interval);
+    TimestampNs::from_ms((passed + 1) * interval + shift)
+}
+
+/// The time that samples of a scrape bear that was due and began.
+pub fn sample_time(due: TimestampNs, began: TimestampNs, interval: SpanNs) -> TimestampNs {
+    let tolerance = SNAP_MAX.min(SpanNs(interval.0 / 100));
+    match began >= due && began.since(due) <= tolerance {
+        true => due,
+        false => began.floor_ms(),
+    }
+}
+
+/// Of these nodes, the one that ranks highest.
+fn owner(key: u64, nodes: &[NodeId]) -> Option<NodeId> {
+    let rank = |node: &NodeId| {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&key.to_le_bytes());
+        bytes[8..].copy_from_slice(&node.0.to_le_bytes());
+        (xxh3_64(&bytes), *node)
+    };
+    nodes.iter().copied().max_by_key(rank)
+}
+
+impl Pool {
+    pub fn new(me: NodeId) -> Self {
+        Self {
+            me,
+            entries: BTreeMap::new(),
+            queue: BTreeSet::new(),
+            digest: target::digest([].iter()),
+            heard: BTreeMap::new(),
+            sharing: vec![me],
+            skipped: 0,
+            forgotten: 0,
+            remembered: 0,
+            series_max: SERIES_MAX,
+        }
+    }
+
+    /// What is told to other nodes.
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.values().filter(|e| !e.is_leaving).count()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Puts targets in force. Those that stay keep their series and their place in time.
+    pub fn set_targets(&mut self, targets: Vec<Arc<Target>>, now: TimestampNs) {
+        let mut before: BTreeSet<u64> = self.entries.keys().copied().collect();
+        for target in targets {
+            let key = target.key;
+            before.remove(&key);
+            match self.entries.get_mut(&key) {
+                Some(entry) => {
+                    let is_new_time = entry.target.interval != target.interval;
+                    (entry.target, entry.is_leaving) = (target, false);
+                    if is_new_time {
+                        let due = next_due(key, entry.target.interval, now);
+                        self.queue.remove(&(entry.due, key));
+                        self.queue.insert((due, key));
+                        entry.due = due;
+                    }
+                }
+                None => {
+                    let due = next_due(key, target.interval, now);
+                    self.queue.insert((due, key));
+                    let series = Some(Series::default());
+                    let entry = Entry {
+                        target,
+                        due,
+                        series,
+                        is_leaving: false,
+                        last: None,
+                    };
+                    self.entries.insert(key, entry);
+                }
+            }
+        }
+        for key in before {
+            if let Some(entry) = self.entries.get_mut(&key) {
+                entry.is_leaving = true;
+            }
+        }
+        let known = self.entries.iter().filter(|(_, e)| !e.is_leaving);
+        self.digest = target::digest(known.map(|(key, _)| key));
+    }
+
+    /// Another node said that it scrapes, and by its digest what.
+    pub fn hear(&mut self, node: NodeId, digest: u64, at: SpanNs) {
+        self.heard.insert(node, (digest, at));
+    }
+
+    /// Decides anew with whom the targets are shared. How many others know other targets comes back.
+    pub fn share(&mut self, now: SpanNs) -> usize {
+        self.heard
+            .retain(|_, (_, at)| now.0.saturating_sub(at.0) <= HEARD_SPAN.0);
+        let same = self.heard.iter().filter(|(_, (digest, _))| *digest == self.digest);
+        self.sharing = same.map(|(node, _)| *node).chain([self.me]).collect();
+        self.heard.len() + 1 - self.sharing.len()
+    }
+
+    pub fn sharing(&self) -> &[NodeId] {
+        &self.sharing
+    }
+
+    fn owner(&self, key: u64) -> NodeId {
+        owner(key, &self.sharing).unwrap_or(self.me)
+    }
+
+    /// When there may be something to do.
+    pub fn next_at(&self) -> Option<TimestampNs> {
+        self.queue.first().map(|(due, _)| *due)
+    }
+
+    /// What is due, at most `tasks_max` of it; each is given once.
+    pub fn due(&mut self, now: TimestampNs, tasks_max: usize) -> Vec<Task> {
+        let mut tasks = vec![];
+        while tasks.len() < tasks_max
+            && let Some((due, key)) = self.queue.first().copied().filter(|(due, _)| *due <= now)
+        {
+            self.queue.remove(&(due, key));
+            let is_ours = self.owner(key) == self.me;
+            let Some(entry) = self.entries.get_mut(&key) else {
+                continue;
+            };
+            let next = next_due(key, entry.target.interval, now);
+            entry.due = next;
+            match (entry.is_leaving, entry.series.as_mut()) {
+                (true, Some(series)) => {
+                    let (series, target) = (std::mem::take(series), entry.target.clone());
+                    self.remembered -= series.len();
+                    self.entries.remove(&key);
+                    if !series.is_empty() {
+                        tasks.push(Task {
+                            target,
+                            due,
+                            series,
+                            is_over: true,
+                        });
+                    }
+                    continue;
+                }
+                (false, Some(series)) if !is_ours => {
+                    self.remembered -= std::mem::take(series).len();
+                    entry.last = None;
+                }
+                (false, Some(series)) => {
+                    let series = std::mem::take(series);
+                    self.remembered -= series.len();
+                    entry.series = None;
+                    tasks.push(Task {
+                        target: entry.target.clone(),
+                        due,
+                        series,
+                        is_over: false,
+                    });
+                }
+                (_, None) => self.skipped += 1,
+            }
+            self.queue.insert((next, key));
+        }
+        tasks
+    }
+
+    /// A scrape ended.
+    pub fn finish(&mut self, key: u64, series: Series, last: Last) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            let series = match self.remembered + series.len() > self.series_max {
+                false => series,
+                true => {
+                    self.forgotten += 1;
+                    Series::from_iter([])
+                }
+            };
+            self.remembered += series.len();
+            entry.series = Some(series);
+            entry.last = Some(Last {
+                error: last.error.map(|e| e.chars().take(ERROR_CHARS_MAX).collect()),
+                ..last
+            });
+        }
+    }
+
+    /// What is known of each target, in the order of jobs and addresses.
+    pub fn told(&self) -> Vec<Told> {
+        let known = self.entries.iter().filter(|(_, e)| !e.is_leaving);
+        let mut told: Vec<_> = known
+            .map(|(key, e)| Told {
+                target: e.target.clone(),
+                last: e.last.clone(),
+                node: self.owner(*key),
+            })
+            .collect();
+        told.sort_by(|a, b| (&a.target.job.name, &a.target.url).cmp(&(&b.target.job.name, &b.target.url)));
+        told
+    }
+
+    /// Targets of this node, by whether the last scrape went well; those that were not scraped yet come last.
+    pub fn health(&self) -> (usize, usize, usize) {
+        let (mut up, mut down, mut unknown) = (0, 0, 0);
+        for (key, entry) in self.entries.iter().filter(|(_, e)| !e.is_leaving) {
+            match &entry.last {
+                _ if self.owner(*key) != self.me => {}
+                None => unknown += 1,
+                Some(Last { error: None, .. }) => up += 1,
+                Some(_) => down += 1,
+            }
+        }
+        (up, down, unknown)
+    }
+
+    /// Series that are remembered from scrapes, of all targets.
+    pub fn series(&self) -> usize {
+        self.remembered
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::{Expect, expect};
+    use hindcast_model::Labels;
+    use proptest::prelude::*;
+    use std::fmt::Write;
+
+    fn targets(names: &str, interval: &str) -> Vec<Arc<Target>> {
+        let list: Vec<_> = names.split_whitespace().map(|n| format!("'{n}'")).collect();
+        let yaml = format!(
+            "scrape_configs: [{{job_name: j, scrape_interval: {interval}, static_configs: [{{targets: [{}]}}]}}]",
+            list.join(",")
+        );
+        let job = Arc::new(crate::config::parse("f", &yaml).unwrap().jobs.remove(0));
+        target::find(&job, &job.groups, 1000).active
+    }
+
+    fn one_series() -> Series {
+        Series::from_iter([Labels::from_pairs([("__name__", "m")])])
+    }
+
+    /// `SECONDS.MS do …`: `targets a b`, `every 10s a b`, `due`, `finish a`, `hear 2`, `hear-other 2`, `share`.
+    fn check(script: &str, expect: Expect) {
+        let (mut pool, mut out) = (Pool::new(NodeId(1)), String::new());
+        for line in script.lines().map(str::trim).filter(|l| !l.is_empty()) {
+            let mut words = line.splitn(3, ' ');
+            let at: f64 = words.next().unwrap().parse().unwrap();
+            let (now, what, rest) = (
+                TimestampNs::from_ms((at * 1000.0) as i64),
+                words.next().unwrap(),
+                words.next().unwrap_or_default(),
+            );
+            let mono = SpanNs(now.0.unsigned_abs());
+            let mut said = String::new();
+            match what {
+                "targets" => pool.set_targets(targets(rest, "10s"), now),
+                "every" => {
+                    let (interval, names) = rest.split_once(' ').unwrap();
+                    pool.set_targets(targets(names, interval), now);
+                }
+                "due" => {
+                    for task in pool.due(now, usize::MAX) {
+                        let over = if task.is_over { " over" } else { "" };
+                        let instance = task.target.labels.get("instance").unwrap().to_owned();
+                        write!(said, " {instance}@{}{over}", task.due.as_ms()).unwrap();
+                    }
+                    write!(said, " skipped {}", pool.skipped).unwrap();
+                }
+                "finish" => {
+                    let key = targets(rest, "10s")[0].key;
+                    let last = Last {
+                        at: now,
+                        took: SpanNs::ZERO,
+                        error: None,
+                    };
+                    pool.finish(key, one_series(), last);
+                }
+                "hear" => pool.hear(NodeId(rest.parse().unwrap()), pool.digest(), mono),
+                "hear-other" => pool.hear(NodeId(rest.parse().unwrap()), 7, mono),
+                "share" => {
+                    let others = pool.share(mono);
+                    let told = pool.told();
+                    let whose: Vec<_> = told
+                        .iter()
+                        .map(|t| format!("{}:{}", t.target.labels.get("instance").unwrap(), t.node.0))
+                        .collect();
+                    write!(said, " {} others, {}", others, whose.join(" ")).unwrap();
+                }
+                other => panic!("{other}"),
+            }
+            writeln!(out, "{line} ->{said}").unwrap();
+        }
+        expect.assert_eq(&out);
+    }
+
+    #[test]
+    fn a_target_is_due_once_in_each_interval_at_its_own_time() {
+        check(
+            "
+            0 targets a b c
+            5 due
+            10 due
+            11 finish a
+            12 finish b
+            20 due
+            ",
+            expect![[r#"
+                0 targets a b c ->
+                5 due -> skipped 0
+                10 due -> b@5370 c@5481 a@8429 skipped 0
+                11 finish a ->
+                12 finish b ->
+                20 due -> b@15370 a@18429 skipped 1
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_target_that_is_gone_is_over_when_it_would_have_been_due_unless_it_came_back() {
+        check(
+            "
+            0 targets a b
+            10 due
+            11 finish a
+            11 finish b
+            12 targets
+            13 targets a
+            20 due
+            21 finish a
+            30 due
+            31 targets
+            40 due
+            41 finish a
+            50 due
+            60 due
+            ",
+            expect![[r#"
+                0 targets a b ->
+                10 due -> b@5370 a@8429 skipped 0
+                11 finish a ->
+                11 finish b ->
+                12 targets ->
+                13 targets a ->
+                20 due -> b@15370 over a@18429 skipped 0
+                21 finish a ->
+                30 due -> a@28429 skipped 0
+                31 targets ->
+                40 due -> skipped 1
+                41 finish a ->
+                50 due -> a@48429 over skipped 1
+                60 due -> skipped 1
+            "#]],
+        );
+    }
+
+    #[test]
+    fn another_interval_takes_the_series_along() {
+        check(
+            "
+            0 targets a
+            10 due
+            11 finish a
+            12 every 2s a
+            14 due
+            ",
+            expect![[r#"
+                0 targets a ->
+                10 due -> a@8429 skipped 0
+                11 finish a ->
+                12 every 2s a ->
+                14 due -> a@12429 skipped 0
+            "#]],
+        );
+    }
+
+    #[test]
+    fn nodes_that_know_the_same_targets_share_them_while_they_are_heard_of() {
+        check(
+            "
+            0 targets a b c d e f
+            0 hear 2
+            0 hear 3
+            0 share
+            3 hear 2
+            5 share
+            6 hear 2
+            6 hear-other 3
+            6 share
+            12 share
+            ",
+            expect![[r#"
+                0 targets a b c d e f ->
+                0 hear 2 ->
+                0 hear 3 ->
+                0 share -> 0 others, a:1 b:2 c:3 d:1 e:3 f:2
+                3 hear 2 ->
+                5 share -> 0 others, a:1 b:2 c:2 d:1 e:2 f:2
+                6 hear 2 ->
+                6 hear-other 3 ->
+                6 share -> 1 others, a:1 b:2 c:2 d:1 e:2 f:2
+                12 share -> 0 others, a:1 b:1 c:1 d:1 e:1 f:1
+            "#]],
+        );
+    }
+
+    #[test]
+    fn series_beyond_what_is_remembered_are_forgotten_and_counted() {
+        let (all, mut pool) = (targets("a b", "10s"), Pool::new(NodeId(1)));
+        pool.series_max = 1;
+        pool.set_targets(all.clone(), TimestampNs::EPOCH);
+        for round in 1..3 {
+            let now = TimestampNs::from_secs(10 * round);
+            assert_eq!(pool.due(now, 10).len(), 2);
+            for target in &all {
+                let last = Last {
+                    at: now,
+                    took: SpanNs::ZERO,
+                    error: None,
+                };
+                pool.finish(target.key, one_series(), last);
+            }
+            assert_eq!((pool.series(), pool.forgotten), (1, round as u64));
+        }
+        pool.set_targets(vec![], TimestampNs::from_secs(21));
+        let over = pool.due(TimestampNs::from_secs(30), 10);
+        assert_eq!(
+            (over.len(), pool.series()),
+            (2, 0),
+            "both have what they say of themselves"
+        );
+    }
+
+    #[test]
+    fn samples_bear_the_instant_when_they_are_nearly_in_time() {
+        let ms = TimestampNs::from_ms;
+        let due = ms(10_000);
+        let at = |began: i64, interval: u64| sample_time(due, ms(began), SpanNs::from_ms(interval)).as_ms();
+        assert_eq!(
+            [at(10_000, 15_000), at(10_002, 15_000), at(10_003, 15_000)],
+            [10_000, 10_000, 10_003]
+        );
+        // A hundredth of a short interval is less.
+        assert_eq!(
+            [at(10_001, 100), at(10_002, 100), at(9_999, 15_000)],
+            [10_000, 10_002, 9_999]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn instants_lie_on_a_grid_after_now(key: u64, interval_ms in 100u64..100_000, now_ms in 0i64..1 << 41) {
+            let (interval, now) = (SpanNs::from_ms(interval_ms), TimestampNs::from_ms(now_ms));
+            let due = next_due(key, interval, now);
+            prop_assert!(due > now && due.since(now) <= interval);
+            prop_assert_eq!(next_due(key, interval, due), due + interval);
+        }
+
+        /// Each target belongs to one node, and who leaves takes nobody else's.
+        #[test]
+        fn a_lost_node_moves_only_its_own(keys in proptest::collection::vec(any::<u64>(), 1..40), nodes in 2u64..7, lost in 0usize..6) {
+            let all: Vec<_> = (1..=nodes).map(NodeId).collect();
+            let lost = all[lost % all.len()];
+            let left: Vec<_> = all.iter().copied().filter(|n| *n != lost).collect();
+            for key in keys {
+                let before = owner(key, &all).unwrap();
+                let mut reversed = all.clone();
+                reversed.reverse();
+                prop_assert_eq!(owner(key, &reversed), Some(before));
+                prop_assert!(before == lost || owner(key, &left) == Some(before));
+            }
+        }
+
+        /// Whatever happens, a target has at most one scrape under way, and none is forgotten while it is in force.
+        #[test]
+        fn no_target_is_lost_or_doubled(steps in proptest::collection::vec((0u8..4, 0usize..4, 1i64..30_000), 1..60)) {
+            let all = targets("a b c d", "10s");
+            let (mut pool, mut now) = (Pool::new(NodeId(1)), TimestampNs::EPOCH);
+            let (mut under_way, mut in_force) = (BTreeMap::new(), BTreeSet::new());
+            for (what, which, ms) in steps {
+                now = now + SpanNs::from_ms(ms as u64);
+                match what {
+                    0 => {
+                        in_force = (0..4).filter(|i| (which + i) % 3 != 0).collect();
+                        pool.set_targets(in_force.iter().map(|i| all[*i].clone()).collect(), now);
+                    }
+                    1 => {
+                        let key = all[which].key;
+                        if under_way.remove(&key).is_some() {
+                            pool.finish(key, one_series(), Last { at: now, took: SpanNs::ZERO, error: None });
+                        }
+                    }
+                    _ => for task in pool.due(now, usize::MAX) {
+                        prop_assert!(task.due <= now);
+                        if !task.is_over {
+                            prop_assert!(under_way.insert(task.target.key, ()).is_none());
+                        }
+                    }
+                }
+                prop_assert_eq!(pool.len(), in_force.len());
+                prop_assert!(pool.queue.len() == pool.entries.len());
+            }
+        }
+    }
+}

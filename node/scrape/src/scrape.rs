@@ -1,0 +1,603 @@
+//! One answer of a target, or its absence, as rows.
+//!
+//! Pure. A page is taken whole or not at all: what cannot be read, or goes beyond a limit of its job, is a failed scrape,
+//! which ends the series of the last one. Whatever happens, a scrape has `up`, `scrape_duration_seconds`,
+//! `scrape_samples_scraped`, `scrape_samples_post_metric_relabeling` and `scrape_series_added`.
+//!
+//! Promise: a series of the last scrape that is not in this one gets a staleness marker at this one's time. Samples with
+//! times of their own have no part in that, unless the job says so (`track_timestamps_staleness`).
+
+use crate::config::{Job, Limits};
+use crate::relabel;
+use crate::target::{Target, named};
+use crate::text::{Format, Page, PageSample};
+use crate::{Pairs, pool};
+use hashbrown::{HashMap, HashSet};
+use hindcast_model::{Labels, METRIC_NAME, STALE_NAN_BITS, Sample, SpanNs, TimestampNs};
+use std::collections::BTreeMap;
+
+/// What every scrape says of itself.
+const OF_ITSELF: [&str; 5] = [
+    "up",
+    "scrape_duration_seconds",
+    "scrape_samples_scraped",
+    "scrape_samples_post_metric_relabeling",
+    "scrape_series_added",
+];
+
+/// The series of a target's last scrape.
+#[derive(Clone, Debug, Default)]
+pub struct Series {
+    of_page: HashSet<Labels>,
+    /// Whether the target was scraped before, so that `up` and the like are there.
+    is_known: bool,
+}
+
+impl Series {
+    pub fn len(&self) -> usize {
+        self.of_page.len()
+    }
+
+    /// Nothing was scraped, so nothing ends.
+    pub fn is_empty(&self) -> bool {
+        !self.is_known
+    }
+}
+
+impl FromIterator<Labels> for Series {
+    fn from_iter<I: IntoIterator<Item = Labels>>(labels: I) -> Self {
+        Self {
+            of_page: labels.into_iter().collect(),
+            is_known: true,
+        }
+    }
+}
+
+/// The body of an answer, decompressed.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer<'a> {
+    pub body: &'a [u8],
+    pub format: Format,
+}
+
+/// What a scrape came to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Taken {
+    /// A series with its samples; each series once.
+    pub rows: Vec<(Labels, Vec<Sample>)>,
+    /// Why it failed.
+    pub error: Option<String>,
+    pub scraped: usize,
+    pub kept: usize,
+    /// Samples whose series had one at the same time already; the first one stays.
+    pub doubled: u64,
+    pub stale: usize,
+}
+
+struct PageRows {
+    rows: Vec<(Labels, Vec<Sample>)>,
+    /// By series, where its row is.
+    places: HashMap<Labels, usize>,
+    current: HashSet<Labels>,
+    scraped: usize,
+    kept: usize,
+    doubled: u64,
+}
+
+/// Makes rows of an answer at the time `at`. `series` is changed to those of this scrape.
+pub fn take(
+    target: &Target,
+    external: &BTreeMap<String, String>,
+    answer: Result<Answer<'_>, String>,
+    at: TimestampNs,
+    took: SpanNs,
+    series: &mut Series,
+) -> Taken {
+    let mut page = PageRows {
+        rows: vec![],
+        places: HashMap::new(),
+        current: HashSet::new(),
+        scraped: 0,
+        kept: 0,
+        doubled: 0,
+    };
+    let error = answer.and_then(|answer| page.read(target, external, answer, at)).err();
+    if error.is_some() {
+        // Of a page that cannot be taken nothing is stored.
+        (page.rows, page.current) = (vec![], HashSet::new());
+    }
+    let before = std::mem::take(&mut series.of_page);
+    let added = page.current.iter().filter(|l| !before.contains(*l)).count();
+    let mut rows = page.rows;
+    let mut gone: Vec<_> = before.iter().filter(|l| !page.current.contains(*l)).cloned().collect();
+    gone.sort_unstable_by(|a, b| a.iter().cmp(b.iter()));
+    let stale = gone.len();
+    let marked = gone.into_iter().map(|labels| match page.places.get(&labels) {
+        // It has samples with times of their own in this page.
+        Some(_) if error.is_none() => None,
+        _ => Some((labels, vec![marker(at)])),
+    });
+    rows.extend(marked.flatten());
+    let up = if error.is_none() { 1.0 } else { 0.0 };
+    let seconds = took.0 as f64 / 1e9;
+    let values = [up, seconds, page.scraped as f64, page.kept as f64, added as f64];
+    for (name, value) in OF_ITSELF.into_iter().zip(values) {
+        rows.push((of_itself(target, external, name), vec![Sample { at, value }]));
+    }
+    (series.of_page, series.is_known) = (page.current, true);
+    Taken {
+        rows,
+        error: error.map(|e| e.chars().take(pool::ERROR_CHARS_MAX).collect()),
+        scraped: page.scraped,
+        kept: page.kept,
+        doubled: page.doubled,
+        stale,
+    }
+}
+
+/// The end of all series of a target that is not scraped any more.
+pub fn end(target: &Target, external: &BTreeMap<String, String>, series: Series, at: TimestampNs) -> Taken {
+    if !series.is_known {
+        return Taken::default();
+    }
+    let mut labels: Vec<_> = series.of_page.into_iter().collect();
+    labels.sort_unstable_by(|a, b| a.iter().cmp(b.iter()));
+    labels.extend(OF_ITSELF.map(|name| of_itself(target, external, name)));
+    Taken {
+        stale: labels.len(),
+        rows: labels.into_iter().map(|l| (l, vec![marker(at)])).collect(),
+        ..Taken::default()
+    }
+}
+
+fn marker(at: TimestampNs) -> Sample {
+    Sample {
+        at,
+        value: f64::from_bits(STALE_NAN_BITS),
+    }
+}
+
+fn of_itself(target: &Target, external: &BTreeMap<String, String>, name: &str) -> Labels {
+    let mut labels = named(&target.labels, name);
+    for (name, value) in external {
+        if labels.get(name).is_none() {
+            labels = labels.with(name, value);
+        }
+    }
+    labels
+}
+
+impl PageRows {
+    fn read(
+        &mut self,
+        target: &Target,
+        external: &BTreeMap<String, String>,
+        answer: Answer<'_>,
+        at: TimestampNs,
+    ) -> Result<(), String> {
+        let job = &*target.job;
+        let text = std::str::from_utf8(answer.body)
+            .map_err(|e| format!("the page is not UTF-8 from byte {} on", e.valid_up_to()))?;
+        let mut too_many = None;
+        for sample in Page::new(text, answer.format) {
+            let PageSample { pairs, value, at_ms } = sample.map_err(|e| e.to_string())?;
+            self.scraped += 1;
+            let Some(labels) = self.labels(target, external, pairs)? else {
+                continue;
+            };
+            self.kept += 1;
+            // Beyond the limit, samples are only counted: the count tells how far beyond it the target is.
+            if self.kept > job.limits.samples {
+                too_many = Some(job.limits.samples);
+                continue;
+            }
+            let own_time = at_ms.filter(|_| job.honor_timestamps);
+            let sample = Sample {
+                at: own_time.map_or(at, TimestampNs::from_ms),
+                value,
+            };
+            self.put(labels, sample, own_time.is_none() || job.track_timestamps_staleness);
+        }
+        match too_many {
+            None => Ok(()),
+            Some(max) => Err(format!(
+                "the page has {} samples after relabeling, more than the limit of {max}; raise sample_limit, or drop some",
+                self.kept
+            )),
+        }
+    }
+
+    /// Labels as they are stored; `None`: dropped.
+    fn labels(
+        &self,
+        target: &Target,
+        external: &BTreeMap<String, String>,
+        pairs: Vec<(String, String)>,
+    ) -> Result<Option<Labels>, String> {
+        let job = &*target.job;
+        let mut labels = Pairs::from(pairs);
+        join(job, &target.labels, &mut labels);
+        if !job.metric_relabel.is_empty() && !relabel::apply(&job.metric_relabel, &mut labels) {
+            return Ok(None);
+        }
+        if labels.value(METRIC_NAME).is_empty() {
+            return Err("metric_relabel_configs take the name of a metric away".to_owned());
+        }
+        check(&job.limits, &labels)?;
+        for (name, value) in external {
+            labels.set_absent(name, value.clone());
+        }
+        Ok(Some(labels.into_labels()))
+    }
+
+    fn put(&mut self, labels: Labels, sample: Sample, is_tracked: bool) {
+        if is_tracked {
+            self.current.insert(labels.clone());
+        }
+        match self.places.get(&labels) {
+            Some(place) => {
+                let samples = &mut self.rows[*place].1;
+                match samples.iter().any(|s| s.at == sample.at) {
+                    true => self.doubled += 1,
+                    false => samples.push(sample),
+                }
+            }
+            None => {
+                self.places.insert(labels.clone(), self.rows.len());
+                self.rows.push((labels, vec![sample]));
+            }
+        }
+    }
+}
+
+/// Puts the target's labels on a sample. Where both have one, the target's wins and the sample's is kept as `exported_…`,
+/// or, with `honor_labels`, the sample's wins, also an empty one.
+fn join(job: &Job, of_target: &Labels, labels: &mut Pairs) {
+    if job.honor_labels {
+        for (name, value) in of_target.iter() {
+            labels.set_absent(name, value);
+        }
+        return;
+    }
+    let mut moved = vec![];
+    for (name, value) in of_target.iter() {
+        let own = labels.value(name).to_owned();
+        if !own.is_empty() {
+            moved.push((name, own));
+        }
+        labels.set(name, value);
+    }
+    // Short names first, as Prometheus: so that `exported_` before one does not meet another.
+    moved.sort_by_key(|(name, _)| name.len());
+    for (name, value) in moved {
+        let mut free = format!("exported_{name}");
+        while !labels.value(&free).is_empty() {
+            free = format!("exported_{free}");
+        }
+        labels.set(&free, value);
+    }
+}
+
+fn check(limits: &Limits, labels: &Pairs) -> Result<(), String> {
+    let name = labels.value(METRIC_NAME);
+    if let Some(max) = limits.labels.filter(|max| labels.len() > *max) {
+        return Err(format!(
+            "{name} has {} labels, more than label_limit {max}",
+            labels.len()
+        ));
+    }
+    for (label, value) in labels.iter() {
+        if let Some(max) = limits.label_name_bytes.filter(|max| label.len() > *max) {
+            return Err(format!(
+                "a label of {name} has a name of {} bytes, more than label_name_length_limit {max}",
+                label.len()
+            ));
+        }
+        if let Some(max) = limits.label_value_bytes.filter(|max| value.len() > *max) {
+            return Err(format!(
+                "the label {label} of {name} has {} bytes, more than label_value_length_limit {max}",
+                value.len()
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+    use std::fmt::Write;
+    use std::sync::Arc;
+
+    fn target(job: &str) -> (Target, BTreeMap<String, String>) {
+        let yaml = format!(
+            "global: {{external_labels: {{site: s}}}}\nscrape_configs: [{{job_name: j, static_configs: [{{targets: [a]}}], {job}}}]"
+        );
+        let mut config = crate::config::parse("f", &yaml).unwrap();
+        let job = Arc::new(config.jobs.remove(0));
+        let found = crate::target::find(&job, &job.groups, 1).active.remove(0);
+        ((*found).clone(), config.external_labels)
+    }
+
+    /// Scrapes one page after the other, a second apart; `down` is no answer.
+    fn check(job: &str, pages: &[&str], expect: Expect) {
+        let ((target, external), mut series, mut out) = (target(job), Series::default(), String::new());
+        for (n, page) in (1..).zip(pages) {
+            let answer = match *page {
+                "down" => Err("no connection".to_owned()),
+                page => Ok(Answer {
+                    body: page.as_bytes(),
+                    format: Format::Prometheus,
+                }),
+            };
+            let at = TimestampNs::from_secs(n);
+            let taken = take(&target, &external, answer, at, SpanNs::from_ms(5), &mut series);
+            writeln!(out, "{n}: {}", taken.error.as_deref().unwrap_or("well")).unwrap();
+            show(&taken, &mut out);
+        }
+        expect.assert_eq(&out);
+    }
+
+    fn show(taken: &Taken, out: &mut String) {
+        let mut report = vec![];
+        for (labels, samples) in &taken.rows {
+            for s in samples {
+                let value = match s.value.to_bits() {
+                    STALE_NAN_BITS => "stale".to_owned(),
+                    _ => s.value.to_string(),
+                };
+                if OF_ITSELF.contains(&labels.get(METRIC_NAME).unwrap()) && s.value.to_bits() != STALE_NAN_BITS {
+                    report.push(value);
+                } else {
+                    writeln!(out, "  {labels} {value} @{}", s.at.as_ms()).unwrap();
+                }
+            }
+        }
+        if !report.is_empty() {
+            writeln!(out, "  up, seconds, scraped, kept, added: {}", report.join(", ")).unwrap();
+        }
+    }
+
+    #[test]
+    fn series_that_vanish_are_marked_once_and_a_failed_scrape_ends_all() {
+        check(
+            "",
+            &["m 1\nn{x=\"1\"} 2", "m 3", "m 4", "down", "down", "m 5"],
+            expect![[r#"
+            1: well
+              m{instance="a", job="j", site="s"} 1 @1000
+              n{instance="a", job="j", site="s", x="1"} 2 @1000
+              up, seconds, scraped, kept, added: 1, 0.005, 2, 2, 2
+            2: well
+              m{instance="a", job="j", site="s"} 3 @2000
+              n{instance="a", job="j", site="s", x="1"} stale @2000
+              up, seconds, scraped, kept, added: 1, 0.005, 1, 1, 0
+            3: well
+              m{instance="a", job="j", site="s"} 4 @3000
+              up, seconds, scraped, kept, added: 1, 0.005, 1, 1, 0
+            4: no connection
+              m{instance="a", job="j", site="s"} stale @4000
+              up, seconds, scraped, kept, added: 0, 0.005, 0, 0, 0
+            5: no connection
+              up, seconds, scraped, kept, added: 0, 0.005, 0, 0, 0
+            6: well
+              m{instance="a", job="j", site="s"} 5 @6000
+              up, seconds, scraped, kept, added: 1, 0.005, 1, 1, 1
+        "#]],
+        );
+    }
+
+    #[test]
+    fn labels_of_the_target_win_unless_those_of_the_page_are_honored() {
+        let page = "m{job=\"x\",instance=\"i\",exported_job=\"y\"} 1\nf{instance=\"\"} 2";
+        check(
+            "",
+            &[page],
+            expect![[r#"
+            1: well
+              m{exported_exported_job="x", exported_instance="i", exported_job="y", instance="a", job="j", site="s"} 1 @1000
+              f{instance="a", job="j", site="s"} 2 @1000
+              up, seconds, scraped, kept, added: 1, 0.005, 2, 2, 2
+        "#]],
+        );
+        check(
+            "honor_labels: true",
+            &[page],
+            expect![[r#"
+            1: well
+              m{exported_job="y", instance="i", job="x", site="s"} 1 @1000
+              f{job="j", site="s"} 2 @1000
+              up, seconds, scraped, kept, added: 1, 0.005, 2, 2, 2
+        "#]],
+        );
+    }
+
+    #[test]
+    fn timestamps_of_the_page_are_honored_and_not_tracked_unless_it_is_said() {
+        let pages = ["m 1 500\nm 2 600\nm 9 600", "n 1"];
+        check(
+            "",
+            &pages,
+            expect![[r#"
+            1: well
+              m{instance="a", job="j", site="s"} 1 @500
+              m{instance="a", job="j", site="s"} 2 @600
+              up, seconds, scraped, kept, added: 1, 0.005, 3, 3, 0
+            2: well
+              n{instance="a", job="j", site="s"} 1 @2000
+              up, seconds, scraped, kept, added: 1, 0.005, 1, 1, 1
+        "#]],
+        );
+        check(
+            "honor_timestamps: false",
+            &pages,
+            expect![[r#"
+            1: well
+              m{instance="a", job="j", site="s"} 1 @1000
+              up, seconds, scraped, kept, added: 1, 0.005, 3, 3, 1
+            2: well
+              n{instance="a", job="j", site="s"} 1 @2000
+              m{instance="a", job="j", site="s"} stale @2000
+              up, seconds, scraped, kept, added: 1, 0.005, 1, 1, 1
+        "#]],
+        );
+        check(
+            "track_timestamps_staleness: true",
+            &pages,
+            expect![[r#"
+            1: well
+              m{instance="a", job="j", site="s"} 1 @500
+              m{instance="a", job="j", site="s"} 2 @600
+              up, seconds, scraped, kept, added: 1, 0.005, 3, 3, 1
+            2: well
+              n{instance="a", job="j", site="s"} 1 @2000
+              m{instance="a", job="j", site="s"} stale @2000
+              up, seconds, scraped, kept, added: 1, 0.005, 1, 1, 1
+        "#]],
+        );
+    }
+
+    #[test]
+    fn metrics_are_relabeled_and_dropped() {
+        check(
+            "metric_relabel_configs: [{action: drop, source_labels: [__name__], regex: 'go_.*'}, {source_labels: [mode], target_label: m}, {action: labeldrop, regex: mode}]",
+            &["go_x 1\ncpu{mode=\"idle\"} 2"],
+            expect![[r#"
+                1: well
+                  cpu{instance="a", job="j", m="idle", site="s"} 2 @1000
+                  up, seconds, scraped, kept, added: 1, 0.005, 2, 1, 1
+            "#]],
+        );
+        check(
+            "metric_relabel_configs: [{action: labeldrop, regex: __name__}]",
+            &["a 1"],
+            expect![[r#"
+            1: metric_relabel_configs take the name of a metric away
+              up, seconds, scraped, kept, added: 0, 0.005, 1, 0, 0
+        "#]],
+        );
+    }
+
+    #[test]
+    fn what_is_beyond_a_limit_is_a_failed_scrape() {
+        check(
+            "sample_limit: 2",
+            &["a 1\nb 1", "a 1\nb 1\nc 1\nd 1"],
+            expect![[r#"
+            1: well
+              a{instance="a", job="j", site="s"} 1 @1000
+              b{instance="a", job="j", site="s"} 1 @1000
+              up, seconds, scraped, kept, added: 1, 0.005, 2, 2, 2
+            2: the page has 4 samples after relabeling, more than the limit of 2; raise sample_limit, or drop some
+              a{instance="a", job="j", site="s"} stale @2000
+              b{instance="a", job="j", site="s"} stale @2000
+              up, seconds, scraped, kept, added: 0, 0.005, 4, 4, 0
+        "#]],
+        );
+        check(
+            "label_limit: 3",
+            &["a{x=\"1\"} 1"],
+            expect![[r#"
+            1: a has 4 labels, more than label_limit 3
+              up, seconds, scraped, kept, added: 0, 0.005, 1, 0, 0
+        "#]],
+        );
+        check(
+            "label_name_length_limit: 8",
+            &["a{long_name=\"1\"} 1"],
+            expect![[r#"
+            1: a label of a has a name of 9 bytes, more than label_name_length_limit 8
+              up, seconds, scraped, kept, added: 0, 0.005, 1, 0, 0
+        "#]],
+        );
+        check(
+            "label_value_length_limit: 3",
+            &["a{x=\"1234\"} 1"],
+            expect![[r#"
+            1: the label x of a has 4 bytes, more than label_value_length_limit 3
+              up, seconds, scraped, kept, added: 0, 0.005, 1, 0, 0
+        "#]],
+        );
+        check(
+            "",
+            &["a 1\nb"],
+            expect![[r#"
+            1: line 2: no value
+              up, seconds, scraped, kept, added: 0, 0.005, 1, 1, 0
+        "#]],
+        );
+    }
+
+    #[test]
+    fn the_end_of_a_target_ends_what_it_says_of_itself_too() {
+        let ((target, external), mut series, mut out) = (target(""), Series::default(), "at the end\n".to_owned());
+        let page = Answer {
+            body: b"m 1",
+            format: Format::Prometheus,
+        };
+        let at = TimestampNs::from_secs(1);
+        assert_eq!(end(&target, &external, Series::default(), at), Taken::default());
+        take(&target, &external, Ok(page), at, SpanNs::ZERO, &mut series);
+        show(&end(&target, &external, series, TimestampNs::from_secs(2)), &mut out);
+        expect![[r#"
+            at the end
+              m{instance="a", job="j", site="s"} stale @2000
+              up{instance="a", job="j", site="s"} stale @2000
+              scrape_duration_seconds{instance="a", job="j", site="s"} stale @2000
+              scrape_samples_scraped{instance="a", job="j", site="s"} stale @2000
+              scrape_samples_post_metric_relabeling{instance="a", job="j", site="s"} stale @2000
+              scrape_series_added{instance="a", job="j", site="s"} stale @2000
+        "#]]
+        .assert_eq(&out);
+    }
+
+    #[test]
+    fn a_page_that_is_not_text_is_a_failed_scrape() {
+        let (target, external) = target("");
+        let page = Answer {
+            body: b"m 1\n\xff",
+            format: Format::Prometheus,
+        };
+        let taken = take(
+            &target,
+            &external,
+            Ok(page),
+            TimestampNs::EPOCH,
+            SpanNs::ZERO,
+            &mut Series::default(),
+        );
+        assert_eq!(taken.error.as_deref(), Some("the page is not UTF-8 from byte 4 on"));
+    }
+
+    proptest! {
+        /// At each moment, the series that were there last are those of the last page: what is not in it was marked, once.
+        #[test]
+        fn who_reads_the_rows_knows_what_is_there(pages in proptest::collection::vec(proptest::option::of(0u8..32), 1..12)) {
+            let ((target, external), mut series) = (target(""), Series::default());
+            let mut alive = std::collections::BTreeSet::new();
+            for (n, page) in (1..).zip(pages) {
+                let names: Vec<u8> = page.map_or(vec![], |bits| (0..5).filter(|i| bits >> i & 1 == 1).collect());
+                let body: String = names.iter().map(|i| format!("m{i} {n}\n")).collect();
+                let answer = match page {
+                    None => Err("down".to_owned()),
+                    Some(_) => Ok(Answer { body: body.as_bytes(), format: Format::Prometheus }),
+                };
+                let taken = take(&target, &external, answer, TimestampNs::from_secs(n), SpanNs::ZERO, &mut series);
+                for (labels, samples) in &taken.rows {
+                    let name = labels.get(METRIC_NAME).unwrap().to_owned();
+                    prop_assert_eq!(samples.len(), 1);
+                    if samples[0].value.to_bits() == STALE_NAN_BITS {
+                        prop_assert!(alive.remove(&name), "{} was not there", name);
+                    } else {
+                        alive.insert(name);
+                    }
+                }
+                let expected: Vec<_> = names.iter().map(|i| format!("m{i}")).collect();
+                let there: Vec<_> = alive.iter().filter(|n| n.starts_with('m')).cloned().collect();
+                prop_assert_eq!(there, expected);
+            }
+        }
+    }
+}
