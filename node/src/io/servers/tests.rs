@@ -524,14 +524,14 @@ async fn remote_write_2_is_told_how_much_was_stored() {
     // One more series, whose second label has no value.
     let mixed = [plain.as_slice(), &[0x2a, 5, 0x0a, 3, 1, 2, 3]].concat();
     let mixed = snappy(&mixed);
-    expect![[r#""#]].assert_eq(&remote_write_2(&served, &mixed).await);
+    expect!["400 6 1 0 retry: false 0 refused: up (0): its references into the table of symbols cannot be followed: 3 of them, and a label takes two"].assert_eq(&remote_write_2(&served, &mixed).await);
     // A series that breaks off: nothing of it can be read.
-    expect![[r#""#]].assert_eq(&remote_write_2(&served, &snappy(b"\x2a\x02\x12\x07")).await);
+    expect!["400 0 0 0 retry: false the body is not a readable remote_write request: it ends in the middle of a field"].assert_eq(&remote_write_2(&served, &snappy(b"\x2a\x02\x12\x07")).await);
     *served.recorder.fails.lock() = vec![WriteError::QueueFull {
         shard: ShardId(2),
         queued_bytes_max: 9,
     }];
-    expect![[r#""#]].assert_eq(&remote_write_2(&served, block).await);
+    expect!["429 0 0 0 retry: true shard 2 already queues 9 bytes of writes; retry in a second"].assert_eq(&remote_write_2(&served, block).await);
 }
 
 /// What HTTP and its media types allow, and what each surface says to the rest.
@@ -568,7 +568,7 @@ async fn bad_input_gets_the_code_of_its_class() {
         "content-type",
         "application/x-protobuf;proto=io.prometheus.write.v3.Request",
     );
-    check(s, "/api/v1/write", &[version_3], b"x", expect![[r#""#]]).await;
+    check(s, "/api/v1/write", &[version_3], b"x", expect![[r#"415 text/plain; charset=utf-8 content type "application/x-protobuf;proto=io.prometheus.write.v3.Request" is not understo"#]]).await;
     for path in ["/v1/metrics", "/v1/logs"] {
         let (code, kind, _) = s.post(path, &[protobuf], &garbage[..]).await;
         assert_eq!((code, kind.as_str()), (400, "application/x-protobuf"), "{path}");
@@ -709,6 +709,9 @@ async fn otlp_over_http_and_grpc_is_stored_alike_and_reports_partial_success() {
         sizes_bytes_bucket{instance="web-1", job="shop", le="+Inf"} = 3@1700000000.000
         sizes_bytes_sum{instance="web-1", job="shop"} = 10@1700000000.000
         sizes_bytes_count{instance="web-1", job="shop"} = 3@1700000000.000
+        hindcast_metric_info{metric="sizes_bytes", type="histogram", unit="bytes"} = 1700000000@1700000000.000
+        hindcast_metric_info{metric="requests_total", type="counter"} = 1700000000@1700000000.000
+        hindcast_metric_info{metric="latency_milliseconds", type="histogram", unit="milliseconds"} = 1700000000@1700000000.000
     "#]]
     .assert_eq(&over_http);
     let batch = served.recorder.batches.lock()[0].clone();
