@@ -526,12 +526,14 @@ async fn remote_write_2_is_told_how_much_was_stored() {
     let mixed = snappy(&mixed);
     expect!["400 6 1 0 retry: false 0 refused: up (0): its references into the table of symbols cannot be followed: 3 of them, and a label takes two"].assert_eq(&remote_write_2(&served, &mixed).await);
     // A series that breaks off: nothing of it can be read.
-    expect!["400 0 0 0 retry: false the body is not a readable remote_write request: it ends in the middle of a field"].assert_eq(&remote_write_2(&served, &snappy(b"\x2a\x02\x12\x07")).await);
+    expect!["400 0 0 0 retry: false the body is not a readable remote_write request: it ends in the middle of a field"]
+        .assert_eq(&remote_write_2(&served, &snappy(b"\x2a\x02\x12\x07")).await);
     *served.recorder.fails.lock() = vec![WriteError::QueueFull {
         shard: ShardId(2),
         queued_bytes_max: 9,
     }];
-    expect!["429 0 0 0 retry: true shard 2 already queues 9 bytes of writes; retry in a second"].assert_eq(&remote_write_2(&served, block).await);
+    expect!["429 0 0 0 retry: true shard 2 already queues 9 bytes of writes; retry in a second"]
+        .assert_eq(&remote_write_2(&served, block).await);
 }
 
 /// What HTTP and its media types allow, and what each surface says to the rest.
