@@ -4,6 +4,7 @@
 
 pub mod edge;
 pub mod history;
+pub mod metric_info;
 pub mod topology;
 pub mod trace;
 

@@ -87,8 +87,14 @@ pub enum Refusal {
     UnknownTemporality,
     #[error("its buckets are not readable: {why}")]
     BadBuckets { why: String },
-    #[error("native histograms are not stored; send classic ones")]
-    NativeHistogram,
+    #[error("its histogram cannot be read: {why}")]
+    NativeHistogram { why: String },
+    #[error("the histograms of this request become too many series; send fewer of them at once (max_samples_per_send)")]
+    TooManyRows,
+    #[error("its references into the table of symbols cannot be followed: {why}")]
+    BadSymbols { why: String },
+    #[error("the label {name:?} stands behind one that sorts after it; labels of remote write 2.0 are sorted by name")]
+    LabelsUnsorted { name: String },
     #[error("a delta at {at} is older than the last one of its series, {last}")]
     DeltaOutOfOrder { at: TimestampNs, last: TimestampNs },
     #[error("{series_max} delta series are summed already on this node; send cumulative sums")]
@@ -106,7 +112,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every code, for counters.
-    pub const CODES: [&'static str; 23] = [
+    pub const CODES: [&'static str; 26] = [
         "no_labels",
         "no_name",
         "too_many_labels",
@@ -125,6 +131,9 @@ impl Refusal {
         "unknown_temporality",
         "bad_buckets",
         "native_histogram",
+        "too_many_rows",
+        "bad_symbols",
+        "labels_unsorted",
         "delta_out_of_order",
         "too_many_deltas",
         "bad_line",
@@ -152,7 +161,10 @@ impl Refusal {
             Self::UnknownData => "unknown_data",
             Self::UnknownTemporality => "unknown_temporality",
             Self::BadBuckets { .. } => "bad_buckets",
-            Self::NativeHistogram => "native_histogram",
+            Self::NativeHistogram { .. } => "native_histogram",
+            Self::TooManyRows => "too_many_rows",
+            Self::BadSymbols { .. } => "bad_symbols",
+            Self::LabelsUnsorted { .. } => "labels_unsorted",
             Self::DeltaOutOfOrder { .. } => "delta_out_of_order",
             Self::TooManyDeltas { .. } => "too_many_deltas",
             Self::BadLine { .. } => "bad_line",
@@ -238,6 +250,14 @@ pub(crate) fn shown(text: &str) -> String {
         None => text.to_owned(),
         Some((at, _)) => format!("{}…", &text[..at]),
     }
+}
+
+/// A text of at most so many bytes; a longer one ends in `…`.
+pub(crate) fn cut(text: &str, bytes_max: usize) -> String {
+    if text.len() <= bytes_max {
+        return text.to_owned();
+    }
+    format!("{}…", &text[..text.floor_char_boundary(bytes_max - '…'.len_utf8())])
 }
 
 /// Checks labels as they came, before duplicates are folded. `of_series`: a metric's, which need a name.

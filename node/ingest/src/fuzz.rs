@@ -4,7 +4,8 @@ use crate::decompress::{Encoding, decompress};
 use crate::intake::Ids;
 use crate::otlp::{self, DeltaState, LogsRequest, MetricsRequest, TracesRequest};
 use crate::own::SeriesRefs;
-use crate::{Books, LimitsContext, Naming, Protocol, SeriesCache, influx, loki, own, remote_write, syslog};
+use crate::remote_write::Version;
+use crate::{Books, Described, LimitsContext, Naming, Protocol, SeriesCache, influx, loki, own, remote_write, syslog};
 use bytes::Bytes;
 use hindcast_env::fuzz::Target;
 use hindcast_model::{Labels, Owner, ShardId, ShardMap, Slot, TenantId, TimestampNs};
@@ -30,6 +31,11 @@ pub const TARGETS: &[Target] = &[
         name: "ingest-remote-write",
         run: remote_write_request,
         seeds: remote_write_seeds,
+    },
+    Target {
+        name: "ingest-remote-write-2",
+        run: remote_write_2_request,
+        seeds: remote_write_2_seeds,
     },
     Target {
         name: "ingest-loki-protobuf",
@@ -117,9 +123,11 @@ impl Ids for Some2 {
 fn with_books(naming: Naming, mut read: impl FnMut(&TenantId, &Books<'_>)) {
     let ids = Some2(ShardMap::even(4).expect("a power of two"));
     let cache = SeriesCache::new(1 << 20);
+    let described = Described::default();
     let books = Books {
         ids: &ids,
         cache: &cache,
+        described: &described,
         naming,
         masker: None,
     };
@@ -215,7 +223,7 @@ fn twice(bytes: &[u8], mut read: impl FnMut(&[u8])) {
 fn remote_write_request(bytes: &[u8]) {
     twice(bytes, |body| {
         with_books(Naming::Known, |tenant, books| {
-            if let Ok(laid) = remote_write::adapt(tenant, body, &LIMITS, books, &mut vec![]) {
+            if let Ok(laid) = remote_write::adapt(Version::One, tenant, body, &LIMITS, books, &mut vec![]) {
                 laid.lessons.learn(tenant, books);
             }
         });
@@ -242,7 +250,72 @@ fn remote_write_seeds() -> Vec<Vec<u8>> {
             prost::encoding::int64::encode(2, &(NOW_MS + n), &mut sample);
             field(&mut series, 2, &sample);
         }
+        if i == 3 {
+            field(&mut series, 4, &native_histogram());
+        }
         field(&mut request, 1, &series);
+    }
+    field(&mut request, 3, b"\x08\x02\x12\x02up\x22\x04help");
+    vec![snappy(&request), request]
+}
+
+fn remote_write_2_request(bytes: &[u8]) {
+    twice(bytes, |body| {
+        with_books(Naming::Known, |tenant, books| {
+            if let Ok(laid) = remote_write::adapt(Version::Two, tenant, body, &LIMITS, books, &mut vec![]) {
+                laid.lessons.learn(tenant, books);
+            }
+        });
+    });
+}
+
+/// A native histogram with buckets on both sides and about zero.
+fn native_histogram() -> Vec<u8> {
+    let mut histogram = vec![0x08, 9];
+    prost::encoding::double::encode(3, &12.5, &mut histogram);
+    prost::encoding::sint32::encode(4, &3, &mut histogram);
+    prost::encoding::double::encode(5, &0.001, &mut histogram);
+    prost::encoding::uint64::encode(6, &1, &mut histogram);
+    for (spans, deltas, counts) in [(8, 9, vec![2]), (11, 12, vec![2, 1, -2])] {
+        let mut span = vec![];
+        prost::encoding::sint32::encode(1, &-1, &mut span);
+        prost::encoding::uint32::encode(2, &(counts.len() as u32), &mut span);
+        field(&mut histogram, spans, &span);
+        prost::encoding::sint64::encode_packed(deltas, &counts, &mut histogram);
+    }
+    prost::encoding::int64::encode(15, &NOW_MS, &mut histogram);
+    histogram
+}
+
+fn remote_write_2_seeds() -> Vec<Vec<u8>> {
+    let mut request = vec![];
+    for symbol in [
+        "",
+        "__name__",
+        "up",
+        "instance",
+        "a:1",
+        "job",
+        "j",
+        "Whether it answers",
+        "lag",
+    ] {
+        field(&mut request, 4, symbol.as_bytes());
+    }
+    for refs in [[1, 2, 3, 4, 5, 6], [1, 8, 3, 4, 5, 6]] {
+        let mut series = vec![];
+        prost::encoding::uint32::encode_packed(1, &refs, &mut series);
+        for n in 0..3 {
+            let mut sample = vec![];
+            prost::encoding::double::encode(1, &1.5, &mut sample);
+            prost::encoding::int64::encode(2, &(NOW_MS + n), &mut sample);
+            field(&mut series, 2, &sample);
+        }
+        if refs[1] == 8 {
+            field(&mut series, 3, &native_histogram());
+        }
+        field(&mut series, 5, &[0x08, 2, 0x18, 7]);
+        field(&mut request, 5, &series);
     }
     vec![snappy(&request), request]
 }
@@ -601,8 +674,30 @@ mod tests {
                 let read = own::adapt(tenant, seed, &LIMITS, books, &mut SeriesRefs::default()).unwrap();
                 assert_eq!((read.laid.intake.samples, read.laid.rejected.items()), (samples, 0));
             }
-            let read = remote_write::adapt(tenant, &remote_write_seeds()[0], &LIMITS, books, &mut vec![]).unwrap();
-            assert_eq!(read.intake.samples, 12);
+            let read = remote_write::adapt(
+                Version::One,
+                tenant,
+                &remote_write_seeds()[0],
+                &LIMITS,
+                books,
+                &mut vec![],
+            )
+            .unwrap();
+            assert_eq!(
+                (read.intake.samples - read.native.rows, read.native.histograms),
+                (12, 1)
+            );
+            let read = remote_write::adapt(
+                Version::Two,
+                tenant,
+                &remote_write_2_seeds()[0],
+                &LIMITS,
+                books,
+                &mut vec![],
+            );
+            let read = read.unwrap();
+            assert_eq!((read.intake.samples - read.native.rows, read.native.histograms), (6, 1));
+            assert_eq!((read.due.len(), read.rejected.items()), (2, 0));
             let read = loki::adapt_protobuf(tenant, &loki_protobuf_seeds()[0], &LIMITS, books, &mut vec![]).unwrap();
             assert_eq!(read.intake.lines, 6);
         });

@@ -16,9 +16,11 @@
 
 pub mod check;
 pub mod decompress;
+pub mod described;
 mod error;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod histogram;
 mod identity;
 pub mod influx;
 pub mod intake;
@@ -36,10 +38,11 @@ mod walk;
 mod wire;
 
 pub use check::{LimitsContext, Refusal, Rejected, Rejections};
+pub use described::{Described, Due};
 pub use error::{AdaptError, Protocol};
 pub use intake::{Ids, Intake, Naming};
 pub use known::{SERIES_CACHE_BYTES_MAX, SeriesCache};
-pub use walk::{Books, Laid, Lessons};
+pub use walk::{Books, Laid, Lessons, Native};
 
 use hindcast_model::Batch;
 

@@ -1,7 +1,7 @@
 //! What tests of several adapters share: a replica that gives ids, and intakes read back as batches.
 
 use crate::intake::{Ids, Intake, Numbers};
-use crate::{Books, LimitsContext, Naming, SeriesCache};
+use crate::{Books, Described, LimitsContext, Naming, SeriesCache};
 use hindcast_model::{
     Batch, Labels, LogLine, Owner, Sample, SeriesBlock, ShardId, ShardMap, Slot, StreamBlock, TenantId, TimestampNs,
 };
@@ -150,6 +150,7 @@ impl Ids for Replica {
 pub struct Desk {
     pub replica: Replica,
     pub cache: SeriesCache,
+    pub described: Described,
 }
 
 impl Desk {
@@ -157,6 +158,7 @@ impl Desk {
         Self {
             replica: Replica::new(shards),
             cache: SeriesCache::default(),
+            described: Described::default(),
         }
     }
 
@@ -164,6 +166,7 @@ impl Desk {
         Books {
             ids: &self.replica,
             cache: &self.cache,
+            described: &self.described,
             naming,
             masker: None,
         }

@@ -9,15 +9,21 @@
 //! resources travel again.
 
 use crate::check;
+use crate::described::{Described, Due, Metric};
+use crate::histogram::{self, Budget};
 use crate::intake::{Ids, Intake, Naming, Numbers, Piece, Rows, put_metadata, split_lines, split_samples};
 use crate::known::{Learned, Lookup, SeriesCache};
 use crate::owners::{Named, Scope, Seen};
+use crate::remote_write::{self, native::Native as Histogram};
 use crate::wire::{LabelRun, Reader, WireError, label_run};
 use crate::{LimitsContext, Refusal, Rejections};
 use bytes::Bytes;
 use hindcast_masking::{Masker, Session};
 use hindcast_model::resource::Edge;
-use hindcast_model::{Labels, LogLine, Owner, Sample, SeriesBlock, ShardId, StreamBlock, TenantId, TimestampNs};
+use hindcast_model::{
+    Labels, LogLine, METRIC_NAME, Owner, STALE_NAN_BITS, Sample, SeriesBlock, ShardId, StreamBlock, TenantId,
+    TimestampNs,
+};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -26,6 +32,8 @@ use std::sync::Arc;
 pub struct Books<'a> {
     pub ids: &'a dyn Ids,
     pub cache: &'a SeriesCache,
+    /// What was written of metrics.
+    pub described: &'a Described,
     pub naming: Naming,
     /// Hides personal data in lines; `None`: they stay as they are.
     pub masker: Option<&'a Masker>,
@@ -37,6 +45,18 @@ pub struct Laid {
     /// What may not be stored, and why.
     pub rejected: Rejections,
     pub lessons: Lessons,
+    pub native: Native,
+    /// What the request says of its metrics and nobody has written yet.
+    pub due: Due,
+    /// Exemplars, which are not kept.
+    pub exemplars_left_out: u64,
+}
+
+/// Native histograms that are among the rows, and how many of these they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Native {
+    pub histograms: u64,
+    pub rows: u64,
 }
 
 /// What a request teaches the cache, once it was confirmed.
@@ -86,7 +106,7 @@ impl Lessons {
 
 /// How a protocol writes samples: field 2 of a series message.
 pub(crate) trait SampleForm {
-    /// Native histograms are field 4.
+    /// Native histograms are field 4, exemplars 3.
     const HISTOGRAMS: bool;
     /// Reads fields 2 as the usual senders write them, all of `rest`; false when anything is unusual.
     fn usual(rest: &[u8], out: &mut Vec<(i64, u64)>) -> bool;
@@ -137,6 +157,12 @@ pub(crate) struct Layout<'a> {
     /// Known series and streams that took it: what comes later of them stays behind it.
     late: BTreeSet<(ShardId, bool, u32)>,
     masks: Option<Session<'a>>,
+    budget: Budget,
+    /// Series that native histograms became.
+    of_native: Vec<SeriesBlock>,
+    native: Native,
+    due: Due,
+    pub exemplars_left_out: u64,
 }
 
 /// A set that is named, with the bytes by which it is remembered.
@@ -180,7 +206,19 @@ impl<'a> Layout<'a> {
             text_bytes: 0,
             late: BTreeSet::new(),
             masks: books.masker.map(Masker::session),
+            budget: Budget::default(),
+            of_native: vec![],
+            native: Native::default(),
+            due: Due::default(),
+            exemplars_left_out: 0,
         }
+    }
+
+    /// Notes what the request says of a metric.
+    pub fn describe(&mut self, metric: &Metric<'_>) {
+        self.books
+            .described
+            .look(self.tenant, metric, self.limits, &mut self.due);
     }
 
     /// Series messages: labels are field 1, samples field 2.
@@ -217,6 +255,8 @@ impl<'a> Layout<'a> {
                 blocks.push(block);
             }
         }
+        let of_native = std::mem::take(&mut self.of_native);
+        blocks.extend(of_native.into_iter().map(|block| General { raw: None, block }));
         self.place_series(blocks, &names.scope);
         Ok(())
     }
@@ -274,9 +314,14 @@ impl<'a> Layout<'a> {
             None => (None, Reader::new(message)),
         };
         let pairs = crate::wire::labels(message)?;
-        let histograms = if F::HISTOGRAMS { count_fields(rest, 4)? } else { 0 };
+        let (histograms, exemplars) = if F::HISTOGRAMS {
+            read_histograms(rest)?
+        } else {
+            (vec![], 0)
+        };
+        self.exemplars_left_out += exemplars;
         let samples = read_samples(rest, F::general)?;
-        Ok(self.named_series(message, raw, pairs, samples, histograms, names))
+        Ok(self.named_series(message, raw, pairs, (samples, histograms), names))
     }
 
     /// Checks and names one series; what is refused is counted.
@@ -285,22 +330,62 @@ impl<'a> Layout<'a> {
         message: &[u8],
         raw: Option<&'m [u8]>,
         pairs: Vec<(String, String)>,
-        samples: Vec<Sample>,
-        histograms: usize,
+        (samples, histograms): (Vec<Sample>, Vec<Histogram>),
         names: &Names<'_>,
     ) -> Option<General<'m, SeriesBlock>> {
         self.is_news = true;
         let named = crate::owners::name_labels(self.tenant, pairs, names.attrs, true);
-        let items = samples.len() + histograms;
+        let items = samples.len() + histograms.len();
         let named = keep_named(named, items, &mut self.rejected, || shown_labels(message))?;
-        if histograms > 0 {
-            self.rejected.add(histograms as u64, &Refusal::NativeHistogram, || {
-                named.labels.to_string()
-            });
-        }
         self.seen.note(&named.resource);
+        for histogram in histograms {
+            if let Err(why) = self.native(&named, histogram) {
+                self.rejected.add(1, &why, || named.labels.to_string());
+            }
+        }
         let block = keep_samples(named, samples, self.limits, &mut self.rejected)?;
         Some(General { raw, block })
+    }
+
+    /// Adds the series that a native histogram becomes.
+    fn native(&mut self, named: &Named, histogram: Histogram) -> Result<(), Refusal> {
+        self.limits.time(histogram.at)?;
+        let buckets = histogram.buckets?;
+        // The suffix counts towards the checks: `le` as a label, `_bucket` within the value of the name.
+        let mut widest: Vec<_> = named.labels.iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
+        for (name, value) in &mut widest {
+            if name == METRIC_NAME {
+                value.push_str("_bucket");
+            }
+        }
+        widest.push(("le".to_owned(), "0".to_owned()));
+        check::labels(&widest, true)?;
+        self.budget.take(&named.labels, buckets.len())?;
+        let of = |value: f64| Sample {
+            at: histogram.at,
+            value: if histogram.stale {
+                f64::from_bits(STALE_NAN_BITS)
+            } else {
+                value
+            },
+        };
+        let before = self.of_native.len();
+        histogram::rows(
+            &named.labels,
+            &buckets,
+            histogram.count,
+            Some(histogram.sum),
+            |labels, value| {
+                self.of_native.push(SeriesBlock {
+                    labels,
+                    owner: named.owner,
+                    samples: vec![of(value)],
+                });
+            },
+        );
+        self.native.histograms += 1;
+        self.native.rows += (self.of_native.len() - before) as u64;
+        Ok(())
     }
 
     /// Samples of one series by its encoded labels, the general way.
@@ -311,7 +396,7 @@ impl<'a> Layout<'a> {
         names: &Names<'_>,
     ) -> Result<Option<(&'m [u8], SeriesBlock)>, WireError> {
         let pairs = crate::wire::labels(raw)?;
-        let named = self.named_series(raw, Some(raw), pairs, samples, 0, names);
+        let named = self.named_series(raw, Some(raw), pairs, (samples, vec![]), names);
         Ok(named.map(|g| (raw, g.block)))
     }
 
@@ -486,6 +571,9 @@ impl<'a> Layout<'a> {
             intake: self.intake,
             rejected: self.rejected,
             lessons: Lessons(self.lessons),
+            native: self.native,
+            due: self.due,
+            exemplars_left_out: self.exemplars_left_out,
         }
     }
 }
@@ -531,12 +619,17 @@ fn known_lines<'m, F: LineForm>(
     Some(lines)
 }
 
-fn count_fields(mut rest: Reader<'_>, wanted: u32) -> Result<usize, WireError> {
-    let mut count = 0;
-    while let Some((number, _)) = rest.next()? {
-        count += usize::from(number == wanted);
+/// Native histograms of a series message (its fields number 4), and how many exemplars it has (3).
+fn read_histograms(mut rest: Reader<'_>) -> Result<(Vec<Histogram>, u64), WireError> {
+    let (mut histograms, mut exemplars) = (vec![], 0);
+    while let Some((number, field)) = rest.next()? {
+        match number {
+            3 => exemplars += 1,
+            4 => histograms.push(remote_write::native::read(field.bytes("a histogram")?)?),
+            _ => {}
+        }
     }
-    Ok(count)
+    Ok((histograms, exemplars))
 }
 
 /// Samples of a series message: its fields number 2, each read by `one`.

@@ -39,7 +39,8 @@ pub fn prometheus_router(engine: Arc<Engine>) -> Router {
         .route("/api/v1/read", post(remote_read))
         .route("/federate", get(federate))
         .route("/api/v1/status/buildinfo", get(build_info))
-        .with_state(engine)
+        .with_state(engine.clone())
+        .merge(super::status::router(engine))
 }
 
 /// Why a request has no answer, in Prometheus' words.
@@ -99,7 +100,7 @@ impl Refusal {
 }
 
 /// Prometheus' envelope around `data`.
-fn success<T>(answer: &Answer<T>, data: &str) -> Response {
+pub(super) fn success<T>(answer: &Answer<T>, data: &str) -> Response {
     let mut body = format!("{{\"status\":\"success\",\"data\":{data}");
     let (infos, warnings): (Vec<_>, Vec<_>) = answer.warnings.iter().partition(|w| w.starts_with("PromQL info"));
     for (name, notes) in [("warnings", warnings), ("infos", infos)] {
@@ -114,12 +115,15 @@ fn success<T>(answer: &Answer<T>, data: &str) -> Response {
     json::response(200, body)
 }
 
-async fn answer(run: impl Future<Output = Result<Response, Refusal>>) -> Response {
+pub(super) async fn answer(run: impl Future<Output = Result<Response, Refusal>>) -> Response {
     run.await.unwrap_or_else(|refusal| refusal.response())
 }
 
 /// Runs a query within its time.
-async fn in_time<T>(params: &Params, run: impl Future<Output = Result<T, QueryError>>) -> Result<T, Refusal> {
+pub(super) async fn in_time<T>(
+    params: &Params,
+    run: impl Future<Output = Result<T, QueryError>>,
+) -> Result<T, Refusal> {
     let asked = params.span("timeout")?.map_or(QUERY_SPAN_MAX, SpanNs::as_duration);
     match tokio::time::timeout(asked.min(QUERY_SPAN_MAX), run).await {
         Ok(result) => result.map_err(|e| Refusal::of(&e)),

@@ -10,6 +10,7 @@ mod params;
 mod remote_read;
 pub mod replay;
 mod rows;
+mod status;
 mod tail;
 
 pub use grpc::query_service;

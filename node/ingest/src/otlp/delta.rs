@@ -11,6 +11,7 @@
 //! refused: the totals that followed it are stored already.
 
 use crate::Refusal;
+use crate::histogram::Buckets;
 use hindcast_model::{Labels, SpanNs, TenantId, TimestampNs};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -22,33 +23,12 @@ const QUIET_SPAN_MAX: SpanNs = SpanNs::from_secs(3600);
 /// How often room is looked for.
 const SWEEP_SPAN: SpanNs = SpanNs::from_secs(60);
 
-/// A bucket's upper bound, ordered.
-#[derive(Clone, Copy, Debug)]
-pub struct Bound(pub f64);
-
-impl PartialEq for Bound {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-impl Eq for Bound {}
-impl PartialOrd for Bound {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Bound {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.0.total_cmp(&other.0)
-    }
-}
-
 /// A number, or a histogram whose buckets hold what lies between two bounds (not yet cumulated).
 #[derive(Clone, Debug, PartialEq)]
 pub enum Amount {
     Number(f64),
     Histogram {
-        buckets: BTreeMap<Bound, f64>,
+        buckets: Buckets,
         count: f64,
         sum: Option<f64>,
     },

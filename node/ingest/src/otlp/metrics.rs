@@ -9,9 +9,11 @@
 //!
 //! A data point is taken whole or refused whole; refusals count data points, as OTLP's partial success does.
 
-use super::delta::{Amount, Bound, DeltaState};
+use super::delta::{Amount, DeltaState};
 use super::names::{self, Form, derived, label_pairs, metric_name};
 use super::{as_text, attributes_of};
+use crate::described::{Described, Due, MetricType};
+use crate::histogram::{self, Budget, Exponential, HISTOGRAM_BUCKETS_MAX, bad_buckets};
 use crate::owners::{Seen, owner_of};
 use crate::{Adapted, LimitsContext, Refusal, Rejections, check, identity};
 use hindcast_model::limits::{LABEL_VALUE_BYTES_MAX, LABELS_MAX};
@@ -23,15 +25,8 @@ use opentelemetry_proto::tonic::metrics::v1::{
     ResourceMetrics, SummaryDataPoint, exponential_histogram_data_point::Buckets, metric::Data,
     number_data_point::Value as Number,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
-
-/// Buckets of one histogram; each becomes a series.
-pub const HISTOGRAM_BUCKETS_MAX: usize = 512;
-/// The finest scale that is stored: 2^2 buckets per doubling.
-const EXPONENTIAL_SCALE_MAX: i32 = 2;
-/// Below it one bucket spans more than all doubles.
-const EXPONENTIAL_SCALE_MIN: i32 = -11;
 
 /// Turns a request into a batch without an id: the shell adds the hash of the body that it came from.
 pub fn adapt(
@@ -43,6 +38,7 @@ pub fn adapt(
     let mut batch = Batch::new(tenant.clone());
     let mut rejected = Rejections::default();
     let mut seen = Seen::default();
+    let mut budget = Budget::default();
     for of_resource in request.resource_metrics {
         let ResourceMetrics {
             resource,
@@ -58,6 +54,7 @@ pub fn adapt(
             batch: &mut batch,
             rejected: &mut rejected,
             seen: &mut seen,
+            budget: &mut budget,
             targets: BTreeSet::new(),
             newest: None,
         };
@@ -71,6 +68,59 @@ pub fn adapt(
     Adapted { batch, rejected }
 }
 
+/// Notes what the request says of its metrics; how many exemplars it has, which are not kept.
+pub fn describe(
+    tenant: &TenantId,
+    request: &ExportMetricsServiceRequest,
+    limits: &LimitsContext,
+    described: &Described,
+    due: &mut Due,
+) -> u64 {
+    let scopes = request.resource_metrics.iter().flat_map(|r| &r.scope_metrics);
+    let mut exemplars = 0;
+    for metric in scopes.flat_map(|s| &s.metrics) {
+        let (form, kind, held) = match &metric.data {
+            None => continue,
+            Some(Data::Gauge(d)) => (
+                Form::Gauge,
+                MetricType::Gauge,
+                count(&d.data_points, |p| p.exemplars.len()),
+            ),
+            Some(Data::Sum(d)) => {
+                let (form, kind) = match d.is_monotonic {
+                    true => (Form::MonotonicSum, MetricType::Counter),
+                    false => (Form::Other, MetricType::Gauge),
+                };
+                (form, kind, count(&d.data_points, |p| p.exemplars.len()))
+            }
+            Some(Data::Histogram(d)) => (
+                Form::Other,
+                MetricType::Histogram,
+                count(&d.data_points, |p| p.exemplars.len()),
+            ),
+            Some(Data::ExponentialHistogram(d)) => (
+                Form::Other,
+                MetricType::Histogram,
+                count(&d.data_points, |p| p.exemplars.len()),
+            ),
+            Some(Data::Summary(_)) => (Form::Other, MetricType::Summary, 0),
+        };
+        exemplars += held;
+        let metric = crate::described::Metric {
+            name: &metric_name(&metric.name, &metric.unit, form),
+            kind,
+            help: &metric.description,
+            unit: &names::unit_text(&metric.unit),
+        };
+        described.look(tenant, &metric, limits, due);
+    }
+    exemplars
+}
+
+fn count<T>(points: &[T], of_one: impl Fn(&T) -> usize) -> u64 {
+    points.iter().map(|p| of_one(p) as u64).sum()
+}
+
 /// The metrics of one resource on their way into the batch.
 struct OneResource<'r> {
     tenant: &'r TenantId,
@@ -81,6 +131,7 @@ struct OneResource<'r> {
     batch: &'r mut Batch,
     rejected: &'r mut Rejections,
     seen: &'r mut Seen,
+    budget: &'r mut Budget,
     /// `job` and `instance` of the series so far.
     targets: BTreeSet<(String, String)>,
     newest: Option<TimestampNs>,
@@ -265,21 +316,13 @@ impl OneResource<'_> {
         let Amount::Histogram { buckets, count, sum } = amount else {
             return;
         };
+        if let Err(why) = self.budget.take(&place.labels, buckets.len()) {
+            return self.refuse(1, &why, || place.labels.to_string());
+        }
         let value = |v: f64| if place.stale { f64::from_bits(STALE_NAN_BITS) } else { v };
-        let mut below = 0.0;
-        for (bound, n) in buckets {
-            below += n;
-            let labels = derived(&place.labels, "_bucket", Some(("le", names::number(bound.0))));
-            self.emit(labels, place.owner, with_reset(place.at, value(below), reset));
-        }
-        let all = derived(&place.labels, "_bucket", Some(("le", "+Inf".to_owned())));
-        self.emit(all, place.owner, with_reset(place.at, value(count), reset));
-        if let Some(sum) = sum {
-            let labels = derived(&place.labels, "_sum", None);
-            self.emit(labels, place.owner, with_reset(place.at, value(sum), reset));
-        }
-        let labels = derived(&place.labels, "_count", None);
-        self.emit(labels, place.owner, with_reset(place.at, value(count), reset));
+        histogram::rows(&place.labels, &buckets, count, sum, |labels, v| {
+            self.emit(labels, place.owner, with_reset(place.at, value(v), reset));
+        });
     }
 
     fn summary(&mut self, name: &str, point: SummaryDataPoint) {
@@ -362,96 +405,34 @@ fn with_reset(at: TimestampNs, value: f64, reset: Option<TimestampNs>) -> Vec<Sa
     zero.into_iter().chain([Sample { at, value }]).collect()
 }
 
-fn bad_buckets(why: impl Into<String>) -> Refusal {
-    Refusal::BadBuckets { why: why.into() }
-}
-
 fn explicit(point: &HistogramDataPoint) -> Result<Amount, Refusal> {
-    let (bounds, counts) = (&point.explicit_bounds, &point.bucket_counts);
-    if bounds.len() > HISTOGRAM_BUCKETS_MAX {
-        return Err(bad_buckets(format!(
-            "{} bounds, more than {HISTOGRAM_BUCKETS_MAX}",
-            bounds.len()
-        )));
-    }
-    let only_count = counts.is_empty() && bounds.is_empty();
-    if !only_count && counts.len() != bounds.len() + 1 {
-        return Err(bad_buckets(format!(
-            "{} counts for {} bounds",
-            counts.len(),
-            bounds.len()
-        )));
-    }
-    if !bounds.iter().is_sorted_by(|a, b| a < b) || bounds.iter().any(|b| b.is_nan()) {
-        return Err(bad_buckets("the bounds do not rise"));
-    }
-    // The last count lies above all bounds; `+Inf` is the count of all.
-    let finite = bounds.iter().zip(counts).filter(|(b, _)| **b != f64::INFINITY);
+    let counts = point.bucket_counts.iter().map(|n| *n as f64);
     Ok(Amount::Histogram {
-        buckets: finite.map(|(b, n)| (Bound(*b), *n as f64)).collect(),
+        buckets: histogram::explicit(&point.explicit_bounds, counts)?,
         count: point.count as f64,
         sum: point.sum,
     })
 }
 
-/// Classic buckets of an exponential histogram: each bound of its own between the first and the last bucket in
-/// use, and the lower edge of the first, so that quantiles are not drawn down to zero.
 fn exponential(point: &ExponentialHistogramDataPoint) -> Result<Amount, Refusal> {
-    if point.scale < EXPONENTIAL_SCALE_MIN {
-        return Err(bad_buckets(format!(
-            "scale {} is less than {EXPONENTIAL_SCALE_MIN}",
-            point.scale
-        )));
-    }
-    let shift = point.scale.saturating_sub(EXPONENTIAL_SCALE_MAX).clamp(0, 63) as u32;
-    let scale = point.scale.min(EXPONENTIAL_SCALE_MAX);
-    let edge = |index: i64| (index as f64 * f64::from(-scale).exp2()).exp2();
-    let mut buckets: BTreeMap<Bound, f64> = BTreeMap::new();
-    let positive = coarse(point.positive.as_ref(), shift)?;
-    let negative = coarse(point.negative.as_ref(), shift)?;
-    for (index, n) in negative {
-        buckets.insert(Bound(-edge(index)), n);
-    }
-    if point.zero_count > 0 {
-        buckets.insert(Bound(point.zero_threshold.max(0.0)), point.zero_count as f64);
-    }
-    if let Some((first, _)) = positive.first_key_value() {
-        buckets.entry(Bound(edge(*first))).or_default();
-    }
-    for (index, n) in positive {
-        *buckets.entry(Bound(edge(index + 1))).or_default() += n;
-    }
-    buckets.retain(|bound, _| bound.0.is_finite());
+    let all = Exponential {
+        scale: point.scale,
+        zero_threshold: point.zero_threshold,
+        zero_count: point.zero_count as f64,
+        positive: side(point.positive.as_ref()),
+        negative: side(point.negative.as_ref()),
+    };
     Ok(Amount::Histogram {
-        buckets,
+        buckets: all.classic()?,
         count: point.count as f64,
         sum: point.sum,
     })
 }
 
-/// Counts per coarser bucket, with no gap between the first and the last in use.
-fn coarse(buckets: Option<&Buckets>, shift: u32) -> Result<BTreeMap<i64, f64>, Refusal> {
-    let mut counts: BTreeMap<i64, f64> = BTreeMap::new();
-    let Some(buckets) = buckets else {
-        return Ok(counts);
-    };
-    for (i, &n) in buckets.bucket_counts.iter().enumerate().filter(|(_, n)| **n > 0) {
-        *counts
-            .entry((i64::from(buckets.offset) + i as i64) >> shift)
-            .or_default() += n as f64;
-    }
-    if let (Some((&first, _)), Some((&last, _))) = (counts.first_key_value(), counts.last_key_value()) {
-        let span = last.abs_diff(first) + 1;
-        if span > HISTOGRAM_BUCKETS_MAX as u64 {
-            return Err(bad_buckets(format!(
-                "{span} buckets, more than {HISTOGRAM_BUCKETS_MAX}"
-            )));
-        }
-        for index in first..=last {
-            counts.entry(index).or_default();
-        }
-    }
-    Ok(counts)
+fn side(buckets: Option<&Buckets>) -> impl Iterator<Item = (i64, f64)> {
+    let (offset, counts) = buckets.map_or((0, &[][..]), |b| (i64::from(b.offset), &b.bucket_counts[..]));
+    let indexed = counts.iter().enumerate();
+    indexed.map(move |(i, n)| (offset + i as i64, *n as f64))
 }
 
 #[cfg(test)]
@@ -524,6 +505,29 @@ mod tests {
                 adapt(&TenantId::default(), request, &LIMITS, &mut DeltaState::default());
             }
         }
+    }
+
+    #[test]
+    fn metrics_are_described_under_the_names_that_are_stored() {
+        let body = r#"{"resourceMetrics":[{"scopeMetrics":[{"metrics":[
+            {"name":"http.requests","unit":"{request}","description":"Requests that came","sum":{"isMonotonic":true,"aggregationTemporality":2,
+                "dataPoints":[{"timeUnixNano":"1","asInt":"3","exemplars":[{"asDouble":1.0},{"asDouble":2.0}]}]}},
+            {"name":"disk.io","unit":"By/s","gauge":{"dataPoints":[]}},
+            {"name":"took","unit":"ms","description":"How long","histogram":{"aggregationTemporality":2,"dataPoints":[]}}]}]}]}"#;
+        let request = crate::otlp::from_json(crate::Protocol::OtlpMetrics, body.as_bytes()).unwrap();
+        let (tenant, mut due) = (TenantId::default(), Due::default());
+        assert_eq!(describe(&tenant, &request, &LIMITS, &Described::default(), &mut due), 2);
+        let rows = due.batch(&tenant, TimestampNs(0)).series;
+        let mut shown: Vec<_> = rows.iter().map(|s| s.labels.to_string()).collect();
+        shown.sort();
+        assert_eq!(
+            shown,
+            [
+                r#"hindcast_metric_info{help="How long", metric="took_milliseconds", type="histogram", unit="milliseconds"}"#,
+                r#"hindcast_metric_info{help="Requests that came", metric="http_requests_total", type="counter"}"#,
+                r#"hindcast_metric_info{metric="disk_io_bytes_per_second", type="gauge", unit="bytes_per_second"}"#,
+            ]
+        );
     }
 
     #[test]

@@ -65,6 +65,15 @@ fn unit_words(unit: &str) -> (String, String) {
     (word(main, UNITS), word(per, PER_UNITS))
 }
 
+/// A unit in the words that stand in names: `By/s` gives `bytes_per_second`.
+pub fn unit_text(unit: &str) -> String {
+    match unit_words(unit) {
+        (main, per) if per.is_empty() => main,
+        (main, per) if main.is_empty() => format!("per_{per}"),
+        (main, per) => format!("{main}_per_{per}"),
+    }
+}
+
 fn tokens(text: &str) -> Vec<&str> {
     let parts = text.split(|c: char| !c.is_ascii_alphanumeric() && c != ':');
     parts.filter(|t| !t.is_empty()).collect()

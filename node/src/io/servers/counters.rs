@@ -42,6 +42,9 @@ struct OfProtocol {
 pub struct IngestCounters {
     by_protocol: [OfProtocol; PROTOCOLS],
     uncounted_spans: AtomicU64,
+    metadata_written: AtomicU64,
+    metadata_left_out: AtomicU64,
+    exemplars_left_out: AtomicU64,
 }
 
 /// One counter as `/metrics` shows it.
@@ -93,6 +96,13 @@ impl IngestCounters {
         }
     }
 
+    /// Descriptions of metrics that were written and that found no room, and exemplars, which are not kept.
+    pub(super) fn beside(&self, metadata_written: u64, metadata_left_out: u64, exemplars_left_out: u64) {
+        self.metadata_written.fetch_add(metadata_written, Relaxed);
+        self.metadata_left_out.fetch_add(metadata_left_out, Relaxed);
+        self.exemplars_left_out.fetch_add(exemplars_left_out, Relaxed);
+    }
+
     /// Every counter that is not zero, and the plain ones in any case, in a fixed order.
     pub fn list(&self) -> Vec<IngestSample> {
         let mut list = vec![];
@@ -103,6 +113,13 @@ impl IngestCounters {
                 list.push(IngestSample { name, labels, value });
             }
         };
+        for (name, value) in [
+            ("hindcast_ingest_metadata_written_total", &self.metadata_written),
+            ("hindcast_ingest_metadata_left_out_total", &self.metadata_left_out),
+            ("hindcast_ingest_exemplars_left_out_total", &self.exemplars_left_out),
+        ] {
+            add(name, &[], value, true);
+        }
         for protocol in Protocol::ALL {
             let (of, by) = (self.of(protocol), ("protocol", protocol.as_str()));
             add("hindcast_ingest_requests_total", &[by], &of.requests, true);

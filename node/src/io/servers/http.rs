@@ -2,7 +2,8 @@
 //! `/write`, `/api/v2/write`, with `/ping`, `/health` and `/query`, which its clients ask first.
 //!
 //! OTLP answers in the encoding of the request; errors there are a `google.rpc.Status`. Remote write and Loki
-//! answer 204, and 400 with the reasons when parts were refused: the rest of such a request is stored.
+//! answer 204, and 400 with the reasons when parts were refused: the rest of such a request is stored. Remote write 2.0 is told by
+//! headers how much of it was.
 
 use super::grpc::{logs_answer, metrics_answer, traces_answer, wire_too_large};
 use super::{IngestError, IngestState, SHOWN_MAX, Taken};
@@ -15,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
 use hindcast_ingest::decompress::{Encoding, decompress};
+use hindcast_ingest::remote_write::Version;
 use hindcast_ingest::{AdaptError, Protocol, influx, loki, otlp};
 use hindcast_model::limits::REQUEST_WIRE_BYTES_MAX;
 use hindcast_model::{Classify, TenantId};
@@ -62,13 +64,12 @@ fn header(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
 }
 
-/// The body's form by its media type; parameters such as a charset are of no matter, except remote write's `proto`.
+/// The body's form by its media type; parameters such as a charset are of no matter.
 fn form_of(headers: &HeaderMap) -> Result<Form, AdaptError> {
     let given = header(headers, &CONTENT_TYPE).unwrap_or_default();
-    let (media, parameters) = given.split_once(';').unwrap_or((&given, ""));
-    let version_2 = parameters.contains("io.prometheus.write.v2");
+    let media = given.split(';').next().unwrap_or_default();
     match media.trim().to_ascii_lowercase().as_str() {
-        PROTOBUF if !version_2 => Ok(Form::Protobuf),
+        PROTOBUF => Ok(Form::Protobuf),
         JSON => Ok(Form::Json),
         _ => Err(AdaptError::UnknownType {
             given,
@@ -138,22 +139,56 @@ fn plain_answer(taken: Result<Taken, IngestError>) -> Response {
     }
 }
 
+/// Which message a body of remote write holds: the parameter `proto` of its media type says it, and 1.0 where there is none.
+fn version_of(headers: &HeaderMap) -> Result<Version, AdaptError> {
+    let given = header(headers, &CONTENT_TYPE).unwrap_or_default();
+    let mut parameters = given.split(';').skip(1).filter_map(|p| p.split_once('='));
+    let proto = parameters.find(|(name, _)| name.trim().eq_ignore_ascii_case("proto"));
+    match proto.map_or("", |(_, v)| v.trim().trim_matches('"')) {
+        "" | "prometheus.WriteRequest" => Ok(Version::One),
+        "io.prometheus.write.v2.Request" => Ok(Version::Two),
+        _ => Err(AdaptError::UnknownType {
+            given,
+            wanted: "proto=prometheus.WriteRequest or proto=io.prometheus.write.v2.Request",
+        }),
+    }
+}
+
+/// As [`plain_answer`]; a sender of version 2.0 is also told how much was stored.
+fn remote_write_answer(version: Version, taken: Result<Taken, IngestError>) -> Response {
+    let stored = taken.as_ref().map_or((0, 0), |taken| (taken.samples, taken.histograms));
+    let mut response = plain_answer(taken);
+    if version == Version::Two {
+        for (name, n) in [
+            ("x-prometheus-remote-write-samples-written", stored.0),
+            ("x-prometheus-remote-write-histograms-written", stored.1),
+            ("x-prometheus-remote-write-exemplars-written", 0),
+        ] {
+            response.headers_mut().insert(HeaderName::from_static(name), n.into());
+        }
+    }
+    response
+}
+
 async fn remote_write(State(state): State<IngestState>, request: Request<Body>) -> Response {
     let protocol = Protocol::RemoteWrite;
+    let version = version_of(request.headers());
     let incoming = match state.incoming(protocol, request).await {
         Ok(incoming) => incoming,
-        Err(why) => return plain_answer(Err(why)),
+        Err(why) => return remote_write_answer(version.unwrap_or(Version::One), Err(why)),
     };
-    let unsupported = match (incoming.form, incoming.encoding) {
-        (Form::Json | Form::Text, _) => AdaptError::UnknownType {
+    let unsupported = match (incoming.form, incoming.encoding, version) {
+        (Form::Json | Form::Text, ..) => AdaptError::UnknownType {
             given: JSON.to_owned(),
             wanted: PROTOBUF,
         },
+        (_, _, Err(why)) => why,
         // The protocol knows one compression; some senders leave the header out.
-        (_, Encoding::Snappy | Encoding::Identity) => {
-            return plain_answer(state.remote_write(&incoming.tenant, &incoming.body).await);
+        (_, Encoding::Snappy | Encoding::Identity, Ok(version)) => {
+            let taken = state.remote_write(version, &incoming.tenant, &incoming.body).await;
+            return remote_write_answer(version, taken);
         }
-        (_, other) => AdaptError::UnknownEncoding {
+        (_, other, _) => AdaptError::UnknownEncoding {
             given: format!("{other:?}").to_lowercase(),
             wanted: "snappy",
         },

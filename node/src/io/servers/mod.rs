@@ -30,9 +30,10 @@ use bytes::Bytes;
 use hindcast_env::Clock;
 use hindcast_ingest::otlp::{self, Calls, DeltaState, REQUEST_SETS_MAX, RequestTotals, Spans, Ties};
 use hindcast_ingest::own::{OwnRequest, SeriesRefs};
+use hindcast_ingest::remote_write::Version;
 use hindcast_ingest::{
-    AdaptError, Adapted, Books, Intake, Laid, LimitsContext, Naming, Protocol, Rejections, SeriesCache, influx, loki,
-    own, remote_write,
+    AdaptError, Adapted, Books, Described, Due, Intake, Laid, LimitsContext, Naming, Protocol, Rejections, SeriesCache,
+    influx, loki, own, remote_write,
 };
 use hindcast_masking::{InForce, Masker};
 use hindcast_model::ids::BadTenant;
@@ -67,6 +68,7 @@ pub struct IngestState {
     deltas: Arc<Mutex<DeltaState>>,
     ties: Arc<Mutex<Ties>>,
     requests: Arc<Mutex<RequestTotals>>,
+    described: Arc<Described>,
     admission: Option<Admission>,
     /// What of lines is hidden: all shipped types, until whoever shares it puts other settings in force.
     pub masking: Arc<InForce>,
@@ -122,6 +124,16 @@ impl IngestError {
 struct Taken {
     written: Written,
     rejected: Rejections,
+    /// Samples and native histograms that are stored, also when they were before.
+    samples: u64,
+    histograms: u64,
+}
+
+/// What a request has beside its rows.
+#[derive(Debug, Default)]
+struct Beside {
+    due: Due,
+    exemplars: u64,
 }
 
 /// A request of our own protocol that was read, and what it takes to read it again.
@@ -161,6 +173,7 @@ impl IngestState {
             deltas: Arc::default(),
             ties: Arc::default(),
             requests: Arc::new(Mutex::new(requests)),
+            described: Arc::default(),
             admission: None,
             masking: Arc::default(),
         }
@@ -201,6 +214,7 @@ impl IngestState {
         Books {
             ids: self.sink.ids(),
             cache: &self.cache,
+            described: &self.described,
             naming,
             masker,
         }
@@ -268,10 +282,11 @@ impl IngestState {
         (seq, taken)
     }
 
-    async fn remote_write(&self, tenant: &TenantId, body: &Bytes) -> Result<Taken, IngestError> {
+    async fn remote_write(&self, version: Version, tenant: &TenantId, body: &Bytes) -> Result<Taken, IngestError> {
         let limits = self.limits(tenant);
         let read = |naming| {
-            self.with_buffer(|buffer| remote_write::adapt(tenant, body, &limits, &self.books(naming, None), buffer))
+            let books = self.books(naming, None);
+            self.with_buffer(|buffer| remote_write::adapt(version, tenant, body, &limits, &books, buffer))
         };
         self.take_laid(Protocol::RemoteWrite, read(Naming::Known), || read(Naming::Defined))
             .await
@@ -302,9 +317,13 @@ impl IngestState {
                 intake,
                 rejected,
                 lessons,
+                native,
+                due,
+                exemplars_left_out,
             }) => {
                 self.counters.refused(protocol, &rejected);
                 let tenant = intake.tenant.clone();
+                let samples = intake.samples - native.rows;
                 // Nothing to store is nothing to commit: an empty request, or one that was refused in all parts.
                 let written = if intake.is_empty() {
                     Ok(Written::default())
@@ -317,11 +336,36 @@ impl IngestState {
                 if written.is_ok() && !lessons.is_empty() {
                     lessons.learn(&tenant, &self.books(Naming::Known, None));
                 }
-                written.map(|written| Taken { written, rejected }).map_err(Into::into)
+                if written.is_ok() {
+                    let exemplars = exemplars_left_out;
+                    self.beside(&tenant, Beside { due, exemplars }).await;
+                }
+                let taken = |written| Taken {
+                    written,
+                    rejected,
+                    samples,
+                    histograms: native.histograms,
+                };
+                written.map(taken).map_err(Into::into)
             }
         };
         self.count(protocol, &taken);
         taken
+    }
+
+    /// Writes what a request says of its metrics, after its rows are stored. When that fails, nothing is lost: the sender says it again,
+    /// and so the request is answered as it would be without.
+    async fn beside(&self, tenant: &TenantId, beside: Beside) {
+        let Beside { due, exemplars } = beside;
+        let mut written = 0;
+        if !due.is_empty() {
+            let now = self.clock.now();
+            if self.sink.write(due.batch(tenant, now)).await.is_ok() {
+                self.described.learn(tenant, &due, now);
+                written = due.len() as u64;
+            }
+        }
+        self.counters.beside(written, due.left_out, exemplars);
     }
 
     fn count(&self, protocol: Protocol, taken: &Result<Taken, IngestError>) {
@@ -339,8 +383,16 @@ impl IngestState {
         request: Result<otlp::MetricsRequest, AdaptError>,
     ) -> Result<Taken, IngestError> {
         let limits = self.limits(tenant);
-        let read = request.map(|r| otlp::metrics::adapt(tenant, r, &limits, &mut self.deltas.lock()));
-        self.take_hashed(Protocol::OtlpMetrics, tenant, wire, read).await
+        let mut beside = Beside::default();
+        let read = request.map(|r| {
+            beside.exemplars = otlp::metrics::describe(tenant, &r, &limits, &self.described, &mut beside.due);
+            otlp::metrics::adapt(tenant, r, &limits, &mut self.deltas.lock())
+        });
+        let taken = self.take_hashed(Protocol::OtlpMetrics, tenant, wire, read).await;
+        if taken.is_ok() {
+            self.beside(tenant, beside).await;
+        }
+        taken
     }
 
     async fn otlp_logs(
@@ -455,7 +507,13 @@ impl IngestState {
                 } else {
                     self.sink.write(batch).await
                 };
-                written.map(|written| Taken { written, rejected }).map_err(Into::into)
+                let taken = |written: Written| Taken {
+                    samples: written.samples,
+                    written,
+                    rejected,
+                    histograms: 0,
+                };
+                written.map(taken).map_err(Into::into)
             }
             Err(why) => Err(why),
         };

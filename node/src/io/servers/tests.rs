@@ -490,6 +490,65 @@ async fn remote_write_is_stored_and_its_bad_parts_are_told() {
     );
 }
 
+/// Posts a body of remote write 2.0; status, the headers that tell what was stored, and the text.
+async fn remote_write_2(served: &Served, body: &[u8]) -> String {
+    let request = hyper::Request::post(format!("{}/api/v1/write", served.base))
+        .header(
+            "content-type",
+            "application/x-protobuf;proto=io.prometheus.write.v2.Request",
+        )
+        .header("content-encoding", "snappy");
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let request = request.body(Full::new(Bytes::copy_from_slice(body))).unwrap();
+    let answer = client.request(request).await.unwrap();
+    let told = ["samples", "histograms", "exemplars"].map(|what| {
+        let name = format!("x-prometheus-remote-write-{what}-written");
+        answer.headers()[name].to_str().unwrap().to_owned()
+    });
+    let retry = answer.headers().get("retry-after").is_some();
+    let status = answer.status().as_u16();
+    let text = answer.into_body().collect().await.unwrap().to_bytes();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    format!("{status} {} retry: {retry} {text}", told.join(" "))
+        .trim()
+        .to_owned()
+}
+
+#[tokio::test]
+async fn remote_write_2_is_told_how_much_was_stored() {
+    let served = serve().await;
+    let is = |t: &&hindcast_env::fuzz::Target| t.name == "ingest-remote-write-2";
+    let seeds = (hindcast_ingest::fuzz::TARGETS.iter().find(is).unwrap().seeds)();
+    // Two series of three samples, one of which has a native histogram, and what their metrics are.
+    let (block, plain) = (&seeds[0], &seeds[1]);
+    expect!["204 6 1 0 retry: false"].assert_eq(&remote_write_2(&served, block).await);
+    assert_eq!(served.counted("hindcast_ingest_metadata_written_total", ""), 2);
+    assert!(
+        served.stored().contains("hindcast_metric_info{help="),
+        "{}",
+        served.stored()
+    );
+    // Said again, and not written again.
+    let batches = served.recorder.batches.lock().len();
+    expect!["204 6 1 0 retry: false"].assert_eq(&remote_write_2(&served, block).await);
+    assert_eq!(served.recorder.batches.lock().len(), batches + 1);
+    assert_eq!(served.counted("hindcast_ingest_metadata_written_total", ""), 2);
+
+    // One more series, whose second label has no value.
+    let mixed = [plain.as_slice(), &[0x2a, 5, 0x0a, 3, 1, 2, 3]].concat();
+    let mixed = snappy(&mixed);
+    expect!["400 6 1 0 retry: false 0 refused: up (0): its references into the table of symbols cannot be followed: 3 of them, and a label takes two"].assert_eq(&remote_write_2(&served, &mixed).await);
+    // A series that breaks off: nothing of it can be read.
+    expect!["400 0 0 0 retry: false the body is not a readable remote_write request: it ends in the middle of a field"]
+        .assert_eq(&remote_write_2(&served, &snappy(b"\x2a\x02\x12\x07")).await);
+    *served.recorder.fails.lock() = vec![WriteError::QueueFull {
+        shard: ShardId(2),
+        queued_bytes_max: 9,
+    }];
+    expect!["429 0 0 0 retry: true shard 2 already queues 9 bytes of writes; retry in a second"]
+        .assert_eq(&remote_write_2(&served, block).await);
+}
+
 /// What HTTP and its media types allow, and what each surface says to the rest.
 async fn check(served: &Served, path: &str, headers: &[(&str, &str)], body: &[u8], expect: Expect) {
     let (code, kind, text) = served.post(path, headers, body.to_vec()).await;
@@ -520,11 +579,11 @@ async fn bad_input_gets_the_code_of_its_class() {
     );
     assert_eq!(s.post("/api/v1/write", &[json], "{}").await.0, 415);
     assert_eq!(s.post("/api/v1/write", &[protobuf, gzip], "x").await.0, 415);
-    let version_2 = (
+    let version_3 = (
         "content-type",
-        "application/x-protobuf;proto=io.prometheus.write.v2.Request",
+        "application/x-protobuf;proto=io.prometheus.write.v3.Request",
     );
-    assert_eq!(s.post("/api/v1/write", &[version_2], "x").await.0, 415);
+    check(s, "/api/v1/write", &[version_3], b"x", expect![[r#"415 text/plain; charset=utf-8 content type "application/x-protobuf;proto=io.prometheus.write.v3.Request" is not understo"#]]).await;
     for path in ["/v1/metrics", "/v1/logs", "/v1/traces"] {
         let (code, kind, _) = s.post(path, &[protobuf], &garbage[..]).await;
         assert_eq!((code, kind.as_str()), (400, "application/x-protobuf"), "{path}");
@@ -666,6 +725,9 @@ async fn otlp_over_http_and_grpc_is_stored_alike_and_reports_partial_success() {
         sizes_bytes_bucket{instance="web-1", job="shop", le="+Inf"} = 3@1700000000.000
         sizes_bytes_sum{instance="web-1", job="shop"} = 10@1700000000.000
         sizes_bytes_count{instance="web-1", job="shop"} = 3@1700000000.000
+        hindcast_metric_info{metric="sizes_bytes", type="histogram", unit="bytes"} = 1700000000@1700000000.000
+        hindcast_metric_info{metric="requests_total", type="counter"} = 1700000000@1700000000.000
+        hindcast_metric_info{metric="latency_milliseconds", type="histogram", unit="milliseconds"} = 1700000000@1700000000.000
     "#]]
     .assert_eq(&over_http);
     let batch = served.recorder.batches.lock()[0].clone();

@@ -618,7 +618,8 @@ mod tests {
             {"at_ns":1000000000,"labels":{"app":"a"},"line":"x","metadata":{"trace_id":"t1"}}
             {"at_ns":2000000000,"labels":{"app":"b"},"line":"y, \"y\"","metadata":{"trace_id":"t1"}}
             {"at_ns":3000000000,"labels":{"app":"a"},"line":"z","metadata":{"trace_id":"t1"}}
-        "#]].assert_eq(&shown);
+        "#]]
+        .assert_eq(&shown);
     }
 
     #[test]

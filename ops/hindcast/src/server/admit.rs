@@ -33,7 +33,13 @@ pub fn work_of(path: &str) -> Work {
         "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
         "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
     ];
-    const WATCHING: [&str; 2] = ["/api/v1/status/buildinfo", "/loki/api/v1/status/buildinfo"];
+    const WATCHING: [&str; 5] = [
+        "/api/v1/status/buildinfo",
+        "/api/v1/status/config",
+        "/api/v1/status/flags",
+        "/api/v1/status/runtimeinfo",
+        "/loki/api/v1/status/buildinfo",
+    ];
     const ALERTING: [&str; 2] = ["/api/v1/rules", "/api/v1/alerts"];
     if INGEST.contains(&path) || path.starts_with("/hindcast.v1.Ingest/") {
         return Work::Ingest;

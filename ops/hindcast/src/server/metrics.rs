@@ -85,6 +85,11 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "Batches that were known already.",
     ),
     (
+        "hindcast_ingest_exemplars_left_out_total",
+        "counter",
+        "Exemplars that came with samples; they are not kept.",
+    ),
+    (
         "hindcast_ingest_failed_requests_total",
         "counter",
         "Write requests that were refused as a whole, by reason.",
@@ -93,6 +98,16 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "hindcast_ingest_lines_total",
         "counter",
         "Log lines that were stored, counted where they came in.",
+    ),
+    (
+        "hindcast_ingest_metadata_left_out_total",
+        "counter",
+        "Descriptions of metrics for which there was no room; senders say them again.",
+    ),
+    (
+        "hindcast_ingest_metadata_written_total",
+        "counter",
+        "Descriptions of metrics (type, unit, help) that were written, because they were new or six hours old.",
     ),
     (
         "hindcast_ingest_refused_items_total",

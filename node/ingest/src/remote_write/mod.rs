@@ -1,18 +1,36 @@
-//! Prometheus remote write 1.0: a snappy block of `prometheus.WriteRequest`.
+//! Prometheus remote write 1.0 (a snappy block of `prometheus.WriteRequest`) and 2.0 (`version_2`).
 //!
-//! Times are milliseconds. Exemplars and metadata are skipped; native histograms are refused with the reason, while
-//! the rest of the request is taken, as the protocol's specification asks.
+//! Times are milliseconds. Native histograms become classic ones (`native`). What a request says of its metrics is compared with what was
+//! written (`crate::described`). Exemplars are counted and not kept.
+
+pub(crate) mod native;
+mod version_2;
+
+pub use native::NATIVE_COUNTS_MAX;
+pub use version_2::{SPELLED_BYTES_MAX, SYMBOLS_MAX};
 
 use crate::decompress::snappy_into;
+use crate::described::{Metric, MetricType};
 use crate::owners::Scope;
 use crate::walk::{Layout, Names, SampleForm};
 use crate::wire::{Reader, WireError, messages};
 use crate::{AdaptError, Books, Laid, LimitsContext, Protocol};
 use hindcast_model::{BatchId, Sample, TenantId, TimestampNs};
+use version_2::Why;
+
+/// Which message a body holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// `prometheus.WriteRequest`.
+    One,
+    /// `io.prometheus.write.v2.Request`.
+    Two,
+}
 
 /// Lays out a request's body, as it came over the wire. Its id is the hash of that body. `scratch` holds the
 /// decompressed body meanwhile.
 pub fn adapt(
+    version: Version,
     tenant: &TenantId,
     body: &[u8],
     limits: &LimitsContext,
@@ -20,19 +38,63 @@ pub fn adapt(
     scratch: &mut Vec<u8>,
 ) -> Result<Laid, AdaptError> {
     let decoded = snappy_into(body, scratch)?;
-    let mut laid = read(tenant, decoded, limits, books).map_err(|e| e.of(Protocol::RemoteWrite))?;
+    let read = match version {
+        Version::One => read(tenant, decoded, limits, books).map_err(Why::Wire),
+        Version::Two => read_2(tenant, decoded, limits, books),
+    };
+    let mut laid = read.map_err(|why| match why {
+        Why::Wire(why) => why.of(Protocol::RemoteWrite),
+        Why::TooLarge => AdaptError::DecodedTooLarge {
+            bytes_max: SPELLED_BYTES_MAX,
+        },
+    })?;
     laid.intake.id = Some(BatchId::of_body(tenant, Protocol::RemoteWrite.as_str(), body));
     Ok(laid)
 }
 
-fn read(tenant: &TenantId, body: &[u8], limits: &LimitsContext, books: &Books<'_>) -> Result<Laid, WireError> {
-    let mut layout = Layout::new(tenant, limits, *books);
-    let names = Names {
+fn names(tenant: &TenantId) -> Names<'_> {
+    Names {
         attrs: &[],
         scope: Scope::new(tenant, &[], "series").into(),
-    };
-    layout.series::<Form>(messages(body, 1), &names)?;
+    }
+}
+
+fn read(tenant: &TenantId, body: &[u8], limits: &LimitsContext, books: &Books<'_>) -> Result<Laid, WireError> {
+    let mut layout = Layout::new(tenant, limits, *books);
+    for metadata in messages(body, 3) {
+        describe(metadata?, &mut layout)?;
+    }
+    layout.series::<Form>(messages(body, 1), &names(tenant))?;
     Ok(layout.finish(&[]))
+}
+
+fn read_2(tenant: &TenantId, body: &[u8], limits: &LimitsContext, books: &Books<'_>) -> Result<Laid, Why> {
+    let mut layout = Layout::new(tenant, limits, *books);
+    let spelled = version_2::spell(body, &mut layout)?;
+    layout.series::<Form>(spelled.messages(), &names(tenant))?;
+    Ok(layout.finish(&[]))
+}
+
+/// Reads a `MetricMetadata`.
+fn describe(message: &[u8], layout: &mut Layout<'_>) -> Result<(), WireError> {
+    let mut metric = Metric {
+        name: "",
+        kind: MetricType::Unknown,
+        help: "",
+        unit: "",
+    };
+    let mut reader = Reader::new(message);
+    while let Some((number, field)) = reader.next()? {
+        match number {
+            1 => metric.kind = MetricType::of_number(field.varint("a metric's type")?),
+            2 => metric.name = field.text("a metric's name")?,
+            4 => metric.help = field.text("a help text")?,
+            5 => metric.unit = field.text("a unit")?,
+            _ => {}
+        }
+    }
+    layout.describe(&metric);
+    Ok(())
 }
 
 struct Form;
@@ -118,7 +180,7 @@ mod tests {
         #[prost(message, repeated, tag = "2")]
         samples: Vec<Point>,
         #[prost(message, repeated, tag = "4")]
-        histograms: Vec<Point>,
+        histograms: Vec<native::tests::Histogram>,
     }
     #[derive(Clone, PartialEq, Message)]
     struct Label {
@@ -157,7 +219,8 @@ mod tests {
 
     fn laid(desk: &Desk, request: &Request, naming: Naming) -> Laid {
         let (tenant, mut scratch) = (TenantId::default(), vec![]);
-        adapt(&tenant, &body(request), &LIMITS, &desk.books(naming), &mut scratch).unwrap()
+        let books = desk.books(naming);
+        adapt(Version::One, &tenant, &body(request), &LIMITS, &books, &mut scratch).unwrap()
     }
 
     #[test]
@@ -169,7 +232,11 @@ mod tests {
             at_ms: -1,
         });
         let mut node = series("node_load1", points.to_vec());
-        node.histograms = vec![points[0]; 2];
+        let unknown = native::tests::Histogram {
+            schema: 9,
+            ..Default::default()
+        };
+        node.histograms = vec![unknown; 2];
         let request = Request { timeseries: vec![node] };
         let desk = Desk::new(1);
         for _ in 0..2 {
@@ -181,6 +248,35 @@ mod tests {
             assert!(block.samples.iter().all(|s| s.at == TimestampNs::from_ms(-1)));
             assert_eq!(batch.resources[0].name, "web-1");
         }
+    }
+
+    #[test]
+    fn what_a_request_says_of_its_metrics_is_due_and_its_exemplars_are_counted() {
+        let point = Point { value: 1.5, at_ms: 7 };
+        let request = Request {
+            timeseries: vec![series("up", vec![point])],
+        };
+        let mut plain = request.encode_to_vec();
+        // Of the series: an exemplar behind its sample.
+        let inner = request.timeseries[0].encode_to_vec();
+        plain.truncate(plain.len() - inner.len() - 1);
+        plain.push(inner.len() as u8 + 4);
+        plain.extend_from_slice(&inner);
+        plain.extend_from_slice(&[0x1a, 2, 0x18, 7]);
+        // Of the request: a gauge, and a metric of which nothing is said.
+        plain.extend_from_slice(b"\x1a\x0d\x08\x02\x12\x02up\x22\x05Is up\x1a\x04\x12\x02xy");
+        let (desk, tenant) = (Desk::new(1), TenantId::default());
+        let laid = read(&tenant, &plain, &LIMITS, &desk.books(Naming::Known)).unwrap();
+        assert_eq!((laid.exemplars_left_out, laid.intake.samples), (1, 1));
+        let described = laid.due.batch(&tenant, TimestampNs::from_secs(9)).series;
+        let shown: Vec<_> = described
+            .iter()
+            .map(|s| format!("{} {}", s.labels, s.samples[0].value))
+            .collect();
+        assert_eq!(
+            shown,
+            [r#"hindcast_metric_info{help="Is up", metric="up", type="gauge"} 9"#]
+        );
     }
 
     #[test]
@@ -226,7 +322,7 @@ mod tests {
         let series = one.prop_map(|(name, samples, odd)| {
             let mut s = series(&format!("m{name}"), samples.clone());
             match odd {
-                0 => s.histograms = samples,
+                0 => s.histograms = samples.iter().map(|p| native::tests::few(p.at_ms)).collect(),
                 1 => s.labels.clear(),
                 2 => s.labels.push(s.labels[0].clone()),
                 // A longer list that begins like a known one.
@@ -251,7 +347,9 @@ mod tests {
             let (tenant, mut scratch) = (TenantId::default(), vec![]);
             for request in requests.iter().chain(&requests) {
                 let body = body(request);
-                let mut read = |naming| adapt(&tenant, &body, &limits, &desk.books(naming), &mut scratch).unwrap();
+                let mut read = |naming| {
+                    adapt(Version::One, &tenant, &body, &limits, &desk.books(naming), &mut scratch).unwrap()
+                };
                 let (known, general) = (read(Naming::Known), read(Naming::Defined));
                 prop_assert_eq!(known.rejected.by_code(), general.rejected.by_code());
                 let mut shown = [&known, &general].map(|l| l.rejected.listed().to_vec());
@@ -267,7 +365,8 @@ mod tests {
             let (desk, tenant) = (Desk::new(1), TenantId::default());
             let books = desk.books(Naming::Known);
             let _ = read(&tenant, &body, &LIMITS, &books);
-            let _ = adapt(&tenant, &body, &LIMITS, &books, &mut vec![]);
+            let _ = read_2(&tenant, &body, &LIMITS, &books);
+            let _ = adapt(Version::Two, &tenant, &body, &LIMITS, &books, &mut vec![]);
         }
 
         /// Damage to a request whose series are known: refused or read alike both ways, never a panic.

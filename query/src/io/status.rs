@@ -1,0 +1,302 @@
+//! What clients ask beside queries: descriptions of metrics, what holds the most series, and what a Prometheus says of itself.
+//!
+//! Where this program has nothing of what is asked (targets of its own, exemplars, other alert managers), the answer is the empty one
+//! that a Prometheus gives which has none either.
+
+use super::http::{Refusal, answer, in_time, success};
+use super::json;
+use super::params::{Params, now, tenant};
+use crate::engine::{Engine, InstantQuery, LabelsQuery, Options};
+use crate::value::{Answer, Value};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use axum::routing::get;
+use hindcast_model::{Labels, METRIC_NAME, SpanNs, TimestampNs};
+use hindcast_proto::metric_info::{FORGET_SPAN, HELP, METRIC, METRIC_INFO, TYPE, UNIT};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Entries of each list of the report on series, unless the client says how many.
+const REPORTED_DEFAULT: usize = 10;
+/// And at most.
+const REPORTED_MAX: usize = 10_000;
+/// Series that had a sample within it are counted, as Prometheus counts those of its head.
+const HEAD_SPAN: SpanNs = SpanNs::from_secs(2 * 3600);
+
+#[derive(Clone)]
+struct Status {
+    engine: Arc<Engine>,
+    started: TimestampNs,
+}
+
+pub(super) fn router(engine: Arc<Engine>) -> Router {
+    let status = Status { engine, started: now() };
+    Router::new()
+        .route("/api/v1/metadata", get(metadata))
+        .route("/api/v1/targets/metadata", get(nothing))
+        .route("/api/v1/query_exemplars", get(exemplars).post(exemplars))
+        .route("/api/v1/alertmanagers", get(alertmanagers))
+        .route("/api/v1/status/runtimeinfo", get(runtime_info))
+        .route("/api/v1/status/flags", get(flags))
+        .route("/api/v1/status/config", get(config))
+        .route("/api/v1/status/tsdb", get(tsdb))
+        .with_state(status)
+}
+
+fn plain_success(data: &serde_json::Value) -> Response {
+    json::response(200, format!("{{\"status\":\"success\",\"data\":{data}}}"))
+}
+
+/// A description, newest first.
+struct Described {
+    written: f64,
+    json: serde_json::Value,
+}
+
+/// Type, help text and unit of metrics, by name.
+async fn metadata(State(status): State<Status>, request: Request<Body>) -> Response {
+    answer(async {
+        let tenant = tenant(request.headers())?;
+        let params = Params::read(request).await?;
+        let (limit, per_metric) = (params.number("limit")?, params.number("limit_per_metric")?);
+        let wanted = params
+            .get("metric")
+            .map(|m| format!("{{{METRIC}={}}}", json::string(m)));
+        let q = InstantQuery {
+            tenant,
+            expr: format!(
+                "last_over_time({METRIC_INFO}{}[{FORGET_SPAN}])",
+                wanted.unwrap_or_default()
+            ),
+            at: now(),
+            options: Options::default(),
+        };
+        let found = in_time(&params, status.engine.with(params.consistency()?).instant(&q)).await?;
+        let rows = match &found.value {
+            Value::Vector(rows) => &rows[..],
+            _ => &[],
+        };
+        let mut by_name: BTreeMap<&str, Vec<Described>> = BTreeMap::new();
+        for row in rows {
+            let value = |name: &str| row.labels.value(name).to_owned();
+            let json = serde_json::json!({ "type": value(TYPE), "help": value(HELP), "unit": value(UNIT) });
+            let written = row.value;
+            by_name
+                .entry(row.labels.value(METRIC))
+                .or_default()
+                .push(Described { written, json });
+        }
+        let shown: serde_json::Map<String, serde_json::Value> = by_name
+            .into_iter()
+            .take(cut(limit))
+            .map(|(name, mut of_name)| {
+                of_name.sort_by(|a, b| b.written.total_cmp(&a.written));
+                let of_name = of_name.into_iter().map(|d| d.json).take(cut(per_metric));
+                (name.to_owned(), of_name.collect())
+            })
+            .collect();
+        Ok(success(&found, &serde_json::Value::Object(shown).to_string()))
+    })
+    .await
+}
+
+/// As Prometheus reads limits of metadata: none, a negative one and 0 are no limit.
+fn cut(limit: Option<usize>) -> usize {
+    limit.filter(|l| *l > 0).unwrap_or(usize::MAX)
+}
+
+/// Descriptions are kept by metric, not by target.
+async fn nothing() -> Response {
+    plain_success(&serde_json::json!([]))
+}
+
+/// Exemplars are not kept. What is asked is read all the same: a typing error is told.
+async fn exemplars(State(status): State<Status>, request: Request<Body>) -> Response {
+    answer(async {
+        tenant(request.headers())?;
+        let params = Params::read(request).await?;
+        let expr = params.required("query")?;
+        params.time("start")?;
+        params.time("end")?;
+        status.engine.printed_promql(expr).map_err(|e| Refusal::of(&e))?;
+        Ok(plain_success(&serde_json::json!([])))
+    })
+    .await
+}
+
+async fn alertmanagers() -> Response {
+    plain_success(&serde_json::json!({ "activeAlertmanagers": [], "droppedAlertmanagers": [] }))
+}
+
+async fn runtime_info(State(status): State<Status>) -> Response {
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    plain_success(&serde_json::json!({
+        "startTime": rfc3339(status.started),
+        "serverTime": rfc3339(now()),
+        "GOMAXPROCS": threads,
+    }))
+}
+
+fn rfc3339(at: TimestampNs) -> String {
+    jiff::Timestamp::from_nanosecond(at.0.into()).map_or_else(|_| String::new(), |at| at.to_string())
+}
+
+/// Prometheus' names of the bounds that are the same here.
+async fn flags(State(status): State<Status>) -> Response {
+    let timeout = SpanNs::from_ms(super::http::QUERY_SPAN_MAX.as_millis() as u64);
+    plain_success(&serde_json::json!({
+        "query.lookback-delta": Options::default().lookback.to_string(),
+        "query.max-samples": status.engine.limits.samples_max.to_string(),
+        "query.timeout": timeout.to_string(),
+    }))
+}
+
+/// Settings of this program are no YAML of Prometheus'.
+async fn config() -> Response {
+    plain_success(&serde_json::json!({ "yaml": "" }))
+}
+
+/// What holds the most series: by metric, by label, by pair of label and value.
+async fn tsdb(State(status): State<Status>, request: Request<Body>) -> Response {
+    answer(async {
+        let tenant = tenant(request.headers())?;
+        let params = Params::read(request).await?;
+        let limit = params.number("limit")?.unwrap_or(REPORTED_DEFAULT);
+        if !(1..=REPORTED_MAX).contains(&limit) {
+            return Err(Refusal::bad_data(format!(
+                "invalid parameter \"limit\": {limit} is not between 1 and {REPORTED_MAX}"
+            )));
+        }
+        let end = now();
+        let q = LabelsQuery {
+            tenant,
+            streams: false,
+            matching: vec![format!("{{{METRIC_NAME}!=\"\"}}")],
+            start: end - HEAD_SPAN,
+            end,
+        };
+        let found = in_time(&params, status.engine.with(params.consistency()?).series(&q)).await?;
+        let report = report(&found.value, limit, (q.start, q.end)).to_string();
+        let found: Answer<()> = found.map(|_| ());
+        Ok(success(&found, &report))
+    })
+    .await
+}
+
+fn report(sets: &[Labels], limit: usize, (start, end): (TimestampNs, TimestampNs)) -> serde_json::Value {
+    let mut pairs: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    for set in sets {
+        for pair in set.iter() {
+            *pairs.entry(pair).or_default() += 1;
+        }
+    }
+    let mut values: BTreeMap<&str, (BTreeSet<&str>, usize)> = BTreeMap::new();
+    for (name, value) in pairs.keys() {
+        let of_name = values.entry(name).or_default();
+        of_name.0.insert(value);
+        of_name.1 += value.len();
+    }
+    let by_metric = pairs.iter().filter(|((name, _), _)| *name == METRIC_NAME);
+    let by_metric = by_metric.map(|((_, value), n)| ((*value).to_owned(), *n)).collect();
+    let by_pair = pairs
+        .iter()
+        .map(|((name, value), n)| (format!("{name}={value}"), *n))
+        .collect();
+    let by_label = values
+        .iter()
+        .map(|(name, (values, _))| ((*name).to_owned(), values.len()))
+        .collect();
+    let bytes = values
+        .iter()
+        .map(|(name, (_, bytes))| ((*name).to_owned(), *bytes))
+        .collect();
+    serde_json::json!({
+        "headStats": {
+            "numSeries": sets.len(),
+            "numLabelPairs": pairs.len(),
+            "minTime": start.as_ms(),
+            "maxTime": end.as_ms(),
+        },
+        "seriesCountByMetricName": largest(by_metric, limit),
+        "labelValueCountByLabelName": largest(by_label, limit),
+        "memoryInBytesByLabelName": largest(bytes, limit),
+        "seriesCountByLabelValuePair": largest(by_pair, limit),
+    })
+}
+
+/// The largest first, of equal ones by name.
+fn largest(mut counted: Vec<(String, usize)>, limit: usize) -> Vec<serde_json::Value> {
+    counted.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    let shown = counted.into_iter().take(limit);
+    shown
+        .map(|(name, value)| serde_json::json!({ "name": name, "value": value }))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::expect;
+
+    #[test]
+    fn a_report_names_what_holds_the_most_series() {
+        let series = |name: &str, n: usize| -> Vec<Labels> {
+            let of = |i: usize| Labels::from_pairs([(METRIC_NAME, name), ("job", "a"), ("i", &i.to_string())]);
+            (0..n).map(of).collect()
+        };
+        let sets = [series("many", 3), series("few", 2)].concat();
+        let shown = report(&sets, 2, (TimestampNs(0), TimestampNs::from_secs(1)));
+        expect![[r#"
+            {
+              "headStats": {
+                "maxTime": 1000,
+                "minTime": 0,
+                "numLabelPairs": 6,
+                "numSeries": 5
+              },
+              "labelValueCountByLabelName": [
+                {
+                  "name": "i",
+                  "value": 3
+                },
+                {
+                  "name": "__name__",
+                  "value": 2
+                }
+              ],
+              "memoryInBytesByLabelName": [
+                {
+                  "name": "__name__",
+                  "value": 7
+                },
+                {
+                  "name": "i",
+                  "value": 3
+                }
+              ],
+              "seriesCountByLabelValuePair": [
+                {
+                  "name": "job=a",
+                  "value": 5
+                },
+                {
+                  "name": "__name__=many",
+                  "value": 3
+                }
+              ],
+              "seriesCountByMetricName": [
+                {
+                  "name": "many",
+                  "value": 3
+                },
+                {
+                  "name": "few",
+                  "value": 2
+                }
+              ]
+            }"#]]
+        .assert_eq(&serde_json::to_string_pretty(&shown).unwrap());
+    }
+}
