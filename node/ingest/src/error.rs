@@ -18,7 +18,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Own,
         Self::OtlpMetrics,
         Self::OtlpLogs,

@@ -261,7 +261,7 @@ async fn follow(args: LogsArgs) -> Done {
                             return Ok(ExitCode::SUCCESS);
                         }
                     }
-                    if is_away != !is_whole {
+                    if is_away == is_whole {
                         is_away = !is_whole;
                         eprintln!(
                             "hindcast: {}",
