@@ -265,7 +265,7 @@ async fn load(
     );
     // What happened before the window is known, but it is no change of a frame.
     past.advance(shards, before).await?;
-    // Spans would leave no room for what people wrote; their request metrics are among the signals.
+    // Spans would leave no room for what people wrote.
     let own = vec![none_of(HISTORY_LABEL), none_of(TOPOLOGY_LABEL), none_of(TRACE_LABEL)];
     let mut request = lines(spec, own, TimestampNs(before.0.saturating_add(1)));
     request.owners = (!whole_tenant).then(|| scope.clone());

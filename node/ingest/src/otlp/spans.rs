@@ -486,8 +486,8 @@ mod tests {
                 span "f" of {hindcast_trace="span", service_name="unknown_service"} x1: the span cannot be kept: it has no start
                 span "g" of {hindcast_trace="span", service_name="unknown_service"} x1: the span cannot be kept: it has no end
                 span "h" of {hindcast_trace="span", service_name="unknown_service"} x1: the span cannot be kept: it ends at 1700000000.000, before it starts at 1700000000.000
-                span "i" of {hindcast_trace="span", service_name="unknown_service"} x1: its time 1700000601.000 is more than 10m ahead of 1700000000.000; check the sender's clock
-                span "j" of {hindcast_trace="span", service_name="unknown_service"} x1: its time 1600000000.000 is older than 1699913600.000, the oldest that is kept
+                span "i" of {hindcast_trace="span", service_name="unknown_service"} x1: its time 2023-11-14T22:23:21Z is more than 10m ahead of 2023-11-14T22:13:20Z; check the sender's clock
+                span "j" of {hindcast_trace="span", service_name="unknown_service"} x1: its time 2020-09-13T12:26:40Z is older than 2023-11-13T22:13:20Z, the oldest that is kept
             "#]],
         );
     }
