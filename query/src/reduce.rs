@@ -277,6 +277,8 @@ struct Frames {
     of: Option<(Steps, When, i64, bool)>,
     times: Vec<i64>,
     frames: Vec<Frame>,
+    /// Where the windows of the steps end.
+    highs: Vec<usize>,
 }
 
 struct Frame {
@@ -298,10 +300,20 @@ impl Frames {
         self.times.extend_from_slice(times);
         self.frames.clear();
         let (mut low, mut high) = (0, 0);
-        self.frames.extend(r.steps.iter().map(|now| {
+        // Where windows are whole steps long, one begins where another ended.
+        let steps_back = match r.when.fixed.is_none() && range_ms > 0 && range_ms % r.steps.step == 0 {
+            true => usize::try_from(range_ms / r.steps.step).unwrap_or(usize::MAX),
+            false => usize::MAX,
+        };
+        self.highs.clear();
+        self.frames.extend(r.steps.iter().enumerate().map(|(i, now)| {
             let at = r.when.at(now);
             high = after(times, high, at);
-            low = after(times, low, at.saturating_sub(range_ms));
+            low = match i.checked_sub(steps_back) {
+                Some(before) => self.highs[before],
+                None => after(times, low, at.saturating_sub(range_ms)),
+            };
+            self.highs.push(high);
             let ends = (stretches && low < high).then(|| (times[low], times[high - 1]));
             let reach = ends.and_then(|ends| Reach::of(high - low, ends, at, range_ms));
             Frame { low, high, reach }
@@ -309,10 +321,16 @@ impl Frames {
     }
 }
 
+/// So many samples are looked at one by one.
+const NEAR: usize = 6;
+
 /// Of ascending times, the place of the first after `at` that is not before `from`. Looks near `from` first: a step is
 /// mostly a few samples.
 fn after(times: &[i64], from: usize, at: i64) -> usize {
     let rest = &times[from..];
+    if let Some(near) = rest.iter().take(NEAR).position(|t| *t > at) {
+        return from + near;
+    }
     let mut bound = 1;
     while bound <= rest.len() && rest[bound - 1] <= at {
         bound *= 2;
@@ -487,11 +505,13 @@ mod tests {
             start in -300_000i64..700_000,
             step in 1i64..60_000,
             range_ms in 1i64..200_000,
+            whole_steps in prop::option::of(1i64..6),
             offset_ms in -50_000i64..50_000,
             fixed in prop::option::of(-100_000i64..500_000),
             param in prop_oneof![Just(0.5), Just(-3.0), Just(f64::NAN)],
         ) {
             let steps = Steps { start, step, count: 25 };
+            let range_ms = whole_steps.map_or(range_ms, |n| n * step);
             let when = When { fixed, offset_ms };
             let window = |name: &str| How::Window {
                 kernel: window::kernel(name).unwrap(),

@@ -200,16 +200,20 @@ fn keep(groups: Groups, choose: impl Fn(&[Column], usize) -> Vec<usize>) -> Vec<
 }
 
 /// `topk`, `bottomk`: NaN comes last in both; of equal values the one first in label order wins.
-fn best(groups: Groups, k: &[f64], greatest: bool) -> Vec<Column> {
+fn best(mut groups: Groups, k: &[f64], greatest: bool) -> Vec<Column> {
+    // Then the places of columns tell the order of their labels.
+    for columns in groups.values_mut() {
+        columns.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
+    }
     let choose = |columns: &[Column], i: usize| {
         let mut values: Vec<(usize, f64)> = present(columns, i).collect();
-        values.sort_by(|a, b| {
+        values.sort_unstable_by(|a, b| {
             let by_value = match (a.1.is_nan(), b.1.is_nan()) {
                 (false, false) if greatest => b.1.total_cmp(&a.1),
                 (false, false) => a.1.total_cmp(&b.1),
                 (a, b) => a.cmp(&b),
             };
-            by_value.then_with(|| columns[a.0].labels.cmp(&columns[b.0].labels))
+            by_value.then(a.0.cmp(&b.0))
         });
         values.truncate(k[i].max(0.0) as usize);
         values.into_iter().map(|(c, _)| c).collect()
