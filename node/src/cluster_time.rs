@@ -32,6 +32,13 @@ pub fn stamp(own: TimestampNs, ahead: i64, last: TimestampNs) -> TimestampNs {
     TimestampNs(own.0.saturating_sub(ahead)).max(last)
 }
 
+/// How far cluster time stands ahead of the corrected clock, when that is more than clocks may differ: a clock ran ahead
+/// and was set back, and until clocks have caught up nothing becomes due.
+pub fn held_back(own: TimestampNs, ahead: i64, stored: TimestampNs) -> Option<SpanNs> {
+    let by = stored.since(TimestampNs(own.0.saturating_sub(ahead)));
+    (by > SKEW_MAX).then_some(by)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,6 +57,18 @@ mod tests {
             TimestampNs(50),
             "never back"
         );
+    }
+
+    #[test]
+    fn a_clock_that_was_hours_ahead_and_is_set_right_holds_cluster_time_back_and_that_is_told() {
+        let (hours, second) = (SpanNs::from_secs(7200), SpanNs::from_secs(1));
+        let now = TimestampNs::from_secs(1_800_000_000);
+        assert_eq!(held_back(now, 0, now + hours), Some(hours));
+        // Clocks that differ a little, and a cluster that has no time yet.
+        assert_eq!(held_back(now, 0, now + second), None);
+        assert_eq!(held_back(now, 0, TimestampNs::MIN), None);
+        // The own clock is two hours behind the median: that is no clock that ran ahead.
+        assert_eq!(held_back(now - hours, -(hours.0 as i64), now), None);
     }
 
     #[test]

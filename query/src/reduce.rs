@@ -277,8 +277,6 @@ struct Frames {
     of: Option<(Steps, When, i64, bool)>,
     times: Vec<i64>,
     frames: Vec<Frame>,
-    /// Where the windows of the steps end.
-    highs: Vec<usize>,
 }
 
 struct Frame {
@@ -305,19 +303,18 @@ impl Frames {
             true => usize::try_from(range_ms / r.steps.step).unwrap_or(usize::MAX),
             false => usize::MAX,
         };
-        self.highs.clear();
-        self.frames.extend(r.steps.iter().enumerate().map(|(i, now)| {
+        self.frames.reserve(r.steps.count);
+        for (i, now) in r.steps.iter().enumerate() {
             let at = r.when.at(now);
             high = after(times, high, at);
             low = match i.checked_sub(steps_back) {
-                Some(before) => self.highs[before],
+                Some(before) => self.frames[before].high,
                 None => after(times, low, at.saturating_sub(range_ms)),
             };
-            self.highs.push(high);
             let ends = (stretches && low < high).then(|| (times[low], times[high - 1]));
             let reach = ends.and_then(|ends| Reach::of(high - low, ends, at, range_ms));
-            Frame { low, high, reach }
-        }));
+            self.frames.push(Frame { low, high, reach });
+        }
     }
 }
 

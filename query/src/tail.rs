@@ -1,7 +1,7 @@
 //! Following log lines as they come: which stretch of time to ask for next, and which of the lines found are new.
 //!
 //! Lines are told in the order in which they are found: once each, as long as a line comes no later than [`LATE_SPAN`]
-//! behind those that were told already. A reader that is slow gets its lines later, and all of them.
+//! behind those that were told already. A reader that is slow gets its lines later, and all of them but for the bounds below.
 
 use crate::value::LogStream;
 use hindcast_model::{LogLine, SpanNs, TimestampNs};
@@ -14,7 +14,7 @@ pub const LATE_SPAN: SpanNs = SpanNs::from_secs(10);
 pub const TOLD_MAX: usize = 200_000;
 /// Lines asked for at once.
 pub const PAGE_LINES: usize = 1000;
-/// And at most, where so many have one time.
+/// And at most, where so many have one time. Of one that has more, the rest is left out.
 const PAGE_LINES_MAX: usize = 64_000;
 
 /// Of one reader.

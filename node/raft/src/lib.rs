@@ -32,6 +32,6 @@ pub use meta::{
 };
 pub use meta_machine::{
     LeftwardRow, MetaFile, MetaMachine, MetaMachineConfig, MetaReply, StoreFactory, decode_reply, history_rows,
-    leftward_rows,
+    leftward_rows, stored_clock,
 };
 pub use wire::WireMessage;

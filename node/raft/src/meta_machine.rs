@@ -454,7 +454,8 @@ fn snapshot_path(config: &MetaMachineConfig) -> String {
     format!("{}/{SNAPSHOT_FILE}", config.dir)
 }
 
-fn stored_clock(store: &dyn MetaRead) -> TimestampNs {
+/// Cluster time as the last command left it; it never goes back.
+pub fn stored_clock(store: &dyn MetaRead) -> TimestampNs {
     let row = store.get(META_PART, CLOCK_KEY).and_then(|v| v.try_into().ok());
     // Before the first command there is no time; negative ones are as good as any.
     row.map_or(TimestampNs::MIN, |bytes| TimestampNs(i64::from_be_bytes(bytes)))

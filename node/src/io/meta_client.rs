@@ -5,7 +5,9 @@ use crate::cluster_time;
 use bytes::Bytes;
 use hindcast_env::Clock;
 use hindcast_model::{Class, GroupId, NodeId, SpanNs, TimestampNs, codec};
-use hindcast_raft::{Meta, MetaCommand, MetaError, MetaRead, ProposeError, RaftHost, Refusal, decode_reply};
+use hindcast_raft::{
+    Meta, MetaCommand, MetaError, MetaRead, ProposeError, RaftHost, Refusal, decode_reply, stored_clock,
+};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -104,8 +106,15 @@ impl MetaClient {
         (own, offsets.collect())
     }
 
+    /// How far cluster time stands ahead of clocks: see [`cluster_time::held_back`].
+    pub fn held_back(&self) -> Option<SpanNs> {
+        let (own, offsets) = self.offsets();
+        let stored = stored_clock(self.0.rows.as_ref());
+        cluster_time::held_back(own, cluster_time::ahead_of_median(&offsets), stored)
+    }
+
     async fn compare_clocks(self) {
-        let mut reported = false;
+        let (mut reported, mut was_held) = (false, false);
         loop {
             for id in self.0.peers.ids() {
                 let sent = self.0.clock.monotonic();
@@ -129,6 +138,15 @@ impl MetaClient {
                 );
             }
             reported = skewed;
+            let held = self.held_back();
+            if let Some(by) = held.filter(|_| !was_held) {
+                tracing::warn!(
+                    ahead = %by,
+                    "cluster time is ahead of clocks: one ran ahead and was set back. Until clocks have caught up, rules that were \
+                     evaluated ahead are not evaluated and no message is sent; look at alerts by hand meanwhile"
+                );
+            }
+            was_held = held.is_some();
             tokio::time::sleep(CLOCK_PAUSE).await;
         }
     }

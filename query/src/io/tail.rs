@@ -203,12 +203,14 @@ where
         limit: wanted.limit,
     };
     let mut from = now;
-    if past.from < past.to && past.limit > 0 {
+    while past.from < past.to && past.limit > 0 {
         match ask(past, Direction::Backward).await {
-            Ok(found) => {
-                let first = found.iter().flatten().flat_map(|s| &s.lines).map(|l| l.at).min();
+            Ok(Some(found)) => {
+                let first = found.iter().flat_map(|s| &s.lines).map(|l| l.at).min();
                 from = first.unwrap_or(now);
+                break;
             }
+            Ok(None) => tokio::time::sleep(PAUSE).await,
             Err(why) => return Some(why),
         }
     }

@@ -5,7 +5,7 @@
 //! - No value of a label comes from data of clients: names of retention policies and of masking types are the operator's.
 
 use super::cluster::View;
-use hindcast_model::GroupId;
+use hindcast_model::{GroupId, SpanNs};
 use hindcast_node::disk_guard::DiskState;
 use hindcast_node::io::servers::syslog::UDP_QUEUED_BYTES_MAX;
 use hindcast_node::io::tls::TlsStats;
@@ -23,6 +23,11 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "hindcast_admission_refused_total",
         "counter",
         "Requests that were turned away before they were read, by work and reason.",
+    ),
+    (
+        "hindcast_cluster_time_ahead_seconds",
+        "gauge",
+        "How far cluster time is ahead of clocks, because one ran ahead and was set back: until clocks have caught up, rules that were evaluated ahead and messages wait.",
     ),
     (
         "hindcast_cold_cache_bytes",
@@ -520,6 +525,9 @@ impl View {
             "hindcast_ready",
             vec![(String::new(), f64::from(u8::from(self.node.is_ready())))],
         );
+        let ahead = self.node.meta.held_back().unwrap_or(SpanNs::ZERO);
+        let ahead = ahead.0 as f64 / 1e9;
+        out.put("hindcast_cluster_time_ahead_seconds", vec![(String::new(), ahead)]);
         out.put("hindcast_raft_term", by_group(&|g| g.term as f64));
         out.put(
             "hindcast_raft_is_leader",
