@@ -133,6 +133,7 @@ async fn descriptions_of_a_metric_come_newest_first_and_as_many_as_were_asked_fo
         "GET /api/v1/metadata",
         "GET /api/v1/metadata?limit_per_metric=1",
         "GET /api/v1/metadata?metric=up&limit=0",
+        "GET /api/v1/metadata?metric=up&limit=-1&limit_per_metric=-1",
         "GET /api/v1/metadata?metric=%22%7D%20or%20up",
         "GET /api/v1/metadata?limit=x",
         "GET /api/v1/status/tsdb?limit=0",
@@ -150,6 +151,8 @@ async fn descriptions_of_a_metric_come_newest_first_and_as_many_as_were_asked_fo
         GET /api/v1/metadata?limit_per_metric=1
             200 {"data":{"up":[{"help":"Whether the target answers","type":"gauge","unit":""}]},"status":"success"}
         GET /api/v1/metadata?metric=up&limit=0
+            200 {"data":{"up":[{"help":"Whether the target answers","type":"gauge","unit":""},{"help":"Whether it answers","type":"gauge","unit":""}]},"status":"success"}
+        GET /api/v1/metadata?metric=up&limit=-1&limit_per_metric=-1
             200 {"data":{"up":[{"help":"Whether the target answers","type":"gauge","unit":""},{"help":"Whether it answers","type":"gauge","unit":""}]},"status":"success"}
         GET /api/v1/metadata?metric=%22%7D%20or%20up
             200 {"data":{},"status":"success"}

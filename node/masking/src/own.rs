@@ -123,10 +123,12 @@ impl Own {
                 return hit(Hit::Unsearched { from: at });
             };
             let Some(end) = end else { return };
-            // Without what follows, the same match is there. Were it not, all up to its end is hidden.
-            let found = self.regex.find_at(&text[..end], at).map(|m| m.range());
+            // With what the engine may look at behind it, and no more, the same match is there. A cut text may only have
+            // others that end with it: then all up to the match's end is hidden.
+            let seen = &text[..text.len().min(end + LOOKAHEAD_BYTES)];
+            let found = self.regex.find_at(seen, at).map(|m| m.range());
             match found.filter(|f| f.end == end) {
-                Some(found) => self.add(&text[..end], found, &mut groups, &mut hit),
+                Some(found) => self.add(seen, found, &mut groups, &mut hit),
                 None => hit(Hit::Match {
                     all: at..end,
                     hidden: at..end,
@@ -233,12 +235,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_pattern_that_looks_behind_its_match_hides_all_of_it_byte_by_byte() {
+        let mut got = vec![];
+        let own = Own::new(r"secret\B|t").unwrap();
+        own.find_counting(b"secrets", 0, usize::MAX, None, |hit| got.push(hit));
+        assert_eq!(got, [Hit::Match { all: 0..6, hidden: 0..6 }]);
+    }
+
     proptest! {
         /// Counting what is read finds the same as not counting.
         #[test]
         fn what_is_found_byte_by_byte_is_what_the_engine_finds(
             text in "[ab가 ]{0,40}", pattern in prop::sample::select(vec![
                 "a+", "ab|a", "a|ab", "a.*b", "(?:a|ab)(?:b|$)", "가+?", "b$", "^a", "(a)|b(b)?", "[^a]b", "aab?", r"(?-u:\b)a", "a??b",
+                r"ab(?-u:\B)|b", r"aa(?-u:\b)|a", r"(a)b(?-u:\B)|(b)",
             ]),
         ) {
             let own = Own::new(pattern).unwrap();

@@ -108,6 +108,10 @@ impl Params {
     pub(super) fn number(&self, name: &str) -> Result<Option<usize>, Refusal> {
         self.parsed(name, "number", |text| text.parse().ok())
     }
+
+    pub(super) fn signed(&self, name: &str) -> Result<Option<i64>, Refusal> {
+        self.parsed(name, "number", |text| text.parse().ok())
+    }
 }
 
 fn seconds_or_rfc3339(text: &str) -> Option<TimestampNs> {

@@ -60,7 +60,7 @@ async fn metadata(State(status): State<Status>, request: Request<Body>) -> Respo
     answer(async {
         let tenant = tenant(request.headers())?;
         let params = Params::read(request).await?;
-        let (limit, per_metric) = (params.number("limit")?, params.number("limit_per_metric")?);
+        let (limit, per_metric) = (params.signed("limit")?, params.signed("limit_per_metric")?);
         let wanted = params
             .get("metric")
             .map(|m| format!("{{{METRIC}={}}}", json::string(m)));
@@ -103,8 +103,9 @@ async fn metadata(State(status): State<Status>, request: Request<Body>) -> Respo
 }
 
 /// As Prometheus reads limits of metadata: none, a negative one and 0 are no limit.
-fn cut(limit: Option<usize>) -> usize {
-    limit.filter(|l| *l > 0).unwrap_or(usize::MAX)
+fn cut(limit: Option<i64>) -> usize {
+    let given = limit.filter(|l| *l > 0).and_then(|l| usize::try_from(l).ok());
+    given.unwrap_or(usize::MAX)
 }
 
 /// Descriptions are kept by metric, not by target.
