@@ -261,10 +261,11 @@ pub(crate) fn cut(text: &str, bytes_max: usize) -> String {
 }
 
 /// Checks labels as they came, before duplicates are folded. `of_series`: a metric's, which need a name.
-pub fn labels(pairs: &[(String, String)], of_series: bool) -> Result<(), Refusal> {
+pub fn labels<S: AsRef<str>>(pairs: &[(S, S)], of_series: bool) -> Result<(), Refusal> {
     let mut present = 0;
     let mut named = false;
     for (name, value) in pairs {
+        let (name, value) = (name.as_ref(), value.as_ref());
         label(name, value)?;
         present += usize::from(!value.is_empty());
         named |= name == METRIC_NAME && !value.is_empty();
@@ -304,12 +305,12 @@ fn label(name: &str, value: &str) -> Result<(), Refusal> {
 }
 
 /// Senders sort labels, so neighbours tell; only where they do not is a sorted copy made.
-fn twice(pairs: &[(String, String)]) -> Result<(), Refusal> {
+fn twice<S: AsRef<str>>(pairs: &[(S, S)]) -> Result<(), Refusal> {
     let again = |name: &str| Err(Refusal::LabelTwice { name: name.to_owned() });
-    if pairs.is_sorted_by(|a, b| a.0 < b.0) {
+    if pairs.is_sorted_by(|a, b| a.0.as_ref() < b.0.as_ref()) {
         return Ok(());
     }
-    let mut names: Vec<&str> = pairs.iter().map(|(n, _)| n.as_str()).collect();
+    let mut names: Vec<&str> = pairs.iter().map(|(n, _)| n.as_ref()).collect();
     names.sort_unstable();
     names.windows(2).find(|w| w[0] == w[1]).map_or(Ok(()), |w| again(w[0]))
 }

@@ -196,9 +196,13 @@ impl Inner {
         }
     }
 
+    fn may_sweep(&self, now: TimestampNs) -> bool {
+        self.swept.is_none_or(|at| now >= at + SWEEP_SPAN)
+    }
+
     /// Forgets what would be written again anyway; now and then.
     fn sweep(&mut self, now: TimestampNs) {
-        if self.swept.is_some_and(|at| now < at + SWEEP_SPAN) {
+        if !self.may_sweep(now) {
             return;
         }
         self.swept = Some(now);
@@ -223,8 +227,12 @@ impl Described {
             return;
         }
         let (key, now) = (metric.key(), limits.now);
-        let mut state = self.inner.read().state(tenant, key, now);
-        if state.is_err() {
+        let (mut state, may_sweep) = {
+            let inner = self.inner.read();
+            (inner.state(tenant, key, now), inner.may_sweep(now))
+        };
+        // A full table is full for each series of each request: only who sweeps keeps the others out.
+        if state.is_err() && may_sweep {
             let mut inner = self.inner.write();
             inner.sweep(now);
             state = inner.state(tenant, key, now);
@@ -389,6 +397,35 @@ mod tests {
         let later = at(3 + (REWRITE_SPAN.0 / 1_000_000_000) as i64);
         assert_eq!(flood(&table, "z", &later, 0, 3), (3, 0));
         assert_eq!(table.size(), 3);
+    }
+
+    #[test]
+    fn requests_do_not_wait_for_each_other_where_a_tenant_has_all_its_descriptions() {
+        let table = Described::default();
+        for n in (0..METRICS_MAX).step_by(PER_REQUEST_MAX) {
+            flood(&table, "a", &at(0), n, PER_REQUEST_MAX);
+        }
+        // The first one that finds no room looks for some.
+        assert_eq!(flood(&table, "a", &at(0), METRICS_MAX, 1), (0, 1));
+        let other = table.inner.read();
+        let (done, is_done) = std::sync::mpsc::channel();
+        let looked = std::thread::scope(|threads| {
+            threads.spawn(|| {
+                let (tenant, mut due) = (TenantId::new("a").unwrap(), Due::default());
+                let metric = Metric {
+                    name: "more",
+                    kind: MetricType::Gauge,
+                    help: "",
+                    unit: "",
+                };
+                table.look(&tenant, &metric, &at(1), &mut due);
+                done.send(due.left_out).unwrap();
+            });
+            let looked = is_done.recv_timeout(std::time::Duration::from_secs(5));
+            drop(other);
+            looked
+        });
+        assert_eq!(looked, Ok(1));
     }
 
     proptest! {

@@ -518,7 +518,9 @@ fn otlp_logs_json_seeds() -> Vec<Vec<u8>> {
 fn spans_of(request: TracesRequest) {
     let scopes = request.resource_spans.iter().flat_map(|r| &r.scope_spans);
     let sent: usize = scopes.map(|s| s.spans.len()).sum();
-    let read = otlp::spans::adapt(&TenantId::default(), request, &LIMITS, &mut otlp::Ties::new(3)).adapted;
+    let read = otlp::spans::adapt(&TenantId::default(), request, &LIMITS)
+        .tied(&mut otlp::Ties::new(3))
+        .adapted;
     assert_eq!(read.batch.lines() + read.rejected.items(), sent as u64);
 }
 

@@ -8,10 +8,12 @@
 //! Invariants
 //! - A count that was sent is in exactly one bucket, or above all bounds.
 //! - A histogram has at most `2 * HISTOGRAM_BUCKETS_MAX + 2` bounds; those of one request take no more than [`Budget`] allows.
+//! - A few bytes say hundreds of bounds: [`Coarse`] knows how many before there is any of them, so that room is taken first.
 
 use crate::Refusal;
 use crate::otlp::names::{derived, number};
 use hindcast_model::Labels;
+use hindcast_model::limits::ENTRY_BYTES_MAX;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
@@ -22,9 +24,16 @@ pub const SCALE_MAX: i32 = 2;
 /// Below it one bucket spans more than all doubles.
 pub const SCALE_MIN: i32 = -11;
 /// Rows that the histograms of one request may become: a few bytes of a histogram make hundreds.
-pub const HISTOGRAM_ROWS_MAX: usize = 200_000;
-/// What the labels of these rows may take.
+pub const HISTOGRAM_ROWS_MAX: usize = 64_000;
+/// What the labels of these rows may take in memory.
 pub const HISTOGRAM_LABEL_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// What these rows may take of an entry of the log when all of them are new: a request that does not fit is refused as a whole,
+/// its other rows included. These have the rest of the entry.
+pub const HISTOGRAM_ENTRY_BYTES_MAX: usize = ENTRY_BYTES_MAX / 4 * 3;
+/// Of a row in an entry: its kind, its owner (17), how many labels it has, its value and the zero at the beginning of a delta.
+const ROW_BYTES: usize = 36;
+/// Of a label of a row: the numbers of its name and its value in the entry's table of texts.
+const LABEL_BYTES: usize = 4;
 
 /// A bucket's upper bound, ordered.
 #[derive(Clone, Copy, Debug)]
@@ -68,50 +77,131 @@ pub(crate) struct Exponential<P, N> {
 }
 
 impl<P: Iterator<Item = (i64, f64)>, N: Iterator<Item = (i64, f64)>> Exponential<P, N> {
-    /// Classic buckets: each bound of its own between the first and the last bucket in use, and the lower edge of the
-    /// first, so that quantiles are not drawn down to zero.
-    pub fn classic(self) -> Result<Buckets, Refusal> {
+    /// Made coarser, and seen to be narrow enough.
+    pub fn coarse(self) -> Result<Coarse, Refusal> {
         if self.scale < SCALE_MIN {
             return Err(bad_buckets(format!("scale {} is less than {SCALE_MIN}", self.scale)));
         }
         let shift = self.scale.saturating_sub(SCALE_MAX).clamp(0, 63) as u32;
-        let scale = self.scale.min(SCALE_MAX);
-        let edge = |index: i64| (index as f64 * f64::from(-scale).exp2()).exp2();
-        let mut buckets = Buckets::new();
-        let positive = coarse(self.positive, shift)?;
-        for (index, n) in coarse(self.negative, shift)? {
-            buckets.insert(Bound(-edge(index)), n);
-        }
-        if self.zero_count > 0.0 {
-            buckets.insert(Bound(self.zero_threshold.max(0.0)), self.zero_count);
-        }
-        if let Some((first, _)) = positive.first_key_value() {
-            buckets.entry(Bound(edge(*first))).or_default();
-        }
-        for (index, n) in positive {
-            *buckets.entry(Bound(edge(index + 1))).or_default() += n;
-        }
-        buckets.retain(|bound, _| bound.0.is_finite());
-        Ok(buckets)
+        Ok(Coarse {
+            scale: self.scale.min(SCALE_MAX),
+            zero: (self.zero_count > 0.0).then_some((self.zero_threshold.max(0.0), self.zero_count)),
+            positive: Side::new(self.positive, shift)?,
+            negative: Side::new(self.negative, shift)?,
+        })
     }
 }
 
-/// Counts per coarser bucket, with no gap between the first and the last in use.
-fn coarse(side: impl Iterator<Item = (i64, f64)>, shift: u32) -> Result<BTreeMap<i64, f64>, Refusal> {
-    let mut counts: BTreeMap<i64, f64> = BTreeMap::new();
-    for (index, n) in side.filter(|(_, n)| *n > 0.0) {
-        *counts.entry(index >> shift).or_default() += n;
+/// An exponential histogram of few buckets, of which only those in use are there.
+#[derive(Debug)]
+pub(crate) struct Coarse {
+    scale: i32,
+    /// What lies about zero, by its upper edge.
+    zero: Option<(f64, f64)>,
+    positive: Side,
+    negative: Side,
+}
+
+impl Coarse {
+    fn edge(&self, index: i64) -> f64 {
+        (index as f64 * f64::from(-self.scale).exp2()).exp2()
     }
-    if let (Some((&first, _)), Some((&last, _))) = (counts.first_key_value(), counts.last_key_value()) {
-        let span = last.abs_diff(first) + 1;
-        if span > HISTOGRAM_BUCKETS_MAX as u64 {
-            return Err(too_many("buckets", span));
-        }
-        for index in first..=last {
-            counts.entry(index).or_default();
+
+    /// How many bounds it has at most, and what the longest of them takes as text.
+    pub fn width(&self) -> Width {
+        // The length of a text grows to both ends. Beyond all doubles there is no bound, but there may be some before that.
+        let at = |index| self.edge(index).clamp(f64::from_bits(1), f64::MAX);
+        let ends = |side: &Side| side.ends().map(|(first, last)| [at(first), at(last + 1)]);
+        let edges = [
+            ends(&self.positive),
+            ends(&self.negative),
+            self.zero.map(|(at, _)| [at; 2]),
+        ];
+        let texts = edges.into_iter().flatten().flatten().map(text_bytes_max);
+        Width {
+            // The lower edge of the first positive bucket is one, too.
+            bounds: self.positive.len() + self.negative.len() + usize::from(self.zero.is_some()) + 1,
+            text_bytes: texts.max().unwrap_or_default(),
         }
     }
-    Ok(counts)
+
+    /// Classic buckets: each bound of its own between the first and the last bucket in use, and the lower edge of the
+    /// first, so that quantiles are not drawn down to zero.
+    pub fn classic(&self) -> Buckets {
+        #[cfg(test)]
+        tests::EXPANDED.set(tests::EXPANDED.get() + 1);
+        let mut buckets = Buckets::new();
+        for (index, n) in self.negative.all() {
+            *buckets.entry(Bound(-self.edge(index))).or_default() += n;
+        }
+        if let Some((threshold, n)) = self.zero {
+            buckets.insert(Bound(threshold), n);
+        }
+        if let Some((first, _)) = self.positive.ends() {
+            buckets.entry(Bound(self.edge(first))).or_default();
+        }
+        for (index, n) in self.positive.all() {
+            *buckets.entry(Bound(self.edge(index + 1))).or_default() += n;
+        }
+        buckets.retain(|bound, _| bound.0.is_finite());
+        buckets
+    }
+}
+
+/// Counts by bucket, of the buckets in use; the first and the last are at most [`HISTOGRAM_BUCKETS_MAX`] apart.
+#[derive(Debug)]
+struct Side(BTreeMap<i64, f64>);
+
+impl Side {
+    fn new(counts: impl Iterator<Item = (i64, f64)>, shift: u32) -> Result<Self, Refusal> {
+        let mut side = Self(BTreeMap::new());
+        for (index, n) in counts.filter(|(_, n)| *n > 0.0) {
+            *side.0.entry(index >> shift).or_default() += n;
+        }
+        match side.ends().map_or(0, |(first, last)| last.abs_diff(first) + 1) {
+            span if span > HISTOGRAM_BUCKETS_MAX as u64 => Err(too_many("buckets", span)),
+            _ => Ok(side),
+        }
+    }
+
+    fn ends(&self) -> Option<(i64, i64)> {
+        Some((*self.0.first_key_value()?.0, *self.0.last_key_value()?.0))
+    }
+
+    fn len(&self) -> usize {
+        self.ends().map_or(0, |(first, last)| last.abs_diff(first) as usize + 1)
+    }
+
+    /// With no gap between the first and the last.
+    fn all(&self) -> impl Iterator<Item = (i64, f64)> {
+        let indices = self.ends().map(|(first, last)| first..=last);
+        let count = |index| (index, self.0.get(&index).copied().unwrap_or_default());
+        indices.into_iter().flatten().map(count)
+    }
+}
+
+/// How wide a histogram is before it is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Width {
+    pub bounds: usize,
+    /// Of the longest bound.
+    pub text_bytes: usize,
+}
+
+impl Width {
+    pub fn of(buckets: &Buckets) -> Self {
+        let texts = buckets.keys().map(|bound| text_bytes_max(bound.0));
+        Self {
+            bounds: buckets.len(),
+            text_bytes: texts.max().unwrap_or_default(),
+        }
+    }
+}
+
+/// No less than what [`number`] writes: without an exponent, the zeros before or behind the digits are all there.
+fn text_bytes_max(bound: f64) -> usize {
+    let zeros = bound.abs().log10().abs();
+    24 + if zeros.is_finite() { zeros as usize } else { 0 }
 }
 
 /// Classic buckets of bounds that the sender chose: `counts` has one more, which lies above all of them.
@@ -154,6 +244,7 @@ pub(crate) fn rows(base: &Labels, buckets: &Buckets, count: f64, sum: Option<f64
 pub(crate) struct Budget {
     rows: usize,
     label_bytes: usize,
+    entry_bytes: usize,
 }
 
 impl Default for Budget {
@@ -161,30 +252,54 @@ impl Default for Budget {
         Self {
             rows: HISTOGRAM_ROWS_MAX,
             label_bytes: HISTOGRAM_LABEL_BYTES_MAX,
+            entry_bytes: HISTOGRAM_ENTRY_BYTES_MAX,
         }
     }
 }
 
 impl Budget {
-    /// Takes the rows of one histogram of this many bounds.
-    pub fn take(&mut self, base: &Labels, bounds: usize) -> Result<(), Refusal> {
-        // `+Inf`, the sum and the count; a bound as a label, and the suffix of the name.
-        let rows = bounds + 3;
+    /// Takes the rows of one histogram.
+    pub fn take(&mut self, base: &Labels, width: Width) -> Result<(), Refusal> {
+        // `+Inf`, the sum and the count.
+        let rows = width.bounds + 3;
         let of_one: usize = base.iter().map(|(n, v)| n.len() + v.len() + 4).sum();
-        let label_bytes = rows * (of_one + 32);
-        if rows > self.rows || label_bytes > self.label_bytes {
+        // A bound as a label, and the suffix of the name.
+        let label_bytes = rows * (of_one + width.text_bytes + 16);
+        // Texts that rows share travel once; bounds are taken to be new each time.
+        let of_row = ROW_BYTES + LABEL_BYTES * (base.len() + 1) + width.text_bytes;
+        let entry_bytes = rows * of_row + of_one;
+        if rows > self.rows || label_bytes > self.label_bytes || entry_bytes > self.entry_bytes {
             return Err(Refusal::TooManyRows);
         }
         self.rows -= rows;
         self.label_bytes -= label_bytes;
+        self.entry_bytes -= entry_bytes;
         Ok(())
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use hindcast_model::resource::metric;
+    use proptest::prelude::*;
+    use std::cell::Cell;
+
+    thread_local! {
+        /// Histograms that became classic ones on this thread.
+        pub static EXPANDED: Cell<usize> = const { Cell::new(0) };
+    }
+
+    const WIDEST: Width = Width {
+        bounds: HISTOGRAM_BUCKETS_MAX,
+        text_bytes: 20,
+    };
+
+    /// How many of the widest histograms of these labels one request may have.
+    fn fit(base: &Labels) -> usize {
+        let mut budget = Budget::default();
+        (0..1000).take_while(|_| budget.take(base, WIDEST).is_ok()).count()
+    }
 
     #[test]
     fn the_histograms_of_one_request_become_so_many_rows_and_no_more() {
@@ -192,17 +307,43 @@ mod tests {
         let of_one = HISTOGRAM_BUCKETS_MAX + 3;
         let mut budget = Budget::default();
         for _ in 0..HISTOGRAM_ROWS_MAX / of_one {
-            assert_eq!(budget.take(&base, HISTOGRAM_BUCKETS_MAX), Ok(()));
+            assert_eq!(budget.take(&base, WIDEST), Ok(()));
         }
-        assert_eq!(budget.take(&base, HISTOGRAM_BUCKETS_MAX), Err(Refusal::TooManyRows));
+        assert_eq!(budget.take(&base, WIDEST), Err(Refusal::TooManyRows));
         let wide = metric("m", &[("job", &"j".repeat(4096))]);
-        let mut budget = Budget::default();
-        let fit = (0..1000)
-            .take_while(|_| budget.take(&wide, HISTOGRAM_BUCKETS_MAX).is_ok())
-            .count();
+        let of_labels = 4096 + 3 + 4 + 8 + 1 + 4;
+        assert_eq!(fit(&wide), HISTOGRAM_LABEL_BYTES_MAX / (of_one * (of_labels + 20 + 16)));
+        let names: Vec<String> = (10..60).map(|i| format!("l{i}")).collect();
+        let many: Vec<(&str, &str)> = names.iter().map(|n| (n.as_str(), "v")).collect();
+        let of_row = ROW_BYTES + LABEL_BYTES * 52 + 20;
         assert_eq!(
-            fit,
-            HISTOGRAM_LABEL_BYTES_MAX / (of_one * (4096 + 3 + 4 + 8 + 1 + 4 + 32))
+            fit(&metric("m", &many)),
+            HISTOGRAM_ENTRY_BYTES_MAX / (of_one * of_row + 50 * 8 + 13)
         );
+    }
+
+    proptest! {
+        /// Room is taken for no less than what becomes of a histogram.
+        #[test]
+        fn a_histogram_is_no_wider_than_was_told(
+            scale in -11i32..9, at in prop_oneof![-5000i64..5000, any::<i32>().prop_map(i64::from)],
+            counts in proptest::collection::vec(0u8..3, 0..600), zero in 0u8..2, threshold in 0.0f64..1e-3,
+        ) {
+            let side = |from: i64| counts.iter().zip(from..).map(|(n, i)| (i, f64::from(*n)));
+            let all = Exponential { scale, zero_threshold: threshold, zero_count: f64::from(zero), positive: side(at), negative: side(-at) };
+            let Ok(coarse) = all.coarse() else { return Ok(()) };
+            let (told, buckets) = (coarse.width(), coarse.classic());
+            prop_assert!(buckets.len() <= told.bounds && told.bounds <= 2 * HISTOGRAM_BUCKETS_MAX + 2);
+            for bound in buckets.keys() {
+                prop_assert!(number(bound.0).len() <= told.text_bytes, "{}", bound.0);
+            }
+            prop_assert!(Width::of(&buckets).text_bytes <= told.text_bytes);
+        }
+
+        #[test]
+        fn a_bound_is_no_longer_than_was_told(bits: u64) {
+            let bound = f64::from_bits(bits);
+            prop_assert!(bound.is_nan() || number(bound).len() <= text_bytes_max(bound));
+        }
     }
 }

@@ -289,7 +289,7 @@ impl Lines<'_> {
             };
             let mut fits = fits
                 .clone()
-                .and_then(|()| check::labels(&[(METRIC_NAME.to_owned(), name.clone())], true));
+                .and_then(|()| check::labels(&[(METRIC_NAME, name.as_str())], true));
             if fits.is_ok() && !names.insert(name.clone()) {
                 // Two samples of one time would leave one of them, and nobody would know which.
                 let why = format!(

@@ -107,8 +107,7 @@ pub(crate) fn name_labels(
     } else {
         crate::identity::fill_stream(&named.labels, attrs)
     };
-    let pairs: Vec<_> = filled.iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
-    crate::check::labels(&pairs, of_series)?;
+    crate::check::labels(&filled.iter().collect::<Vec<_>>(), of_series)?;
     Ok(Named {
         labels: filled,
         ..named

@@ -11,8 +11,10 @@ use hindcast_model::{Batch, Labels, Sample, SeriesBlock, TenantId};
 pub fn adapt(tenant: &TenantId, rows: &[(Labels, Vec<Sample>)], limits: &LimitsContext) -> Adapted {
     let mut batch = Batch::new(tenant.clone());
     let (mut seen, mut rejected) = (Seen::default(), Rejections::default());
+    let mut pairs = vec![];
     for (labels, samples) in rows {
-        let pairs: Vec<_> = labels.iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
+        pairs.clear();
+        pairs.extend(labels.iter());
         if let Err(why) = check::labels(&pairs, true) {
             rejected.add(samples.len() as u64, &why, || labels.to_string());
             continue;

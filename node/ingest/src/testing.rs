@@ -1,11 +1,12 @@
 //! What tests of several adapters share: a replica that gives ids, and intakes read back as batches.
 
-use crate::intake::{Ids, Intake, Numbers};
+use crate::intake::{Ids, Intake, Numbers, Share};
 use crate::{Books, Described, LimitsContext, Naming, SeriesCache};
 use hindcast_model::{
     Batch, Labels, LogLine, Owner, Sample, SeriesBlock, ShardId, ShardMap, Slot, StreamBlock, TenantId, TimestampNs,
 };
 use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 pub const LIMITS: LimitsContext = LimitsContext {
@@ -101,6 +102,33 @@ impl Replica {
         assert_eq!((batch.samples(), batch.lines()), (intake.samples, intake.lines));
         batch
     }
+}
+
+/// What the new rows of a share take in an entry, as `node/src/entry.rs` writes it: texts once, and numbers of one to three bytes for
+/// them.
+pub fn entry_bytes(share: &Share) -> usize {
+    let mut texts: BTreeMap<&str, usize> = BTreeMap::new();
+    let (mut of_texts, mut of_rows) = (0, 0);
+    for d in &share.definitions {
+        of_rows += 2 + if d.owner == Owner::None { 1 } else { 17 };
+        for text in d.labels.iter().flat_map(|(n, v)| [n, v]) {
+            let next = texts.len();
+            let number = *texts.entry(text).or_insert_with(|| {
+                of_texts += text.len() + if text.len() < 128 { 1 } else { 2 };
+                next
+            });
+            of_rows += match number {
+                0..128 => 1,
+                128..16_384 => 2,
+                _ => 3,
+            };
+        }
+    }
+    let groups = share
+        .groups
+        .iter()
+        .map(|g| g.values.len() + 16 * g.runs.len() + 10 * g.times_ms.len() + 8);
+    of_texts + of_rows + groups.sum::<usize>()
 }
 
 fn pairs(metadata: &[u8]) -> Vec<(String, String)> {

@@ -161,7 +161,7 @@ pub(crate) struct Layout<'a> {
     /// Series that native histograms became.
     of_native: Vec<SeriesBlock>,
     native: Native,
-    due: Due,
+    pub due: Due,
     pub exemplars_left_out: u64,
 }
 
@@ -261,6 +261,7 @@ impl<'a> Layout<'a> {
         Ok(())
     }
 
+    #[inline]
     fn known_series<'m, F: SampleForm>(
         &mut self,
         message: &'m [u8],
@@ -314,60 +315,76 @@ impl<'a> Layout<'a> {
             None => (None, Reader::new(message)),
         };
         let pairs = crate::wire::labels(message)?;
-        let (histograms, exemplars) = if F::HISTOGRAMS {
-            read_histograms(rest)?
-        } else {
-            (vec![], 0)
-        };
-        self.exemplars_left_out += exemplars;
         let samples = read_samples(rest, F::general)?;
-        Ok(self.named_series(message, raw, pairs, (samples, histograms), names))
+        let histograms = F::HISTOGRAMS.then_some(rest);
+        self.named_series(message, raw, pairs, (samples, histograms), names)
     }
 
-    /// Checks and names one series; what is refused is counted.
+    /// Checks and names one series; what is refused is counted. Native histograms are among the fields of `histograms`.
     fn named_series<'m>(
         &mut self,
         message: &[u8],
         raw: Option<&'m [u8]>,
         pairs: Vec<(String, String)>,
-        (samples, histograms): (Vec<Sample>, Vec<Histogram>),
+        (samples, histograms): (Vec<Sample>, Option<Reader<'_>>),
         names: &Names<'_>,
-    ) -> Option<General<'m, SeriesBlock>> {
+    ) -> Result<Option<General<'m, SeriesBlock>>, WireError> {
         self.is_news = true;
         let named = crate::owners::name_labels(self.tenant, pairs, names.attrs, true);
-        let items = samples.len() + histograms.len();
-        let named = keep_named(named, items, &mut self.rejected, || shown_labels(message))?;
+        let histograms = match histograms {
+            Some(fields) => self.natives(fields, named.as_ref().ok())?,
+            None => 0,
+        };
+        let items = samples.len() + histograms;
+        let Some(named) = keep_named(named, items, &mut self.rejected, || shown_labels(message)) else {
+            return Ok(None);
+        };
         self.seen.note(&named.resource);
-        for histogram in histograms {
-            if let Err(why) = self.native(&named, histogram) {
-                self.rejected.add(1, &why, || named.labels.to_string());
-            }
-        }
-        let block = keep_samples(named, samples, self.limits, &mut self.rejected)?;
-        Some(General { raw, block })
+        let block = keep_samples(named, samples, self.limits, &mut self.rejected);
+        Ok(block.map(|block| General { raw, block }))
     }
 
-    /// Adds the series that a native histogram becomes.
-    fn native(&mut self, named: &Named, histogram: Histogram) -> Result<(), Refusal> {
-        self.limits.time(histogram.at)?;
-        let buckets = histogram.buckets?;
-        // The suffix counts towards the checks: `le` as a label, `_bucket` within the value of the name.
-        let mut widest: Vec<_> = named.labels.iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
-        for (name, value) in &mut widest {
-            if name == METRIC_NAME {
-                value.push_str("_bucket");
+    /// Adds the series that native histograms (fields number 4) become, and counts exemplars (3). How many histograms there are; those
+    /// of a set without a name are only read.
+    ///
+    /// One is read after the other: all of them at once would take many times what the sender sent.
+    fn natives(&mut self, mut fields: Reader<'_>, named: Option<&Named>) -> Result<usize, WireError> {
+        let mut histograms = 0;
+        while let Some((number, field)) = fields.next()? {
+            match number {
+                3 => self.exemplars_left_out += 1,
+                4 => {
+                    histograms += 1;
+                    let histogram = remote_write::native::read(field.bytes("a histogram")?)?;
+                    if let Some(named) = named
+                        && let Err(why) = self.native(named, &histogram)
+                    {
+                        self.rejected.add(1, &why, || named.labels.to_string());
+                    }
+                }
+                _ => {}
             }
         }
-        widest.push(("le".to_owned(), "0".to_owned()));
-        check::labels(&widest, true)?;
-        self.budget.take(&named.labels, buckets.len())?;
+        Ok(histograms)
+    }
+
+    /// Adds the series that a native histogram becomes. Buckets are made of it only once there is room for them.
+    fn native(&mut self, named: &Named, histogram: &Histogram) -> Result<(), Refusal> {
+        self.limits.time(histogram.at)?;
+        let held = histogram.held()?;
+        // The suffix counts towards the checks: `le` as a label, `_bucket` within the value of the name.
+        let name = format!("{}_bucket", named.labels.metric_name().unwrap_or_default());
+        let widest = named.labels.iter().map(|(n, v)| match n {
+            METRIC_NAME => (n, name.as_str()),
+            _ => (n, v),
+        });
+        check::labels(&widest.chain([("le", "0")]).collect::<Vec<_>>(), true)?;
+        self.budget.take(&named.labels, held.width())?;
+        let buckets = held.buckets();
+        let stale = histogram.is_stale();
         let of = |value: f64| Sample {
             at: histogram.at,
-            value: if histogram.stale {
-                f64::from_bits(STALE_NAN_BITS)
-            } else {
-                value
-            },
+            value: if stale { f64::from_bits(STALE_NAN_BITS) } else { value },
         };
         let before = self.of_native.len();
         histogram::rows(
@@ -396,7 +413,7 @@ impl<'a> Layout<'a> {
         names: &Names<'_>,
     ) -> Result<Option<(&'m [u8], SeriesBlock)>, WireError> {
         let pairs = crate::wire::labels(raw)?;
-        let named = self.named_series(raw, Some(raw), pairs, (samples, vec![]), names);
+        let named = self.named_series(raw, Some(raw), pairs, (samples, None), names)?;
         Ok(named.map(|g| (raw, g.block)))
     }
 
@@ -617,19 +634,6 @@ fn known_lines<'m, F: LineForm>(
         }
     }
     Some(lines)
-}
-
-/// Native histograms of a series message (its fields number 4), and how many exemplars it has (3).
-fn read_histograms(mut rest: Reader<'_>) -> Result<(Vec<Histogram>, u64), WireError> {
-    let (mut histograms, mut exemplars) = (vec![], 0);
-    while let Some((number, field)) = rest.next()? {
-        match number {
-            3 => exemplars += 1,
-            4 => histograms.push(remote_write::native::read(field.bytes("a histogram")?)?),
-            _ => {}
-        }
-    }
-    Ok((histograms, exemplars))
 }
 
 /// Samples of a series message: its fields number 2, each read by `one`.

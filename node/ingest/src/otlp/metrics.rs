@@ -13,7 +13,7 @@ use super::delta::{Amount, DeltaState};
 use super::names::{self, Form, derived, label_pairs, metric_name};
 use super::{as_text, attributes_of};
 use crate::described::{Described, Due, MetricType};
-use crate::histogram::{self, Budget, Exponential, HISTOGRAM_BUCKETS_MAX, bad_buckets};
+use crate::histogram::{self, Budget, Exponential, HISTOGRAM_BUCKETS_MAX, Width, bad_buckets};
 use crate::owners::{Seen, owner_of};
 use crate::{Adapted, LimitsContext, Refusal, Rejections, check, identity};
 use hindcast_model::limits::{LABEL_VALUE_BYTES_MAX, LABELS_MAX};
@@ -215,8 +215,7 @@ impl OneResource<'_> {
             }
         }
         let at = time_of(time).floor_ms();
-        let mut widest: Vec<(String, String)> = labels.iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
-        widest.extend(extra.map(|n| (n.to_owned(), "0".to_owned())));
+        let widest: Vec<(&str, &str)> = labels.iter().chain(extra.map(|n| (n, "0"))).collect();
         let fits = check::labels(&widest, true).and_then(|()| self.limits.time(at));
         if let Err(why) = fits {
             self.refuse(1, &why, || labels.to_string());
@@ -316,7 +315,7 @@ impl OneResource<'_> {
         let Amount::Histogram { buckets, count, sum } = amount else {
             return;
         };
-        if let Err(why) = self.budget.take(&place.labels, buckets.len()) {
+        if let Err(why) = self.budget.take(&place.labels, Width::of(&buckets)) {
             return self.refuse(1, &why, || place.labels.to_string());
         }
         let value = |v: f64| if place.stale { f64::from_bits(STALE_NAN_BITS) } else { v };
@@ -423,7 +422,7 @@ fn exponential(point: &ExponentialHistogramDataPoint) -> Result<Amount, Refusal>
         negative: side(point.negative.as_ref()),
     };
     Ok(Amount::Histogram {
-        buckets: all.classic()?,
+        buckets: all.coarse()?.classic(),
         count: point.count as f64,
         sum: point.sum,
     })

@@ -12,6 +12,8 @@
 //! - Of one series, times rise, none is ahead of `now` by more than the writes before it, and none lies before the node
 //!   began to count it: a node that starts anew never writes between samples of its former life.
 //! - What is counted shows as an increase: the first sample, and one after a pause, comes with the total before it.
+//! - A set is written once in a round, which is a run of calls of [`due`](RequestTotals::due): what is counted meanwhile waits for the
+//!   next one, however many spans come, and no set waits longer because others are busy.
 
 use super::names::number;
 use hindcast_model::limits::LABEL_VALUE_BYTES_MAX;
@@ -84,7 +86,10 @@ struct Set {
     last: Option<TimestampNs>,
     /// All samples lie after it.
     floor: TimestampNs,
-    is_due: bool,
+    /// The round since which there is something to write.
+    due: Option<u64>,
+    /// Whether the last batch has its samples.
+    is_under_way: bool,
 }
 
 /// Name, kind and status.
@@ -107,6 +112,10 @@ pub struct RequestTotals {
     sets_max: usize,
     swept: Option<TimestampNs>,
     uncounted: u64,
+    /// Sets that are due since an earlier one are written.
+    round: u64,
+    /// Whether the round gave a batch and nothing failed since.
+    is_writing: bool,
 }
 
 impl RequestTotals {
@@ -120,6 +129,8 @@ impl RequestTotals {
             sets_max,
             swept: None,
             uncounted: 0,
+            round: 0,
+            is_writing: false,
         }
     }
 
@@ -178,14 +189,15 @@ impl RequestTotals {
             last: None,
             floor: self.since.max(now.saturating_sub(LEAD)).floor_ms(),
             pending: vec![],
-            is_due: false,
+            due: None,
+            is_under_way: false,
         });
         let seconds = call.took.0 as f64 / 1e9;
         set.total.calls += 1;
         set.total.seconds += seconds;
         set.total.buckets[BOUNDS.partition_point(|b| *b < seconds)] += 1;
         set.newest = set.newest.max(call.end);
-        set.is_due = true;
+        set.due.get_or_insert(self.round);
     }
 
     fn sweep(&mut self, now: TimestampNs) {
@@ -197,16 +209,32 @@ impl RequestTotals {
         self.sets = self.instances.values().map(|i| i.sets.len()).sum();
     }
 
-    /// Totals that changed, of one tenant and at most [`DUE_SETS_MAX`] sets; `None` when all are written. What became of
-    /// them is told by [`settled`](Self::settled) before this is asked again.
+    /// Totals that changed, of one tenant and at most [`DUE_SETS_MAX`] sets; `None` when all of the round are written, which ends it. What
+    /// became of them is told by [`settled`](Self::settled) before this is asked again. After a failure the others come first: a batch
+    /// that is never taken must not keep them out.
     pub fn due(&mut self, now: TimestampNs) -> Option<Batch> {
+        let mut batch = self.of_round(now);
+        if batch.is_none() && !self.is_writing {
+            self.round += 1;
+            batch = self.of_round(now);
+        }
+        self.is_writing = batch.is_some();
+        batch
+    }
+
+    fn of_round(&mut self, now: TimestampNs) -> Option<Batch> {
+        let round = self.round;
         let mut batch: Option<Batch> = None;
         let mut sets = 0;
         for ((tenant, labels), instance) in &mut self.instances {
             if batch.as_ref().is_some_and(|b| b.tenant != *tenant) {
                 break;
             }
-            for ((name, kind, status), set) in instance.sets.iter_mut().filter(|(_, s)| s.is_due) {
+            for ((name, kind, status), set) in instance
+                .sets
+                .iter_mut()
+                .filter(|(_, s)| s.due.is_some_and(|since| since < round))
+            {
                 if sets == DUE_SETS_MAX {
                     return batch;
                 }
@@ -226,13 +254,15 @@ impl RequestTotals {
     /// Whether the last batch was written. One that may have been is written again, with the same samples and what came since.
     pub fn settled(&mut self, is_written: bool) {
         let sets = self.instances.values_mut().flat_map(|i| i.sets.values_mut());
-        for set in sets.filter(|s| !s.is_due && !s.pending.is_empty()) {
+        for set in sets.filter(|s| s.is_under_way) {
+            set.is_under_way = false;
             if is_written {
                 set.pending = vec![];
             } else {
-                set.is_due = true;
+                set.due = Some(self.round);
             }
         }
+        self.is_writing &= is_written;
     }
 }
 
@@ -251,7 +281,8 @@ impl Set {
         // Of several that could not be written, the totals between say nothing that the last does not say.
         self.pending.truncate(2);
         self.pending.push((at, self.total));
-        (self.last, self.shown, self.is_due) = (Some(at), self.total, false);
+        (self.last, self.shown) = (Some(at), self.total);
+        (self.due, self.is_under_way) = (None, true);
         let values = self.pending.clone();
         let series = |name: &str, bound: Option<f64>, value: &dyn Fn(&Counts) -> f64| {
             let labels = labels.with(METRIC_NAME, name);
@@ -307,21 +338,31 @@ mod tests {
         }
     }
 
-    /// Each line: seconds, then `call NAME END MS` or `write` or `fail`. Shows what is written of calls, and of the fastest.
+    /// Each line: seconds, then `call NAME END MS` or `write` or `fail`; these two with a `call …` behind that comes while each batch is under
+    /// way. Shows what is written of calls, and of the fastest.
     fn check(sets_max: usize, script: &str, expect: Expect) {
         let mut totals = RequestTotals::new(TimestampNs::from_secs(100), "1", sets_max);
         let mut out = String::new();
         for step in script.lines().map(str::trim).filter(|l| !l.is_empty()) {
             let parts: Vec<&str> = step.split(' ').collect();
             let now = TimestampNs::from_secs(parts[0].parse().unwrap());
+            let count = |totals: &mut RequestTotals, parts: &[&str]| {
+                let end = TimestampNs::from_secs(parts[1].parse().unwrap());
+                let took = parts[2].parse().unwrap();
+                totals.add(&TenantId::default(), of("i", vec![call(parts[0], end, took)]), now);
+            };
             if parts[1] == "call" {
-                let end = TimestampNs::from_secs(parts[3].parse().unwrap());
-                let took = parts[4].parse().unwrap();
-                totals.add(&TenantId::default(), of("i", vec![call(parts[2], end, took)]), now);
+                count(&mut totals, &parts[2..]);
                 continue;
             }
             out += &format!("{step}\n");
+            let mut batches = 0;
             while let Some(batch) = totals.due(now) {
+                batches += 1;
+                assert!(batches <= sets_max, "one write ends");
+                if let Some(["call", of_call @ ..]) = parts.get(2..) {
+                    count(&mut totals, of_call);
+                }
                 for s in &batch.series {
                     let is_shown = s.labels.value("__name__").ends_with("_total") || s.labels.value("le") == "0.005";
                     if is_shown {
@@ -379,6 +420,120 @@ mod tests {
                 uncounted 1
             "#]],
         );
+    }
+
+    #[test]
+    fn spans_that_come_while_totals_are_written_wait_for_the_next_time() {
+        check(
+            3,
+            "
+            200 call a 199 1
+            200 write call a 200 1
+            205 write call b 205 1
+            210 write
+            ",
+            expect![[r#"
+                200 write call a 200 1
+                  calls_total a 0@190.001 1@199.000
+                  duration_seconds_bucket a 0@190.001 1@199.000
+                205 write call b 205 1
+                  calls_total a 2@200.000
+                  duration_seconds_bucket a 2@200.000
+                210 write
+                  calls_total b 0@195.001 1@205.000
+                  duration_seconds_bucket b 0@195.001 1@205.000
+                uncounted 0
+            "#]],
+        );
+    }
+
+    #[test]
+    fn what_is_written_is_not_sent_again_because_a_span_came_meanwhile_and_what_failed_is() {
+        check(
+            2,
+            "
+            200 call a 199 1
+            200 fail call a 200 1
+            210 write call a 210 1
+            220 write
+            230 call a 230 1
+            230 write
+            ",
+            expect![[r#"
+                200 fail call a 200 1
+                  calls_total a 0@190.001 1@199.000
+                  duration_seconds_bucket a 0@190.001 1@199.000
+                210 write call a 210 1
+                  calls_total a 0@190.001 1@199.000 2@200.000
+                  duration_seconds_bucket a 0@190.001 1@199.000 2@200.000
+                220 write
+                  calls_total a 3@210.000
+                  duration_seconds_bucket a 3@210.000
+                230 write
+                  calls_total a 4@230.000
+                  duration_seconds_bucket a 4@230.000
+                uncounted 0
+            "#]],
+        );
+    }
+
+    /// Writes until nothing is due; how many batches, and sets, by instance. While a batch is under way, spans of `busy` come again.
+    fn write(
+        totals: &mut RequestTotals,
+        busy: &[Calls],
+        now: TimestampNs,
+        fails: &str,
+    ) -> (usize, BTreeMap<String, usize>) {
+        let (mut batches, mut written) = (0, BTreeMap::new());
+        while let Some(batch) = totals.due(now) {
+            batches += 1;
+            assert!(batches < 20, "one write ends");
+            totals.add(&TenantId::default(), busy.to_vec(), now);
+            let is_total = |s: &&SeriesBlock| s.labels.value("__name__").ends_with("_total");
+            let instances: Vec<_> = batch
+                .series
+                .iter()
+                .filter(is_total)
+                .map(|s| s.labels.value("instance"))
+                .collect();
+            if instances.contains(&fails) {
+                totals.settled(false);
+                break;
+            }
+            for instance in instances {
+                *written.entry(instance.to_owned()).or_default() += 1;
+            }
+            totals.settled(true);
+        }
+        (batches, written)
+    }
+
+    #[test]
+    fn quiet_services_are_written_though_busy_ones_fill_batch_after_batch_or_fail() {
+        let (tenant, now) = (TenantId::default(), TimestampNs::from_secs(1_000));
+        let mut totals = RequestTotals::new(TimestampNs(0), "", REQUEST_SETS_MAX);
+        let mut busy = vec![];
+        for i in 0..DUE_SETS_MAX.div_ceil(100) + 1 {
+            let calls = (0..100).map(|n| call(&format!("n{n}"), now, 1)).collect();
+            busy.append(&mut of(&format!("busy{i}"), calls));
+        }
+        totals.add(&tenant, busy.clone(), now);
+        totals.add(&tenant, of("quiet", vec![call("a", now, 1)]), now);
+        let (batches, written) = write(&mut totals, &busy, now, "none");
+        assert_eq!(batches, 2);
+        assert!(
+            written["quiet"] == 1 && written["busy0"] == 100 && written["busy5"] == 100,
+            "{written:?}"
+        );
+        // The first batch is never taken.
+        totals.add(&tenant, of("quiet", vec![call("a", now, 1)]), now);
+        assert_eq!(write(&mut totals, &busy, now, "busy0"), (1, BTreeMap::new()));
+        assert_eq!(write(&mut totals, &busy, now, "busy0").1["quiet"], 1);
+        // It is tried again, with what came since.
+        assert_eq!(write(&mut totals, &busy, now, "busy0"), (1, BTreeMap::new()));
+        write(&mut totals, &[], now, "none");
+        assert_eq!(write(&mut totals, &[], now, "none").1["busy0"], 100);
+        assert_eq!(write(&mut totals, &[], now, "none"), (0, BTreeMap::new()));
     }
 
     #[test]
@@ -445,20 +600,35 @@ mod tests {
         assert_eq!((totals.size(), totals.uncounted()), (1, 1));
     }
 
+    /// Names, ends and durations.
+    fn calls() -> impl Strategy<Value = Vec<(u8, i64, u64)>> {
+        prop::collection::vec((0u8..3, 0i64..2_000, 0u64..20_000), 0..5)
+    }
+
     proptest! {
         /// Whatever the order and whatever fails, times rise, and increases add up to what was counted.
         #[test]
         fn increases_add_up(
-            steps in prop::collection::vec((0u64..100, prop::collection::vec((0u8..3, 0i64..2_000, 0u64..20_000), 0..5), any::<bool>()), 1..20),
+            steps in prop::collection::vec((0u64..100, calls(), calls(), any::<bool>()), 1..20),
         ) {
             let tenant = TenantId::default();
             let mut totals = RequestTotals::new(TimestampNs::from_secs(1_000), "1", 100);
             let mut now = TimestampNs::from_secs(1_000);
-            let mut series: BTreeMap<Labels, BTreeMap<TimestampNs, f64>> = BTreeMap::new();
+            let mut series = BTreeMap::new();
             let mut counted = 0;
-            // What fails may be stored all the same.
-            let writes = |totals: &mut RequestTotals, now, is_written: bool, series: &mut BTreeMap<Labels, BTreeMap<_, f64>>| {
+            let add = |totals: &mut RequestTotals, calls: &[(u8, i64, u64)], now| {
+                let spans = calls.iter().map(|(name, end, took)| call(&name.to_string(), TimestampNs::from_secs(*end), *took));
+                totals.add(&tenant, of("i", spans.collect()), now);
+                calls.len()
+            };
+            // What fails may be stored all the same. Calls come while a batch is under way.
+            type Held = BTreeMap<Labels, BTreeMap<TimestampNs, f64>>;
+            let writes = |totals: &mut RequestTotals, now, is_written: bool, meanwhile: &[(u8, i64, u64)], series: &mut Held| {
+                let (mut counted, mut batches) = (0, 0);
                 while let Some(batch) = totals.due(now) {
+                    batches += 1;
+                    assert!(batches <= 3, "one write ends");
+                    counted += add(totals, meanwhile, now);
                     for s in batch.series {
                         let held = series.entry(s.labels).or_default();
                         assert!(s.samples.len() <= 3 && s.samples.is_sorted_by(|a, b| a.at < b.at));
@@ -473,15 +643,15 @@ mod tests {
                         break;
                     }
                 }
+                counted
             };
-            for (pause, calls, is_written) in steps {
+            for (pause, calls, meanwhile, is_written) in steps {
                 now = now + SpanNs::from_secs(pause);
-                counted += calls.len();
-                let calls = calls.into_iter().map(|(name, end, took)| call(&name.to_string(), TimestampNs::from_secs(end), took));
-                totals.add(&tenant, of("i", calls.collect()), now);
-                writes(&mut totals, now, is_written, &mut series);
+                counted += add(&mut totals, &calls, now);
+                counted += writes(&mut totals, now, is_written, &meanwhile, &mut series);
             }
-            writes(&mut totals, now, true, &mut series);
+            writes(&mut totals, now, true, &[], &mut series);
+            prop_assert!(totals.instances.values().flat_map(|i| i.sets.values()).all(|s| s.pending.is_empty() && s.due.is_none()));
             let mut increase = 0.0;
             for (labels, samples) in series {
                 prop_assert!(*samples.first_key_value().unwrap().0 > TimestampNs::from_secs(1_000));

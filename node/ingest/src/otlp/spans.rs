@@ -12,7 +12,7 @@
 use super::logs::shared_metadata;
 use super::names::label_name;
 use super::streams::{Streams, stream_pairs};
-use super::ties::{self, Caller, SpanKey, Ties};
+use super::ties::{self, Caller, Side, SpanKey, Ties};
 use super::{Call, Calls, as_text, attributes_of, values};
 use crate::owners::{Named, owner_of};
 use crate::{Adapted, LimitsContext, Refusal, Rejections, check, identity};
@@ -59,11 +59,30 @@ pub struct Spans {
     pub calls: Vec<Calls>,
 }
 
+/// A request of spans that does not know yet with whom its services speak.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Untied {
+    spans: Spans,
+    sides: Vec<Side>,
+}
+
+impl Untied {
+    /// Adds the edges between services. All requests of a node share `ties`, so nothing else is done here.
+    pub fn tied(self, ties: &mut Ties) -> Spans {
+        let Self { mut spans, sides } = self;
+        let edges = &mut spans.adapted.batch.edges;
+        edges.extend(ties.meet(sides));
+        edges.sort();
+        edges.dedup();
+        spans
+    }
+}
+
 /// Turns a request into a batch without an id: the shell adds the hash of the body that it came from.
-pub fn adapt(tenant: &TenantId, request: ExportTraceServiceRequest, limits: &LimitsContext, ties: &mut Ties) -> Spans {
+pub fn adapt(tenant: &TenantId, request: ExportTraceServiceRequest, limits: &LimitsContext) -> Untied {
     let mut rejected = Rejections::default();
     let mut streams = Streams::default();
-    let mut counted = vec![];
+    let (mut counted, mut sides) = (vec![], vec![]);
     for of_resource in request.resource_spans {
         let attrs = attributes_of(of_resource.resource);
         let spans = of_resource.scope_spans.iter().map(|s| s.spans.len() as u64).sum();
@@ -74,53 +93,65 @@ pub fn adapt(tenant: &TenantId, request: ExportTraceServiceRequest, limits: &Lim
         }
         pairs.push((TRACE_LABEL.to_owned(), SPAN.to_owned()));
         let named = Named::new(tenant, Labels::new(pairs), &attrs);
-        let mut one = OneResource::new(tenant, &attrs, ties);
+        let mut one = OneResource::new(tenant, &attrs);
         let mut lines = Vec::with_capacity(spans as usize);
         for of_scope in of_resource.scope_spans {
             let shared = stepped_aside(shared_metadata(&attrs, of_scope.scope));
             for span in of_scope.spans {
-                match kept(&span, &shared, limits) {
-                    Ok(line) => {
-                        one.take(span);
-                        lines.push(line);
-                    }
-                    Err(why) => rejected.add(1, &why, || format!("span {:?} of {}", span.name, named.labels)),
+                let mut refuse = |name: &str, why: &Refusal| {
+                    rejected.add(1, why, || format!("span {name:?} of {}", named.labels));
+                };
+                if let Err(why) = sound(&span, limits) {
+                    refuse(&span.name, &why);
+                    continue;
                 }
+                let said = one.said(&span);
+                let line = line(span, &shared);
+                if let Err(why) = check::line(line.line.len(), &line.metadata) {
+                    refuse(name_in(&line), &why);
+                    continue;
+                }
+                one.take(said);
+                lines.push(line);
             }
         }
         if lines.is_empty() {
             continue;
         }
-        let OneResource {
-            calls,
-            resources,
-            edges,
-            ..
-        } = one;
-        counted.extend(Some(calls).filter(|c| !c.calls.is_empty()));
-        streams.know(resources.into_values(), edges);
+        counted.extend(Some(one.calls).filter(|c| !c.calls.is_empty()));
+        sides.append(&mut one.sides);
+        streams.know(one.resources.into_values(), one.edges);
         streams.add(tenant, &attrs, named, lines);
     }
     let mut batch = Batch::new(tenant.clone());
     streams.into_batch(&mut batch);
-    Spans {
+    let spans = Spans {
         adapted: Adapted { batch, rejected },
         calls: counted,
-    }
+    };
+    Untied { spans, sides }
 }
 
 /// What the spans of one resource say besides being lines.
 struct OneResource<'r> {
     tenant: &'r TenantId,
     caller: Option<Caller>,
-    ties: &'r mut Ties,
     calls: Calls,
     resources: BTreeMap<ResourceId, Resource>,
     edges: BTreeSet<Edge>,
+    sides: Vec<Side>,
+}
+
+/// What one of them says.
+struct Said {
+    call: Call,
+    side: Option<Side>,
+    /// Whom it names as the one that it calls.
+    called: Option<Resource>,
 }
 
 impl<'r> OneResource<'r> {
-    fn new(tenant: &'r TenantId, attrs: &[(String, String)], ties: &'r mut Ties) -> Self {
+    fn new(tenant: &'r TenantId, attrs: &[(String, String)]) -> Self {
         // Requests are the instance's, as those are that its own metrics count.
         let instance = identity::owning(tenant, &metric("http_", &[]), attrs);
         let of_service = ["service.name", "service.namespace"].iter().filter_map(|name| {
@@ -145,7 +176,6 @@ impl<'r> OneResource<'r> {
         Self {
             tenant,
             caller,
-            ties,
             calls: Calls {
                 labels,
                 owner,
@@ -153,55 +183,67 @@ impl<'r> OneResource<'r> {
             },
             resources,
             edges,
+            sides: vec![],
         }
     }
 
-    /// A span that is kept.
-    fn take(&mut self, span: Span) {
+    /// What a sound span says; `None` when it is no request.
+    fn said(&self, span: &Span) -> Option<Said> {
         let (kind, goes_out) = match SpanKind::try_from(span.kind) {
             Ok(kind @ (SpanKind::Client | SpanKind::Producer)) => (kind, true),
             Ok(kind @ (SpanKind::Server | SpanKind::Consumer)) => (kind, false),
-            _ => return,
+            _ => return None,
         };
-        self.tie(&span, goes_out);
-        let status = span.status.map_or(StatusCode::Unset, |s| s.code());
+        let status = span.status.as_ref().map_or(StatusCode::Unset, |s| s.code());
         let (start, end) = (span.start_time_unix_nano, span.end_time_unix_nano);
-        self.calls.calls.push(Call {
-            name: span.name,
-            kind: kind.as_str_name(),
-            status: status.as_str_name(),
-            end: time(end),
-            took: SpanNs(end - start),
-        });
+        Some(Said {
+            call: Call {
+                name: span.name.clone(),
+                kind: kind.as_str_name(),
+                status: status.as_str_name(),
+                end: time(end),
+                took: SpanNs(end - start),
+            },
+            side: self.side(span, goes_out),
+            called: self.caller.as_ref().filter(|_| goes_out).and_then(|caller| {
+                let attributes = span.attributes.iter();
+                let naming = attributes.filter(|kv| ties::names_the_called(&kv.key)).cloned();
+                caller.named(self.tenant, &as_text(naming.collect()))
+            }),
+        })
     }
 
-    fn tie(&mut self, span: &Span, goes_out: bool) {
-        let Some(caller) = &self.caller else { return };
+    fn side(&self, span: &Span, goes_out: bool) -> Option<Side> {
+        let own = self.caller.as_ref()?.service.id;
         let key = |id: &[u8]| -> Option<SpanKey> {
             let trace = span.trace_id.as_slice().try_into().ok()?;
             Some((self.tenant.clone(), trace, id.try_into().ok()?))
         };
-        let own = caller.service.id;
-        let met = if goes_out {
-            key(&span.span_id).and_then(|k| self.ties.calls(k, own))
-        } else {
-            let parent = Some(span.parent_span_id.as_slice()).filter(|id| !is_zero(id));
-            parent.and_then(key).and_then(|k| self.ties.called(k, own))
+        if goes_out {
+            return Some(Side::Calls(key(&span.span_id)?, own));
+        }
+        let parent = Some(span.parent_span_id.as_slice()).filter(|id| !is_zero(id))?;
+        Some(Side::Called(key(parent)?, own))
+    }
+
+    /// What a span says that is kept.
+    fn take(&mut self, said: Option<Said>) {
+        let Some(Said { call, side, called }) = said else {
+            return;
         };
-        self.edges.extend(met);
-        if goes_out && let Some(named) = caller.named(self.tenant, &as_text(span.attributes.clone())) {
-            self.edges.extend(ties::tie(own, named.id));
-            self.resources.insert(named.id, named);
+        self.calls.calls.push(call);
+        self.sides.extend(side);
+        if let (Some(caller), Some(called)) = (&self.caller, called) {
+            self.edges.extend(ties::tie(caller.service.id, called.id));
+            self.resources.insert(called.id, called);
         }
     }
 }
 
-/// The line of a span that may be stored.
-fn kept(span: &Span, shared: &BTreeMap<String, String>, limits: &LimitsContext) -> Result<LogLine, Refusal> {
-    sound(span, limits)?;
-    let line = line(span.clone(), shared);
-    check::line(line.line.len(), &line.metadata)?;
-    Ok(line)
+/// The name of the span that became this line; none is "".
+fn name_in(line: &LogLine) -> &str {
+    let found = line.metadata.iter().find(|(n, _)| n == "span_name");
+    found.map_or("", |(_, name)| name)
 }
 
 /// Whether ids and times are such that the span can be found again.
@@ -375,7 +417,7 @@ mod tests {
                 "scopeSpans":[{{"scope":{{"name":"lib","version":"1"}},"spans":[{spans}]}}]}}]}}"#
         );
         let request = crate::otlp::from_json(crate::Protocol::OtlpTraces, body.as_bytes()).unwrap();
-        let Spans { adapted, .. } = adapt(&TenantId::default(), request, &LIMITS, &mut Ties::default());
+        let Spans { adapted, .. } = adapt(&TenantId::default(), request, &LIMITS).tied(&mut Ties::default());
         let Adapted { batch, rejected } = adapted;
         let mut out = String::new();
         for stream in &batch.streams {
@@ -493,6 +535,28 @@ mod tests {
     }
 
     #[test]
+    fn a_span_that_says_too_much_is_refused_by_its_name_and_counts_for_nothing() {
+        let ids = r#""traceId":"5b8efff798038103d269b633813fc60c","spanId":"eee19b7ec3c1b174""#;
+        let times = r#""startTimeUnixNano":"1700000000000000000","endTimeUnixNano":"1700000000000000000""#;
+        let long = "x".repeat(check::METADATA_BYTES_MAX);
+        let span = |name: &str| {
+            format!(
+                r#"{{{name}"kind":3,{ids},{times},"attributes":[{{"key":"a","value":{{"stringValue":"{long}"}}}},
+                    {{"key":"peer.service","value":{{"stringValue":"cart"}}}}]}}"#
+            )
+        };
+        let spans = [span(r#""name":"GET /","#), span("")].join(",");
+        check(
+            SHOP,
+            &spans,
+            expect![[r#"
+                span "GET /" of {hindcast_trace="span", service_name="shop"} x1: the line has 11 metadata entries of 65711 bytes, more than 128 or 65536 bytes
+                span "" of {hindcast_trace="span", service_name="shop"} x1: the line has 10 metadata entries of 65697 bytes, more than 128 or 65536 bytes
+            "#]],
+        );
+    }
+
+    #[test]
     fn spans_tell_who_depends_on_whom_and_what_is_counted() {
         let trace = "5b8efff798038103d269b633813fc60c";
         let span = |id: &str, parent: &str, kind: u8, attributes: &str| {
@@ -549,7 +613,7 @@ mod tests {
         for body in [&cart, &shop] {
             let body = format!(r#"{{"resourceSpans":[{body}]}}"#);
             let request = crate::otlp::from_json(crate::Protocol::OtlpTraces, body.as_bytes()).unwrap();
-            let Spans { adapted, calls } = adapt(&tenant, request, &LIMITS, &mut ties);
+            let Spans { adapted, calls } = adapt(&tenant, request, &LIMITS).tied(&mut ties);
             let mut names: BTreeMap<ResourceId, String> = BTreeMap::new();
             names.insert(ties::service(&tenant, "", "cart").id, "service cart".to_owned());
             names.extend(
@@ -636,7 +700,7 @@ mod tests {
             request.resource_spans.push(Default::default());
             request.resource_spans[0].scope_spans.push(Default::default());
             request.resource_spans[0].scope_spans[0].spans = spans;
-            let Spans { adapted, calls } = adapt(&TenantId::default(), request, &LIMITS, &mut Ties::new(3));
+            let Spans { adapted, calls } = adapt(&TenantId::default(), request, &LIMITS).tied(&mut Ties::new(3));
             let Adapted { batch, rejected } = adapted;
             prop_assert!(calls.iter().map(|c| c.calls.len() as u64).sum::<u64>() <= batch.lines());
             prop_assert_eq!(batch.lines() + rejected.items(), sent);
@@ -652,7 +716,7 @@ mod tests {
         #[test]
         fn random_bytes_never_panic(body in prop::collection::vec(any::<u8>(), 0..300)) {
             if let Ok(request) = ExportTraceServiceRequest::decode(&body[..]) {
-                adapt(&TenantId::default(), request, &LIMITS, &mut Ties::new(3));
+                adapt(&TenantId::default(), request, &LIMITS).tied(&mut Ties::new(3));
             }
         }
     }

@@ -31,6 +31,19 @@ const USUAL_PORTS: [(&str, &str); 10] = [
     ("clickhouse", "9000"),
 ];
 
+/// Attributes by which a client span names a database; those of the conventions before come second.
+const SYSTEM: [&str; 2] = ["db.system.name", "db.system"];
+const ADDRESS: [&str; 2] = ["server.address", "net.peer.name"];
+const PORT: [&str; 2] = ["server.port", "net.peer.port"];
+const DATABASE: [&str; 2] = ["db.namespace", "db.name"];
+/// By which it names a service.
+const PEER: &str = "peer.service";
+
+/// Whether an attribute of a client span may say whom it calls.
+pub fn names_the_called(attribute: &str) -> bool {
+    attribute == PEER || [SYSTEM, ADDRESS, PORT, DATABASE].as_flattened().contains(&attribute)
+}
+
 /// The resource of a service as a whole; its instances are part of it.
 pub fn service(tenant: &TenantId, namespace: &str, name: &str) -> Resource {
     let mut attributes = BTreeMap::from([("service.name".to_owned(), name.to_owned())]);
@@ -68,28 +81,27 @@ impl Caller {
     /// The database or service that the attributes of a client span name.
     pub fn named(&self, tenant: &TenantId, span: &[(String, String)]) -> Option<Resource> {
         database(tenant, span).or_else(|| {
-            let peer = identity::attribute(span, "peer.service")?;
+            let peer = identity::attribute(span, PEER)?;
             Some(service(tenant, &self.namespace, peer))
         })
     }
 }
 
-/// Attributes of today's conventions, and of those before.
 fn either<'a>(attrs: &'a [(String, String)], names: &[&str]) -> Option<&'a str> {
     names.iter().find_map(|name| identity::attribute(attrs, name))
 }
 
 fn database(tenant: &TenantId, span: &[(String, String)]) -> Option<Resource> {
-    let system = either(span, &["db.system.name", "db.system"])?;
-    let address = either(span, &["server.address", "net.peer.name"])?;
+    let system = either(span, &SYSTEM)?;
+    let address = either(span, &ADDRESS)?;
     let usual = || USUAL_PORTS.iter().find(|(s, _)| *s == system).map(|(_, port)| *port);
-    let port = either(span, &["server.port", "net.peer.port"]).or_else(usual)?;
+    let port = either(span, &PORT).or_else(usual)?;
     let mut attrs = vec![
         ("db.system.name", system),
         ("server.address", address),
         ("server.port", port),
     ];
-    attrs.extend(either(span, &["db.namespace", "db.name"]).map(|name| ("db.namespace", name)));
+    attrs.extend(either(span, &DATABASE).map(|name| ("db.namespace", name)));
     let attrs: Vec<_> = attrs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
     // The key of a database is one and the same, whoever speaks of it.
     identity::owning(tenant, &metric("pg_", &[]), &attrs).filter(|r| r.kind == Kind::Database)
@@ -99,12 +111,12 @@ fn database(tenant: &TenantId, span: &[(String, String)]) -> Option<Resource> {
 pub type SpanKey = (TenantId, [u8; 16], [u8; 8]);
 
 /// Services by span, the oldest first.
-struct Side {
+struct Spans {
     by_span: BTreeMap<SpanKey, ResourceId>,
     order: VecDeque<SpanKey>,
 }
 
-impl Side {
+impl Spans {
     const fn new() -> Self {
         Self {
             by_span: BTreeMap::new(),
@@ -122,10 +134,19 @@ impl Side {
     }
 }
 
+/// One side of a call, as a span tells it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Side {
+    /// By this span the service calls.
+    Calls(SpanKey, ResourceId),
+    /// The service was called by this span of another one.
+    Called(SpanKey, ResourceId),
+}
+
 /// Spans whose other side may still come. The shell owns one per node.
 pub struct Ties {
-    callers: Side,
-    called: Side,
+    callers: Spans,
+    called: Spans,
     max: usize,
 }
 
@@ -138,21 +159,30 @@ impl Default for Ties {
 impl Ties {
     pub const fn new(max: usize) -> Self {
         Self {
-            callers: Side::new(),
-            called: Side::new(),
+            callers: Spans::new(),
+            called: Spans::new(),
             max,
         }
     }
 
+    /// The edges of those sides whose other side is known.
+    pub fn meet(&mut self, sides: Vec<Side>) -> Vec<Edge> {
+        let met = sides.into_iter().filter_map(|side| match side {
+            Side::Calls(span, service) => self.calls(span, service),
+            Side::Called(parent, service) => self.called(parent, service),
+        });
+        met.collect()
+    }
+
     /// A span by which `service` calls; who was called by it, if that is known.
-    pub fn calls(&mut self, span: SpanKey, service: ResourceId) -> Option<Edge> {
+    fn calls(&mut self, span: SpanKey, service: ResourceId) -> Option<Edge> {
         let called = self.called.by_span.get(&span).copied();
         self.callers.remember(span, service, self.max);
         tie(service, called?)
     }
 
     /// A span by which `service` was called; `parent` is the caller's.
-    pub fn called(&mut self, parent: SpanKey, service: ResourceId) -> Option<Edge> {
+    fn called(&mut self, parent: SpanKey, service: ResourceId) -> Option<Edge> {
         let caller = self.callers.by_span.get(&parent).copied();
         self.called.remember(parent, service, self.max);
         tie(caller?, service)

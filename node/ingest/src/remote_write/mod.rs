@@ -10,10 +10,10 @@ pub use native::NATIVE_COUNTS_MAX;
 pub use version_2::{SPELLED_BYTES_MAX, SYMBOLS_MAX};
 
 use crate::decompress::snappy_into;
-use crate::described::{Metric, MetricType};
+use crate::described::{Due, Metric, MetricType};
 use crate::owners::Scope;
 use crate::walk::{Layout, Names, SampleForm};
-use crate::wire::{Reader, WireError, messages};
+use crate::wire::{Reader, WireError};
 use crate::{AdaptError, Books, Laid, LimitsContext, Protocol};
 use hindcast_model::{BatchId, Sample, TenantId, TimestampNs};
 use version_2::Why;
@@ -61,11 +61,37 @@ fn names(tenant: &TenantId) -> Names<'_> {
 
 fn read(tenant: &TenantId, body: &[u8], limits: &LimitsContext, books: &Books<'_>) -> Result<Laid, WireError> {
     let mut layout = Layout::new(tenant, limits, *books);
-    for metadata in messages(body, 3) {
-        describe(metadata?, &mut layout)?;
-    }
-    layout.series::<Form>(messages(body, 1), &names(tenant))?;
+    let mut due = Due::default();
+    let look = |metadata| {
+        books.described.look(tenant, &metric(metadata)?, limits, &mut due);
+        Ok(())
+    };
+    layout.series::<Form>(series(body, look), &names(tenant))?;
+    layout.due = due;
     Ok(layout.finish(&[]))
+}
+
+/// The series (field 1) of a request, in order; on the way `metadata` has the descriptions of metrics (3).
+fn series<'m>(
+    body: &'m [u8],
+    mut metadata: impl FnMut(&'m [u8]) -> Result<(), WireError>,
+) -> impl Iterator<Item = Result<&'m [u8], WireError>> {
+    let mut reader = Reader::new(body);
+    std::iter::from_fn(move || {
+        loop {
+            match reader.next() {
+                Ok(Some((1, field))) => return Some(field.bytes("a message")),
+                Ok(Some((3, field))) => {
+                    if let Err(why) = field.bytes("a message").and_then(&mut metadata) {
+                        return Some(Err(why));
+                    }
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => return None,
+                Err(why) => return Some(Err(why)),
+            }
+        }
+    })
 }
 
 fn read_2(tenant: &TenantId, body: &[u8], limits: &LimitsContext, books: &Books<'_>) -> Result<Laid, Why> {
@@ -76,7 +102,7 @@ fn read_2(tenant: &TenantId, body: &[u8], limits: &LimitsContext, books: &Books<
 }
 
 /// Reads a `MetricMetadata`.
-fn describe(message: &[u8], layout: &mut Layout<'_>) -> Result<(), WireError> {
+fn metric(message: &[u8]) -> Result<Metric<'_>, WireError> {
     let mut metric = Metric {
         name: "",
         kind: MetricType::Unknown,
@@ -93,8 +119,7 @@ fn describe(message: &[u8], layout: &mut Layout<'_>) -> Result<(), WireError> {
             _ => {}
         }
     }
-    layout.describe(&metric);
-    Ok(())
+    Ok(metric)
 }
 
 struct Form;
@@ -277,6 +302,9 @@ mod tests {
             shown,
             [r#"hindcast_metric_info{help="Is up", metric="up", type="gauge"} 9"#]
         );
+        plain.extend_from_slice(b"\x1a\x02\x12\x07");
+        let broken = read(&tenant, &plain, &LIMITS, &desk.books(Naming::Known));
+        assert_eq!(broken.err(), Some(WireError::Truncated));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! counters show their resets themselves.
 
 use crate::Refusal;
-use crate::histogram::{Buckets, Exponential, explicit, too_many};
+use crate::histogram::{Buckets, Coarse, Exponential, Width, explicit, too_many};
 use crate::wire::{Field, Reader, WireError};
 use hindcast_model::{STALE_NAN_BITS, TimestampNs};
 
@@ -14,18 +14,49 @@ const SCHEMAS: std::ops::RangeInclusive<i32> = -4..=8;
 /// Bounds are in the message.
 const CUSTOM_SCHEMA: i32 = -53;
 
-/// One histogram of a series.
-#[derive(Debug)]
+/// One histogram of a series, as it is written.
+#[derive(Debug, Default)]
 pub(crate) struct Native {
     pub at: TimestampNs,
     pub count: f64,
     pub sum: f64,
-    pub stale: bool,
-    pub buckets: Result<Buckets, Refusal>,
+    is_float: bool,
+    schema: i32,
+    zero_threshold: f64,
+    zero_count: f64,
+    positive: Side,
+    negative: Side,
+    custom: Vec<f64>,
+    /// Bounds beyond those that are kept.
+    custom_more: u64,
+}
+
+/// What a histogram holds, not yet as buckets.
+#[derive(Debug)]
+pub(crate) enum Held {
+    Exponential(Coarse),
+    /// Bounds of the sender's own are all in the message.
+    Explicit(Buckets),
+}
+
+impl Held {
+    pub fn width(&self) -> Width {
+        match self {
+            Self::Exponential(coarse) => coarse.width(),
+            Self::Explicit(buckets) => Width::of(buckets),
+        }
+    }
+
+    pub fn buckets(self) -> Buckets {
+        match self {
+            Self::Exponential(coarse) => coarse.classic(),
+            Self::Explicit(buckets) => buckets,
+        }
+    }
 }
 
 /// Buckets as they are written: runs of neighbours, and a count for each.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Side {
     /// Gap to the run before, and length.
     spans: Vec<(i32, u32)>,
@@ -143,96 +174,106 @@ fn doubles(field: Field<'_>, mut take: impl FnMut(f64)) -> Result<(), WireError>
 
 /// Reads a `Histogram`, which is the same message in both versions.
 pub(crate) fn read(message: &[u8]) -> Result<Native, WireError> {
-    let (mut positive, mut negative) = (Side::default(), Side::default());
-    let (mut count, mut zero_count, mut sum, mut zero_threshold) = (0.0, 0.0, 0.0f64, 0.0);
-    let (mut schema, mut at_ms, mut custom, mut custom_more) = (0, 0, vec![], 0u64);
-    let mut is_float = false;
+    let mut read = Native::default();
+    let mut at_ms = 0;
     let mut reader = Reader::new(message);
     while let Some((number, field)) = reader.next()? {
         match number {
-            1 => count = field.varint("a histogram's count")? as f64,
+            1 => read.count = field.varint("a histogram's count")? as f64,
             2 => {
-                is_float = true;
-                count = f64::from_bits(field.fixed64("a histogram's count")?);
+                read.is_float = true;
+                read.count = f64::from_bits(field.fixed64("a histogram's count")?);
             }
-            3 => sum = f64::from_bits(field.fixed64("a histogram's sum")?),
-            4 => schema = zigzag(field.varint("a histogram's schema")?) as i32,
-            5 => zero_threshold = f64::from_bits(field.fixed64("a histogram's zero threshold")?),
-            6 => zero_count = field.varint("a histogram's zero count")? as f64,
-            7 => zero_count = f64::from_bits(field.fixed64("a histogram's zero count")?),
-            8 => negative.span(field.bytes("a span")?)?,
-            9 => negative.deltas(field)?,
-            10 => negative.counts(field)?,
-            11 => positive.span(field.bytes("a span")?)?,
-            12 => positive.deltas(field)?,
-            13 => positive.counts(field)?,
+            3 => read.sum = f64::from_bits(field.fixed64("a histogram's sum")?),
+            4 => read.schema = zigzag(field.varint("a histogram's schema")?) as i32,
+            5 => read.zero_threshold = f64::from_bits(field.fixed64("a histogram's zero threshold")?),
+            6 => read.zero_count = field.varint("a histogram's zero count")? as f64,
+            7 => read.zero_count = f64::from_bits(field.fixed64("a histogram's zero count")?),
+            8 => read.negative.span(field.bytes("a span")?)?,
+            9 => read.negative.deltas(field)?,
+            10 => read.negative.counts(field)?,
+            11 => read.positive.span(field.bytes("a span")?)?,
+            12 => read.positive.deltas(field)?,
+            13 => read.positive.counts(field)?,
             15 => at_ms = field.varint("a histogram's timestamp")? as i64,
-            16 => doubles(field, |bound| match custom.len() {
-                NATIVE_COUNTS_MAX => custom_more += 1,
-                _ => custom.push(bound),
+            16 => doubles(field, |bound| match read.custom.len() {
+                NATIVE_COUNTS_MAX => read.custom_more += 1,
+                _ => read.custom.push(bound),
             })?,
             _ => {}
         }
     }
-    let stale = sum.to_bits() == STALE_NAN_BITS;
-    let buckets = || {
-        let (positive, negative) = (positive.indexed()?, negative.indexed()?);
-        if [count, zero_count].iter().any(|n| !(n.is_finite() && *n >= 0.0)) || zero_threshold.is_nan() {
+    read.at = TimestampNs::from_ms(at_ms);
+    Ok(read)
+}
+
+impl Native {
+    pub fn is_stale(&self) -> bool {
+        self.sum.to_bits() == STALE_NAN_BITS
+    }
+
+    /// What it holds, or why that cannot be.
+    pub fn held(&self) -> Result<Held, Refusal> {
+        if self.is_stale() {
+            // A marker says that nothing was seen: what else is in the message means nothing.
+            return Ok(Held::Explicit(Buckets::new()));
+        }
+        let (count, zero_count) = (self.count, self.zero_count);
+        let (positive, negative) = (self.positive.indexed()?, self.negative.indexed()?);
+        if [count, zero_count].iter().any(|n| !(n.is_finite() && *n >= 0.0)) || self.zero_threshold.is_nan() {
             return Err(unreadable("a count of it is negative or no number"));
         }
         let in_buckets = positive.iter().chain(&negative).map(|(_, n)| n).sum::<f64>() + zero_count;
-        if !is_float && in_buckets > count {
+        if !self.is_float && in_buckets > count {
             return Err(unreadable(format!(
                 "its buckets hold {in_buckets}, more than its count of {count}"
             )));
         }
-        if schema == CUSTOM_SCHEMA {
-            let bounds = custom.len() as u64 + custom_more;
-            if bounds > crate::histogram::HISTOGRAM_BUCKETS_MAX as u64 {
-                return Err(too_many("bounds", bounds));
-            }
-            if !negative.is_empty() {
-                return Err(unreadable("it has bounds of its own and negative buckets"));
-            }
-            let mut counts = vec![0.0; custom.len() + 1];
-            for (index, n) in positive {
-                let place = usize::try_from(index).ok().and_then(|i| counts.get_mut(i));
-                *place.ok_or_else(|| unreadable(format!("bucket {index} is none of its {bounds} bounds")))? = n;
-            }
-            return explicit(&custom, counts.into_iter());
+        if self.schema == CUSTOM_SCHEMA {
+            return self.of_own_bounds(positive, !negative.is_empty()).map(Held::Explicit);
         }
-        if !SCHEMAS.contains(&schema) {
-            return Err(unreadable(format!("schema {schema} is none of -4 to 8 and -53")));
+        if !SCHEMAS.contains(&self.schema) {
+            return Err(unreadable(format!("schema {} is none of -4 to 8 and -53", self.schema)));
         }
         // Prometheus names a bucket by its upper edge, OpenTelemetry by its lower one.
         let lower = |side: Vec<(i64, f64)>| side.into_iter().map(|(i, n)| (i - 1, n));
-        Exponential {
-            scale: schema,
-            zero_threshold,
+        let all = Exponential {
+            scale: self.schema,
+            zero_threshold: self.zero_threshold,
             zero_count,
             positive: lower(positive),
             negative: lower(negative),
+        };
+        all.coarse().map(Held::Exponential)
+    }
+
+    fn of_own_bounds(&self, counts: Vec<(i64, f64)>, has_negative: bool) -> Result<Buckets, Refusal> {
+        let bounds = self.custom.len() as u64 + self.custom_more;
+        if bounds > crate::histogram::HISTOGRAM_BUCKETS_MAX as u64 {
+            return Err(too_many("bounds", bounds));
         }
-        .classic()
-    };
-    Ok(Native {
-        at: TimestampNs::from_ms(at_ms),
-        count,
-        sum,
-        stale,
-        // A marker says that nothing was seen: what else is in the message means nothing.
-        buckets: if stale { Ok(Buckets::new()) } else { buckets() },
-    })
+        if has_negative {
+            return Err(unreadable("it has bounds of its own and negative buckets"));
+        }
+        let mut by_bound = vec![0.0; self.custom.len() + 1];
+        for (index, n) in counts {
+            let place = usize::try_from(index).ok().and_then(|i| by_bound.get_mut(i));
+            *place.ok_or_else(|| unreadable(format!("bucket {index} is none of its {bounds} bounds")))? = n;
+        }
+        explicit(&self.custom, by_bound.into_iter())
+    }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::histogram::HISTOGRAM_BUCKETS_MAX;
-    use crate::testing::{Desk, LIMITS};
-    use crate::{Naming, Rejections};
+    use crate::histogram::tests::EXPANDED;
+    use crate::histogram::{HISTOGRAM_BUCKETS_MAX, HISTOGRAM_ROWS_MAX};
+    use crate::testing::{Desk, LIMITS, entry_bytes};
+    use crate::{LimitsContext, Naming, Rejections};
     use expect_test::{Expect, expect};
     use hindcast_model::TenantId;
+    use hindcast_model::limits::ENTRY_BYTES_MAX;
     use proptest::prelude::*;
     use prost::Message;
 
@@ -296,16 +337,7 @@ pub(crate) mod tests {
 
     /// The series that it becomes, or why it is refused.
     fn check(histogram: &Histogram, expect: Expect) {
-        let mut series = vec![];
-        let field = |out: &mut Vec<u8>, tag: u8, bytes: &[u8]| {
-            out.push(tag);
-            crate::intake::put_varint(out, bytes.len() as u64);
-            out.extend_from_slice(bytes);
-        };
-        field(&mut series, 0x0a, b"\x0a\x08__name__\x12\x01h");
-        field(&mut series, 0x22, &histogram.encode_to_vec());
-        let mut body = vec![];
-        field(&mut body, 0x0a, &series);
+        let body = body_of(&[("__name__", "h")], [histogram.clone()].into_iter());
         let (desk, tenant) = (Desk::new(1), TenantId::default());
         let laid = super::super::read(&tenant, &body, &LIMITS, &desk.books(Naming::Known)).unwrap();
         let refused: &Rejections = &laid.rejected;
@@ -476,6 +508,114 @@ pub(crate) mod tests {
         );
     }
 
+    fn field(out: &mut Vec<u8>, tag: u8, bytes: &[u8]) {
+        out.push(tag);
+        crate::intake::put_varint(out, bytes.len() as u64);
+        out.extend_from_slice(bytes);
+    }
+
+    /// A request of one series with these labels, and what is behind them.
+    fn request_of(labels: &[(&str, &str)], rows: &[u8]) -> Vec<u8> {
+        let (mut series, mut body) = (vec![], vec![]);
+        for (name, value) in labels {
+            let mut label = vec![];
+            field(&mut label, 0x0a, name.as_bytes());
+            field(&mut label, 0x12, value.as_bytes());
+            field(&mut series, 0x0a, &label);
+        }
+        series.extend_from_slice(rows);
+        field(&mut body, 0x0a, &series);
+        body
+    }
+
+    fn body_of(labels: &[(&str, &str)], histograms: impl Iterator<Item = Histogram>) -> Vec<u8> {
+        let mut rows = vec![];
+        histograms.for_each(|h| field(&mut rows, 0x22, &h.encode_to_vec()));
+        request_of(labels, &rows)
+    }
+
+    #[test]
+    fn a_small_request_of_wide_histograms_does_not_eat_the_memory() {
+        const SENT: usize = 100_000;
+        // Two buckets, as far apart as is allowed.
+        let wide = |at_ms| Histogram {
+            count: 2,
+            positive_spans: vec![span(0, 1), span(509, 1)],
+            positive_deltas: vec![1, 0],
+            at_ms,
+            ..Default::default()
+        };
+        let body = body_of(&[("__name__", "h")], (0..SENT as i64).map(wide));
+        assert!(body.len() < 25 * SENT);
+        let (desk, tenant) = (Desk::new(1), TenantId::default());
+        let laid = |limits: &LimitsContext| {
+            EXPANDED.set(0);
+            let laid = super::super::read(&tenant, &body, limits, &desk.books(Naming::Known)).unwrap();
+            (laid, EXPANDED.get())
+        };
+        let (got, expanded) = laid(&LIMITS);
+        assert_eq!(expanded as u64, got.native.histograms, "no more than there is room for");
+        assert!(
+            (1..=HISTOGRAM_ROWS_MAX as u64 / 515).contains(&got.native.histograms),
+            "{}",
+            got.native.histograms
+        );
+        assert_eq!(got.native.rows, got.native.histograms * 515);
+        assert_eq!(
+            got.rejected.by_code()["too_many_rows"],
+            SENT as u64 - got.native.histograms
+        );
+        let floor = Some(TimestampNs::from_ms(SENT as i64));
+        let (got, expanded) = laid(&LimitsContext { floor, ..LIMITS });
+        assert_eq!((got.rejected.by_code()["too_old"], expanded), (SENT as u64, 0));
+    }
+
+    #[test]
+    fn a_new_request_of_many_histograms_is_stored_as_far_as_it_fits_and_its_samples_with_it() {
+        let labels = [
+            "az",
+            "cluster",
+            "code",
+            "handler",
+            "instance",
+            "job",
+            "method",
+            "namespace",
+            "pod",
+            "__name__",
+        ];
+        let values: Vec<String> = labels.iter().map(|l| format!("{l}-of-some-length-1")).collect();
+        let counts = Histogram {
+            count: 160,
+            schema: 2,
+            positive_spans: vec![span(-80, 160)],
+            positive_deltas: [1].into_iter().chain([0; 159]).collect(),
+            at_ms: 7,
+            ..Default::default()
+        };
+        let mut body = vec![];
+        for i in 0..2_000 {
+            let pod = format!("pod-{i}");
+            let mut pairs: Vec<_> = labels.iter().copied().zip(values.iter().map(String::as_str)).collect();
+            pairs[8].1 = &pod;
+            body.append(&mut body_of(&pairs, [counts.clone()].into_iter()));
+            // A plain series each, too.
+            pairs[9].1 = "up";
+            let sample = b"\x12\x0b\x09\0\0\0\0\0\0\xf0\x3f\x10\x07";
+            body.append(&mut request_of(&pairs, sample));
+        }
+        let (desk, tenant) = (Desk::new(1), TenantId::default());
+        let laid = super::super::read(&tenant, &body, &LIMITS, &desk.books(Naming::Known)).unwrap();
+        assert_eq!(laid.intake.samples - laid.native.rows, 2_000);
+        assert!(laid.native.rows > 50_000, "{}", laid.native.rows);
+        assert_eq!(laid.native.histograms + laid.rejected.by_code()["too_many_rows"], 2_000);
+        let [share] = &laid.intake.shares[..] else {
+            panic!("one shard")
+        };
+        let bytes = entry_bytes(share);
+        assert!(bytes < ENTRY_BYTES_MAX - 64, "{bytes}");
+    }
+
     proptest! {
         /// Whatever the schema, each count is below the bound that its bucket had, and none is lost.
         #[test]
@@ -492,7 +632,7 @@ pub(crate) mod tests {
                 ..Default::default()
             };
             let read = read(&histogram.encode_to_vec()).unwrap();
-            let Ok(buckets) = read.buckets else {
+            let Ok(buckets) = read.held().map(Held::buckets) else {
                 // One bucket of four doublings or more may lie beyond what is kept apart.
                 prop_assert!(schema <= 2);
                 return Ok(());
@@ -517,7 +657,7 @@ pub(crate) mod tests {
 
         #[test]
         fn random_bytes_never_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = read(&body);
+            let _ = read(&body).map(|h| h.held().map(Held::buckets));
         }
     }
 }

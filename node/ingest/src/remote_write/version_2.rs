@@ -20,7 +20,7 @@ use std::ops::Range;
 
 /// Texts of one request's table.
 pub const SYMBOLS_MAX: usize = 1_000_000;
-/// What the labels of one request may take, written out.
+/// What the series of one request may take, written out: their labels, samples and histograms.
 pub const SPELLED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// A sample, written out.
