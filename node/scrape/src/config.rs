@@ -37,7 +37,7 @@ const ELSEWHERE: [(&str, &str); 8] = [
     ("remote_write", "samples are stored here"),
     ("remote_read", "samples are read from here"),
     ("storage", "how long data is kept is --retention"),
-    ("tracing", "there are no traces"),
+    ("tracing", "this program sends no traces of its own"),
     ("otlp", "it is taken without settings"),
     ("runtime", "it is of the Go runtime"),
 ];

@@ -6,15 +6,19 @@
 //! Of nodes that know the same targets each takes its share: a target belongs to the one that ranks highest for it
 //! (rendezvous hashing), so that the loss of a node moves its targets and no others. A node that knows other targets, or was
 //! not heard of for [`HEARD_SPAN`], is not counted on: what may be its is scraped here. So a target may be scraped twice for
-//! a while, at the same times into the same series, and is never left out.
+//! a while, at the same times into the same series, and is never left out. When its own targets change, a node counts on
+//! nobody until it knows anew who has them, too.
 //!
 //! Invariants
 //! - One scrape of a target at a time; an instant that comes meanwhile is skipped and counted.
 //! - A target that is gone gets its staleness markers when it would have been due next, unless it came back before.
 //! - A target that is another node's now gets no markers from this one.
+//! - A target that is gone while another one has its tenant and labels (it has another path, say) gets none either: the other one takes
+//!   its series over, and ends those that it does not have.
 
 use crate::scrape::Series;
 use crate::target::{self, Target};
+use hashbrown::HashMap;
 use hindcast_model::{NodeId, SpanNs, TimestampNs};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -44,6 +48,10 @@ struct Entry {
     /// `None` while a scrape is under way, which has it.
     series: Option<Series>,
     is_leaving: bool,
+    /// Of one that is leaving: the target in force that has its labels.
+    heir: Option<u64>,
+    /// Series that it took over while its scrape was under way.
+    inherited: Series,
     last: Option<Last>,
 }
 
@@ -170,19 +178,43 @@ impl Pool {
                         due,
                         series,
                         is_leaving: false,
+                        heir: None,
+                        inherited: Series::default(),
                         last: None,
                     };
                     self.entries.insert(key, entry);
                 }
             }
         }
-        for key in before {
-            if let Some(entry) = self.entries.get_mut(&key) {
+        self.leave(before);
+        let known = self.entries.iter().filter(|(_, e)| !e.is_leaving);
+        let digest = target::digest(known.map(|(key, _)| key));
+        if digest != self.digest {
+            // The others said that they know what this node knew before, and may not know what is new.
+            self.sharing = vec![self.me];
+        }
+        self.digest = digest;
+    }
+
+    fn leave(&mut self, keys: BTreeSet<u64>) {
+        if keys.is_empty() {
+            return;
+        }
+        for key in &keys {
+            if let Some(entry) = self.entries.get_mut(key) {
                 entry.is_leaving = true;
             }
         }
-        let known = self.entries.iter().filter(|(_, e)| !e.is_leaving);
-        self.digest = target::digest(known.map(|(key, _)| key));
+        let in_force = self.entries.iter().filter(|(_, e)| !e.is_leaving);
+        let in_force: HashMap<_, _> = in_force
+            .map(|(key, e)| ((e.target.job.tenant.clone(), e.target.labels.clone()), *key))
+            .collect();
+        for key in keys {
+            if let Some(entry) = self.entries.get_mut(&key) {
+                let named = (entry.target.job.tenant.clone(), entry.target.labels.clone());
+                entry.heir = in_force.get(&named).copied();
+            }
+        }
     }
 
     /// Another node said that it scrapes, and by its digest what.
@@ -226,18 +258,8 @@ impl Pool {
             let next = next_due(key, entry.target.interval, now);
             entry.due = next;
             match (entry.is_leaving, entry.series.as_mut()) {
-                (true, Some(series)) => {
-                    let (series, target) = (std::mem::take(series), entry.target.clone());
-                    self.remembered -= series.len();
-                    self.entries.remove(&key);
-                    if !series.is_empty() {
-                        tasks.push(Task {
-                            target,
-                            due,
-                            series,
-                            is_over: true,
-                        });
-                    }
+                (true, Some(_)) => {
+                    tasks.extend(self.end(key, due));
                     continue;
                 }
                 (false, Some(series)) if !is_ours => {
@@ -262,16 +284,43 @@ impl Pool {
         tasks
     }
 
-    /// A scrape ended.
-    pub fn finish(&mut self, key: u64, series: Series, last: Last) {
-        if let Some(entry) = self.entries.get_mut(&key) {
-            let series = match self.remembered + series.len() > self.series_max {
-                false => series,
-                true => {
-                    self.forgotten += 1;
-                    Series::from_iter([])
+    /// Takes a target out. What is to be done: its markers, unless its series go on.
+    fn end(&mut self, key: u64, due: TimestampNs) -> Option<Task> {
+        let Entry {
+            target, series, heir, ..
+        } = self.entries.remove(&key)?;
+        let series = series.filter(|s| !s.is_empty())?;
+        self.remembered -= series.len();
+        let Some(heir) = heir else {
+            return Some(Task {
+                target,
+                due,
+                series,
+                is_over: true,
+            });
+        };
+        let is_ours = self.owner(heir) == self.me;
+        if let Some(heir) = self.entries.get_mut(&heir).filter(|_| is_ours) {
+            match &mut heir.series {
+                Some(own) => {
+                    self.remembered -= own.len();
+                    own.absorb(series);
+                    self.remembered += own.len();
                 }
-            };
+                None => heir.inherited.absorb(series),
+            }
+        }
+        None
+    }
+
+    /// A scrape ended.
+    pub fn finish(&mut self, key: u64, mut series: Series, last: Last) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            series.absorb(std::mem::take(&mut entry.inherited));
+            if self.remembered + series.len() > self.series_max {
+                self.forgotten += 1;
+                series.forget_page();
+            }
             self.remembered += series.len();
             entry.series = Some(series);
             entry.last = Some(Last {
@@ -335,6 +384,14 @@ mod tests {
 
     fn one_series() -> Series {
         Series::from_iter([Labels::from_pairs([("__name__", "m")])])
+    }
+
+    /// `a` under another path: the same labels, another URL.
+    fn moved() -> Arc<Target> {
+        let yaml =
+            "scrape_configs: [{job_name: j, scrape_interval: 10s, metrics_path: /m, static_configs: [{targets: [a]}]}]";
+        let job = Arc::new(crate::config::parse("f", yaml).unwrap().jobs.remove(0));
+        target::find(&job, &job.groups, 1).active.remove(0)
     }
 
     /// `SECONDS.MS do …`: `targets a b`, `every 10s a b`, `due`, `finish a`, `hear 2`, `hear-other 2`, `share`.
@@ -497,6 +554,82 @@ mod tests {
                 6 hear-other 3 ->
                 6 share -> 1 others, a:1 b:2 c:2 d:1 e:2 f:2
                 12 share -> 0 others, a:1 b:1 c:1 d:1 e:1 f:1
+            "#]],
+        );
+    }
+
+    #[test]
+    fn another_path_writes_no_markers_into_series_that_go_on() {
+        let (old, new) = (targets("a", "10s").remove(0), moved());
+        assert!(old.key != new.key && old.labels == new.labels);
+        // The old one is under way when it goes, and so is the new one when the old one ends; or neither is.
+        for is_slow in [true, false] {
+            let (mut pool, mut out) = (Pool::new(NodeId(1)), vec![]);
+            let done = |pool: &mut Pool, task: Task, at: i64| {
+                let series = match task.target.key == old.key {
+                    true => one_series(),
+                    false => task.series,
+                };
+                let last = Last {
+                    at: TimestampNs::from_secs(at),
+                    took: SpanNs::ZERO,
+                    error: None,
+                };
+                pool.finish(task.target.key, series, last);
+            };
+            pool.set_targets(vec![old.clone()], TimestampNs::EPOCH);
+            let mut first = pool.due(TimestampNs::from_secs(10), 9);
+            if !is_slow {
+                done(&mut pool, first.remove(0), 10);
+            }
+            pool.set_targets(vec![new.clone()], TimestampNs::from_secs(11));
+            let mut held: Option<Task> = None;
+            for at in [20, 30, 40, 50, 60] {
+                for task in pool.due(TimestampNs::from_secs(at), 9) {
+                    assert!(!task.is_over, "markers at {at}");
+                    out.push(task.series.len());
+                    match is_slow && at == 20 {
+                        true => held = Some(task),
+                        false => done(&mut pool, task, at),
+                    }
+                }
+                if at == 20 {
+                    first.drain(..).for_each(|task| done(&mut pool, task, at));
+                }
+                if at == 30 {
+                    held.take().into_iter().for_each(|task| done(&mut pool, task, at));
+                }
+                assert!(pool.queue.len() == pool.entries.len());
+            }
+            assert_eq!(out.last(), Some(&1), "the new one has the old one's series: {out:?}");
+            assert_eq!((pool.len(), pool.entries.len(), pool.series()), (1, 1, 1));
+            // When the new one goes, too, all end.
+            pool.set_targets(vec![], TimestampNs::from_secs(61));
+            let over = pool.due(TimestampNs::from_secs(80), 9);
+            assert!(over.len() == 1 && over[0].is_over && over[0].series.len() == 1);
+        }
+    }
+
+    #[test]
+    fn a_new_target_misses_no_instant_because_another_node_does_not_know_it_yet() {
+        check(
+            "
+            0 targets a b c d e
+            0 hear 2
+            0 hear 3
+            0 share
+            1 targets a b c d e f
+            10 due
+            11 share
+            ",
+            expect![[r#"
+                0 targets a b c d e ->
+                0 hear 2 ->
+                0 hear 3 ->
+                0 share -> 0 others, a:1 b:2 c:3 d:1 e:3
+                1 targets a b c d e f ->
+                10 due -> e@769 f@3069 b@5370 c@5481 a@8429 d@9283 skipped 0
+                11 share -> 0 others, a:1 b:1 c:1 d:1 e:1 f:1
             "#]],
         );
     }

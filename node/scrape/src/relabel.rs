@@ -4,7 +4,6 @@
 //! expressions match whole texts. Work is bounded by a rule's and a label's length: the regex engine takes linear time.
 
 use crate::Pairs;
-use hindcast_model::METRIC_NAME;
 use md5::{Digest, Md5};
 use regex::Regex;
 
@@ -209,11 +208,6 @@ fn anchored(text: &str) -> Result<Regex, String> {
 /// Applies rules in their order. `false`: dropped.
 pub fn apply(rules: &[Rule], labels: &mut Pairs) -> bool {
     rules.iter().all(|rule| rule.apply(labels)) && (rules.is_empty() || !labels.is_empty())
-}
-
-/// As [`apply`], for a sample: one that lost its name is dropped as well.
-pub fn apply_to_sample(rules: &[Rule], labels: &mut Pairs) -> bool {
-    apply(rules, labels) && !labels.value(METRIC_NAME).is_empty()
 }
 
 #[cfg(test)]

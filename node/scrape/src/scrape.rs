@@ -4,10 +4,11 @@
 //! which ends the series of the last one. Whatever happens, a scrape has `up`, `scrape_duration_seconds`,
 //! `scrape_samples_scraped`, `scrape_samples_post_metric_relabeling` and `scrape_series_added`.
 //!
-//! Promise: a series of the last scrape that is not in this one gets a staleness marker at this one's time. Samples with
-//! times of their own have no part in that, unless the job says so (`track_timestamps_staleness`).
+//! Promise: a series of the last scrape that is not in this one gets a staleness marker at this one's time; so do `up` and
+//! its kin when other `external_labels` give them another name. Samples with times of their own have no part in that, unless
+//! the job says so (`track_timestamps_staleness`).
 
-use crate::config::{Job, Limits};
+use crate::config::{Job, Limits, SAMPLES_PER_SCRAPE_MAX};
 use crate::relabel;
 use crate::target::{Target, named};
 use crate::text::{Format, Page, PageSample};
@@ -25,12 +26,15 @@ const OF_ITSELF: [&str; 5] = [
     "scrape_series_added",
 ];
 
+/// Before it nanoseconds in 64 bits begin; rounded up to a whole millisecond, as samples are stored.
+const OWN_TIME_MS_MIN: i64 = i64::MIN / 1_000_000;
+
 /// The series of a target's last scrape.
 #[derive(Clone, Debug, Default)]
 pub struct Series {
     of_page: HashSet<Labels>,
-    /// Whether the target was scraped before, so that `up` and the like are there.
-    is_known: bool,
+    /// The labels of `up` and its kin, without their names. `None`: the target was not scraped before.
+    of_itself: Option<Labels>,
 }
 
 impl Series {
@@ -40,15 +44,34 @@ impl Series {
 
     /// Nothing was scraped, so nothing ends.
     pub fn is_empty(&self) -> bool {
-        !self.is_known
+        self.of_page.is_empty() && self.of_itself.is_none()
+    }
+
+    /// Those of the page get no markers then.
+    pub fn forget_page(&mut self) {
+        self.of_page = HashSet::new();
+    }
+
+    /// Adds the series of a target that bore the same labels.
+    pub fn absorb(&mut self, other: Self) {
+        self.of_page.extend(other.of_page);
+        match (&self.of_itself, other.of_itself) {
+            // Other external labels came meanwhile: the next scrape does not have these, and ends them.
+            (Some(own), Some(others)) if *own != others => {
+                self.of_page.extend(OF_ITSELF.map(|name| named(&others, name)));
+            }
+            (Some(_), _) => {}
+            (None, others) => self.of_itself = others,
+        }
     }
 }
 
+#[cfg(test)]
 impl FromIterator<Labels> for Series {
     fn from_iter<I: IntoIterator<Item = Labels>>(labels: I) -> Self {
         Self {
             of_page: labels.into_iter().collect(),
-            is_known: true,
+            of_itself: Some(Labels::empty()),
         }
     }
 }
@@ -71,13 +94,14 @@ pub struct Taken {
     pub kept: usize,
     /// Samples whose series had one at the same time already; the first one stays.
     pub doubled: u64,
-    pub stale: usize,
 }
 
 struct PageRows {
     rows: Vec<(Labels, Vec<Sample>)>,
     /// By series, where its row is.
     places: HashMap<Labels, usize>,
+    /// By row, the times of a series whose times do not rise.
+    times: HashMap<usize, HashSet<TimestampNs>>,
     current: HashSet<Labels>,
     scraped: usize,
     kept: usize,
@@ -96,6 +120,7 @@ pub fn take(
     let mut page = PageRows {
         rows: vec![],
         places: HashMap::new(),
+        times: HashMap::new(),
         current: HashSet::new(),
         scraped: 0,
         kept: 0,
@@ -106,12 +131,17 @@ pub fn take(
         // Of a page that cannot be taken nothing is stored.
         (page.rows, page.current) = (vec![], HashSet::new());
     }
-    let before = std::mem::take(&mut series.of_page);
-    let added = page.current.iter().filter(|l| !before.contains(*l)).count();
+    let named_by = with_external(target, external);
+    let own = OF_ITSELF.map(|name| named(&named_by, name));
+    let before = std::mem::take(series);
+    let added = page.current.iter().filter(|l| !before.of_page.contains(*l)).count();
     let mut rows = page.rows;
-    let mut gone: Vec<_> = before.iter().filter(|l| !page.current.contains(*l)).cloned().collect();
+    let is_gone = |labels: &Labels| !page.current.contains(labels) && !own.contains(labels);
+    let mut gone: Vec<_> = before.of_page.iter().filter(|l| is_gone(l)).cloned().collect();
+    if let Some(old) = before.of_itself.filter(|old| *old != named_by) {
+        gone.extend(OF_ITSELF.map(|name| named(&old, name)).into_iter().filter(is_gone));
+    }
     gone.sort_unstable_by(|a, b| a.iter().cmp(b.iter()));
-    let stale = gone.len();
     let marked = gone.into_iter().map(|labels| match page.places.get(&labels) {
         // It has samples with times of their own in this page.
         Some(_) if error.is_none() => None,
@@ -121,33 +151,24 @@ pub fn take(
     let up = if error.is_none() { 1.0 } else { 0.0 };
     let seconds = took.0 as f64 / 1e9;
     let values = [up, seconds, page.scraped as f64, page.kept as f64, added as f64];
-    for (name, value) in OF_ITSELF.into_iter().zip(values) {
-        rows.push((of_itself(target, external, name), vec![Sample { at, value }]));
-    }
-    (series.of_page, series.is_known) = (page.current, true);
+    rows.extend(own.into_iter().zip(values.map(|value| vec![Sample { at, value }])));
+    (series.of_page, series.of_itself) = (page.current, Some(named_by));
     Taken {
         rows,
         error: error.map(|e| e.chars().take(pool::ERROR_CHARS_MAX).collect()),
         scraped: page.scraped,
         kept: page.kept,
         doubled: page.doubled,
-        stale,
     }
 }
 
-/// The end of all series of a target that is not scraped any more.
-pub fn end(target: &Target, external: &BTreeMap<String, String>, series: Series, at: TimestampNs) -> Taken {
-    if !series.is_known {
-        return Taken::default();
-    }
+/// The end of all series of a target that is not scraped any more: rows of markers.
+pub fn end(series: Series, at: TimestampNs) -> Vec<(Labels, Vec<Sample>)> {
     let mut labels: Vec<_> = series.of_page.into_iter().collect();
     labels.sort_unstable_by(|a, b| a.iter().cmp(b.iter()));
-    labels.extend(OF_ITSELF.map(|name| of_itself(target, external, name)));
-    Taken {
-        stale: labels.len(),
-        rows: labels.into_iter().map(|l| (l, vec![marker(at)])).collect(),
-        ..Taken::default()
-    }
+    let of_itself = series.of_itself.map(|by| OF_ITSELF.map(|name| named(&by, name)));
+    labels.extend(of_itself.into_iter().flatten());
+    labels.into_iter().map(|l| (l, vec![marker(at)])).collect()
 }
 
 fn marker(at: TimestampNs) -> Sample {
@@ -157,8 +178,9 @@ fn marker(at: TimestampNs) -> Sample {
     }
 }
 
-fn of_itself(target: &Target, external: &BTreeMap<String, String>, name: &str) -> Labels {
-    let mut labels = named(&target.labels, name);
+/// What is common to `up` and its kin.
+fn with_external(target: &Target, external: &BTreeMap<String, String>) -> Labels {
+    let mut labels = target.labels.clone();
     for (name, value) in external {
         if labels.get(name).is_none() {
             labels = labels.with(name, value);
@@ -193,7 +215,7 @@ impl PageRows {
             }
             let own_time = at_ms.filter(|_| job.honor_timestamps);
             let sample = Sample {
-                at: own_time.map_or(at, TimestampNs::from_ms),
+                at: own_time.map_or(at, |ms| TimestampNs::from_ms(ms.max(OWN_TIME_MS_MIN))),
                 value,
             };
             self.put(labels, sample, own_time.is_none() || job.track_timestamps_staleness);
@@ -201,8 +223,13 @@ impl PageRows {
         match too_many {
             None => Ok(()),
             Some(max) => Err(format!(
-                "the page has {} samples after relabeling, more than the limit of {max}; raise sample_limit, or drop some",
-                self.kept
+                "the page has {} samples after relabeling, more than the {}",
+                self.kept,
+                match max < SAMPLES_PER_SCRAPE_MAX {
+                    true => format!("limit of {max}; raise sample_limit, or drop some"),
+                    // The program's own bound.
+                    false => format!("{max} that one scrape may have; drop some"),
+                }
             )),
         }
     }
@@ -237,9 +264,23 @@ impl PageRows {
         match self.places.get(&labels) {
             Some(place) => {
                 let samples = &mut self.rows[*place].1;
-                match samples.iter().any(|s| s.at == sample.at) {
-                    true => self.doubled += 1,
-                    false => samples.push(sample),
+                let last = samples.last().map(|s| s.at);
+                let is_new = match self.times.get_mut(place) {
+                    Some(times) => times.insert(sample.at),
+                    // While times rise, the last one is the greatest.
+                    None if last < Some(sample.at) => true,
+                    None if last == Some(sample.at) => false,
+                    // One page may have all its samples in one series: going through them each time would never end.
+                    None => {
+                        let mut times: HashSet<_> = samples.iter().map(|s| s.at).collect();
+                        let is_new = times.insert(sample.at);
+                        self.times.insert(*place, times);
+                        is_new
+                    }
+                };
+                match is_new {
+                    true => samples.push(sample),
+                    false => self.doubled += 1,
                 }
             }
             None => {
@@ -335,14 +376,14 @@ mod tests {
             let at = TimestampNs::from_secs(n);
             let taken = take(&target, &external, answer, at, SpanNs::from_ms(5), &mut series);
             writeln!(out, "{n}: {}", taken.error.as_deref().unwrap_or("well")).unwrap();
-            show(&taken, &mut out);
+            show(&taken.rows, &mut out);
         }
         expect.assert_eq(&out);
     }
 
-    fn show(taken: &Taken, out: &mut String) {
+    fn show(rows: &[(Labels, Vec<Sample>)], out: &mut String) {
         let mut report = vec![];
-        for (labels, samples) in &taken.rows {
+        for (labels, samples) in rows {
             for s in samples {
                 let value = match s.value.to_bits() {
                     STALE_NAN_BITS => "stale".to_owned(),
@@ -538,9 +579,9 @@ mod tests {
             format: Format::Prometheus,
         };
         let at = TimestampNs::from_secs(1);
-        assert_eq!(end(&target, &external, Series::default(), at), Taken::default());
+        assert_eq!(end(Series::default(), at), []);
         take(&target, &external, Ok(page), at, SpanNs::ZERO, &mut series);
-        show(&end(&target, &external, series, TimestampNs::from_secs(2)), &mut out);
+        show(&end(series, TimestampNs::from_secs(2)), &mut out);
         expect![[r#"
             at the end
               m{instance="a", job="j", site="s"} stale @2000
@@ -569,6 +610,135 @@ mod tests {
             &mut Series::default(),
         );
         assert_eq!(taken.error.as_deref(), Some("the page is not UTF-8 from byte 4 on"));
+    }
+
+    #[test]
+    fn other_external_labels_end_what_a_target_said_of_itself_under_the_old_ones() {
+        let ((target, external), mut series, mut out) = (target(""), Series::default(), String::new());
+        let other = BTreeMap::from([("site".to_owned(), "t".to_owned())]);
+        for (n, external) in (1..).zip([&external, &other, &other]) {
+            let page = Answer {
+                body: b"m 1",
+                format: Format::Prometheus,
+            };
+            let at = TimestampNs::from_secs(n);
+            let taken = take(&target, external, Ok(page), at, SpanNs::ZERO, &mut series);
+            show(&taken.rows, &mut out);
+        }
+        expect![[r#"
+              m{instance="a", job="j", site="s"} 1 @1000
+              up, seconds, scraped, kept, added: 1, 0, 1, 1, 1
+              m{instance="a", job="j", site="t"} 1 @2000
+              m{instance="a", job="j", site="s"} stale @2000
+              scrape_duration_seconds{instance="a", job="j", site="s"} stale @2000
+              scrape_samples_post_metric_relabeling{instance="a", job="j", site="s"} stale @2000
+              scrape_samples_scraped{instance="a", job="j", site="s"} stale @2000
+              scrape_series_added{instance="a", job="j", site="s"} stale @2000
+              up{instance="a", job="j", site="s"} stale @2000
+              up, seconds, scraped, kept, added: 1, 0, 1, 1, 1
+              m{instance="a", job="j", site="t"} 1 @3000
+              up, seconds, scraped, kept, added: 1, 0, 1, 1, 0
+        "#]]
+        .assert_eq(&out);
+    }
+
+    #[test]
+    fn series_that_a_target_takes_over_end_when_it_does_not_have_them() {
+        let ((target, external), mut out) = (target(""), String::new());
+        let other = BTreeMap::from([("site".to_owned(), "t".to_owned())]);
+        let [mut series, mut old] = [(&other, "m 1"), (&external, "m 1\nn 1")].map(|(external, body)| {
+            let page = Answer {
+                body: body.as_bytes(),
+                format: Format::Prometheus,
+            };
+            let mut series = Series::default();
+            let at = TimestampNs::from_secs(1);
+            take(&target, external, Ok(page), at, SpanNs::ZERO, &mut series);
+            series
+        });
+        let mut empty = Series::default();
+        empty.absorb(std::mem::take(&mut old));
+        series.absorb(empty);
+        show(&end(series, TimestampNs::from_secs(2)), &mut out);
+        let ended = |site: &str| {
+            out.lines()
+                .filter(|l| l.contains(&format!("site=\"{site}\"}} stale")))
+                .count()
+        };
+        assert_eq!((ended("s"), ended("t")), (7, 6), "{out}");
+    }
+
+    /// Comparing each with all before it took minutes.
+    #[test]
+    fn a_page_with_one_series_and_many_times_of_its_own_is_taken_in_the_end() {
+        let (target, external) = target("");
+        let clock = hindcast_env::io::SystemClock::new();
+        let count = 200_000;
+        for (kind, ms) in [
+            ("rising", [1, 1, 0]),
+            ("falling", [-1, 0, 1]),
+            ("up and down", [7919, 3, 0]),
+        ] {
+            let [step, start, _] = ms;
+            let time = |i: i64| (start + i * step).rem_euclid(count);
+            let mut body: String = (0..count).map(|i| format!("a {i} {}\n", time(i))).collect();
+            body += &format!("a 1 {}\na 1 {}\n", time(0), time(count / 2));
+            let answer = Answer {
+                body: body.as_bytes(),
+                format: Format::Prometheus,
+            };
+            let began = hindcast_env::Clock::monotonic(&clock);
+            let taken = take(
+                &target,
+                &external,
+                Ok(answer),
+                TimestampNs::EPOCH,
+                SpanNs::ZERO,
+                &mut Series::default(),
+            );
+            let took = SpanNs(hindcast_env::Clock::monotonic(&clock).0 - began.0);
+            assert_eq!((taken.rows[0].1.len() as i64, taken.doubled), (count, 2), "{kind}");
+            assert!(took < SpanNs::from_secs(30), "{kind}: {took}");
+        }
+    }
+
+    #[test]
+    fn a_limit_that_cannot_be_raised_does_not_ask_for_it() {
+        let (target, external) = target("");
+        let body = "a 1\n".repeat(SAMPLES_PER_SCRAPE_MAX + 1);
+        let answer = Answer {
+            body: body.as_bytes(),
+            format: Format::Prometheus,
+        };
+        let mut series = Series::default();
+        let taken = take(
+            &target,
+            &external,
+            Ok(answer),
+            TimestampNs::EPOCH,
+            SpanNs::ZERO,
+            &mut series,
+        );
+        assert_eq!(
+            taken.error.as_deref(),
+            Some(
+                "the page has 500001 samples after relabeling, more than the 500000 that one scrape may have; drop some"
+            )
+        );
+    }
+
+    /// Rounded down to a millisecond, as it is stored, it would be before all time.
+    #[test]
+    fn the_oldest_time_that_a_page_can_name_is_one() {
+        check(
+            "",
+            &["m 1 -9223372036854775808"],
+            expect![[r#"
+            1: well
+              m{instance="a", job="j", site="s"} 1 @-9223372036854
+              up, seconds, scraped, kept, added: 1, 0.005, 1, 1, 0
+        "#]],
+        );
     }
 
     proptest! {

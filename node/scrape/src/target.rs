@@ -1,7 +1,8 @@
 //! What becomes of what was found: targets with their labels and addresses, and those that relabeling dropped.
 //!
-//! Pure: the same job and groups give the same targets on every node. A target is known by its job, tenant, address and
-//! labels ([`Target::key`]); where else its settings change, it stays the same target.
+//! Pure: the same job and groups give the same targets on every node. A target is known by its job, tenant, labels and URL
+//! ([`Target::key`]); where else its settings change, it stays the same target. Another scheme, path or parameter makes another
+//! target of it, which takes its series over ([`crate::pool`]).
 
 use crate::Pairs;
 use crate::config::{Group, Job, check_times};

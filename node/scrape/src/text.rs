@@ -227,7 +227,8 @@ impl<'a> Page<'a> {
             Format::OpenMetrics => {
                 let seconds: f64 = text.parse().map_err(|_| bad())?;
                 let ms = (seconds * 1000.0).round();
-                // Beyond, nanoseconds in 64 bits end.
+                // Some 290,000 years: beyond, it is no time. Nanoseconds in 64 bits end a thousand times sooner: what lies between
+                // counts as their end, and is refused by itself.
                 if ms.abs() < 9.2e15 { Ok(ms as i64) } else { Err(bad()) }
             }
         }

@@ -3,10 +3,8 @@
 use super::{Done, Failure, Output};
 use crate::server::scrape::answer;
 use hindcast_model::NodeId;
-use hindcast_node::io::servers::scrape::{Files, NotScraped, load};
+use hindcast_node::io::servers::scrape::{AllFound, Files, load};
 use hindcast_scrape::pool::Told;
-use hindcast_scrape::target::TARGETS_MAX;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -35,22 +33,13 @@ pub async fn run(args: ScrapeArgs) -> Done {
     let loaded = load(&file).map_err(|e| Failure::no(e.to_string()))?;
     let mut files = Files::default();
     files.look(&loaded.jobs, true);
-    let (mut told, mut not_scraped) = (vec![], BTreeMap::new());
-    for job in &loaded.jobs {
-        let found = files.find(job, TARGETS_MAX - told.len());
-        told.extend(found.active.into_iter().map(|target| Told {
-            target,
-            last: None,
-            node: NodeId(0),
-        }));
-        let not = NotScraped {
-            dropped: found.dropped,
-            dropped_count: found.dropped_count,
-            bad: found.bad,
-            bad_count: found.bad_count,
-        };
-        not_scraped.insert(job.name.clone(), not);
-    }
+    let AllFound { targets, not_scraped } = files.find(&loaded.jobs);
+    let told = targets.into_iter().map(|target| Told {
+        target,
+        last: None,
+        node: NodeId(0),
+    });
+    let told: Vec<_> = told.collect();
     let bad: u64 = not_scraped.values().map(|n| n.bad_count).sum();
     match output {
         Output::Json => {

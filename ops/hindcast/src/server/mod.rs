@@ -412,7 +412,14 @@ async fn reload(
         }
     }
     if let (Some(scraper), Some(loaded)) = (&scraper, scrape) {
-        scraper.replace(loaded);
+        // It reads the files of targets.
+        let scraper = scraper.clone();
+        if let Err(e) = tokio::task::spawn_blocking(move || scraper.replace(loaded)).await {
+            return (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("the targets could not be replaced: {e}\n"),
+            );
+        }
     }
     match rules::replace(&*meta, &config, commands).await {
         Ok(()) => {

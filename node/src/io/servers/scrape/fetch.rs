@@ -6,7 +6,7 @@
 use base64::Engine as _;
 use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
-use hindcast_scrape::config::{Auth, Http, Secret, TlsConfig};
+use hindcast_scrape::config::{Auth, BODY_BYTES_MAX, Http, Secret, TlsConfig};
 use hindcast_scrape::target::Target;
 use hindcast_scrape::text::Format;
 use http_body_util::{BodyExt, Empty};
@@ -22,7 +22,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::SingleCertAndKey;
 use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
-use std::io::Read;
+use std::io::{Cursor, Read};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +37,9 @@ pub const SECRET_BYTES_MAX: usize = 64 * 1024;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 /// Open connections to one host on which nothing is asked.
 const IDLE_CONNECTIONS_MAX: usize = 4;
+/// How much of a body is decompressed at a time: the first piece, and the largest.
 const PIECE_BYTES: usize = 64 * 1024;
+const PIECE_BYTES_MAX: usize = 1024 * 1024;
 
 /// Makes connections by one set of TLS settings.
 #[derive(Clone, Debug)]
@@ -228,10 +230,7 @@ async fn page(
             ));
         }
     };
-    let mut held = Held {
-        room: room.clone(),
-        permit: None,
-    };
+    let mut held = Held::new(room);
     let (mut body, mut wire) = (answer.into_body(), vec![]);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| format!("the answer broke off: {}", whole(&e)))?;
@@ -242,43 +241,61 @@ async fn page(
         held.more(data.len()).await?;
         wire.extend_from_slice(&data);
     }
-    if !is_gzip {
-        return Ok(Page {
-            body: wire,
-            format,
-            room: held.permit,
-        });
-    }
-    let (mut decoder, mut text) = (MultiGzDecoder::new(&wire[..]), vec![]);
-    loop {
-        held.more(PIECE_BYTES).await?;
-        let piece = (&mut decoder).take(PIECE_BYTES as u64).read_to_end(&mut text);
-        let read = piece.map_err(|e| format!("the answer does not decompress as gzip: {e}"))?;
-        if text.len() > bytes_max {
-            return Err(too_large(bytes_max));
-        }
-        if read == 0 {
-            break;
-        }
-    }
+    let body = match is_gzip {
+        false => wire,
+        true => gunzip(wire, bytes_max, &mut held).await?,
+    };
     Ok(Page {
-        body: text,
+        body,
         format,
         room: held.permit,
     })
 }
 
-fn too_large(bytes_max: usize) -> String {
-    format!("the page has more than {bytes_max} bytes; raise body_size_limit")
+/// Piece by piece, on threads that nobody waits for; between two pieces it waits for room, and may be given up.
+pub(super) async fn gunzip(wire: Vec<u8>, bytes_max: usize, held: &mut Held) -> Result<Vec<u8>, String> {
+    let (mut decoder, mut text) = (MultiGzDecoder::new(Cursor::new(wire)), vec![]);
+    let mut piece_bytes = PIECE_BYTES;
+    loop {
+        held.more(piece_bytes).await?;
+        let piece = tokio::task::spawn_blocking(move || {
+            let read = (&mut decoder).take(piece_bytes as u64).read_to_end(&mut text);
+            (decoder, text, read)
+        });
+        let read;
+        (decoder, text, read) = piece.await.map_err(|e| e.to_string())?;
+        let read = read.map_err(|e| format!("the answer does not decompress as gzip: {e}"))?;
+        if text.len() > bytes_max {
+            return Err(too_large(bytes_max));
+        }
+        if read < piece_bytes {
+            return Ok(text);
+        }
+        piece_bytes = (piece_bytes * 2).min(PIECE_BYTES_MAX);
+    }
+}
+
+pub(super) fn too_large(bytes_max: usize) -> String {
+    match bytes_max < BODY_BYTES_MAX {
+        true => format!("the page has more than {bytes_max} bytes; raise body_size_limit"),
+        false => format!("the page has more than {bytes_max} bytes, the most that is read of one answer"),
+    }
 }
 
 /// Room that a body takes.
-struct Held {
+pub(super) struct Held {
     room: Arc<Semaphore>,
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Held {
+    pub(super) fn new(room: &Arc<Semaphore>) -> Self {
+        Self {
+            room: room.clone(),
+            permit: None,
+        }
+    }
+
     async fn more(&mut self, bytes: usize) -> Result<(), String> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let more = self.room.clone().acquire_many_owned(bytes).await;

@@ -3,7 +3,7 @@
 use super::fetch::{Client, read_text};
 use hindcast_scrape::config::{self, CONFIG_BYTES_MAX, FileSd, Group, ScrapeConfig, TlsConfig};
 use hindcast_scrape::discovery::{self, FILE_BYTES_MAX, FILES_MAX, fits};
-use hindcast_scrape::target::{Found, TARGETS_MAX, find};
+use hindcast_scrape::target::{TARGETS_MAX, Target, find};
 use hindcast_scrape::{ConfigError, Job};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -17,6 +17,23 @@ pub struct Loaded {
     pub config: Arc<ScrapeConfig>,
     pub jobs: Vec<Arc<Job>>,
     pub(super) clients: BTreeMap<TlsConfig, Client>,
+}
+
+/// Targets of a job that are not scraped.
+#[derive(Clone, Debug, Default)]
+pub struct NotScraped {
+    pub dropped: Vec<BTreeMap<String, String>>,
+    pub dropped_count: u64,
+    pub bad: Vec<String>,
+    pub bad_count: u64,
+}
+
+/// What jobs and their files came to.
+#[derive(Clone, Debug, Default)]
+pub struct AllFound {
+    pub targets: Vec<Arc<Target>>,
+    /// By job.
+    pub not_scraped: BTreeMap<String, NotScraped>,
 }
 
 /// Why a configuration is not taken.
@@ -133,12 +150,24 @@ impl Files {
         }
     }
 
-    /// What a job's own groups and its files say.
-    pub fn find(&self, job: &Arc<Job>, room: usize) -> Found {
-        let named = |path: &Path| job.files.iter().any(|f| is_named(f, path));
-        let of_files = self.known.iter().filter(|(path, _)| named(path));
-        let groups = job.groups.iter().chain(of_files.flat_map(|(_, known)| &known.groups));
-        find(job, groups, room.min(TARGETS_MAX))
+    /// What the jobs' own groups and their files say.
+    pub fn find(&self, jobs: &[Arc<Job>]) -> AllFound {
+        let mut all = AllFound::default();
+        for job in jobs {
+            let named = |path: &Path| job.files.iter().any(|f| is_named(f, path));
+            let of_files = self.known.iter().filter(|(path, _)| named(path));
+            let groups = job.groups.iter().chain(of_files.flat_map(|(_, known)| &known.groups));
+            let found = find(job, groups, TARGETS_MAX - all.targets.len());
+            all.targets.extend(found.active);
+            let not = NotScraped {
+                dropped: found.dropped,
+                dropped_count: found.dropped_count,
+                bad: found.bad,
+                bad_count: found.bad_count,
+            };
+            all.not_scraped.insert(job.name.clone(), not);
+        }
+        all
     }
 }
 

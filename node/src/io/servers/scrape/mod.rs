@@ -3,6 +3,9 @@
 //! What is scraped, when and by which node is decided in `hindcast_scrape`; here are the files, the connections, and the clock.
 //! Nodes that scrape tell each other each second which targets they know (a digest), and share those that they both know.
 //!
+//! What takes long (files, pages) is done on threads of its own: those that wait for connections answer also while a disk or a page
+//! is slow. One lock holds the targets and what is in force with them, and nobody waits while he has it.
+//!
 //! Bounds, of a node: [`SCRAPES_MAX`] at a time, [`BODIES_BYTES_MAX`] of pages that are not stored yet, [`BATCH_ROWS_MAX`] series in a
 //! batch. A write that is refused for being too busy, or not confirmed, is tried again once; then the scrape's samples are lost,
 //! and counted. What is due while all places are taken waits for one.
@@ -12,7 +15,7 @@ mod files;
 #[cfg(test)]
 mod tests;
 
-pub use files::{Files, LoadError, Loaded, load};
+pub use files::{AllFound, Files, LoadError, Loaded, NotScraped, load};
 
 use super::{IngestError, IngestState};
 use crate::io::peers::Peers;
@@ -20,18 +23,19 @@ use fetch::{Client, fetch};
 use hindcast_env::Clock;
 use hindcast_ingest::{Adapted, Intake, Naming, Protocol, scraped};
 use hindcast_model::{
-    Batch, BatchId, Class, Classify, Labels, NodeId, Sample, SpanNs, TenantId, TimestampNs, WriterId, codec,
+    Batch, BatchId, Class, Classify, Labels, NodeId, STALE_NAN_BITS, Sample, SpanNs, TenantId, TimestampNs, WriterId,
+    codec,
 };
 use hindcast_scrape::pool::{Last, Pool, Task, Told, sample_time};
-use hindcast_scrape::scrape::{Answer, end, take};
-use hindcast_scrape::target::TARGETS_MAX;
+use hindcast_scrape::scrape::{Answer, Series, Taken, end, take};
+use hindcast_scrape::target::Target;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 /// Scrapes under way.
 pub const SCRAPES_MAX: usize = 512;
@@ -53,6 +57,9 @@ const SLEEP_MAX: Duration = Duration::from_millis(100);
 /// While all places are taken.
 const PLACE_PAUSE: Duration = Duration::from_millis(10);
 
+/// What is told of a scrape that panicked.
+const BROKE_OFF: &str = "the scrape broke off by a mistake of this program; its log says more";
+
 const CALL_SCRAPES: &str = "scrapes";
 const CALL_TOLD: &str = "scrapes-told";
 
@@ -65,6 +72,7 @@ pub struct ScrapeStats {
     /// Samples that are lost because they could not be stored.
     pub lost_samples: AtomicU64,
     pub doubled_samples: AtomicU64,
+    /// Those that were stored.
     pub stale_markers: AtomicU64,
     pub reload_failures: AtomicU64,
 }
@@ -96,19 +104,16 @@ pub struct Gauges {
     pub file_failures: u64,
 }
 
-/// Targets of a job that are not scraped.
-#[derive(Clone, Debug, Default)]
-pub struct NotScraped {
-    pub dropped: Vec<BTreeMap<String, String>>,
-    pub dropped_count: u64,
-    pub bad: Vec<String>,
-    pub bad_count: u64,
+/// A configuration, and what it came to.
+struct InForce {
+    loaded: Arc<Loaded>,
+    not_scraped: BTreeMap<String, NotScraped>,
 }
 
-struct InForce {
-    loaded: Loaded,
-    files: Files,
-    not_scraped: BTreeMap<String, NotScraped>,
+/// What is given out together: a target, and the clients and labels of the configuration that it is of.
+struct State {
+    pool: Pool,
+    in_force: Arc<InForce>,
 }
 
 struct Inner {
@@ -116,8 +121,11 @@ struct Inner {
     peers: Option<Arc<Peers>>,
     /// Of the cluster: nodes agree on when a target is due.
     clock: Arc<dyn Clock>,
-    pool: Mutex<Pool>,
-    in_force: Mutex<InForce>,
+    state: Mutex<State>,
+    /// Held as long as files are read, by threads that may wait. It is taken before `state`.
+    files: Mutex<Files>,
+    /// Of the files, for those who cannot wait for them.
+    file_failures: AtomicU64,
     places: Arc<Semaphore>,
     room: Arc<Semaphore>,
     /// Names this start of this node: its batches are numbered under it.
@@ -127,12 +135,66 @@ struct Inner {
     wake: Notify,
 }
 
+type Row = (Labels, Vec<Sample>);
+
+/// One scrape.
+#[derive(Clone)]
+struct Scrape {
+    target: Arc<Target>,
+    in_force: Arc<InForce>,
+    at: TimestampNs,
+    took: SpanNs,
+}
+
+/// What was read of an answer.
+struct Read {
+    taken: Taken,
+    series: Series,
+    first: Option<Part>,
+    /// Of the page: given back when all is stored.
+    room: Option<OwnedSemaphorePermit>,
+}
+
+/// Rows as a batch, and as its shards take it.
+struct Part {
+    batch: Batch,
+    intake: Intake,
+}
+
+impl Part {
+    fn samples(&self) -> impl Iterator<Item = &Sample> {
+        self.batch.series.iter().flat_map(|s| &s.samples)
+    }
+
+    /// What it takes in memory, about.
+    fn bytes(&self) -> usize {
+        let of = |labels: &Labels| labels.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>();
+        let series = self.batch.series.iter();
+        series.map(|s| 16 * s.samples.len() + 64 + of(&s.labels)).sum()
+    }
+}
+
+/// A target whose scrape is under way. It goes back whatever happens, also when the scrape panics: else it would be under way for ever.
+struct UnderWay<'a> {
+    scraper: &'a Scraper,
+    key: u64,
+    series: Series,
+    last: Last,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let (series, last) = (std::mem::take(&mut self.series), self.last.clone());
+        self.scraper.0.state.lock().pool.finish(self.key, series, last);
+    }
+}
+
 /// The scraping of one node. Clones share it.
 #[derive(Clone)]
 pub struct Scraper(Arc<Inner>);
 
 impl Scraper {
-    /// `peers`: of a cluster. Nothing is scraped before [`Scraper::run`].
+    /// `peers`: of a cluster. Files are read, and targets scraped, from [`Scraper::run`] on.
     pub fn new(
         loaded: Loaded,
         ingest: IngestState,
@@ -142,16 +204,19 @@ impl Scraper {
         writer: String,
     ) -> Self {
         let in_force = InForce {
-            loaded,
-            files: Files::default(),
+            loaded: Arc::new(loaded),
             not_scraped: BTreeMap::new(),
         };
         let scraper = Self(Arc::new(Inner {
             ingest,
             peers,
             clock,
-            pool: Mutex::new(Pool::new(me)),
-            in_force: Mutex::new(in_force),
+            state: Mutex::new(State {
+                pool: Pool::new(me),
+                in_force: Arc::new(in_force),
+            }),
+            files: Mutex::default(),
+            file_failures: AtomicU64::new(0),
             places: Arc::new(Semaphore::new(SCRAPES_MAX)),
             room: Arc::new(Semaphore::new(BODIES_BYTES_MAX)),
             writer,
@@ -159,7 +224,6 @@ impl Scraper {
             stats: ScrapeStats::default(),
             wake: Notify::new(),
         }));
-        scraper.look(true);
         scraper.register();
         scraper
     }
@@ -170,7 +234,7 @@ impl Scraper {
         peers.register(
             CALL_SCRAPES,
             Arc::new(move |_, _| {
-                let digest = codec::to_bytes(&s.0.pool.lock().digest());
+                let digest = codec::to_bytes(&s.0.state.lock().pool.digest());
                 Box::pin(async move { Ok(digest.into()) })
             }),
         );
@@ -178,7 +242,7 @@ impl Scraper {
         peers.register(
             CALL_TOLD,
             Arc::new(move |_, _| {
-                let told = s.0.pool.lock().told();
+                let told = s.0.state.lock().pool.told();
                 let own = told.into_iter().filter_map(|t| {
                     let last = t.last?;
                     Some(ToldByPeer {
@@ -194,10 +258,10 @@ impl Scraper {
         );
     }
 
-    /// Puts a configuration in force that was loaded.
+    /// Puts a configuration in force that was loaded, with its targets. Reads all files of targets first, and waits for whoever reads
+    /// them already: it blocks, and is nothing for a thread that others wait for.
     pub fn replace(&self, loaded: Loaded) {
-        self.0.in_force.lock().loaded = loaded;
-        self.look(true);
+        self.put_in_force(Some(Arc::new(loaded)), true);
     }
 
     pub fn reload_failed(&self) {
@@ -209,11 +273,13 @@ impl Scraper {
     }
 
     pub fn path(&self) -> std::path::PathBuf {
-        self.0.in_force.lock().loaded.path.clone()
+        self.in_force().loaded.path.clone()
     }
 
     /// Works until told to stop.
     pub async fn run(self, stop: watch::Receiver<bool>) {
+        let this = self.clone();
+        blocking(move || this.look(true)).await;
         self.ask_peers().await;
         let tasks = [
             tokio::spawn(self.clone().files(stop.clone())),
@@ -225,38 +291,35 @@ impl Scraper {
         }
     }
 
-    /// Reads files, and puts their targets in force where they changed.
+    fn in_force(&self) -> Arc<InForce> {
+        self.0.state.lock().in_force.clone()
+    }
+
+    /// Reads files, and puts their targets in force where they changed. Blocks.
     fn look(&self, everything: bool) {
-        let mut in_force = self.0.in_force.lock();
-        let jobs = in_force.loaded.jobs.clone();
-        let changed = in_force.files.look(&jobs, everything);
+        self.put_in_force(None, everything);
+    }
+
+    /// `replaced`: instead of the configuration that is in force.
+    fn put_in_force(&self, replaced: Option<Arc<Loaded>>, everything: bool) {
+        let mut files = self.0.files.lock();
+        let loaded = replaced.unwrap_or_else(|| self.in_force().loaded.clone());
+        let changed = files.look(&loaded.jobs, everything);
+        self.0.file_failures.store(files.failures, Relaxed);
         if !changed && !everything {
             return;
         }
-        let (mut targets, mut not_scraped) = (vec![], BTreeMap::new());
-        for job in &jobs {
-            let found = in_force.files.find(job, TARGETS_MAX - targets.len());
-            targets.extend(found.active);
-            if found.bad_count > 0 {
-                let why = found.bad.join("; ");
-                tracing::warn!(
-                    job = job.name,
-                    targets = found.bad_count,
-                    why,
-                    "targets cannot be scraped"
-                );
-            }
-            let not = NotScraped {
-                dropped: found.dropped,
-                dropped_count: found.dropped_count,
-                bad: found.bad,
-                bad_count: found.bad_count,
-            };
-            not_scraped.insert(job.name.clone(), not);
+        let AllFound { targets, not_scraped } = files.find(&loaded.jobs);
+        for (job, not) in not_scraped.iter().filter(|(_, not)| not.bad_count > 0) {
+            let why = not.bad.join("; ");
+            tracing::warn!(job, targets = not.bad_count, why, "targets cannot be scraped");
         }
-        in_force.not_scraped = not_scraped;
-        self.0.pool.lock().set_targets(targets, self.0.clock.now());
-        drop(in_force);
+        let in_force = Arc::new(InForce { loaded, not_scraped });
+        {
+            let mut state = self.0.state.lock();
+            state.in_force = in_force;
+            state.pool.set_targets(targets, self.0.clock.now());
+        }
         self.0.wake.notify_one();
     }
 
@@ -265,7 +328,7 @@ impl Scraper {
         while pause(FILES_PAUSE, &mut stop).await {
             let now = self.0.clock.monotonic();
             let refresh = {
-                let in_force = self.0.in_force.lock();
+                let in_force = self.in_force();
                 let all = in_force.loaded.jobs.iter().flat_map(|j| &j.files).map(|f| f.refresh);
                 all.min()
             };
@@ -274,7 +337,7 @@ impl Scraper {
                 seen = now;
             }
             let this = self.clone();
-            let _ = tokio::task::spawn_blocking(move || this.look(everything)).await;
+            blocking(move || this.look(everything)).await;
         }
     }
 
@@ -301,29 +364,29 @@ impl Scraper {
             });
             let heard = futures::future::join_all(asked).await;
             let now = self.0.clock.monotonic();
-            let mut pool = self.0.pool.lock();
+            let mut state = self.0.state.lock();
             for (id, digest) in heard.into_iter().flatten() {
-                pool.hear(id, digest, now);
+                state.pool.hear(id, digest, now);
             }
         }
-        self.0.pool.lock().share(self.0.clock.monotonic())
+        self.0.state.lock().pool.share(self.0.clock.monotonic())
     }
 
     async fn targets(self, mut stop: watch::Receiver<bool>) {
         loop {
             let now = self.0.clock.now();
-            let (tasks, next) = {
-                let mut pool = self.0.pool.lock();
-                let tasks = pool.due(now, self.0.places.available_permits());
-                (tasks, pool.next_at())
+            let (tasks, next, in_force) = {
+                let mut state = self.0.state.lock();
+                let tasks = state.pool.due(now, self.0.places.available_permits());
+                (tasks, state.pool.next_at(), state.in_force.clone())
             };
             for task in tasks {
                 let place = self.0.places.clone().try_acquire_owned();
-                let this = self.clone();
+                let (this, in_force) = (self.clone(), in_force.clone());
                 tokio::spawn(async move {
                     // It was there when tasks were taken, and nobody else takes places.
                     let _place = place;
-                    this.work(task).await;
+                    this.work(task, in_force).await;
                 });
             }
             let sleep = match next {
@@ -339,63 +402,68 @@ impl Scraper {
         }
     }
 
-    async fn work(&self, task: Task) {
+    async fn work(&self, task: Task, in_force: Arc<InForce>) {
         let Task {
             target,
             due,
-            mut series,
+            series,
             is_over,
         } = task;
         let tenant = target.job.tenant.clone();
-        let (config, client) = {
-            let in_force = self.0.in_force.lock();
-            let client = in_force.loaded.clients.get(&target.job.http.tls).cloned();
-            (in_force.loaded.config.clone(), client)
-        };
         if is_over {
-            let taken = end(&target, &config.external_labels, series, due);
-            self.0.stats.stale_markers.fetch_add(taken.stale as u64, Relaxed);
-            return self.store(&tenant, &taken.rows).await;
+            let (this, of) = (self.clone(), tenant.clone());
+            let laid = blocking(move || {
+                let rows = end(series, due);
+                let first = this.lay(&of, &rows, 0);
+                (rows, first)
+            });
+            if let Some((rows, first)) = laid.await {
+                self.store(&tenant, rows, first).await;
+            }
+            return;
         }
+        let mut under_way = UnderWay {
+            scraper: self,
+            key: target.key,
+            series: Series::default(),
+            last: Last {
+                at: due,
+                took: SpanNs::ZERO,
+                error: Some(BROKE_OFF.to_owned()),
+            },
+        };
         let (began, started) = (self.0.clock.now(), self.0.clock.monotonic());
         let at = sample_time(due, began, target.interval);
-        let fetched = match (&target.refused, client) {
+        let fetched = match (&target.refused, in_force.loaded.clients.get(&target.job.http.tls)) {
             (Some(why), _) => Err(why.clone()),
-            (None, None) => Err("its job is not in force any more".to_owned()),
-            (None, Some(client)) => self.fetch(&client, &target).await,
+            // It came into force with its clients.
+            (None, None) => Err("its job has no client".to_owned()),
+            (None, Some(client)) => self.fetch(client, &target).await,
         };
         let took = SpanNs(self.0.clock.monotonic().0.saturating_sub(started.0));
-        // Large pages take long to read, and other work waits for this thread.
-        let of_page = target.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            let answer = fetched.as_ref().map_err(Clone::clone).map(|page| Answer {
-                body: &page.body,
-                format: page.format,
-            });
-            let taken = take(&of_page, &config.external_labels, answer, at, took, &mut series);
-            // Its place is kept until what it says is stored.
-            let room = fetched.ok().and_then(|page| page.room);
-            (taken, series, room)
-        });
-        let Ok((taken, series, room)) = read.await else {
-            // Only at the end of the program.
+        let scrape = Scrape {
+            target: target.clone(),
+            in_force,
+            at,
+            took,
+        };
+        let Some(read) = self.read(scrape, fetched, series).await else {
             return;
         };
         let stats = &self.0.stats;
         stats.scrapes.fetch_add(1, Relaxed);
-        stats.doubled_samples.fetch_add(taken.doubled, Relaxed);
-        stats.stale_markers.fetch_add(taken.stale as u64, Relaxed);
-        if let Some(error) = &taken.error {
+        stats.doubled_samples.fetch_add(read.taken.doubled, Relaxed);
+        if let Some(error) = &read.taken.error {
             stats.failed.fetch_add(1, Relaxed);
             tracing::debug!(url = target.url, error, "a scrape failed");
         }
-        self.store(&tenant, &taken.rows).await;
-        drop(room);
-        let error = taken.error;
-        self.0.pool.lock().finish(target.key, series, Last { at, took, error });
+        self.store(&tenant, read.taken.rows, read.first).await;
+        drop(read.room);
+        let error = read.taken.error;
+        (under_way.series, under_way.last) = (read.series, Last { at, took, error });
     }
 
-    async fn fetch(&self, client: &Client, target: &hindcast_scrape::target::Target) -> Result<fetch::Page, String> {
+    async fn fetch(&self, client: &Client, target: &Target) -> Result<fetch::Page, String> {
         let timeout = target.timeout;
         match tokio::time::timeout(timeout.as_duration(), fetch(client, target, &self.0.room)).await {
             Ok(fetched) => fetched,
@@ -403,46 +471,98 @@ impl Scraper {
         }
     }
 
-    async fn store(&self, tenant: &TenantId, rows: &[(Labels, Vec<Sample>)]) {
-        for part in rows.chunks(BATCH_ROWS_MAX) {
-            let limits = self.0.ingest.limits(tenant);
-            let Adapted { mut batch, rejected } = scraped::adapt(tenant, part, &limits);
-            self.0.ingest.counters.refused(Protocol::Scrape, &rejected);
-            if batch.series.is_empty() {
-                continue;
+    /// Large pages take long to read. One that cannot be read for a mistake of this program is a failed scrape.
+    async fn read(&self, scrape: Scrape, fetched: Result<fetch::Page, String>, series: Series) -> Option<Read> {
+        let again = (self.clone(), scrape.clone());
+        let this = self.clone();
+        if let Some(read) = blocking(move || this.read_now(&scrape, fetched, series)).await {
+            return Some(read);
+        }
+        let (this, scrape) = again;
+        blocking(move || this.read_now(&scrape, Err(BROKE_OFF.to_owned()), Series::default())).await
+    }
+
+    fn read_now(&self, scrape: &Scrape, fetched: Result<fetch::Page, String>, mut series: Series) -> Read {
+        let answer = fetched.as_ref().map_err(Clone::clone).map(|page| Answer {
+            body: &page.body,
+            format: page.format,
+        });
+        let (target, external) = (&scrape.target, &scrape.in_force.loaded.config.external_labels);
+        let taken = take(target, external, answer, scrape.at, scrape.took, &mut series);
+        Read {
+            first: self.lay(&target.job.tenant, &taken.rows, 0),
+            taken,
+            series,
+            room: fetched.ok().and_then(|page| page.room),
+        }
+    }
+
+    /// The batch of the rows from `from` on. `None`: nothing of them is stored.
+    fn lay(&self, tenant: &TenantId, rows: &[Row], from: usize) -> Option<Part> {
+        let ingest = &self.0.ingest;
+        let rows = &rows[from..rows.len().min(from + BATCH_ROWS_MAX)];
+        let Adapted { mut batch, rejected } = scraped::adapt(tenant, rows, &ingest.limits(tenant));
+        ingest.counters.refused(Protocol::Scrape, &rejected);
+        if batch.series.is_empty() {
+            return None;
+        }
+        batch.id = Some(BatchId::Sequenced {
+            writer: WriterId::named(tenant, &self.0.writer),
+            seq: self.0.seq.fetch_add(1, Relaxed) + 1,
+        });
+        let intake = Intake::of_batch(&batch, ingest.sink.ids(), Naming::Known);
+        Some(Part { batch, intake })
+    }
+
+    /// `first`: of the rows, laid out already.
+    async fn store(&self, tenant: &TenantId, rows: Vec<Row>, first: Option<Part>) {
+        let (rows, mut part) = (Arc::new(rows), first);
+        for next in (BATCH_ROWS_MAX..).step_by(BATCH_ROWS_MAX) {
+            if let Some(part) = part {
+                self.put(part).await;
             }
-            batch.id = Some(BatchId::Sequenced {
-                writer: WriterId::named(tenant, &self.0.writer),
-                seq: self.0.seq.fetch_add(1, Relaxed) + 1,
-            });
-            if let Err(why) = self.write(&batch).await {
-                let samples: usize = batch.series.iter().map(|s| s.samples.len()).sum();
-                self.0.stats.lost_samples.fetch_add(samples as u64, Relaxed);
-                self.0.ingest.counters.failed(Protocol::Scrape, why.code());
+            if next >= rows.len() {
+                return;
+            }
+            let (this, tenant, rows) = (self.clone(), tenant.clone(), rows.clone());
+            part = blocking(move || this.lay(&tenant, &rows, next)).await.flatten();
+        }
+    }
+
+    /// Writes a batch, and once more where that may help.
+    async fn put(&self, part: Part) {
+        let (stats, ingest) = (&self.0.stats, &self.0.ingest);
+        let (bytes, samples) = (part.bytes(), part.samples().count() as u64);
+        let is_marker = |s: &&Sample| s.value.to_bits() == STALE_NAN_BITS;
+        let markers = part.samples().filter(is_marker).count() as u64;
+        let batch = Arc::new(part.batch);
+        let mut written = write(ingest, &batch, part.intake, bytes).await;
+        if let Err(why) = &written
+            && !matches!(why.class(), Class::FixRequest | Class::TooLarge)
+        {
+            stats.retried.fetch_add(1, Relaxed);
+            tokio::time::sleep(RETRY_PAUSE).await;
+            let (of, again) = (self.0.ingest.clone(), batch.clone());
+            if let Some(intake) = blocking(move || Intake::of_batch(&again, of.sink.ids(), Naming::Known)).await {
+                written = write(ingest, &batch, intake, bytes).await;
+            }
+        }
+        match written {
+            Ok(written) => {
+                ingest.counters.taken(Protocol::Scrape, &written);
+                stats.stale_markers.fetch_add(markers, Relaxed);
+            }
+            Err(why) => {
+                stats.lost_samples.fetch_add(samples, Relaxed);
+                ingest.counters.failed(Protocol::Scrape, why.code());
                 tracing::warn!(%why, samples, "samples of a scrape are lost");
             }
         }
     }
 
-    /// Writes a batch, and once more where that may help.
-    async fn write(&self, batch: &Batch) -> Result<(), IngestError> {
-        let bytes = batch.series.iter().map(|s| 16 * s.samples.len() + 64).sum();
-        let once = || write(&self.0.ingest, batch, bytes);
-        let mut written = once().await;
-        if let Err(why) = &written
-            && !matches!(why.class(), Class::FixRequest | Class::TooLarge)
-        {
-            self.0.stats.retried.fetch_add(1, Relaxed);
-            tokio::time::sleep(RETRY_PAUSE).await;
-            written = once().await;
-        }
-        self.0.ingest.counters.taken(Protocol::Scrape, &written?);
-        Ok(())
-    }
-
     /// All targets. What other nodes scrape is as they say it.
     pub async fn told(&self) -> Vec<Told> {
-        let mut told = self.0.pool.lock().told();
+        let mut told = self.0.state.lock().pool.told();
         if let Some(peers) = &self.0.peers {
             let mut nodes: Vec<_> = told.iter().map(|t| t.node).collect();
             nodes.sort_unstable();
@@ -478,17 +598,13 @@ impl Scraper {
 
     /// By job.
     pub fn not_scraped(&self) -> BTreeMap<String, NotScraped> {
-        self.0.in_force.lock().not_scraped.clone()
+        self.in_force().not_scraped.clone()
     }
 
     pub fn gauges(&self) -> Gauges {
-        let (dropped_targets, bad_targets, file_failures) = {
-            let in_force = self.0.in_force.lock();
-            let jobs = in_force.not_scraped.values();
-            let sums = jobs.fold((0, 0), |(d, b), j| (d + j.dropped_count, b + j.bad_count));
-            (sums.0, sums.1, in_force.files.failures)
-        };
-        let pool = self.0.pool.lock();
+        let state = self.0.state.lock();
+        let (pool, jobs) = (&state.pool, state.in_force.not_scraped.values());
+        let (dropped_targets, bad_targets) = jobs.fold((0, 0), |(d, b), j| (d + j.dropped_count, b + j.bad_count));
         let (up, down, unknown) = pool.health();
         Gauges {
             targets: pool.len(),
@@ -503,7 +619,7 @@ impl Scraper {
             series: pool.series(),
             forgotten: pool.forgotten,
             skipped: pool.skipped,
-            file_failures,
+            file_failures: self.0.file_failures.load(Relaxed),
         }
     }
 }
@@ -516,12 +632,24 @@ async fn pause(span: Duration, stop: &mut watch::Receiver<bool>) -> bool {
     }
 }
 
-async fn write(ingest: &IngestState, batch: &Batch, bytes: usize) -> Result<crate::write::Written, IngestError> {
+/// Work that takes long, away from threads that others wait for. `None`: it panicked, which is said in the log; or the program ends.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    if let Err(why) = &done
+        && why.is_panic()
+    {
+        tracing::error!(%why, "a step of scraping broke off by a mistake of this program");
+    }
+    done.ok()
+}
+
+async fn write(
+    ingest: &IngestState,
+    batch: &Batch,
+    intake: Intake,
+    bytes: usize,
+) -> Result<crate::write::Written, IngestError> {
     let _place = ingest.let_in(bytes).await?;
-    let lay = |naming| Intake::of_batch(batch, ingest.sink.ids(), naming);
-    let written = ingest
-        .sink
-        .write_intake(lay(Naming::Known), &|| lay(Naming::Defined))
-        .await;
-    written.map_err(Into::into)
+    let redo = || Intake::of_batch(batch, ingest.sink.ids(), Naming::Defined);
+    ingest.sink.write_intake(intake, &redo).await.map_err(Into::into)
 }

@@ -8,7 +8,6 @@ use crate::io::servers::tests::Recorder;
 use crate::io::tls::tests::Authority;
 use hindcast_env::io::SystemClock;
 use hindcast_model::{METRIC_NAME, STALE_NAN_BITS};
-use hindcast_scrape::target::Target;
 use std::collections::VecDeque;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -173,6 +172,29 @@ async fn a_page_has_at_most_what_its_job_says_also_when_it_is_small_on_the_wire(
     }
 }
 
+#[test]
+fn a_bound_that_cannot_be_raised_does_not_ask_for_it() {
+    assert_eq!(
+        fetch::too_large(hindcast_scrape::config::BODY_BYTES_MAX),
+        "the page has more than 134217728 bytes, the most that is read of one answer"
+    );
+}
+
+/// A page that is decompressed at one go holds up all else that its thread has to do.
+#[tokio::test]
+async fn a_thread_that_others_wait_for_does_not_decompress_pages() {
+    let text = vec![b'x'; 4 * 1024 * 1024];
+    let mut held = fetch::Held::new(&Arc::new(Semaphore::new(BODIES_BYTES_MAX)));
+    let (mut waits, mut work) = (0, std::pin::pin!(fetch::gunzip(gzip(&text), text.len(), &mut held)));
+    let unzipped = std::future::poll_fn(|cx| {
+        let polled = work.as_mut().poll(cx);
+        waits += u32::from(polled.is_pending());
+        polled
+    });
+    assert_eq!(unzipped.await.unwrap(), text);
+    assert!(waits > 0, "it was done without leaving the thread");
+}
+
 #[tokio::test]
 async fn a_page_waits_for_room_and_gives_it_back() {
     let site = Site::start(vec![answer("", &[b'x'; 100])]).await;
@@ -257,13 +279,17 @@ struct Scene {
 
 impl Scene {
     async fn start(files: &[(&str, String)]) -> Self {
+        Self::start_with(files, Arc::new(|_| None)).await
+    }
+
+    /// `floor` is asked once for each batch that is laid out.
+    async fn start_with(files: &[(&str, String)], floor: FloorOf) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for (name, text) in files {
             std::fs::write(dir.path().join(name), text).unwrap();
         }
         let recorder = Arc::new(Recorder::default());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let floor: FloorOf = Arc::new(|_| None);
         let ingest = IngestState::new(recorder.clone(), clock.clone(), floor);
         let loaded = load(&dir.path().join("prometheus.yml")).unwrap();
         let scraper = Scraper::new(loaded, ingest, None, NodeId(1), clock, "scrape/test".to_owned());
@@ -401,7 +427,7 @@ async fn files_of_targets_are_read_again_and_a_broken_one_keeps_its_targets() {
     let scene = Scene::start(&[("prometheus.yml", yaml.to_owned()), ("t-1.yml", file)]).await;
     scene.wait("a scrape", |s| !s.values("a").is_empty()).await;
     let labels = |s: &Scene| {
-        let told = s.scraper.0.pool.lock().told();
+        let told = s.scraper.0.state.lock().pool.told();
         told.iter().map(|t| t.target.labels.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(
@@ -439,5 +465,132 @@ async fn a_configuration_that_cannot_be_used_changes_nothing() {
     let said = scene.reload().unwrap_err().to_string();
     assert!(said.contains("job \"j\"") && said.contains("nowhere.pem"), "{said}");
     scene.wait("scrapes go on", |s| s.values("up").len() >= 2).await;
+    scene.end().await;
+}
+
+/// A file that does not answer (on a server that is away, say), and a reload with other TLS settings that waits for it: nobody else waits,
+/// and no target is scraped without its client meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_that_waits_for_a_slow_file_leaves_scrapes_and_metrics_as_they_were() {
+    let site = Site::start(vec![answer("", b"a 1\n")]).await;
+    let yaml = |tls: &str| {
+        format!(
+            "scrape_configs: [{{job_name: j, scrape_interval: 200ms, static_configs: [{{targets: ['{}']}}], file_sd_configs: [{{files: ['s*.yml']}}]{tls}}}]",
+            site.address
+        )
+    };
+    let scene = Scene::start(&[("prometheus.yml", yaml(""))]).await;
+    let (config, fifo) = (
+        scene.dir.path().join("prometheus.yml"),
+        scene.dir.path().join("slow.yml"),
+    );
+    scene.wait("a scrape", |s| !s.values("a").is_empty()).await;
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+    assert!(made.success());
+    scene.write("prometheus.yml", &yaml(", tls_config: {insecure_skip_verify: true}"));
+    let (loaded, scraper) = (load(&config).unwrap(), scene.scraper.clone());
+    let reload = tokio::task::spawn_blocking(move || scraper.replace(loaded));
+    // Opens once somebody reads.
+    let opened = tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(fifo).unwrap());
+    let writer = opened.await.unwrap();
+    let (before, path) = (scene.values("up").len(), scene.scraper.path());
+    scene
+        .wait("scrapes go on", |s| s.values("up").len() >= before + 3)
+        .await;
+    assert_eq!(
+        (path, scene.scraper.gauges().up, reload.is_finished()),
+        (config, 1, false)
+    );
+    assert!(scene.scraper.told().await.len() == 1 && scene.scraper.not_scraped().contains_key("j"));
+    let tls = |s: &Scene| s.scraper.0.state.lock().pool.told()[0].target.job.http.tls.clone();
+    assert!(
+        !tls(&scene).insecure_skip_verify,
+        "the old targets go with the old clients"
+    );
+    drop(writer);
+    reload.await.unwrap();
+    assert!(tls(&scene).insecure_skip_verify);
+    let before = scene.values("up").len();
+    scene
+        .wait("scrapes go on", |s| s.values("up").len() >= before + 3)
+        .await;
+    assert!(scene.values("up").iter().all(|v| *v == 1.0), "{:?}", scene.values("up"));
+    assert!(scene.values("a").iter().all(|v| *v == 1.0), "{:?}", scene.values("a"));
+    scene.end().await;
+}
+
+/// Whatever panics while a page is read: the target is told to be down, and is asked again.
+#[tokio::test]
+async fn a_target_whose_scrape_panicked_is_down_and_is_asked_again() {
+    let site = Site::start(vec![answer("", b"a 1\n")]).await;
+    let laid = Arc::new(AtomicU64::new(0));
+    let count = laid.clone();
+    // Of the second scrape the page panics; of the third also what is stored instead.
+    let floor: FloorOf = Arc::new(move |_| match count.fetch_add(1, Ordering::SeqCst) {
+        1 | 3 | 4 => panic!("a mistake"),
+        _ => None,
+    });
+    let scene = Scene::start_with(&[("prometheus.yml", config(&site))], floor).await;
+    let error = |s: &Scene| {
+        s.scraper.0.state.lock().pool.told()[0]
+            .last
+            .clone()
+            .and_then(|l| l.error)
+    };
+    scene
+        .wait("two that broke off", |s| {
+            laid.load(Ordering::SeqCst) == 5 && error(s).is_some_and(|e| e.contains("broke off"))
+        })
+        .await;
+    assert_eq!(scene.values("up"), [1.0, 0.0]);
+    scene.wait("scrapes go on", |s| s.values("up").len() >= 4).await;
+    assert_eq!(
+        (&scene.values("up")[..4], error(&scene)),
+        (&[1.0, 0.0, 1.0, 1.0][..], None)
+    );
+    scene.end().await;
+}
+
+/// The runtime of this test has one thread: what is laid out there holds up all else.
+#[tokio::test]
+async fn a_thread_that_others_wait_for_does_not_lay_out_batches() {
+    let page: String = (0..=BATCH_ROWS_MAX).map(|i| format!("m{i} 1\n")).collect();
+    let site = Site::start(vec![answer("", page.as_bytes())]).await;
+    let (here, elsewhere) = (std::thread::current().id(), Arc::new(AtomicU64::new(0)));
+    let count = elsewhere.clone();
+    let floor: FloorOf = Arc::new(move |_| {
+        assert_ne!(std::thread::current().id(), here);
+        count.fetch_add(1, Ordering::SeqCst);
+        None
+    });
+    let yaml = config(&site).replace("200ms", "1s");
+    let scene = Scene::start_with(&[("prometheus.yml", yaml)], floor).await;
+    scene.wait("a scrape of two batches", |s| s.values("up") == [1.0]).await;
+    assert_eq!(elsewhere.load(Ordering::SeqCst), 2);
+    assert!(scene.recorder.batches.lock().len() == 2 && scene.values("m10000") == [1.0]);
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn markers_are_counted_when_they_are_stored() {
+    let pages = [&b"a 1\nb 1\n"[..], b"a 2\n"];
+    let site = Site::start(pages.map(|p| answer("", p)).to_vec()).await;
+    let scene = Scene::start(&[("prometheus.yml", config(&site))]).await;
+    let stats = || scene.scraper.stats();
+    scene.wait("a marker", |s| s.values("b").len() == 2).await;
+    scene
+        .wait("its count", |_| stats().stale_markers.load(Relaxed) == 1)
+        .await;
+    // Those of the end cannot be stored.
+    scene.recorder.is_full.store(true, Ordering::SeqCst);
+    scene.write("prometheus.yml", "scrape_configs: []");
+    scene.reload().unwrap();
+    scene
+        .wait("the end", |s| {
+            s.scraper.gauges().series == 0 && s.scraper.gauges().under_way == 0
+        })
+        .await;
+    assert!(stats().lost_samples.load(Relaxed) >= 6);
+    assert_eq!(stats().stale_markers.load(Relaxed), 1);
     scene.end().await;
 }
