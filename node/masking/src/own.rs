@@ -240,7 +240,13 @@ mod tests {
         let mut got = vec![];
         let own = Own::new(r"secret\B|t").unwrap();
         own.find_counting(b"secrets", 0, usize::MAX, None, |hit| got.push(hit));
-        assert_eq!(got, [Hit::Match { all: 0..6, hidden: 0..6 }]);
+        assert_eq!(
+            got,
+            [Hit::Match {
+                all: 0..6,
+                hidden: 0..6
+            }]
+        );
     }
 
     proptest! {

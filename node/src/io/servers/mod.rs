@@ -37,7 +37,7 @@ use hindcast_ingest::{
 };
 use hindcast_masking::{InForce, Masker};
 use hindcast_model::ids::BadTenant;
-use hindcast_model::{Batch, BatchId, Class, Classify, StreamBlock, TenantId, TimestampNs};
+use hindcast_model::{Batch, BatchId, Class, Classify, SpanNs, StreamBlock, TenantId, TimestampNs};
 use hindcast_proto::trace::TRACE_LABEL;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -50,6 +50,10 @@ const BUFFER_BYTES_KEPT_MAX: usize = 2 * 1024 * 1024;
 const REQUESTS_PAUSE: Duration = Duration::from_secs(10);
 /// Metadata of a span that is an id: hex digits of a known length, made from the sender's bytes.
 const SPAN_IDS: [&str; 3] = ["trace_id", "span_id", "parent_span_id"];
+/// By how much the write of what requests say of their metrics may delay an answer, and how long none is tried after one that
+/// could not be written so soon.
+const DESCRIBE_SPAN_MAX: Duration = Duration::from_millis(250);
+const DESCRIBE_PAUSE: SpanNs = SpanNs::from_secs(60);
 /// Refused parts that an answer's text spells out.
 const SHOWN_MAX: usize = 5;
 
@@ -69,6 +73,8 @@ pub struct IngestState {
     ties: Arc<Mutex<Ties>>,
     requests: Arc<Mutex<RequestTotals>>,
     described: Arc<Described>,
+    /// Monotonic: descriptions are not written before, since one could not be.
+    describe_from: Arc<Mutex<Option<SpanNs>>>,
     admission: Option<Admission>,
     /// What of lines is hidden: all shipped types, until whoever shares it puts other settings in force.
     pub masking: Arc<InForce>,
@@ -145,17 +151,17 @@ struct ReadOwn {
     refs: Arc<Mutex<SeriesRefs>>,
 }
 
-/// The ids of spans, with their places. They are nobody's data, and some of them look like the number of a card: masked, a span
-/// would lose its parent.
-fn ids_of_spans(stream: &StreamBlock) -> Vec<(usize, usize, String)> {
+/// Takes out the ids of spans, with their places. They are nobody's data, and some of them look like the number of a card:
+/// masked, a span would lose its parent.
+fn take_ids_of_spans(stream: &mut StreamBlock) -> Vec<(usize, usize, String)> {
     if stream.labels.get(TRACE_LABEL).is_none() {
         return vec![];
     }
     let mut ids = vec![];
-    for (line, l) in stream.lines.iter().enumerate() {
-        let entries = l.metadata.iter().enumerate();
+    for (line, l) in stream.lines.iter_mut().enumerate() {
+        let entries = l.metadata.iter_mut().enumerate();
         let found = entries.filter(|(_, (name, _))| SPAN_IDS.contains(&name.as_str()));
-        ids.extend(found.map(|(entry, (_, id))| (line, entry, id.clone())));
+        ids.extend(found.map(|(entry, (_, id))| (line, entry, std::mem::take(id))));
     }
     ids
 }
@@ -174,6 +180,7 @@ impl IngestState {
             ties: Arc::default(),
             requests: Arc::new(Mutex::new(requests)),
             described: Arc::default(),
+            describe_from: Arc::default(),
             admission: None,
             masking: Arc::default(),
         }
@@ -228,7 +235,7 @@ impl IngestState {
         };
         let mut session = masker.session();
         for stream in &mut batch.streams {
-            let ids = ids_of_spans(stream);
+            let ids = take_ids_of_spans(stream);
             session.lines(&mut stream.lines);
             for (line, entry, id) in ids {
                 stream.lines[line].metadata[entry].1 = id;
@@ -354,15 +361,21 @@ impl IngestState {
     }
 
     /// Writes what a request says of its metrics, after its rows are stored. When that fails, nothing is lost: the sender says it again,
-    /// and so the request is answered as it would be without.
+    /// and so the request is answered as it would be without, [`DESCRIBE_SPAN_MAX`] later at most: descriptions lie on other shards
+    /// than the rows, and one that is away must not hold up senders whose own shards are well.
     async fn beside(&self, tenant: &TenantId, beside: Beside) {
         let Beside { due, exemplars } = beside;
         let mut written = 0;
-        if !due.is_empty() {
+        let began = self.clock.monotonic();
+        let is_paused = self.describe_from.lock().is_some_and(|from| began < from);
+        if !due.is_empty() && !is_paused {
             let now = self.clock.now();
-            if self.sink.write(due.batch(tenant, now)).await.is_ok() {
+            let write = self.sink.write(due.batch(tenant, now));
+            if let Ok(Ok(_)) = tokio::time::timeout(DESCRIBE_SPAN_MAX, write).await {
                 self.described.learn(tenant, &due, now);
                 written = due.len() as u64;
+            } else {
+                *self.describe_from.lock() = Some(SpanNs(began.0 + DESCRIBE_PAUSE.0));
             }
         }
         self.counters.beside(written, due.left_out, exemplars);
@@ -413,7 +426,7 @@ impl IngestState {
         request: Result<otlp::TracesRequest, AdaptError>,
     ) -> Result<Taken, IngestError> {
         let limits = self.limits(tenant);
-        let read = request.map(|r| otlp::spans::adapt(tenant, r, &limits, &mut self.ties.lock()));
+        let read = request.map(|r| otlp::spans::adapt(tenant, r, &limits).tied(&mut self.ties.lock()));
         let (read, calls) = match read {
             Ok(Spans { adapted, calls }) => (Ok(adapted), calls),
             Err(why) => (Err(why), vec![]),

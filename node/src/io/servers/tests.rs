@@ -32,6 +32,8 @@ pub(super) struct Recorder {
     pub is_full: AtomicBool,
     /// Knows every batch already.
     pub knows: AtomicBool,
+    /// What comes as a batch, such as descriptions, lies on a shard that does not answer.
+    pub hangs: AtomicBool,
     shard: Shard,
 }
 
@@ -103,6 +105,9 @@ impl Shard {
 #[async_trait::async_trait]
 impl BatchSink for Recorder {
     async fn write(&self, batch: Batch) -> Result<Written, WriteError> {
+        if self.hangs.load(Ordering::SeqCst) {
+            return std::future::pending().await;
+        }
         let intake = Intake::of_batch(&batch, &self.shard, Naming::Known);
         self.write_intake(intake, &|| Intake::of_batch(&batch, &self.shard, Naming::Defined))
             .await
@@ -512,6 +517,26 @@ async fn remote_write_2(served: &Served, body: &[u8]) -> String {
     format!("{status} {} retry: {retry} {text}", told.join(" "))
         .trim()
         .to_owned()
+}
+
+#[tokio::test]
+async fn a_shard_that_is_away_does_not_hold_up_senders_by_what_they_say_of_their_metrics() {
+    let served = serve().await;
+    let is = |t: &&hindcast_env::fuzz::Target| t.name == "ingest-remote-write-2";
+    let seeds = (hindcast_ingest::fuzz::TARGETS.iter().find(is).unwrap().seeds)();
+    served.recorder.hangs.store(true, Ordering::SeqCst);
+    let post = async || {
+        let answer = remote_write_2(&served, &seeds[0]);
+        tokio::time::timeout(std::time::Duration::from_secs(20), answer)
+            .await
+            .unwrap()
+    };
+    assert_eq!(post().await, "204 6 1 0 retry: false");
+    // It is back, but nobody asks it for a minute: senders do not wait again and again.
+    served.recorder.hangs.store(false, Ordering::SeqCst);
+    assert_eq!(post().await, "204 6 1 0 retry: false");
+    assert_eq!(served.counted("hindcast_ingest_metadata_written_total", ""), 0);
+    assert_eq!(served.recorder.batches.lock().len(), 2);
 }
 
 #[tokio::test]
