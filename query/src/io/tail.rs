@@ -202,19 +202,18 @@ where
         to: now,
         limit: wanted.limit,
     };
-    let mut from = now;
-    while past.from < past.to && past.limit > 0 {
-        match ask(past, Direction::Backward).await {
-            Ok(Some(found)) => {
-                let first = found.iter().flat_map(|s| &s.lines).map(|l| l.at).min();
-                from = first.unwrap_or(now);
-                break;
+    let mut first = None;
+    if past.from < past.to && past.limit > 0 {
+        let found = loop {
+            match ask(past, Direction::Backward).await {
+                Ok(Some(found)) => break found,
+                Ok(None) => tokio::time::sleep(PAUSE).await,
+                Err(why) => return Some(why),
             }
-            Ok(None) => tokio::time::sleep(PAUSE).await,
-            Err(why) => return Some(why),
-        }
+        };
+        first = found.iter().flat_map(|s| &s.lines).map(|l| l.at).min();
     }
-    let mut tail = Tail::new(from);
+    let mut tail = Tail::new(first.unwrap_or(now));
     let mut spoke = tokio::time::Instant::now();
     loop {
         let mut more = false;
