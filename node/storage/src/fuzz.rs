@@ -322,7 +322,11 @@ fn directory(bytes: &[u8]) {
         let mut directory = Directory::default();
         if directory.load(bytes).is_ok() {
             let _ = directory.get(0).map(|s| s.labels());
-            let _ = directory.label_names(&TenantId::default(), false, &[vec![]]);
+            let count = |_: &str, ids: &mut dyn Iterator<Item = u32>| {
+                ids.count();
+                Ok::<(), ()>(())
+            };
+            let _ = directory.visit_label_texts(&TenantId::default(), false, None, &[vec![]], count);
             let _ = directory.encode_from(0);
         }
     });

@@ -827,15 +827,15 @@ impl ShardReader {
         let (sources, unsure, copied) = {
             let state = self.state.read();
             let sources = state.sources(&q.tenant, q.streams, None)?;
-            let with_ids = match of {
-                LabelTexts::Names => state.directory.label_names(&q.tenant, q.streams, q.any_of()),
-                LabelTexts::Values(name) => state.directory.label_values(&q.tenant, q.streams, name, q.any_of()),
+            let values_of = match of {
+                LabelTexts::Names => None,
+                LabelTexts::Values(name) => Some(name.as_str()),
             };
             let mut undecided = vec![];
-            for (text, ids) in with_ids {
+            let visit = |text: &str, ids: &mut dyn Iterator<Item = u32>| -> Result<(), ReadError> {
                 let (place, before) = (texts.len(), undecided.len());
                 let mut has_row = false;
-                for series in ids.into_iter().filter_map(|id| state.directory.get(id)) {
+                for series in ids.filter_map(|id| state.directory.get(id)) {
                     let Some(wanted) = state.wanted_of(&series, (q.from, q.to), true) else {
                         continue;
                     };
@@ -847,7 +847,10 @@ impl ShardReader {
                     undecided.push((place, wanted));
                 }
                 texts.push((text.to_owned(), has_row));
-            }
+                Ok(())
+            };
+            let directory = &state.directory;
+            directory.visit_label_texts(&q.tenant, q.streams, values_of, q.any_of(), visit)?;
             let (unsure, copied) = Unsure::copy(&state, q.streams, undecided)?;
             (sources, unsure, copied)
         };

@@ -497,37 +497,33 @@ impl Directory {
         keys.into_iter().map(|(_, _, id)| id).collect()
     }
 
-    /// Names of labels that series matching any of the sets have, each with these series; sorted, each once.
-    pub fn label_names(&self, tenant: &TenantId, streams: bool, any_of: &[Vec<Matcher>]) -> Vec<(&str, Vec<u32>)> {
-        let Some(space) = self.space_of(tenant, streams) else {
-            return vec![];
-        };
-        let space = &self.spaces[space as usize];
-        let found = self.matching(space, any_of);
-        let labels = space.by_name.values().map(|at| &space.labels[*at as usize]);
-        let with_ids = labels.map(|l| {
-            let ids: Vec<u32> = (l.values.present() & &*found).iter().collect();
-            (&*l.name, ids)
-        });
-        with_ids.filter(|(_, ids)| !ids.is_empty()).collect()
-    }
-
-    /// Values of a label that series matching any of the sets have, each with these series; sorted, each once.
-    pub fn label_values(
-        &self,
+    /// Names of labels that series have, or values of the label `values_of`, sorted, each once. `visit` gets each with those of its
+    /// series that match any of the sets, and takes as many as it needs: there may be none.
+    pub fn visit_label_texts<'a, E>(
+        &'a self,
         tenant: &TenantId,
         streams: bool,
-        name: &str,
+        values_of: Option<&str>,
         any_of: &[Vec<Matcher>],
-    ) -> Vec<(&str, Vec<u32>)> {
+        mut visit: impl FnMut(&'a str, &mut dyn Iterator<Item = u32>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let Some(space) = self.space_of(tenant, streams) else {
-            return vec![];
+            return Ok(());
         };
         let space = &self.spaces[space as usize];
-        let Some(values) = space.values(name) else {
-            return vec![];
-        };
         let found = self.matching(space, any_of);
+        let all = *found == space.all;
+        let is_found = |id: &u32| all || found.contains(*id);
+        let Some(name) = values_of else {
+            for at in space.by_name.values() {
+                let label = &space.labels[*at as usize];
+                visit(&label.name, &mut label.values.present().iter().filter(is_found))?;
+            }
+            return Ok(());
+        };
+        let Some(values) = space.values(name) else {
+            return Ok(());
+        };
         if values.prefers_sets(found.len()) {
             let mut by_text: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
             for id in found.iter() {
@@ -535,14 +531,14 @@ impl Directory {
                     by_text.entry(text).or_default().push(id);
                 }
             }
-            return by_text.into_iter().collect();
+            return by_text
+                .into_iter()
+                .try_for_each(|(text, ids)| visit(text, &mut ids.into_iter()));
         }
-        let all = *found == space.all;
-        let within = |posting: &Posting| posting.ids(if all { None } else { Some(&found) });
-        let with_ids = values.live().map(|(text, posting)| (text, within(posting)));
-        let mut texts: Vec<(&str, Vec<u32>)> = with_ids.filter(|(_, ids)| !ids.is_empty()).collect();
+        let mut texts: Vec<(&str, &Posting)> = values.live().collect();
         texts.sort_unstable_by_key(|(text, _)| *text);
-        texts
+        let mut texts = texts.into_iter();
+        texts.try_for_each(|(text, posting)| visit(text, &mut posting.iter().filter(is_found)))
     }
 
     /// Memory of everything here, label sets included although callers may hold them too. What the allocator adds
