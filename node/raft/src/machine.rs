@@ -64,7 +64,8 @@ pub trait Machine: Send {
     fn snapshot_check(&self) -> SnapshotCheck;
 
     /// Replaces the state by the files in `dir` (written by `export` on a peer, checked by `snapshot_check`),
-    /// durably: afterwards `applied()` and `durable()` are `index`.
+    /// durably: afterwards `applied()` and `durable()` are `index`. After an error of a full disk everything is as it was, the
+    /// files included, and the call is made again a little later.
     fn install(&mut self, dir: &str, index: u64) -> Result<(), MachineError>;
 
     /// Digest of the logical state at `applied()` (I3): equal on all nodes, whatever their files look like.

@@ -116,6 +116,35 @@ async fn a_node_that_was_away_long_is_brought_back_by_a_snapshot() {
     assert_eq!(cluster.converge(0).await.len(), 603);
 }
 
+/// It ended the node, whose data was well, as often as it started.
+#[tokio::test]
+async fn a_snapshot_that_finds_the_disk_full_waits_for_room_and_other_groups_go_on() {
+    let mut cluster = Cluster::new(3, 2);
+    cluster.config.tail_bytes = 4 << 10;
+    for node in 1..=3 {
+        cluster.start(node);
+    }
+    cluster.propose(0, "before").await.unwrap();
+    let away = if cluster.leader(0).await == 3 { 2 } else { 3 };
+    cluster.kill(away);
+    let padding = "x".repeat(400);
+    for n in 0..600 {
+        cluster.propose(0, &format!("{n} {padding}")).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    cluster.full.store(2, Ordering::Relaxed);
+    cluster.start(away);
+    while cluster.full.load(Ordering::Relaxed) == 2 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    cluster.propose(1, "meanwhile").await.unwrap();
+    assert_eq!(cluster.converge(1).await.len(), 1);
+    assert!(cluster.lines[&(away, 0)].lock().len() <= 1, "it has no room yet");
+    assert_eq!(cluster.converge(0).await.len(), 601);
+    cluster.propose(0, "after").await.unwrap();
+    assert_eq!(cluster.converge(0).await.len(), 602);
+}
+
 #[tokio::test]
 async fn a_short_outage_is_made_up_for_from_the_log() {
     let mut cluster = Cluster::started(3, 1);
@@ -305,7 +334,7 @@ async fn a_node_whose_log_was_taken_away_gives_no_vote_from_the_first_moment_on(
 fn the_list_machine_reads_what_it_wrote() {
     use hindcast_raft::{Entry, Machine};
     let (disk, lines) = (SimDisk::new(), Lines::default());
-    let mut machine = ListMachine::open(disk.clone(), "m", lines, 1);
+    let mut machine = ListMachine::open(disk.clone(), "m", lines, 1, Default::default());
     let data = bytes::Bytes::from_static(b"abc");
     machine
         .apply(&Entry {
@@ -316,6 +345,6 @@ fn the_list_machine_reads_what_it_wrote() {
         .unwrap();
     machine.maintain(&mut |_| {}).unwrap();
     let again = Lines::default();
-    let reopened = ListMachine::open(disk, "m", again.clone(), 1);
+    let reopened = ListMachine::open(disk, "m", again.clone(), 1, Default::default());
     assert_eq!((reopened.applied(), again.lock().clone()), (7, vec![data]));
 }

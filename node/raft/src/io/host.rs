@@ -376,6 +376,7 @@ impl RaftHost {
                 shared: group_shared,
                 durable,
                 maintain_after: SpanNs::ZERO,
+                install: None,
                 digested: None,
             };
             owned[(group.0 % workers as u64) as usize].insert(group, slot);

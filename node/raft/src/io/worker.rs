@@ -28,11 +28,13 @@ pub struct Owned {
     pub durable: u64,
     /// No maintenance before, after the disk was full.
     pub maintain_after: SpanNs,
+    /// A snapshot (index, folder) that waits for room: nothing is applied before it.
+    pub install: Option<(u64, String)>,
     /// Index and time of the last digest.
     pub digested: Option<(u64, SpanNs)>,
 }
 
-/// Maintenance that found the disk full is tried again after this.
+/// Maintenance, or a snapshot, that found the disk full is tried again after this.
 const FULL_PAUSE: SpanNs = SpanNs::from_secs(2);
 /// A digest may cost a walk over the state; it is refreshed no more often than this.
 const DIGEST_EVERY: SpanNs = SpanNs::from_ms(1000);
@@ -98,10 +100,9 @@ impl Worker {
                 Ok(())
             }
             Some(Job::Install { group, index, dir }) => {
-                let owned = self.owned(group);
-                owned.machine.install(&dir, index).map_err(|e| (group, e))?;
-                self.tell(group, Input::Installed { index });
-                Ok(())
+                self.owned(group).install = Some((index, dir));
+                let now = self.clock.monotonic();
+                self.install(group, now).map_err(|e| (group, e))
             }
             Some(Job::Discard { dir }) => {
                 if let Err(e) = self.disk.remove_dir_all(&dir) {
@@ -157,10 +158,33 @@ impl Worker {
         Ok(machine.applied())
     }
 
+    fn install(&mut self, group: GroupId, now: SpanNs) -> Result<(), MachineError> {
+        let owned = self.owned(group);
+        let Some((index, dir)) = owned.install.take() else {
+            return Ok(());
+        };
+        match owned.machine.install(&dir, index) {
+            // Nothing of it is in force, and its files are still there.
+            Err(MachineError::Disk(e)) if e.is_full() => {
+                tracing::warn!(%group, index, error = %e, "the disk is full: a snapshot of the leader waits for room; it is tried again in {}", FULL_PAUSE);
+                owned.install = Some((index, dir));
+                owned.maintain_after = SpanNs(now.0.saturating_add(FULL_PAUSE.0));
+            }
+            done => {
+                done?;
+                self.tell(group, Input::Installed { index });
+            }
+        }
+        Ok(())
+    }
+
     fn maintain(&mut self, group: GroupId, now: SpanNs) -> Result<(), MachineError> {
         let workshop = self.workshop.clone();
+        if now >= self.owned(group).maintain_after {
+            self.install(group, now)?;
+        }
         let owned = self.owned(group);
-        if now >= owned.maintain_after {
+        if now >= owned.maintain_after && owned.install.is_none() {
             match owned.machine.maintain(&mut |work: Work| workshop.take(work)) {
                 // Everything is as it was: the log keeps what is not on disk outside of it.
                 Err(MachineError::Disk(e)) if e.is_full() => {

@@ -4,7 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "these tests run the real shell")]
 
 use bytes::Bytes;
-use hindcast_env::disk::{replace_file, write_new_file};
+use hindcast_env::disk::{DiskError, replace_file, write_new_file};
 use hindcast_env::io::SystemClock;
 use hindcast_env::{Disk, SeededRng, SimDisk};
 use hindcast_model::{GroupId, NodeId};
@@ -27,6 +27,7 @@ pub struct ListMachine {
     durable: u64,
     /// How far the state may run ahead of its file.
     save_every: u64,
+    full: Arc<AtomicU64>,
 }
 
 fn encode(applied: u64, lines: &[Bytes]) -> Vec<u8> {
@@ -50,7 +51,13 @@ fn decode(bytes: &Bytes) -> (u64, Vec<Bytes>) {
 }
 
 impl ListMachine {
-    pub fn open(disk: SimDisk, path: &str, lines: Arc<Mutex<Vec<Bytes>>>, save_every: u64) -> Self {
+    pub fn open(
+        disk: SimDisk,
+        path: &str,
+        lines: Arc<Mutex<Vec<Bytes>>>,
+        save_every: u64,
+        full: Arc<AtomicU64>,
+    ) -> Self {
         let (applied, stored) = match disk.read(path) {
             Ok(bytes) => decode(&bytes),
             Err(_) => (0, vec![]),
@@ -63,6 +70,7 @@ impl ListMachine {
             applied,
             durable: applied,
             save_every,
+            full,
         }
     }
 }
@@ -96,6 +104,14 @@ impl Machine for ListMachine {
         Arc::new(|_| Ok(()))
     }
     fn install(&mut self, dir: &str, index: u64) -> Result<(), MachineError> {
+        let is_full = |n: u64| n.checked_sub(1);
+        if self
+            .full
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_full)
+            .is_ok()
+        {
+            return Err(DiskError::new("write", &self.path, std::io::ErrorKind::StorageFull.into()).into());
+        }
         let bytes = self.disk.read(&format!("{dir}/list"))?;
         let (applied, lines) = decode(&bytes);
         assert!(applied <= index);
@@ -191,6 +207,8 @@ pub struct Cluster {
     pub lines: BTreeMap<(u64, u64), Lines>,
     pub config: RaftConfig,
     pub save_every: u64,
+    /// How many snapshots find the disk full.
+    pub full: Arc<AtomicU64>,
     pub starts: u64,
 }
 
@@ -218,6 +236,7 @@ impl Cluster {
             lines: BTreeMap::new(),
             config,
             save_every: 50,
+            full: Arc::default(),
             starts: 0,
         }
     }
@@ -236,7 +255,13 @@ impl Cluster {
         let groups = (0..self.groups).map(|g| {
             let lines = Lines::default();
             self.lines.insert((node, g), lines.clone());
-            let machine = ListMachine::open(disk.clone(), &format!("machine/{g}"), lines, self.save_every);
+            let machine = ListMachine::open(
+                disk.clone(),
+                &format!("machine/{g}"),
+                lines,
+                self.save_every,
+                self.full.clone(),
+            );
             GroupSpec {
                 group: GroupId(g),
                 machine: Box::new(machine),
