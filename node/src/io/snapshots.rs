@@ -12,10 +12,11 @@ use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// All snapshots that this node sends, together: they must not starve what is written meanwhile.
+/// All snapshots that this node sends, together: they must not starve what is written meanwhile. Each leader of a group that a new
+/// node joins sends at this pace.
 const PACE: Pace = Pace {
-    bytes_per_second: 64 << 20,
-    burst_bytes: 8 << 20,
+    bytes_per_second: 32 << 20,
+    burst_bytes: 2 << 20,
 };
 
 /// How far a snapshot for another node is.
@@ -156,10 +157,16 @@ mod tests {
         let courier = Courier::default();
         let to = (GroupId(1), NodeId(2));
         courier.begin(to, 100 << 20);
-        assert_eq!(courier.send(to, 8 << 20, &clock), Duration::ZERO, "the burst");
-        assert_eq!(courier.send(to, 64 << 20, &clock), SpanNs::from_secs(1).as_duration());
+        assert_eq!(courier.send(to, PACE.burst_bytes, &clock), Duration::ZERO, "the burst");
+        assert_eq!(
+            courier.send(to, PACE.bytes_per_second, &clock),
+            SpanNs::from_secs(1).as_duration()
+        );
         let progress = courier.progress(GroupId(1), NodeId(2)).unwrap();
-        assert_eq!((progress.bytes_sent, progress.bytes), (72 << 20, 100 << 20));
+        assert_eq!(
+            (progress.bytes_sent, progress.bytes),
+            (PACE.burst_bytes + PACE.bytes_per_second, 100 << 20)
+        );
         courier.end(to);
         assert_eq!(courier.progress(GroupId(1), NodeId(2)), None);
     }
