@@ -71,6 +71,14 @@ pub struct AlertClock {
 }
 
 impl AlertClock {
+    /// Times ahead of an evaluation are those of a clock that ran ahead and was set back: what lasts began just before it then.
+    fn set_back(&mut self, at: TimestampNs) {
+        let before = TimestampNs(at.0.saturating_sub(1));
+        let levels = self.levels.iter_mut().filter_map(|l| l.since.as_mut());
+        let all = levels.chain(&mut self.quiet_since).chain([&mut self.since]);
+        all.filter(|time| **time > at).for_each(|time| *time = before);
+    }
+
     pub fn new(at: TimestampNs) -> Self {
         Self {
             state: AlertState::Inactive,
@@ -241,6 +249,7 @@ pub fn step(
         Observation::Value(v) => Some(v),
         Observation::Absent => None,
     };
+    clock.set_back(at);
     if let (Condition::Levels { .. }, true) = (&rule.condition, value.is_none_or(f64::is_nan)) {
         return step_without_data(clock, rule, at);
     }
@@ -417,6 +426,46 @@ mod tests {
 
     const BUSY: &str = "{threshold: Busy, expr: cpu, levels: {\
         minor: {above: 0.7, for: 30s, clear: 0.6}, critical: {above: 0.9, for: 60s, clear: 0.8}}}";
+
+    #[test]
+    fn a_clock_that_was_hours_ahead_and_is_set_right_holds_no_duration_back() {
+        check(
+            BUSY,
+            "
+            7200 0.75
+            7215 0.75
+            20 0.75
+            49 0.75
+            50 0.75
+            7200 0.5
+            60 0.5
+            ",
+            expect![[r#"
+                7200 0.75    -> pending: waiting_for_duration
+                7215 0.75    -> pending: waiting_for_duration
+                20 0.75      -> pending: waiting_for_duration
+                49 0.75      -> pending: waiting_for_duration
+                50 0.75      -> firing minor: fired
+                7200 0.5     -> resolved: cleared
+                60 0.5       -> resolved: healthy
+            "#]],
+        );
+        check(
+            "{alert: Down, expr: up == 0, keep_firing_for: 60s}",
+            "
+            7200 0
+            7210 absent
+            20 absent
+            80 absent
+            ",
+            expect![[r#"
+                7200 0       -> firing: fired
+                7210 absent  -> firing: kept_firing
+                20 absent    -> firing: kept_firing
+                80 absent    -> resolved: cleared
+            "#]],
+        );
+    }
 
     #[test]
     fn levels_rise_after_their_duration_and_fall_at_their_clear_bound() {

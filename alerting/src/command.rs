@@ -94,6 +94,9 @@ pub struct Evaluation {
     pub token: u64,
     /// A multiple of the group's interval.
     pub instant: TimestampNs,
+    /// The last accepted instant, where that lies ahead of clocks: one ran ahead and was set back. This one comes in spite of it.
+    #[serde(default)]
+    pub set_back_from: Option<TimestampNs>,
     /// One per rule, in order.
     pub results: Vec<RuleResult>,
     /// The sources had not all sent up to `instant` when the wait was over.

@@ -13,7 +13,7 @@ use crate::outbox::{EffectKey, EffectRow, Lease, Receipt, ReceiverRef};
 use crate::route::Routes;
 use crate::rule::{Rule, RuleGroup};
 use hindcast_model::codec::{self, DecodeError};
-use hindcast_model::{IncidentId, Labels, TenantId, TimestampNs};
+use hindcast_model::{IncidentId, Labels, SpanNs, TenantId, TimestampNs};
 use hindcast_raft::meta::Rows;
 use hindcast_raft::{MetaRead, MetaTx};
 use serde::de::DeserializeOwned;
@@ -21,6 +21,8 @@ use serde::{Deserialize, Serialize};
 
 /// Rows that one call of a list returns.
 pub const LIST_MAX: usize = 10_000;
+/// By how much the instant that another node asked about may be ahead of a node's wall clock: corrected clocks differ.
+const AHEAD_MAX: SpanNs = SpanNs::from_secs(2);
 
 /// Where rows are read: the applied state, or the transaction of a command.
 pub trait RowSource {
@@ -59,6 +61,13 @@ pub struct GroupRow {
     pub missing: Vec<String>,
     /// One per rule, in order.
     pub health: Vec<RuleHealth>,
+}
+
+impl GroupRow {
+    /// The last accepted instant, where that lies ahead of the wall clock: one ran ahead and was set back.
+    pub fn set_back_from(&self, wall: TimestampNs) -> Option<TimestampNs> {
+        self.evaluated_at.filter(|last| last.since(wall) > AHEAD_MAX)
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

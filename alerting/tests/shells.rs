@@ -102,7 +102,14 @@ async fn a_sample_becomes_a_message_and_history() {
     let shards: Arc<dyn Shards> = shard.clone();
     let engine = Arc::new(Engine::new(shards.clone(), Limits::default()));
     let (as_meta, as_clock): (Arc<dyn Meta>, Arc<dyn Clock>) = (meta.clone(), Arc::new(clock.clone()));
-    let evaluator = Evaluator::new(as_meta.clone(), engine, shards, as_clock.clone(), NodeId(1));
+    let evaluator = Evaluator::new(
+        as_meta.clone(),
+        engine,
+        shards,
+        as_clock.clone(),
+        as_clock.clone(),
+        NodeId(1),
+    );
     let channels = Channels::new().with("webhook", recorder.clone());
     let workers = [
         tokio::spawn(evaluator.run(stopped.clone())),

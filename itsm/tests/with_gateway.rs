@@ -87,6 +87,7 @@ impl World {
             revision,
             token: self.token,
             instant,
+            set_back_from: None,
             results: vec![RuleResult::Series(vec![(labels, value)])],
             partial: false,
             missing: vec![],

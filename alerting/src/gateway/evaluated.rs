@@ -158,7 +158,10 @@ impl Apply<'_, '_> {
             let message = format!("rule group {}: token {} is not that of its lease", e.group, e.token);
             return refuse(Class::Conflict, message);
         }
-        if row.evaluated_at.is_some_and(|last| e.instant <= last) {
+        if row
+            .evaluated_at
+            .is_some_and(|last| e.instant <= last && e.set_back_from != Some(last))
+        {
             let message = format!(
                 "rule group {}: instant {} is not after the last one",
                 e.group,

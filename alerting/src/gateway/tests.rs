@@ -164,6 +164,7 @@ impl World {
             revision,
             token: self.token,
             instant: self.meta.now(),
+            set_back_from: None,
             results,
             partial: !missing.is_empty(),
             missing,
@@ -280,6 +281,14 @@ fn check(script: &str, expect: Expect) {
         };
         let answer = match words[1] {
             "eval" => world.propose(world.evaluation(&words[2..])),
+            // Of an earlier instant than the last one, which lies ahead of clocks: `back INSTANT KNOWN …`.
+            "back" => {
+                let mut evaluation = world.evaluation(&words[4..]);
+                if let GatewayCommand::Evaluated(e) = &mut evaluation {
+                    (e.instant, e.set_back_from) = (secs(number(2) as i64), Some(secs(number(3) as i64)));
+                }
+                world.propose(evaluation)
+            }
             "tick" => world.propose(GatewayCommand::Tick),
             "lease" => Ok(world.lease(words[2].parse().unwrap())),
             "rules" => Ok(world.set_rules(&RULES.replace("threshold: Busy", "threshold: Busier"), "2")),
@@ -470,6 +479,43 @@ fn a_stale_token_or_an_old_instant_changes_nothing() {
             .contains("is not that of its lease")
     );
     assert_eq!(world.meta.stale().scan(GATEWAY_PART, b"", None, usize::MAX), before);
+}
+
+#[test]
+fn rules_go_on_after_a_clock_that_was_two_hours_ahead_is_set_right() {
+    check(
+        "
+        7200 eval busy web-1=0.8
+        7205 back 20 30 busy web-1=0.8
+        7205 back 20 7200 busy web-1=0.8
+        7206 back 20 7200 busy web-1=0.5
+        7207 back 30 20 busy web-1=0.5
+        ",
+        expect![[r#"
+            7200 eval busy web-1=0.8 -> Done
+                alert Busy firing minor/1 of INC-1
+                message opened queued to mail of INC-1
+                INC-1 opened: open minor life 1 flaps 0
+            7205 back 20 30 busy web-1=0.8 -> Conflict: rule group default/r.yml/g: instant 20000 is not after the last one
+            7205 back 20 7200 busy web-1=0.8 -> Done
+            7206 back 20 7200 busy web-1=0.5 -> Conflict: rule group default/r.yml/g: instant 20000 is not after the last one
+            7207 back 30 20 busy web-1=0.5 -> Done
+                alert Busy resolved -/1 of INC-1
+                message recovered queued to mail of INC-1
+                INC-1 recovered: recovered minor life 1 flaps 0
+        "#]],
+    );
+    let read_at = |at: i64| {
+        let world = World::new();
+        world.meta.set_now(secs(7200));
+        world.set(world.evaluation(&["busy"]));
+        let group = rows::rule_groups(world.meta.stale().as_ref(), None).unwrap().remove(0);
+        group.set_back_from(secs(at))
+    };
+    assert_eq!(
+        (read_at(20), read_at(7198), read_at(7300)),
+        (Some(secs(7200)), None, None)
+    );
 }
 
 #[test]

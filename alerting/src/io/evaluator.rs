@@ -2,7 +2,8 @@
 //!
 //! Every node runs one. A group is evaluated by the node that holds its lease; that node goes first the next time,
 //! then the leader of the meta group, then the others. A group that was late is asked about its latest instant only.
-//! Times are cluster time, as far as the clock that is handed in shows it; the apply decides.
+//! Leases are of cluster time, instants of the wall clock: the two differ when a clock ran ahead and was set back, and data
+//! has the times of the wall. The apply decides.
 
 use super::{is_passing, pause, propose};
 use crate::command::{Evaluation, GatewayCommand, GatewayReply, RuleResult, SERIES_PER_RULE_MAX};
@@ -39,6 +40,7 @@ pub struct Evaluator {
     engine: Arc<Engine>,
     shards: Arc<dyn Shards>,
     clock: Arc<dyn Clock>,
+    wall: Arc<dyn Clock>,
     node: NodeId,
     /// Groups under way on this node.
     busy: Arc<Mutex<BTreeSet<String>>>,
@@ -46,11 +48,13 @@ pub struct Evaluator {
 }
 
 impl Evaluator {
+    /// `clock` shows cluster time, `wall` what the clocks of most nodes show.
     pub fn new(
         meta: Arc<dyn Meta>,
         engine: Arc<Engine>,
         shards: Arc<dyn Shards>,
         clock: Arc<dyn Clock>,
+        wall: Arc<dyn Clock>,
         node: NodeId,
     ) -> Self {
         Self {
@@ -58,6 +62,7 @@ impl Evaluator {
             engine,
             shards,
             clock,
+            wall,
             node,
             busy: Arc::default(),
             places: Arc::new(Semaphore::new(EVALUATIONS_MAX)),
@@ -89,7 +94,9 @@ impl Evaluator {
             }
         };
         for group in groups {
-            let Some(instant) = self.due(&group, now) else { continue };
+            let Some(instant) = self.due(&group, now, self.wall.now()) else {
+                continue;
+            };
             let name = group.key.to_string();
             if !self.busy.lock().expect("plain data").insert(name.clone()) {
                 continue;
@@ -108,10 +115,10 @@ impl Evaluator {
     }
 
     /// The instant that a group is to be asked about by this node now.
-    fn due(&self, group: &GroupRow, now: TimestampNs) -> Option<TimestampNs> {
+    fn due(&self, group: &GroupRow, now: TimestampNs, wall: TimestampNs) -> Option<TimestampNs> {
         let interval = i64::try_from(group.group.interval.0).ok().filter(|i| *i > 0)?;
-        let instant = TimestampNs(now.0 - now.0.rem_euclid(interval));
-        if group.evaluated_at.is_some_and(|last| instant <= last) {
+        let instant = TimestampNs(wall.0 - wall.0.rem_euclid(interval));
+        if group.evaluated_at.is_some_and(|last| instant <= last) && group.set_back_from(wall).is_none() {
             return None;
         }
         let is_ours = group.lease.is_some_and(|l| l.node == self.node);
@@ -121,7 +128,7 @@ impl Evaluator {
             (false, true) => SpanNs::from_ms(300),
             (false, false) => SpanNs::from_ms(1_000 + 100 * (self.node.0 % 10)),
         };
-        let is_turn = group.lease.is_none() && self.meta.is_leader() || now >= instant + patience;
+        let is_turn = group.lease.is_none() && self.meta.is_leader() || wall >= instant + patience;
         (is_turn && (is_ours || !is_held)).then_some(instant)
     }
 
@@ -162,6 +169,7 @@ impl Evaluator {
             });
         }
         let evaluation = bounded(Evaluation {
+            set_back_from: group.set_back_from(instant),
             group: group.key,
             revision: group.revision,
             token,
@@ -179,7 +187,7 @@ impl Evaluator {
         let tenant = &group.key.tenant;
         loop {
             let awaited_to = self.shards.awaited_to(tenant).await;
-            if awaited_to.is_ok_and(|to| to >= instant) || self.clock.now() >= instant + WAIT_MAX {
+            if awaited_to.is_ok_and(|to| to >= instant) || self.wall.now() >= instant + WAIT_MAX {
                 return self.shards.complete_to(tenant).await.is_ok_and(|to| to >= instant);
             }
             tokio::time::sleep(WATERMARK_POLL).await;

@@ -71,6 +71,7 @@ pub enum Then {
         group: GroupKey,
         revision: String,
         instant: TimestampNs,
+        set_back_from: Option<TimestampNs>,
     },
     Evaluated {
         busy: String,
@@ -215,6 +216,7 @@ impl Desk {
     pub fn turn(world: &mut World, node: u64) {
         let Some(running) = world.runs(node) else { return };
         let (now, meta, leads) = (running.cluster_now(), running.meta.clone(), Self::leads(running, node));
+        let wall = running.corrected_now();
         let read = &*meta;
         let mut ask: Vec<(&'static str, Vec<u8>, Then, Option<String>)> = vec![];
         if leads {
@@ -246,10 +248,12 @@ impl Desk {
         }
         for group in rows::rule_groups(read, None).unwrap_or_default() {
             let interval = group.group.interval.0 as i64;
-            let instant = TimestampNs(now.0 - now.0.rem_euclid(interval));
+            let instant = TimestampNs(wall.0 - wall.0.rem_euclid(interval));
             let late = if leads { 0 } else { SECOND as i64 };
             let is_held = group.lease.is_some_and(|l| now < l.until && l.node.0 != node);
-            if group.evaluated_at.is_some_and(|last| instant <= last) || now.0 < instant.0 + late || is_held {
+            let set_back_from = group.set_back_from(wall);
+            let is_over = group.evaluated_at.is_some_and(|last| instant <= last) && set_back_from.is_none();
+            if is_over || wall.0 < instant.0 + late || is_held {
                 continue;
             }
             let lease = GatewayCommand::TakeGroupLease {
@@ -261,6 +265,7 @@ impl Desk {
                 group: group.key.clone(),
                 revision: group.revision,
                 instant,
+                set_back_from,
             };
             ask.push((GATEWAY_PART, lease.encode(), then, Some(format!("group {}", group.key))));
         }
@@ -417,6 +422,7 @@ impl Desk {
                 group,
                 revision,
                 instant,
+                set_back_from,
             } => {
                 let busy = format!("group {group}");
                 let token = match reply.and_then(|r| GatewayReply::decode(&r).ok()) {
@@ -431,6 +437,7 @@ impl Desk {
                     revision,
                     token,
                     instant,
+                    set_back_from,
                     results: world.desk_ref().results(instant),
                     partial: false,
                     missing: vec![],

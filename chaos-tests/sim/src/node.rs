@@ -13,7 +13,7 @@ use hindcast_env::{Clock as _, Disk, DiskError, Rng, SeededRng, SimClock, SimDis
 use hindcast_itsm::desk::DeskPart;
 use hindcast_model::{GroupId, NodeId, ShardId, ShardMap, SpanNs, TimestampNs, codec};
 use hindcast_node::cluster_part::ClusterPart;
-use hindcast_node::cluster_time;
+use hindcast_node::cluster_time::{self, ClusterClock};
 use hindcast_node::entry::{self, Control};
 use hindcast_node::membership::Step;
 use hindcast_node::route::Replicas;
@@ -25,7 +25,7 @@ use hindcast_raft::driver::{
 use hindcast_raft::log::{LogError, LogStore, LogWrite};
 use hindcast_raft::{
     Entry, LogConfig, Machine, MachineError, MemStores, MemberStep, MetaCommand, MetaMachine, MetaMachineConfig,
-    MetaRead, WireMessage, Work, wire,
+    MetaRead, WireMessage, Work, stored_clock, wire,
 };
 use hindcast_storage::{ShardConfig, StorageError};
 use raft::eraftpb::{Message, MessageType};
@@ -34,6 +34,8 @@ use std::sync::Arc;
 
 pub const TICK: u64 = 50 * MS;
 const MAINTAIN_EVERY: u64 = 100 * MS;
+/// A snapshot that found the disk full is tried again after this.
+const FULL_PAUSE: u64 = 100 * MS;
 const WORKERS: u64 = 2;
 /// The wall clock at the start of a run.
 pub const BEGIN: TimestampNs = TimestampNs::from_secs(1_800_000_000);
@@ -226,7 +228,7 @@ pub struct Running {
     proposals: BTreeMap<ProposalId, Vec<Caller>>,
     names: u64,
     life: u64,
-    stamp: TimestampNs,
+    shown: ClusterClock,
     /// How far the wall clock is ahead of the median of all.
     ahead: i64,
 }
@@ -340,7 +342,7 @@ impl Running {
             proposals: BTreeMap::new(),
             names: 0,
             life,
-            stamp: TimestampNs::MIN,
+            shown: ClusterClock::default(),
             ahead: 0,
         };
         let groups: BTreeSet<GroupId> = node.drivers.keys().copied().collect();
@@ -361,14 +363,25 @@ impl Running {
         self.clock.step_to(TimestampNs(BEGIN.0 + now as i64 + off));
     }
 
+    /// What the clocks of most nodes show.
+    pub fn corrected_now(&self) -> TimestampNs {
+        cluster_time::corrected(self.clock.now(), self.ahead)
+    }
+
     pub fn cluster_now(&self) -> TimestampNs {
-        cluster_time::stamp(self.clock.now(), self.ahead, self.stamp)
+        self.show(&mut self.shown.clone())
     }
 
     /// As `cluster_now`; no later stamp goes behind it.
     fn now(&mut self) -> TimestampNs {
-        self.stamp = self.cluster_now();
-        self.stamp
+        let mut shown = self.shown;
+        let now = self.show(&mut shown);
+        self.shown = shown;
+        now
+    }
+
+    fn show(&self, shown: &mut ClusterClock) -> TimestampNs {
+        shown.show(self.corrected_now(), self.clock.monotonic(), stored_clock(&*self.meta))
     }
 
     pub fn life(&self) -> u64 {
@@ -720,9 +733,21 @@ impl Running {
             }
             Some(Job::Install { group, index, dir }) => {
                 let machine = self.machines.get_mut(&group).expect("jobs are of our groups");
-                machine.install(&dir, index)?;
-                env.ledger.digest(self.id, group, machine.applied(), machine.digest());
-                self.step(group, Input::Installed { index }, env)?;
+                match machine.install(&dir, index) {
+                    // Everything is as it was, and nothing else is done for the group before.
+                    Err(MachineError::Disk(e)) if e.is_full() => {
+                        let again = Job::Install { group, index, dir };
+                        self.jobs.entry(worker).or_default().push_front(again);
+                        self.busy.insert(worker);
+                        env.after(FULL_PAUSE, NodeEvent::Work(worker));
+                        return Ok(());
+                    }
+                    done => {
+                        done?;
+                        env.ledger.digest(self.id, group, machine.applied(), machine.digest());
+                        self.step(group, Input::Installed { index }, env)?;
+                    }
+                }
             }
             Some(Job::Discard { dir }) => self.disk.remove_dir_all(&dir)?,
             None => {}

@@ -28,6 +28,8 @@ use xxhash_rust::xxh3::xxh3_64;
 pub const HEARD_SPAN: SpanNs = SpanNs::from_secs(4);
 /// A sample that is later than its instant by no more than this, and by no more than a hundredth of the interval, bears the instant.
 pub const SNAP_MAX: SpanNs = SpanNs::from_ms(2);
+/// A clock that goes back by more was set right: all targets get new instants, or they would wait until the old ones come again.
+pub const SET_BACK_MIN: SpanNs = SpanNs::from_secs(1);
 /// Series that are remembered of all targets' last scrapes. A scrape beyond it is stored, and its series get no markers.
 pub const SERIES_MAX: usize = 5_000_000;
 /// Of an error that is kept.
@@ -81,6 +83,8 @@ pub struct Pool {
     me: NodeId,
     entries: BTreeMap<u64, Entry>,
     queue: BTreeSet<(TimestampNs, u64)>,
+    /// When tasks were asked for last.
+    asked: TimestampNs,
     digest: u64,
     /// What other nodes said last, and when (monotonic time).
     heard: BTreeMap<NodeId, (u64, SpanNs)>,
@@ -129,6 +133,7 @@ impl Pool {
             me,
             entries: BTreeMap::new(),
             queue: BTreeSet::new(),
+            asked: TimestampNs::MIN,
             digest: target::digest([].iter()),
             heard: BTreeMap::new(),
             sharing: vec![me],
@@ -247,6 +252,13 @@ impl Pool {
     /// What is due, at most `tasks_max` of it; each is given once.
     pub fn due(&mut self, now: TimestampNs, tasks_max: usize) -> Vec<Task> {
         let mut tasks = vec![];
+        let asked = std::mem::replace(&mut self.asked, now);
+        if asked.since(now) > SET_BACK_MIN {
+            for (key, entry) in &mut self.entries {
+                entry.due = next_due(*key, entry.target.interval, now);
+            }
+            self.queue = self.entries.iter().map(|(key, e)| (e.due, *key)).collect();
+        }
         while tasks.len() < tasks_max
             && let Some((due, key)) = self.queue.first().copied().filter(|(due, _)| *due <= now)
         {
@@ -630,6 +642,32 @@ mod tests {
                 1 targets a b c d e f ->
                 10 due -> e@769 f@3069 b@5370 c@5481 a@8429 d@9283 skipped 0
                 11 share -> 0 others, a:1 b:1 c:1 d:1 e:1 f:1
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_clock_that_was_two_hours_ahead_and_is_set_right_stops_no_scrapes() {
+        check(
+            "
+            7200 targets a b
+            7212 due
+            7212 finish a
+            12 due
+            20 due
+            20 finish a
+            20 finish b
+            30 due
+            ",
+            expect![[r#"
+                7200 targets a b ->
+                7212 due -> b@7205370 a@7208429 skipped 0
+                7212 finish a ->
+                12 due -> skipped 0
+                20 due -> a@18429 skipped 1
+                20 finish a ->
+                20 finish b ->
+                30 due -> b@25370 a@28429 skipped 1
             "#]],
         );
     }

@@ -1,7 +1,7 @@
 //! The meta group from any node: commands go to its leader, which stamps them with cluster time.
 
 use super::peers::Peers;
-use crate::cluster_time;
+use crate::cluster_time::{self, ClusterClock};
 use bytes::Bytes;
 use hindcast_env::Clock;
 use hindcast_model::{Class, GroupId, NodeId, SpanNs, TimestampNs, codec};
@@ -50,7 +50,7 @@ struct Inner {
     rows: Arc<dyn MetaRead>,
     /// Peers' clocks, as `cluster_time::zero_of`.
     zeros: Mutex<BTreeMap<NodeId, i64>>,
-    last_stamp: Mutex<TimestampNs>,
+    shown: Mutex<ClusterClock>,
 }
 
 impl MetaClient {
@@ -62,7 +62,7 @@ impl MetaClient {
             clock,
             rows,
             zeros: Mutex::default(),
-            last_stamp: Mutex::new(TimestampNs::MIN),
+            shown: Mutex::default(),
         };
         let meta = Self(Arc::new(inner));
         let m = meta.clone();
@@ -90,10 +90,30 @@ impl MetaClient {
 
     /// Cluster time as this node knows it.
     pub fn cluster_now(&self) -> TimestampNs {
+        self.show(TimestampNs::MIN)
+    }
+
+    /// As [`cluster_now`](Self::cluster_now), and not before the last command that this node has applied.
+    fn caught_up(&self) -> TimestampNs {
+        self.show(stored_clock(self.0.rows.as_ref()))
+    }
+
+    fn show(&self, stored: TimestampNs) -> TimestampNs {
+        let corrected = self.corrected_now();
+        // Read under the lock: of two that read at a time, the later one must not be taken for the earlier.
+        let mut shown = self.0.shown.lock();
+        shown.show(corrected, self.0.clock.monotonic(), stored)
+    }
+
+    /// The own clock as the voters' median has it: what people call now, also while cluster time is ahead of it. It may go back.
+    pub fn corrected_now(&self) -> TimestampNs {
         let (own, offsets) = self.offsets();
-        let mut last = self.0.last_stamp.lock();
-        *last = cluster_time::stamp(own, cluster_time::ahead_of_median(&offsets), *last);
-        *last
+        cluster_time::corrected(own, cluster_time::ahead_of_median(&offsets))
+    }
+
+    /// [`corrected_now`](Self::corrected_now) as a clock.
+    pub fn corrected(&self) -> Arc<dyn Clock> {
+        Arc::new(Corrected(self.clone()))
     }
 
     /// The own clock, and those of peers against it.
@@ -106,15 +126,13 @@ impl MetaClient {
         (own, offsets.collect())
     }
 
-    /// How far cluster time stands ahead of clocks: see [`cluster_time::held_back`].
-    pub fn held_back(&self) -> Option<SpanNs> {
-        let (own, offsets) = self.offsets();
-        let stored = stored_clock(self.0.rows.as_ref());
-        cluster_time::held_back(own, cluster_time::ahead_of_median(&offsets), stored)
+    /// How far cluster time stands ahead of clocks: see [`cluster_time::ahead_of_clocks`].
+    pub fn ahead_of_clocks(&self) -> Option<SpanNs> {
+        cluster_time::ahead_of_clocks(self.corrected_now(), self.caught_up())
     }
 
     async fn compare_clocks(self) {
-        let (mut reported, mut was_held) = (false, false);
+        let (mut reported, mut was_ahead) = (false, false);
         loop {
             for id in self.0.peers.ids() {
                 let sent = self.0.clock.monotonic();
@@ -138,15 +156,15 @@ impl MetaClient {
                 );
             }
             reported = skewed;
-            let held = self.held_back();
-            if let Some(by) = held.filter(|_| !was_held) {
+            let ahead = self.ahead_of_clocks();
+            if let Some(by) = ahead.filter(|_| !was_ahead) {
                 tracing::warn!(
                     ahead = %by,
-                    "cluster time is ahead of clocks: one ran ahead and was set back. Until clocks have caught up, rules that were \
-                     evaluated ahead are not evaluated and no message is sent; look at alerts by hand meanwhile"
+                    "cluster time is ahead of clocks: one ran ahead and was set back. Rules are evaluated by the clock; incidents, tickets \
+                     and messages bear cluster time, which goes at nine tenths of its speed until clocks have caught up"
                 );
             }
-            was_held = held.is_some();
+            was_ahead = ahead.is_some();
             tokio::time::sleep(CLOCK_PAUSE).await;
         }
     }
@@ -157,7 +175,7 @@ impl MetaClient {
         }
         let command = MetaCommand {
             part,
-            at: self.cluster_now(),
+            at: self.caught_up(),
             body,
         };
         match self
@@ -192,6 +210,19 @@ impl Clock for MetaClient {
 
     fn monotonic(&self) -> SpanNs {
         self.0.clock.monotonic()
+    }
+}
+
+/// See [`MetaClient::corrected_now`].
+struct Corrected(MetaClient);
+
+impl Clock for Corrected {
+    fn now(&self) -> TimestampNs {
+        self.0.corrected_now()
+    }
+
+    fn monotonic(&self) -> SpanNs {
+        self.0.0.clock.monotonic()
     }
 }
 

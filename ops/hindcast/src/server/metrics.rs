@@ -27,7 +27,7 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     (
         "hindcast_cluster_time_ahead_seconds",
         "gauge",
-        "How far cluster time is ahead of clocks, because one ran ahead and was set back: until clocks have caught up, rules that were evaluated ahead and messages wait.",
+        "How far cluster time is ahead of clocks, because one ran ahead and was set back: until clocks have caught up, incidents and tickets bear times ahead, and what waits for a time waits a ninth longer.",
     ),
     (
         "hindcast_cold_cache_bytes",
@@ -525,7 +525,7 @@ impl View {
             "hindcast_ready",
             vec![(String::new(), f64::from(u8::from(self.node.is_ready())))],
         );
-        let ahead = self.node.meta.held_back().unwrap_or(SpanNs::ZERO);
+        let ahead = self.node.meta.ahead_of_clocks().unwrap_or(SpanNs::ZERO);
         let ahead = ahead.0 as f64 / 1e9;
         out.put("hindcast_cluster_time_ahead_seconds", vec![(String::new(), ahead)]);
         out.put("hindcast_raft_term", by_group(&|g| g.term as f64));

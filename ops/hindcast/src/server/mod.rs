@@ -204,8 +204,8 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
             ingest.clone(),
             config.has_peers().then(|| node.peers.clone()),
             node.id(),
-            // Of the cluster: all nodes agree on when a target is due.
-            Arc::new(node.meta.clone()),
+            // Corrected: all nodes agree on when a target is due, and samples bear the time that people call now.
+            node.meta.corrected(),
             writer_of("scrape", node.id())?,
         )),
     };
@@ -478,7 +478,14 @@ fn spawn_workers(
     use hindcast_alerting::io::{Deliverer, Evaluator, HistoryPump};
     // Of the cluster: what is due was stamped by it, and a clock that is off makes nobody late.
     let clock: Arc<dyn Clock> = Arc::new(node.meta.clone());
-    let evaluator = Evaluator::new(meta.clone(), engine.clone(), shards.clone(), clock.clone(), node.id());
+    let evaluator = Evaluator::new(
+        meta.clone(),
+        engine.clone(),
+        shards.clone(),
+        clock.clone(),
+        node.meta.corrected(),
+        node.id(),
+    );
     tokio::spawn(evaluator.run(stopped.clone()));
     let channels = hindcast_notify::channels();
     let deliverer = Deliverer::new(meta.clone(), channels, node.id(), clock);
