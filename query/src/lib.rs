@@ -5,6 +5,7 @@
 pub mod column;
 pub mod engine;
 pub mod eval;
+pub mod exemplars;
 pub mod explore;
 mod fetch;
 pub mod gather;

@@ -7,6 +7,7 @@ use expect_test::expect;
 use hindcast_env::Clock;
 use hindcast_env::io::SystemClock;
 use hindcast_model::{Labels, LogLine, Owner, Sample, TenantId, TimestampNs};
+use hindcast_proto::trace::{EXEMPLAR, METRIC_LABEL, TRACE_LABEL, exemplar_line};
 use hindcast_query::io::{loki_router, prometheus_router};
 use hindcast_query::testing::OneShard;
 use hindcast_query::{Engine, Limits};
@@ -47,6 +48,14 @@ fn app(now: TimestampNs) -> Router {
     };
     let lines = [line(50, "error: disk"), line(20, "error: net")];
     shard.add_lines(&tenant, Labels::from_pairs([("app", "db")]), Owner::None, lines);
+    let series = Labels::from_pairs([("__name__", "up"), ("job", "a")]);
+    let exemplar = LogLine {
+        at: ago(30),
+        line: exemplar_line(&series, 1.0).into(),
+        metadata: vec![("trace_id".to_owned(), "t1".to_owned())],
+    };
+    let of_exemplars = Labels::from_pairs([(TRACE_LABEL, EXEMPLAR), (METRIC_LABEL, "up")]);
+    shard.add_lines(&tenant, of_exemplars, Owner::None, [exemplar]);
     let engine = Arc::new(Engine::new(Arc::new(shard), Limits::default()));
     prometheus_router(engine.clone()).merge(loki_router(engine))
 }

@@ -18,6 +18,7 @@ pub mod check;
 pub mod decompress;
 pub mod described;
 mod error;
+mod exemplars;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod histogram;
@@ -40,6 +41,7 @@ mod wire;
 pub use check::{LimitsContext, Refusal, Rejected, Rejections};
 pub use described::{Described, Due};
 pub use error::{AdaptError, Protocol};
+pub use exemplars::{EXEMPLAR_CHARS_MAX, EXEMPLARS_BYTES_MAX, EXEMPLARS_MAX};
 pub use intake::{Ids, Intake, Naming};
 pub use known::{SERIES_CACHE_BYTES_MAX, SeriesCache};
 pub use walk::{Books, Laid, Lessons, Native};

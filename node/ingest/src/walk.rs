@@ -10,6 +10,7 @@
 
 use crate::check;
 use crate::described::{Described, Due, Metric};
+use crate::exemplars::Exemplars;
 use crate::histogram::{self, Budget};
 use crate::intake::{Ids, Intake, Naming, Numbers, Piece, Rows, put_metadata, split_lines, split_samples};
 use crate::known::{Learned, Lookup, SeriesCache};
@@ -48,7 +49,8 @@ pub struct Laid {
     pub native: Native,
     /// What the request says of its metrics and nobody has written yet.
     pub due: Due,
-    /// Exemplars, which are not kept.
+    /// Exemplars that came with samples and are among the lines.
+    pub exemplars: u64,
     pub exemplars_left_out: u64,
 }
 
@@ -106,7 +108,7 @@ impl Lessons {
 
 /// How a protocol writes samples: field 2 of a series message.
 pub(crate) trait SampleForm {
-    /// Native histograms are field 4, exemplars 3.
+    /// Native histograms are field 4, exemplars 3; both of metrics only.
     const HISTOGRAMS: bool;
     /// Reads fields 2 as the usual senders write them, all of `rest`; false when anything is unusual.
     fn usual(rest: &[u8], out: &mut Vec<(i64, u64)>) -> bool;
@@ -162,7 +164,7 @@ pub(crate) struct Layout<'a> {
     of_native: Vec<SeriesBlock>,
     native: Native,
     pub due: Due,
-    pub exemplars_left_out: u64,
+    pub exemplars: Exemplars,
 }
 
 /// A set that is named, with the bytes by which it is remembered.
@@ -210,7 +212,7 @@ impl<'a> Layout<'a> {
             of_native: vec![],
             native: Native::default(),
             due: Due::default(),
-            exemplars_left_out: 0,
+            exemplars: Exemplars::default(),
         }
     }
 
@@ -344,15 +346,21 @@ impl<'a> Layout<'a> {
         Ok(block.map(|block| General { raw, block }))
     }
 
-    /// Adds the series that native histograms (fields number 4) become, and counts exemplars (3). How many histograms there are; those
-    /// of a set without a name are only read.
+    /// Adds the series that native histograms (fields number 4) become, and exemplars (3). How many histograms there are; what belongs
+    /// to a set without a name is only read.
     ///
     /// One is read after the other: all of them at once would take many times what the sender sent.
     fn natives(&mut self, mut fields: Reader<'_>, named: Option<&Named>) -> Result<usize, WireError> {
         let mut histograms = 0;
         while let Some((number, field)) = fields.next()? {
             match number {
-                3 => self.exemplars_left_out += 1,
+                3 => {
+                    let exemplar = remote_write::exemplar(field.bytes("an exemplar")?)?;
+                    match named {
+                        Some(named) => self.exemplars.add(&named.labels, named.owner, exemplar, self.limits),
+                        None => self.exemplars.left_out += 1,
+                    }
+                }
                 4 => {
                     histograms += 1;
                     let histogram = remote_write::native::read(field.bytes("a histogram")?)?;
@@ -582,6 +590,25 @@ impl<'a> Layout<'a> {
         if let Some(masks) = &mut self.masks {
             masks.resources(&mut resources);
         }
+        let (exemplars, exemplars_left_out) = (self.exemplars.kept, self.exemplars.left_out);
+        let mut blocks: Vec<StreamBlock> = self.exemplars.into_blocks().collect();
+        if let Some(masks) = &mut self.masks {
+            let values = blocks
+                .iter_mut()
+                .flat_map(|b| &mut b.lines)
+                .flat_map(|l| &mut l.metadata);
+            // Ids are nobody's data, and some of them look like the number of a card.
+            for (_, value) in values.filter(|(name, _)| !["trace_id", "span_id"].contains(&name.as_str())) {
+                if let Some(masked) = masks.mask_str(value) {
+                    *value = masked.to_owned();
+                }
+            }
+        }
+        let mut pieces = vec![];
+        for block in &blocks {
+            split_lines(ids, &block.labels, block.owner, &block.lines, &mut pieces);
+        }
+        self.intake.place(ids, self.books.naming, &pieces);
         self.intake.facts(ids, resources.into_iter(), edges);
         self.intake.finish();
         Laid {
@@ -590,7 +617,8 @@ impl<'a> Layout<'a> {
             lessons: Lessons(self.lessons),
             native: self.native,
             due: self.due,
-            exemplars_left_out: self.exemplars_left_out,
+            exemplars,
+            exemplars_left_out,
         }
     }
 }

@@ -1,12 +1,13 @@
 //! What clients ask beside queries: descriptions of metrics, what holds the most series, and what a Prometheus says of itself.
 //!
-//! Where this program has nothing of what is asked (targets of its own, exemplars, other alert managers), the answer is the empty one
+//! Where this program has nothing of what is asked (targets of its own, other alert managers), the answer is the empty one
 //! that a Prometheus gives which has none either.
 
 use super::http::{Refusal, answer, in_time, success};
 use super::json;
 use super::params::{Params, now, tenant};
 use crate::engine::{Engine, InstantQuery, LabelsQuery, Options};
+use crate::exemplars::ExemplarsQuery;
 use crate::value::{Answer, Value};
 use axum::Router;
 use axum::body::Body;
@@ -113,16 +114,27 @@ async fn nothing() -> Response {
     plain_success(&serde_json::json!([]))
 }
 
-/// Exemplars are not kept. What is asked is read all the same: a typing error is told.
 async fn exemplars(State(status): State<Status>, request: Request<Body>) -> Response {
     answer(async {
-        tenant(request.headers())?;
+        let tenant = tenant(request.headers())?;
         let params = Params::read(request).await?;
-        let expr = params.required("query")?;
-        params.time("start")?;
-        params.time("end")?;
-        status.engine.printed_promql(expr).map_err(|e| Refusal::of(&e))?;
-        Ok(plain_success(&serde_json::json!([])))
+        let q = ExemplarsQuery {
+            tenant,
+            expr: params.required("query")?.to_owned(),
+            start: params.time("start")?.unwrap_or(TimestampNs::MIN),
+            end: params.time("end")?.unwrap_or(TimestampNs::MAX),
+        };
+        let found = in_time(&params, status.engine.with(params.consistency()?).exemplars(&q)).await?;
+        let map = |labels: &Labels| serde_json::json!(labels.iter().collect::<BTreeMap<_, _>>());
+        let of_series = found.value.iter().map(|(series, exemplars)| {
+            let shown = exemplars.iter().map(|e| {
+                let seconds = e.at.as_ms() as f64 / 1000.0;
+                serde_json::json!({ "labels": map(&e.labels), "value": e.value, "timestamp": seconds })
+            });
+            serde_json::json!({ "seriesLabels": map(series), "exemplars": shown.collect::<Vec<_>>() })
+        });
+        let data = serde_json::Value::Array(of_series.collect());
+        Ok(success(&found, &data.to_string()))
     })
     .await
 }

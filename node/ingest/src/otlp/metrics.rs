@@ -13,6 +13,7 @@ use super::delta::{Amount, DeltaState};
 use super::names::{self, Form, derived, label_pairs, metric_name};
 use super::{as_text, attributes_of};
 use crate::described::{Described, Due, MetricType};
+use crate::exemplars::{Exemplar, Exemplars, bucket_of};
 use crate::histogram::{self, Budget, Exponential, HISTOGRAM_BUCKETS_MAX, Width, bad_buckets};
 use crate::owners::{Seen, owner_of};
 use crate::{Adapted, LimitsContext, Refusal, Rejections, check, identity};
@@ -21,9 +22,9 @@ use hindcast_model::{Batch, Labels, METRIC_NAME, Owner, STALE_NAN_BITS, Sample, 
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::metrics::v1::{
-    AggregationTemporality, DataPointFlags, ExponentialHistogramDataPoint, HistogramDataPoint, Metric, NumberDataPoint,
-    ResourceMetrics, SummaryDataPoint, exponential_histogram_data_point::Buckets, metric::Data,
-    number_data_point::Value as Number,
+    AggregationTemporality, DataPointFlags, Exemplar as OtlpExemplar, ExponentialHistogramDataPoint,
+    HistogramDataPoint, Metric, NumberDataPoint, ResourceMetrics, SummaryDataPoint, exemplar::Value as ExemplarValue,
+    exponential_histogram_data_point::Buckets, metric::Data, number_data_point::Value as Number,
 };
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -39,6 +40,7 @@ pub fn adapt(
     let mut rejected = Rejections::default();
     let mut seen = Seen::default();
     let mut budget = Budget::default();
+    let mut exemplars = Exemplars::default();
     for of_resource in request.resource_metrics {
         let ResourceMetrics {
             resource,
@@ -55,6 +57,7 @@ pub fn adapt(
             rejected: &mut rejected,
             seen: &mut seen,
             budget: &mut budget,
+            exemplars: &mut exemplars,
             targets: BTreeSet::new(),
             newest: None,
         };
@@ -64,11 +67,12 @@ pub fn adapt(
         }
         one.finish();
     }
+    batch.streams.extend(exemplars.into_blocks());
     seen.into_batch(&mut batch);
     Adapted { batch, rejected }
 }
 
-/// Notes what the request says of its metrics; how many exemplars it has, which are not kept.
+/// Notes what the request says of its metrics; how many exemplars it has.
 pub fn describe(
     tenant: &TenantId,
     request: &ExportMetricsServiceRequest,
@@ -131,6 +135,7 @@ struct OneResource<'r> {
     batch: &'r mut Batch,
     rejected: &'r mut Rejections,
     seen: &'r mut Seen,
+    exemplars: &'r mut Exemplars,
     budget: &'r mut Budget,
     /// `job` and `instance` of the series so far.
     targets: BTreeSet<(String, String)>,
@@ -168,7 +173,8 @@ impl OneResource<'_> {
                 for point in h.data_points {
                     let amount = explicit(&point);
                     let times = (point.start_time_unix_nano, point.time_unix_nano);
-                    self.histogram(&stored, point.attributes, times, point.flags, amount, delta);
+                    let extras = (point.flags, point.exemplars);
+                    self.histogram(&stored, point.attributes, times, extras, amount, delta);
                 }
             }
             Some(Data::ExponentialHistogram(h)) => {
@@ -176,7 +182,8 @@ impl OneResource<'_> {
                 for point in h.data_points {
                     let amount = exponential(&point);
                     let times = (point.start_time_unix_nano, point.time_unix_nano);
-                    self.histogram(&stored, point.attributes, times, point.flags, amount, delta);
+                    let extras = (point.flags, point.exemplars);
+                    self.histogram(&stored, point.attributes, times, extras, amount, delta);
                 }
             }
             Some(Data::Summary(summary)) => {
@@ -281,6 +288,10 @@ impl OneResource<'_> {
             } else {
                 (value, None)
             };
+            for exemplar in point.exemplars {
+                let exemplar = exemplar_of(exemplar, place.at);
+                self.exemplars.add(&place.labels, place.owner, exemplar, self.limits);
+            }
             let samples = with_reset(place.at, value, reset);
             self.emit(place.labels, place.owner, samples);
         }
@@ -291,7 +302,7 @@ impl OneResource<'_> {
         name: &str,
         attributes: Vec<KeyValue>,
         times: (u64, u64),
-        flags: u32,
+        (flags, exemplars): (u32, Vec<OtlpExemplar>),
         amount: Result<Amount, Refusal>,
         delta: Option<bool>,
     ) {
@@ -317,6 +328,12 @@ impl OneResource<'_> {
         };
         if let Err(why) = self.budget.take(&place.labels, Width::of(&buckets)) {
             return self.refuse(1, &why, || place.labels.to_string());
+        }
+        for exemplar in exemplars {
+            let exemplar = exemplar_of(exemplar, place.at);
+            let bounds = buckets.keys().map(|bound| bound.0);
+            let series = bucket_of(&place.labels, bounds, exemplar.value);
+            self.exemplars.add(&series, place.owner, exemplar, self.limits);
         }
         let value = |v: f64| if place.stale { f64::from_bits(STALE_NAN_BITS) } else { v };
         histogram::rows(&place.labels, &buckets, count, sum, |labels, v| {
@@ -383,6 +400,30 @@ impl OneResource<'_> {
                 samples: vec![Sample { at, value: 1.0 }],
             });
         }
+    }
+}
+
+/// `at`: of the data point, for an exemplar without a time.
+fn exemplar_of(exemplar: OtlpExemplar, at: TimestampNs) -> Exemplar {
+    let mut labels = label_pairs(&as_text(exemplar.filtered_attributes));
+    for (name, id) in [("trace_id", exemplar.trace_id), ("span_id", exemplar.span_id)] {
+        if !id.is_empty() {
+            let hex = id.iter().map(|byte| format!("{byte:02x}")).collect();
+            labels.retain(|(n, _)| n != name);
+            labels.push((name.to_owned(), hex));
+        }
+    }
+    Exemplar {
+        labels,
+        value: match exemplar.value {
+            Some(ExemplarValue::AsDouble(v)) => v,
+            Some(ExemplarValue::AsInt(v)) => v as f64,
+            None => f64::NAN,
+        },
+        at: match exemplar.time_unix_nano {
+            0 => at,
+            time => time_of(time),
+        },
     }
 }
 
@@ -527,6 +568,42 @@ mod tests {
                 r#"hindcast_metric_info{metric="disk_io_bytes_per_second", type="gauge", unit="bytes_per_second"}"#,
             ]
         );
+    }
+
+    #[test]
+    fn exemplars_lead_from_a_series_to_a_trace() {
+        let ids = r#""traceId":"5b8efff798038103d269b633813fc60c","spanId":"eee19b7ec3c1b174""#;
+        let attribute = r#""filteredAttributes":[{"key":"http.route","value":{"stringValue":"/cart"}}]"#;
+        let body = format!(
+            r#"{{"resourceMetrics":[{{"resource":{{"attributes":[{{"key":"service.name","value":{{"stringValue":"shop"}}}}]}},"scopeMetrics":[{{"metrics":[
+            {{"name":"http.requests","sum":{{"isMonotonic":true,"aggregationTemporality":2,
+                "dataPoints":[{{"timeUnixNano":"7000000","asInt":"3","exemplars":[{{"asInt":"2",{ids},"timeUnixNano":"6000001"}}]}}]}}}},
+            {{"name":"took","unit":"s","histogram":{{"aggregationTemporality":2,"dataPoints":[{{"timeUnixNano":"7000000","count":"3","sum":2.0,
+                "explicitBounds":[0.1,1],"bucketCounts":["1","1","1"],"exemplars":[{{"asDouble":0.1,{ids},{attribute}}},{{"asDouble":0.2}},{{"asDouble":7}}]}}]}}}}]}}]}}]}}"#
+        );
+        let request = crate::otlp::from_json(crate::Protocol::OtlpMetrics, body.as_bytes()).unwrap();
+        let Adapted { batch, rejected } = adapt(&TenantId::default(), request, &LIMITS, &mut DeltaState::default());
+        assert_eq!(rejected.items(), 0);
+        let mut shown = String::new();
+        for stream in &batch.streams {
+            shown += &format!("{}\n", stream.labels);
+            let of_metric = |s: &&SeriesBlock| s.owner == stream.owner;
+            assert!(batch.series.iter().any(|s| of_metric(&s)));
+            for l in &stream.lines {
+                let line = String::from_utf8_lossy(&l.line);
+                shown += &format!("  {} {line} {:?}\n", l.at.0, l.metadata);
+                let (series, _) = hindcast_proto::trace::read_exemplar_line(&l.line).unwrap();
+                assert!(batch.series.iter().any(|s| s.labels == series), "it is a stored one");
+            }
+        }
+        expect_test::expect![[r#"
+            {hindcast_metric="http_requests_total", hindcast_trace="exemplar"}
+              6000001 {"series":{"__name__":"http_requests_total","instance":"shop","job":"shop"},"value":"2"} [("span_id", "eee19b7ec3c1b174"), ("trace_id", "5b8efff798038103d269b633813fc60c")]
+            {hindcast_metric="took_seconds_bucket", hindcast_trace="exemplar"}
+              7000000 {"series":{"__name__":"took_seconds_bucket","instance":"shop","job":"shop","le":"0.1"},"value":"0.1"} [("http_route", "/cart"), ("span_id", "eee19b7ec3c1b174"), ("trace_id", "5b8efff798038103d269b633813fc60c")]
+              7000000 {"series":{"__name__":"took_seconds_bucket","instance":"shop","job":"shop","le":"1"},"value":"0.2"} []
+              7000000 {"series":{"__name__":"took_seconds_bucket","instance":"shop","job":"shop","le":"+Inf"},"value":"7"} []
+        "#]].assert_eq(&shown);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Prometheus remote write 1.0 (a snappy block of `prometheus.WriteRequest`) and 2.0 (`version_2`).
 //!
 //! Times are milliseconds. Native histograms become classic ones (`native`). What a request says of its metrics is compared with what was
-//! written (`crate::described`). Exemplars are counted and not kept.
+//! written (`crate::described`). Exemplars become lines (`crate::exemplars`).
 
 pub(crate) mod native;
 mod version_2;
@@ -11,6 +11,7 @@ pub use version_2::{SPELLED_BYTES_MAX, SYMBOLS_MAX};
 
 use crate::decompress::snappy_into;
 use crate::described::{Due, Metric, MetricType};
+use crate::exemplars::Exemplar;
 use crate::owners::Scope;
 use crate::walk::{Layout, Names, SampleForm};
 use crate::wire::{Reader, WireError};
@@ -120,6 +121,23 @@ fn metric(message: &[u8]) -> Result<Metric<'_>, WireError> {
         }
     }
     Ok(metric)
+}
+
+/// Reads an `Exemplar`.
+pub(crate) fn exemplar(message: &[u8]) -> Result<Exemplar, WireError> {
+    let mut exemplar = Exemplar {
+        labels: crate::wire::labels(message)?,
+        ..Exemplar::default()
+    };
+    let mut reader = Reader::new(message);
+    while let Some((number, field)) = reader.next()? {
+        match number {
+            2 => exemplar.value = f64::from_bits(field.fixed64("an exemplar's value")?),
+            3 => exemplar.at = TimestampNs::from_ms(field.varint("an exemplar's timestamp")? as i64),
+            _ => {}
+        }
+    }
+    Ok(exemplar)
 }
 
 struct Form;
@@ -276,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_request_says_of_its_metrics_is_due_and_its_exemplars_are_counted() {
+    fn what_a_request_says_of_its_metrics_is_due_and_its_exemplars_become_lines() {
         let point = Point { value: 1.5, at_ms: 7 };
         let request = Request {
             timeseries: vec![series("up", vec![point])],
@@ -285,14 +303,16 @@ mod tests {
         // Of the series: an exemplar behind its sample.
         let inner = request.timeseries[0].encode_to_vec();
         plain.truncate(plain.len() - inner.len() - 1);
-        plain.push(inner.len() as u8 + 4);
+        let exemplar = b"\x1a\x1b\x0a\x0e\x0a\x08trace_id\x12\x02a1\x11\0\0\0\0\0\0\xe0\x3f\x18\x07";
+        plain.push((inner.len() + exemplar.len()) as u8);
         plain.extend_from_slice(&inner);
-        plain.extend_from_slice(&[0x1a, 2, 0x18, 7]);
+        plain.extend_from_slice(exemplar);
         // Of the request: a gauge, and a metric of which nothing is said.
         plain.extend_from_slice(b"\x1a\x0d\x08\x02\x12\x02up\x22\x05Is up\x1a\x04\x12\x02xy");
         let (desk, tenant) = (Desk::new(1), TenantId::default());
         let laid = read(&tenant, &plain, &LIMITS, &desk.books(Naming::Known)).unwrap();
-        assert_eq!((laid.exemplars_left_out, laid.intake.samples), (1, 1));
+        assert_eq!((laid.exemplars, laid.exemplars_left_out), (1, 0));
+        assert_eq!((laid.intake.samples, laid.intake.lines), (1, 1));
         let described = laid.due.batch(&tenant, TimestampNs::from_secs(9)).series;
         let shown: Vec<_> = described
             .iter()
@@ -302,6 +322,17 @@ mod tests {
             shown,
             [r#"hindcast_metric_info{help="Is up", metric="up", type="gauge"} 9"#]
         );
+        let stored = desk.confirm(laid);
+        let line = &stored.streams[0].lines[0];
+        assert_eq!(
+            stored.streams[0].labels.to_string(),
+            r#"{hindcast_metric="up", hindcast_trace="exemplar"}"#
+        );
+        assert_eq!(stored.streams[0].owner, stored.series[0].owner);
+        let of_line = hindcast_proto::trace::read_exemplar_line(&line.line);
+        assert_eq!(of_line, Some((stored.series[0].labels.clone(), "0.5".to_owned())));
+        assert_eq!(line.at, TimestampNs::from_ms(7));
+        assert_eq!(line.metadata, [("trace_id".to_owned(), "a1".to_owned())]);
         plain.extend_from_slice(b"\x1a\x02\x12\x07");
         let broken = read(&tenant, &plain, &LIMITS, &desk.books(Naming::Known));
         assert_eq!(broken.err(), Some(WireError::Truncated));

@@ -9,6 +9,7 @@
 //! exemplars (4) and metadata (5).
 
 use crate::described::{Metric, MetricType};
+use crate::exemplars::EXEMPLAR_CHARS_MAX;
 use crate::intake::put_varint;
 use crate::walk::Layout;
 use crate::wire::{Field, Reader, WireError, messages};
@@ -23,6 +24,8 @@ pub const SYMBOLS_MAX: usize = 1_000_000;
 /// What the series of one request may take, written out: their labels, samples and histograms.
 pub const SPELLED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// An exemplar, written out: four bytes of a character at most, and what is around each label.
+const EXEMPLAR_BYTES_MAX: usize = 10 * EXEMPLAR_CHARS_MAX + 32;
 /// A sample, written out.
 const SAMPLE_BYTES_MAX: usize = 24;
 
@@ -174,6 +177,35 @@ fn put_sample(out: &mut Vec<u8>, message: &[u8]) -> Result<(), WireError> {
     Ok(())
 }
 
+/// An exemplar as version 1.0 has it. `false`: its labels cannot be, or are too long.
+fn put_exemplar(out: &mut Vec<u8>, message: &[u8], table: &Table<'_>) -> Result<bool, WireError> {
+    let (mut refs, mut bits, mut at_ms) = (vec![], 0, 0);
+    let mut reader = Reader::new(message);
+    while let Some((number, field)) = reader.next()? {
+        match number {
+            1 => references(field, &mut refs)?,
+            2 => bits = field.fixed64("an exemplar's value")?,
+            3 => at_ms = field.varint("an exemplar's timestamp")?,
+            _ => {}
+        }
+    }
+    let (pairs, checked) = table.labels(&refs);
+    let chars: usize = pairs.iter().map(|(n, v)| n.chars().count() + v.chars().count()).sum();
+    if checked.is_err() || pairs.len() > EXEMPLAR_CHARS_MAX || chars > EXEMPLAR_CHARS_MAX {
+        return Ok(false);
+    }
+    let mut exemplar = vec![];
+    for (name, value) in &pairs {
+        put_label(&mut exemplar, name, value);
+    }
+    exemplar.push(0x11);
+    exemplar.extend_from_slice(&u64::to_le_bytes(bits));
+    exemplar.push(0x18);
+    put_varint(&mut exemplar, at_ms);
+    put_bytes(out, 0x1a, &exemplar);
+    Ok(true)
+}
+
 /// What a series says of its metric: type, and references of help and unit.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Said {
@@ -205,14 +237,14 @@ pub(super) fn spell(body: &[u8], layout: &mut Layout<'_>) -> Result<Spelled, Why
     for series in messages(body, 5) {
         let series = series?;
         refs.clear();
-        let (mut samples, mut histograms, mut of_metric) = (0, 0, None);
+        let (mut samples, mut histograms, mut exemplars, mut of_metric) = (0, 0, 0, None);
         let mut reader = Reader::new(series);
         while let Some((number, field)) = reader.next()? {
             match number {
                 1 => references(field, &mut refs)?,
                 2 => samples += 1,
                 3 => histograms += 1,
-                4 => layout.exemplars_left_out += 1,
+                4 => exemplars += 1,
                 5 => of_metric = Some(said(field.bytes("a metric's metadata")?)?),
                 _ => {}
             }
@@ -221,11 +253,12 @@ pub(super) fn spell(body: &[u8], layout: &mut Layout<'_>) -> Result<Spelled, Why
         if let Err(why) = checked {
             let shown = || Labels::new(pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect());
             layout.rejected.add(samples + histograms, &why, || shown().to_string());
+            layout.exemplars.left_out += exemplars;
             continue;
         }
         let before = spelled.bytes.len();
         let labels_bytes: usize = pairs.iter().map(|(n, v)| n.len() + v.len() + 16).sum();
-        let rows_bytes = samples as usize * SAMPLE_BYTES_MAX + series.len();
+        let rows_bytes = samples as usize * SAMPLE_BYTES_MAX + exemplars as usize * EXEMPLAR_BYTES_MAX + series.len();
         if before + labels_bytes + rows_bytes > SPELLED_BYTES_MAX {
             return Err(Why::TooLarge);
         }
@@ -237,6 +270,10 @@ pub(super) fn spell(body: &[u8], layout: &mut Layout<'_>) -> Result<Spelled, Why
             match number {
                 2 => put_sample(&mut spelled.bytes, field.bytes("a sample")?)?,
                 3 => put_bytes(&mut spelled.bytes, 0x22, field.bytes("a histogram")?),
+                4 => {
+                    let is_put = put_exemplar(&mut spelled.bytes, field.bytes("an exemplar")?, &table)?;
+                    layout.exemplars.left_out += u64::from(!is_put);
+                }
                 _ => {}
             }
         }
@@ -379,8 +416,13 @@ mod tests {
                 for s in laid.due.batch(&TenantId::default(), LIMITS.now).series {
                     shown += &format!("{}\n", s.labels);
                 }
-                shown += &format!("{} exemplars left out\n", laid.exemplars_left_out);
-                for s in desk.confirm(laid).series {
+                let (exemplars, left_out) = (laid.exemplars, laid.exemplars_left_out);
+                shown += &format!("{exemplars} exemplars, {left_out} left out\n");
+                let stored = desk.confirm(laid);
+                for l in stored.streams.iter().flat_map(|s| &s.lines) {
+                    shown += &format!("{} {:?}\n", String::from_utf8_lossy(&l.line), l.metadata);
+                }
+                for s in stored.series {
                     shown += &format!(
                         "{} {:?}\n",
                         s.labels,
@@ -396,7 +438,13 @@ mod tests {
     fn a_request_is_stored_and_its_metrics_are_described() {
         let mut up = series(&[1, 2, 3, 4]);
         up.created = 5;
-        up.exemplars = vec![Exemplar::default(); 2];
+        let exemplar = |labels_refs: &[u32]| Exemplar {
+            labels_refs: labels_refs.to_vec(),
+            value: 0.5,
+            at_ms: 7,
+        };
+        // The last one has a label without a value.
+        up.exemplars = vec![exemplar(&[3, 4]), exemplar(&[]), exemplar(&[3])];
         let lag = Series {
             metadata: Some(Metadata {
                 kind: 3,
@@ -409,7 +457,9 @@ mod tests {
             &request(vec![up, lag.clone(), lag]),
             expect![[r#"
                 hindcast_metric_info{help="How far behind", metric="lag", type="histogram", unit="seconds"}
-                2 exemplars left out
+                2 exemplars, 1 left out
+                {"series":{"__name__":"up","job":"a"},"value":"0.5"} [("job", "a")]
+                {"series":{"__name__":"up","job":"a"},"value":"0.5"} []
                 up{job="a"} [1.5]
                 lag_bucket{job="a"} [1.5]
                 lag_bucket{job="a"} [1.5]
@@ -448,7 +498,7 @@ mod tests {
                 refused {} (1) too_many_labels: it has 65 labels, more than 64
                 refused metadata of up (0) bad_symbols: its references into the table of symbols cannot be followed: reference 77 of a table of 8
                 refused {job="a"} (1) no_name: it has no label __name__
-                0 exemplars left out
+                0 exemplars, 0 left out
                 up{job="a"} [1.5]
             "#]],
         );

@@ -44,6 +44,7 @@ pub struct IngestCounters {
     uncounted_spans: AtomicU64,
     metadata_written: AtomicU64,
     metadata_left_out: AtomicU64,
+    exemplars: AtomicU64,
     exemplars_left_out: AtomicU64,
 }
 
@@ -96,11 +97,15 @@ impl IngestCounters {
         }
     }
 
-    /// Descriptions of metrics that were written and that found no room, and exemplars, which are not kept.
-    pub(super) fn beside(&self, metadata_written: u64, metadata_left_out: u64, exemplars_left_out: u64) {
-        self.metadata_written.fetch_add(metadata_written, Relaxed);
-        self.metadata_left_out.fetch_add(metadata_left_out, Relaxed);
-        self.exemplars_left_out.fetch_add(exemplars_left_out, Relaxed);
+    /// Descriptions of metrics that were written, and that found no room.
+    pub(super) fn metadata(&self, written: u64, left_out: u64) {
+        self.metadata_written.fetch_add(written, Relaxed);
+        self.metadata_left_out.fetch_add(left_out, Relaxed);
+    }
+
+    pub(super) fn exemplars(&self, written: u64, left_out: u64) {
+        self.exemplars.fetch_add(written, Relaxed);
+        self.exemplars_left_out.fetch_add(left_out, Relaxed);
     }
 
     /// Every counter that is not zero, and the plain ones in any case, in a fixed order.
@@ -116,6 +121,7 @@ impl IngestCounters {
         for (name, value) in [
             ("hindcast_ingest_metadata_written_total", &self.metadata_written),
             ("hindcast_ingest_metadata_left_out_total", &self.metadata_left_out),
+            ("hindcast_ingest_exemplars_written_total", &self.exemplars),
             ("hindcast_ingest_exemplars_left_out_total", &self.exemplars_left_out),
         ] {
             add(name, &[], value, true);

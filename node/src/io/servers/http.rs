@@ -156,13 +156,15 @@ fn version_of(headers: &HeaderMap) -> Result<Version, AdaptError> {
 
 /// As [`plain_answer`]; a sender of version 2.0 is also told how much was stored.
 fn remote_write_answer(version: Version, taken: Result<Taken, IngestError>) -> Response {
-    let stored = taken.as_ref().map_or((0, 0), |taken| (taken.samples, taken.histograms));
+    let stored = taken
+        .as_ref()
+        .map_or([0; 3], |taken| [taken.samples, taken.histograms, taken.exemplars]);
     let mut response = plain_answer(taken);
     if version == Version::Two {
         for (name, n) in [
-            ("x-prometheus-remote-write-samples-written", stored.0),
-            ("x-prometheus-remote-write-histograms-written", stored.1),
-            ("x-prometheus-remote-write-exemplars-written", 0),
+            ("x-prometheus-remote-write-samples-written", stored[0]),
+            ("x-prometheus-remote-write-histograms-written", stored[1]),
+            ("x-prometheus-remote-write-exemplars-written", stored[2]),
         ] {
             response.headers_mut().insert(HeaderName::from_static(name), n.into());
         }

@@ -130,9 +130,10 @@ impl IngestError {
 struct Taken {
     written: Written,
     rejected: Rejections,
-    /// Samples and native histograms that are stored, also when they were before.
+    /// Samples, native histograms and exemplars that are stored, also when they were before.
     samples: u64,
     histograms: u64,
+    exemplars: u64,
 }
 
 /// What a request has beside its rows.
@@ -140,6 +141,7 @@ struct Taken {
 struct Beside {
     due: Due,
     exemplars: u64,
+    exemplars_left_out: u64,
 }
 
 /// A request of our own protocol that was read, and what it takes to read it again.
@@ -292,7 +294,8 @@ impl IngestState {
     async fn remote_write(&self, version: Version, tenant: &TenantId, body: &Bytes) -> Result<Taken, IngestError> {
         let limits = self.limits(tenant);
         let read = |naming| {
-            let books = self.books(naming, None);
+            let masking = self.masking.current();
+            let books = self.books(naming, masking.of(tenant));
             self.with_buffer(|buffer| remote_write::adapt(version, tenant, body, &limits, &books, buffer))
         };
         self.take_laid(Protocol::RemoteWrite, read(Naming::Known), || read(Naming::Defined))
@@ -326,6 +329,7 @@ impl IngestState {
                 lessons,
                 native,
                 due,
+                exemplars,
                 exemplars_left_out,
             }) => {
                 self.counters.refused(protocol, &rejected);
@@ -344,14 +348,19 @@ impl IngestState {
                     lessons.learn(&tenant, &self.books(Naming::Known, None));
                 }
                 if written.is_ok() {
-                    let exemplars = exemplars_left_out;
-                    self.beside(&tenant, Beside { due, exemplars }).await;
+                    let beside = Beside {
+                        due,
+                        exemplars,
+                        exemplars_left_out,
+                    };
+                    self.beside(&tenant, beside).await;
                 }
                 let taken = |written| Taken {
                     written,
                     rejected,
                     samples,
                     histograms: native.histograms,
+                    exemplars,
                 };
                 written.map(taken).map_err(Into::into)
             }
@@ -364,7 +373,11 @@ impl IngestState {
     /// and so the request is answered as it would be without, [`DESCRIBE_SPAN_MAX`] later at most: descriptions lie on other shards
     /// than the rows, and one that is away must not hold up senders whose own shards are well.
     async fn beside(&self, tenant: &TenantId, beside: Beside) {
-        let Beside { due, exemplars } = beside;
+        let Beside {
+            due,
+            exemplars,
+            exemplars_left_out,
+        } = beside;
         let mut written = 0;
         let began = self.clock.monotonic();
         let is_paused = self.describe_from.lock().is_some_and(|from| began < from);
@@ -378,7 +391,8 @@ impl IngestState {
                 *self.describe_from.lock() = Some(SpanNs(began.0 + DESCRIBE_PAUSE.0));
             }
         }
-        self.counters.beside(written, due.left_out, exemplars);
+        self.counters.metadata(written, due.left_out);
+        self.counters.exemplars(exemplars, exemplars_left_out);
     }
 
     fn count(&self, protocol: Protocol, taken: &Result<Taken, IngestError>) {
@@ -398,8 +412,12 @@ impl IngestState {
         let limits = self.limits(tenant);
         let mut beside = Beside::default();
         let read = request.map(|r| {
-            beside.exemplars = otlp::metrics::describe(tenant, &r, &limits, &self.described, &mut beside.due);
-            otlp::metrics::adapt(tenant, r, &limits, &mut self.deltas.lock())
+            let exemplars = otlp::metrics::describe(tenant, &r, &limits, &self.described, &mut beside.due);
+            let adapted = otlp::metrics::adapt(tenant, r, &limits, &mut self.deltas.lock());
+            // They are the only lines of metrics.
+            beside.exemplars = adapted.batch.streams.iter().map(|s| s.lines.len() as u64).sum();
+            beside.exemplars_left_out = exemplars - beside.exemplars;
+            adapted
         });
         let taken = self.take_hashed(Protocol::OtlpMetrics, tenant, wire, read).await;
         if taken.is_ok() {
@@ -525,6 +543,7 @@ impl IngestState {
                     written,
                     rejected,
                     histograms: 0,
+                    exemplars: 0,
                 };
                 written.map(taken).map_err(Into::into)
             }

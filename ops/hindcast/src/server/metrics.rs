@@ -92,7 +92,12 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     (
         "hindcast_ingest_exemplars_left_out_total",
         "counter",
-        "Exemplars that came with samples; they are not kept.",
+        "Exemplars that came with samples and were not kept: too long, at a time that cannot be, or beyond the bounds of one request.",
+    ),
+    (
+        "hindcast_ingest_exemplars_written_total",
+        "counter",
+        "Exemplars that were stored, as lines.",
     ),
     (
         "hindcast_ingest_failed_requests_total",
