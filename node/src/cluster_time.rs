@@ -38,6 +38,11 @@ pub fn corrected(own: TimestampNs, ahead: i64) -> TimestampNs {
     TimestampNs(own.0.saturating_sub(ahead))
 }
 
+/// Whether the median is that of most clocks: those of so many peers are known, and the own one.
+pub fn are_compared(known: usize, peers: usize) -> bool {
+    2 * (known + 1) > peers + 1
+}
+
 /// How far cluster time stands ahead of the corrected clock, when that is more than clocks may differ: a clock ran ahead
 /// and was set back.
 pub fn ahead_of_clocks(corrected: TimestampNs, cluster: TimestampNs) -> Option<SpanNs> {
@@ -111,6 +116,15 @@ mod tests {
         // After ten times as long clocks have caught up.
         let late = second(72_001);
         assert_eq!(clock.show(real + late, late, stored), real + late);
+    }
+
+    #[test]
+    fn a_clock_that_is_late_is_not_believed_before_most_clocks_were_compared() {
+        let of = |peers: usize| (0..=peers).map(|known| are_compared(known, peers)).collect::<Vec<_>>();
+        assert_eq!(of(0), [true]);
+        assert_eq!(of(1), [false, true]);
+        assert_eq!(of(2), [false, true, true]);
+        assert_eq!(of(4), [false, false, true, true, true]);
     }
 
     #[test]

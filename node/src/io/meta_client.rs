@@ -105,15 +105,15 @@ impl MetaClient {
         shown.show(corrected, self.0.clock.monotonic(), stored)
     }
 
-    /// The own clock as the voters' median has it: what people call now, also while cluster time is ahead of it. It may go back.
-    pub fn corrected_now(&self) -> TimestampNs {
+    fn corrected_now(&self) -> TimestampNs {
         let (own, offsets) = self.offsets();
         cluster_time::corrected(own, cluster_time::ahead_of_median(&offsets))
     }
 
-    /// [`corrected_now`](Self::corrected_now) as a clock.
-    pub fn corrected(&self) -> Arc<dyn Clock> {
-        Arc::new(Corrected(self.clone()))
+    /// The own clock as the voters' median has it: what people call now, also while cluster time is ahead of it. It may go back. Until most
+    /// clocks were compared, nobody knows whether cluster time is ahead or the own clock is late: it is cluster time then.
+    pub fn wall(&self) -> Arc<dyn Clock> {
+        Arc::new(Wall(self.clone()))
     }
 
     /// The own clock, and those of peers against it.
@@ -213,12 +213,16 @@ impl Clock for MetaClient {
     }
 }
 
-/// See [`MetaClient::corrected_now`].
-struct Corrected(MetaClient);
+/// See [`MetaClient::wall`].
+struct Wall(MetaClient);
 
-impl Clock for Corrected {
+impl Clock for Wall {
     fn now(&self) -> TimestampNs {
-        self.0.corrected_now()
+        let (own, offsets) = self.0.offsets();
+        match cluster_time::are_compared(offsets.len(), self.0.0.peers.ids().len()) {
+            true => cluster_time::corrected(own, cluster_time::ahead_of_median(&offsets)),
+            false => self.0.caught_up(),
+        }
     }
 
     fn monotonic(&self) -> SpanNs {

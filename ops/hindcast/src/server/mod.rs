@@ -205,7 +205,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
             config.has_peers().then(|| node.peers.clone()),
             node.id(),
             // Corrected: all nodes agree on when a target is due, and samples bear the time that people call now.
-            node.meta.corrected(),
+            node.meta.wall(),
             writer_of("scrape", node.id())?,
         )),
     };
@@ -483,7 +483,7 @@ fn spawn_workers(
         engine.clone(),
         shards.clone(),
         clock.clone(),
-        node.meta.corrected(),
+        node.meta.wall(),
         node.id(),
     );
     tokio::spawn(evaluator.run(stopped.clone()));
