@@ -160,8 +160,9 @@ impl fmt::Display for SpanNs {
 /// Seconds with a fraction, the form that Prometheus APIs use. For people, the edges format RFC 3339.
 impl fmt::Display for TimestampNs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (s, ms) = (self.as_ms().div_euclid(1000), self.as_ms().rem_euclid(1000));
-        write!(f, "{s}.{ms:03}")
+        let ms = self.as_ms();
+        let (sign, whole) = (if ms < 0 { "-" } else { "" }, ms.unsigned_abs());
+        write!(f, "{sign}{}.{:03}", whole / 1000, whole % 1000)
     }
 }
 
@@ -169,6 +170,12 @@ impl fmt::Display for TimestampNs {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_millisecond_before_1970_is_not_shown_as_two_seconds() {
+        let shown = [-1, -1999, -2000, 0, 1, 1500].map(|ms| TimestampNs::from_ms(ms).to_string());
+        assert_eq!(shown, ["-0.001", "-1.999", "-2.000", "0.000", "0.001", "1.500"]);
+    }
 
     #[test]
     fn durations_read_as_prometheus_writes_them() {
