@@ -839,7 +839,7 @@ impl ShardReader {
                     let Some(wanted) = state.wanted_of(&series, (q.from, q.to), true) else {
                         continue;
                     };
-                    has_row = has_rows(&state.active, q.streams, &wanted)? || sources.surely_has_rows(&wanted);
+                    has_row = sources.surely_has_rows(&wanted) || has_rows(&state.active, q.streams, &wanted)?;
                     if has_row {
                         undecided.truncate(before);
                         break;
