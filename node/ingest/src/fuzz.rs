@@ -97,6 +97,7 @@ pub const TARGETS: &[Target] = &[
 const LIMITS: LimitsContext = LimitsContext {
     now: TimestampNs(1_700_000_000_000_000_000),
     floor: None,
+    bounds: crate::check::Bounds::DEFAULT,
 };
 const NOW_MS: i64 = 1_700_000_000_000;
 

@@ -287,6 +287,11 @@ impl Intake {
         }
     }
 
+    /// Bytes of all lines with their metadata.
+    pub fn text_bytes(&self) -> usize {
+        self.shares.iter().map(|s| s.text.len()).sum()
+    }
+
     /// Whether there is nothing to store.
     pub fn is_empty(&self) -> bool {
         !self.shares.iter().any(Share::has_rows)

@@ -8,7 +8,6 @@
 //! What a request teaches goes into the cache only once the request was confirmed: until then its definitions and
 //! resources travel again.
 
-use crate::check;
 use crate::described::{Described, Due, Metric};
 use crate::histogram::{self, Budget};
 use crate::intake::{Ids, Intake, Naming, Numbers, Piece, Rows, put_metadata, split_lines, split_samples};
@@ -50,6 +49,8 @@ pub struct Laid {
     pub due: Due,
     /// Exemplars, which are not kept.
     pub exemplars_left_out: u64,
+    /// Lines that were cut to the length that one may have.
+    pub lines_cut: u64,
 }
 
 /// Native histograms that are among the rows, and how many of these they are.
@@ -163,6 +164,8 @@ pub(crate) struct Layout<'a> {
     native: Native,
     pub due: Due,
     pub exemplars_left_out: u64,
+    /// Lines that were cut to the length that one may have.
+    pub lines_cut: u64,
 }
 
 /// A set that is named, with the bytes by which it is remembered.
@@ -211,6 +214,7 @@ impl<'a> Layout<'a> {
             native: Native::default(),
             due: Due::default(),
             exemplars_left_out: 0,
+            lines_cut: 0,
         }
     }
 
@@ -330,7 +334,7 @@ impl<'a> Layout<'a> {
         names: &Names<'_>,
     ) -> Result<Option<General<'m, SeriesBlock>>, WireError> {
         self.is_news = true;
-        let named = crate::owners::name_labels(self.tenant, pairs, names.attrs, true);
+        let named = crate::owners::name_labels(self.tenant, pairs, names.attrs, true, self.limits);
         let histograms = match histograms {
             Some(fields) => self.natives(fields, named.as_ref().ok())?,
             None => 0,
@@ -378,7 +382,8 @@ impl<'a> Layout<'a> {
             METRIC_NAME => (n, name.as_str()),
             _ => (n, v),
         });
-        check::labels(&widest.chain([("le", "0")]).collect::<Vec<_>>(), true)?;
+        self.limits
+            .labels(&widest.chain([("le", "0")]).collect::<Vec<_>>(), true)?;
         self.budget.take(&named.labels, held.width())?;
         let buckets = held.buckets();
         let stale = histogram.is_stale();
@@ -531,7 +536,7 @@ impl<'a> Layout<'a> {
             self.late.insert((hit.shard, true, id));
             return false;
         };
-        if lines == 0 {
+        if lines.taken == 0 {
             share.streams.truncate(before.0);
         }
         if hit.is_old() {
@@ -543,7 +548,8 @@ impl<'a> Layout<'a> {
                 id: Some(id),
             });
         }
-        self.intake.lines += lines;
+        self.intake.lines += lines.taken;
+        self.lines_cut += lines.cut;
         true
     }
 
@@ -559,7 +565,8 @@ impl<'a> Layout<'a> {
         };
         let lines = read_lines::<F>(rest)?;
         let named = F::labels(message)?;
-        let named = named.and_then(|pairs| crate::owners::name_labels(self.tenant, pairs, names.attrs, false));
+        let limits = self.limits;
+        let named = named.and_then(|pairs| crate::owners::name_labels(self.tenant, pairs, names.attrs, false, limits));
         let Some(named) = keep_named(named, lines.len(), &mut self.rejected, || F::shown(message)) else {
             return Ok(None);
         };
@@ -567,6 +574,9 @@ impl<'a> Layout<'a> {
         let mut block = keep_lines(named, lines, self.limits, &mut self.rejected);
         if let (Some(masks), Some(block)) = (&mut self.masks, &mut block) {
             masks.lines(&mut block.lines);
+        }
+        if let Some(block) = &mut block {
+            self.lines_cut += self.limits.bounds.cut_lines(&mut block.lines, None);
         }
         Ok(block.map(|block| General { raw, block }))
     }
@@ -591,8 +601,16 @@ impl<'a> Layout<'a> {
             native: self.native,
             due: self.due,
             exemplars_left_out: self.exemplars_left_out,
+            lines_cut: self.lines_cut,
         }
     }
+}
+
+/// How many lines were appended, and how many of them are cut.
+#[derive(Default)]
+struct KnownLines {
+    taken: u64,
+    cut: u64,
 }
 
 /// Appends lines that are all allowed; `None`, with some of them appended, when any is unusual or refused.
@@ -602,33 +620,37 @@ fn known_lines<'m, F: LineForm>(
     limits: &LimitsContext,
     masks: &mut Option<Session<'_>>,
     share: &mut crate::intake::Share,
-) -> Option<u64> {
+) -> Option<KnownLines> {
     let mut reader = Reader::new(rest);
     let mut metadata = vec![];
-    let mut lines = 0;
+    let mut lines = KnownLines::default();
     while let Some((number, field)) = reader.next().ok()? {
         match number {
             1 => return None,
             2 => {
                 F::line(field.bytes("a line").ok()?, view).ok()?;
                 limits.time(TimestampNs(view.at_ns)).ok()?;
-                check::line(view.text.len(), &view.metadata).ok()?;
+                limits.line(view.text.len(), &view.metadata).ok()?;
                 metadata.clear();
                 match masks {
                     None => {
                         put_metadata(&mut metadata, view.metadata.iter().copied());
-                        share.line(view.at_ns, view.text.as_bytes(), &metadata);
+                        let text = limits.bounds.cut(view.text);
+                        lines.cut += u64::from(text.len() < view.text.len());
+                        share.line(view.at_ns, text.as_bytes(), &metadata);
                     }
                     Some(masks) => {
                         for (name, value) in &view.metadata {
                             let value = masks.mask_str(value).unwrap_or(value);
                             put_metadata(&mut metadata, std::iter::once((*name, value)));
                         }
-                        let text = masks.mask_str(view.text).unwrap_or(view.text);
+                        let masked = masks.mask_str(view.text).unwrap_or(view.text);
+                        let text = limits.bounds.cut(masked);
+                        lines.cut += u64::from(text.len() < masked.len());
                         share.line(view.at_ns, text.as_bytes(), &metadata);
                     }
                 }
-                lines += 1;
+                lines.taken += 1;
             }
             _ => {}
         }
@@ -711,7 +733,7 @@ pub(crate) fn keep_lines(
     rejected: &mut Rejections,
 ) -> Option<StreamBlock> {
     lines.retain(|l| {
-        let fits = limits.time(l.at).and_then(|()| check::line(l.line.len(), &l.metadata));
+        let fits = limits.time(l.at).and_then(|()| limits.line(l.line.len(), &l.metadata));
         fits.inspect_err(|why| rejected.add(1, why, || named.labels.to_string()))
             .is_ok()
     });

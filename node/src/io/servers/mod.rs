@@ -14,6 +14,7 @@ mod http;
 mod masking_tests;
 pub mod scrape;
 pub mod syslog;
+pub mod tenants;
 #[cfg(test)]
 mod tests;
 
@@ -31,17 +32,19 @@ use hindcast_env::Clock;
 use hindcast_ingest::otlp::{self, Calls, DeltaState, REQUEST_SETS_MAX, RequestTotals, Spans, Ties};
 use hindcast_ingest::own::{OwnRequest, SeriesRefs};
 use hindcast_ingest::remote_write::Version;
+use hindcast_ingest::tenant_limits::Limits;
 use hindcast_ingest::{
-    AdaptError, Adapted, Books, Described, Due, Intake, Laid, LimitsContext, Naming, Protocol, Rejections, SeriesCache,
-    influx, loki, own, remote_write,
+    AdaptError, Adapted, Books, Bounds, Described, Due, Intake, Laid, LimitsContext, Naming, Protocol, Rejections,
+    SeriesCache, influx, loki, own, remote_write,
 };
 use hindcast_masking::{InForce, Masker};
 use hindcast_model::ids::BadTenant;
-use hindcast_model::{Batch, BatchId, Class, Classify, SpanNs, StreamBlock, TenantId, TimestampNs};
+use hindcast_model::{Batch, BatchId, Class, Classify, LogLine, SpanNs, StreamBlock, TenantId, TimestampNs};
 use hindcast_proto::trace::TRACE_LABEL;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
+use tenants::{Tenants, TooFastError, costs};
 
 /// Buffers for decompressed bodies that are kept for the next request, and how large a kept one may be.
 const BUFFERS_MAX: usize = 8;
@@ -78,6 +81,8 @@ pub struct IngestState {
     admission: Option<Admission>,
     /// What of lines is hidden: all shipped types, until whoever shares it puts other settings in force.
     pub masking: Arc<InForce>,
+    /// What tenants may write: anything, until whoever shares it puts limits in force.
+    pub tenants: Arc<Tenants>,
 }
 
 /// Why a request as a whole was not confirmed.
@@ -93,6 +98,8 @@ enum IngestError {
     BrokenOff(String),
     #[error(transparent)]
     Overload(#[from] Overload),
+    #[error(transparent)]
+    TooFast(#[from] TooFastError),
 }
 
 impl Classify for IngestError {
@@ -101,7 +108,15 @@ impl Classify for IngestError {
             Self::Adapt(e) => e.class(),
             Self::Write(e) => e.class(),
             Self::Overload(e) => e.class(),
+            Self::TooFast(e) => e.class(),
             Self::Tenant(_) | Self::BrokenOff(_) => Class::FixRequest,
+        }
+    }
+
+    fn retry_after(&self) -> Option<SpanNs> {
+        match self {
+            Self::TooFast(e) => e.retry_after(),
+            _ => None,
         }
     }
 }
@@ -116,6 +131,7 @@ impl IngestError {
             Self::Write(WriteError::DiskFull { .. }) => "disk_full",
             Self::Write(WriteError::MemoryFull { .. }) => "memory_full",
             Self::Overload(_) => "overload",
+            Self::TooFast(_) => "too_fast",
             Self::Write(WriteError::NoLeader { .. }) => "no_leader",
             Self::Write(WriteError::Unconfirmed { .. }) => "unconfirmed",
             Self::Write(WriteError::TooOld { .. }) => "batch_too_old",
@@ -151,6 +167,13 @@ struct ReadOwn {
     refs: Arc<Mutex<SeriesRefs>>,
 }
 
+/// Bytes of a batch's lines with their metadata, as limits count them.
+fn log_bytes(batch: &Batch) -> usize {
+    let lines = batch.streams.iter().flat_map(|s| &s.lines);
+    let of = |l: &LogLine| l.line.len() + l.metadata.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>();
+    lines.map(of).sum()
+}
+
 /// Takes out the ids of spans, with their places. They are nobody's data, and some of them look like the number of a card:
 /// masked, a span would lose its parent.
 fn take_ids_of_spans(stream: &mut StreamBlock) -> Vec<(usize, usize, String)> {
@@ -183,6 +206,7 @@ impl IngestState {
             describe_from: Arc::default(),
             admission: None,
             masking: Arc::default(),
+            tenants: Arc::default(),
         }
     }
 
@@ -214,6 +238,30 @@ impl IngestState {
         LimitsContext {
             now: self.clock.now(),
             floor: (self.floor)(tenant),
+            bounds: self.tenants.bounds(tenant),
+        }
+    }
+
+    /// Puts limits of tenants in force. What is known was checked against those before, so it is forgotten if they differ.
+    pub fn limit(&self, limits: Limits) {
+        if self.tenants.replace(limits) {
+            self.cache.forget();
+        }
+    }
+
+    fn charge(&self, tenant: &TenantId, samples: u64, log_bytes: usize) -> Result<(), TooFastError> {
+        let costs = costs(samples, log_bytes);
+        self.tenants.charge(tenant, &costs, self.clock.monotonic())
+    }
+
+    fn charge_batch(&self, batch: &Batch) -> Result<(), TooFastError> {
+        self.charge(&batch.tenant, batch.samples(), log_bytes(batch))
+    }
+
+    fn refused(&self, protocol: Protocol, tenant: &TenantId, rejected: &Rejections) {
+        if !rejected.is_empty() {
+            self.counters.refused(protocol, rejected);
+            self.tenants.refused_items(tenant, rejected);
         }
     }
 
@@ -227,8 +275,15 @@ impl IngestState {
         }
     }
 
-    /// Masks the lines and resources of a batch that came as label sets.
-    fn mask(&self, batch: &mut Batch) {
+    /// Masks the lines and resources of a batch that came as label sets, and cuts lines where they are to be cut: only then nothing of
+    /// what is hidden lies across the cut. `mark` says so in the metadata.
+    fn mask(&self, batch: &mut Batch, bounds: &Bounds, mark: Option<&str>) {
+        self.mask_whole(batch);
+        let cut = batch.streams.iter_mut().map(|s| bounds.cut_lines(&mut s.lines, mark));
+        self.tenants.cut(cut.sum());
+    }
+
+    fn mask_whole(&self, batch: &mut Batch) {
         let masking = self.masking.current();
         let Some(masker) = masking.of(&batch.tenant) else {
             return;
@@ -327,9 +382,15 @@ impl IngestState {
                 native,
                 due,
                 exemplars_left_out,
+                lines_cut,
             }) => {
-                self.counters.refused(protocol, &rejected);
                 let tenant = intake.tenant.clone();
+                if let Err(why) = self.charge(&tenant, intake.samples, intake.text_bytes()) {
+                    self.counters.failed(protocol, "too_fast");
+                    return Err(why.into());
+                }
+                self.refused(protocol, &tenant, &rejected);
+                self.tenants.cut(lines_cut);
                 let samples = intake.samples - native.rows;
                 // Nothing to store is nothing to commit: an empty request, or one that was refused in all parts.
                 let written = if intake.is_empty() {
@@ -502,7 +563,7 @@ impl IngestState {
         let limits = self.limits(tenant);
         let read = body.and_then(|body| influx::adapt(tenant, &body, precision, &limits));
         let read = read.map(|read| {
-            self.counters.refused(Protocol::Influx, &read.texts);
+            self.refused(Protocol::Influx, tenant, &read.texts);
             read.adapted
         });
         self.take(Protocol::Influx, read.map_err(Into::into)).await
@@ -512,8 +573,13 @@ impl IngestState {
     async fn take(&self, protocol: Protocol, read: Result<Adapted, IngestError>) -> Result<Taken, IngestError> {
         let taken = match read {
             Ok(Adapted { mut batch, rejected }) => {
-                self.mask(&mut batch);
-                self.counters.refused(protocol, &rejected);
+                let bounds = self.tenants.bounds(&batch.tenant);
+                self.mask(&mut batch, &bounds, None);
+                if let Err(why) = self.charge_batch(&batch) {
+                    self.counters.failed(protocol, "too_fast");
+                    return Err(why.into());
+                }
+                self.refused(protocol, &batch.tenant, &rejected);
                 // Nothing to store is nothing to commit: an empty request, or one that was refused in all parts.
                 let written = if batch.series.is_empty() && batch.streams.is_empty() {
                     Ok(Written::default())

@@ -1,5 +1,7 @@
 //! Real servers on loopback over a sink that records: what a sender sees, and what the sink got.
 
+mod limits;
+
 use super::*;
 use crate::entry::{TEXT_BYTES_MAX, decode_part, encode_part};
 use crate::write::{BatchSink, Redo, WriteError, Written};

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod export;
 pub mod import;
 pub mod incident;
+pub mod limits;
 pub mod masking;
 pub mod query;
 pub mod replay;
