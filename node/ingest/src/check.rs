@@ -4,6 +4,7 @@
 //! same as none. Times: at most `FUTURE_SPAN_MAX` ahead of `now`, and not before the floor (the oldest that
 //! retention keeps), where there is one.
 
+use crate::new_series::WidestLabel;
 use hindcast_model::limits::{
     FUTURE_SPAN_MAX, LABEL_NAME_BYTES_MAX, LABEL_VALUE_BYTES_MAX, LABELS_MAX, LINE_BYTES_MAX,
 };
@@ -93,6 +94,15 @@ fn of_limits(max: usize, most: usize, name: &str) -> String {
     }
 }
 
+fn too_many_series(max: u64, widest: Option<&WidestLabel>) -> String {
+    let cause = widest.map_or(String::new(), |w| {
+        format!(": label {:?} has {} values", shown(&w.name), w.values)
+    });
+    format!(
+        "it would be a new series, and the tenant has its {max} active ones (active_series_max in the file of limits){cause}"
+    )
+}
+
 impl LimitsContext {
     /// Checks labels as they came, before duplicates are folded. `of_series`: a metric's, which need a name.
     pub fn labels<S: AsRef<str>>(&self, pairs: &[(S, S)], of_series: bool) -> Result<(), Refusal> {
@@ -148,6 +158,8 @@ pub enum Refusal {
         "the line has {entries} metadata entries of {bytes} bytes, more than {METADATA_MAX} or {METADATA_BYTES_MAX} bytes"
     )]
     MetadataTooLarge { entries: usize, bytes: usize },
+    #[error("{}", too_many_series(*.max, .widest.as_ref()))]
+    TooManySeries { max: u64, widest: Option<WidestLabel> },
     #[error("its time {} is more than {FUTURE_SPAN_MAX} ahead of {}; check the sender's clock", rfc3339(.at), rfc3339(.now))]
     TooFarAhead { at: TimestampNs, now: TimestampNs },
     #[error("its time {} is older than {}, the oldest that is kept", rfc3339(.at), rfc3339(.floor))]
@@ -185,7 +197,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every code, for counters.
-    pub const CODES: [&'static str; 26] = [
+    pub const CODES: [&'static str; 27] = [
         "no_labels",
         "no_name",
         "too_many_labels",
@@ -212,6 +224,7 @@ impl Refusal {
         "bad_line",
         "text_value",
         "bad_span",
+        "too_many_series",
     ];
 
     /// A short, stable name of the reason, for counters.
@@ -244,6 +257,7 @@ impl Refusal {
             Self::TextValue => "text_value",
             Self::Hinted { why, .. } => why.code(),
             Self::BadSpan { .. } => "bad_span",
+            Self::TooManySeries { .. } => "too_many_series",
         }
     }
 }

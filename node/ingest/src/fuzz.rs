@@ -130,6 +130,7 @@ fn with_books(naming: Naming, mut read: impl FnMut(&TenantId, &Books<'_>)) {
         cache: &cache,
         described: &described,
         naming,
+        new_series: None,
         masker: None,
     };
     let tenant = TenantId::default();

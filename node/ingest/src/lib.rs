@@ -26,6 +26,7 @@ pub mod influx;
 pub mod intake;
 mod known;
 pub mod loki;
+pub mod new_series;
 pub mod otlp;
 pub mod own;
 mod owners;

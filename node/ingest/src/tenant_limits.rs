@@ -478,7 +478,7 @@ tenants:
         );
         check(
             "- a\n",
-            expect!["limits.yml:1: invalid type: sequence, expected struct RawFile"],
+            expect!["limits.yml:1: invalid type: sequence, expected the sections default and tenants"],
         );
     }
 

@@ -197,6 +197,7 @@ impl Desk {
             cache: &self.cache,
             described: &self.described,
             naming,
+            new_series: None,
             masker: None,
         }
     }

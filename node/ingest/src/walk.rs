@@ -12,6 +12,7 @@ use crate::described::{Described, Due, Metric};
 use crate::histogram::{self, Budget};
 use crate::intake::{Ids, Intake, Naming, Numbers, Piece, Rows, put_metadata, split_lines, split_samples};
 use crate::known::{Learned, Lookup, SeriesCache};
+use crate::new_series::{self, NewSeries};
 use crate::owners::{Named, Scope, Seen};
 use crate::remote_write::{self, native::Native as Histogram};
 use crate::wire::{LabelRun, Reader, WireError, label_run};
@@ -36,6 +37,8 @@ pub struct Books<'a> {
     pub naming: Naming,
     /// Hides personal data in lines; `None`: they stay as they are.
     pub masker: Option<&'a Masker>,
+    /// Says which new series may begin; `None`: all.
+    pub new_series: Option<&'a dyn NewSeries>,
 }
 
 /// A request, laid out for its shards.
@@ -405,6 +408,15 @@ impl<'a> Layout<'a> {
                 });
             },
         );
+        // All of a histogram or nothing: one without some of its buckets would be another one.
+        if let Some(gate) = self.books.new_series {
+            let sets: Vec<_> = self.of_native[before..].iter().map(|b| (&b.labels, &b.owner)).collect();
+            let refused = new_series::refused(self.books.ids, gate, self.books.naming, self.tenant, &sets);
+            if let Some(why) = refused.into_iter().flatten().next() {
+                self.of_native.truncate(before);
+                return Err(why);
+            }
+        }
         self.native.histograms += 1;
         self.native.rows += (self.of_native.len() - before) as u64;
         Ok(())
@@ -427,8 +439,22 @@ impl<'a> Layout<'a> {
         self.place_series(general.collect(), scope);
     }
 
-    fn place_series(&mut self, blocks: Vec<General<'_, SeriesBlock>>, scope: &Arc<Scope>) {
+    fn place_series(&mut self, mut blocks: Vec<General<'_, SeriesBlock>>, scope: &Arc<Scope>) {
         let ids = self.books.ids;
+        if let Some(gate) = self.books.new_series {
+            let sets: Vec<_> = blocks.iter().map(|g| (&g.block.labels, &g.block.owner)).collect();
+            let refused = new_series::refused(ids, gate, self.books.naming, self.tenant, &sets);
+            let mut refused = refused.into_iter();
+            blocks.retain(|g| match refused.next().flatten() {
+                None => true,
+                Some(why) => {
+                    let labels = &g.block.labels;
+                    self.rejected
+                        .add(g.block.samples.len() as u64, &why, || labels.to_string());
+                    false
+                }
+            });
+        }
         let (mut pieces, mut of_block) = (vec![], vec![]);
         for (i, g) in blocks.iter().enumerate() {
             split_samples(ids, &g.block.labels, g.block.owner, &g.block.samples, &mut pieces);

@@ -29,6 +29,7 @@ use crate::io::admission::{Admission, IngestPlace, Overload, ingest_cost};
 use crate::write::{BatchSink, WriteError, Written};
 use bytes::Bytes;
 use hindcast_env::Clock;
+use hindcast_ingest::new_series::{NewSeries, keep_allowed};
 use hindcast_ingest::otlp::{self, Calls, DeltaState, REQUEST_SETS_MAX, RequestTotals, Spans, Ties};
 use hindcast_ingest::own::{OwnRequest, SeriesRefs};
 use hindcast_ingest::remote_write::Version;
@@ -44,7 +45,7 @@ use hindcast_proto::trace::TRACE_LABEL;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
-use tenants::{Tenants, TooFastError, costs};
+use tenants::{SeriesGate, Tenants, TooFastError, costs};
 
 /// Buffers for decompressed bodies that are kept for the next request, and how large a kept one may be.
 const BUFFERS_MAX: usize = 8;
@@ -165,6 +166,7 @@ struct ReadOwn {
     body: Bytes,
     limits: LimitsContext,
     refs: Arc<Mutex<SeriesRefs>>,
+    gate: Option<SeriesGate>,
 }
 
 /// Bytes of a batch's lines with their metadata, as limits count them.
@@ -265,13 +267,26 @@ impl IngestState {
         }
     }
 
-    fn books<'a>(&'a self, naming: Naming, masker: Option<&'a Masker>) -> Books<'a> {
+    fn gate(&self, tenant: &TenantId) -> Option<SeriesGate> {
+        self.tenants.gate(tenant, &self.sink, &self.clock)
+    }
+
+    /// `gate`: for new series, where there is a limit.
+    fn books<'a>(&'a self, naming: Naming, masker: Option<&'a Masker>, gate: Option<&'a SeriesGate>) -> Books<'a> {
         Books {
             ids: self.sink.ids(),
             cache: &self.cache,
             described: &self.described,
             naming,
             masker,
+            new_series: gate.map(|g| g as &dyn NewSeries),
+        }
+    }
+
+    /// Takes those new series out of a batch for which its tenant has no room.
+    fn keep_allowed(&self, batch: &mut Batch, rejected: &mut Rejections) {
+        if let Some(gate) = self.gate(&batch.tenant) {
+            keep_allowed(self.sink.ids(), &gate, batch, rejected);
         }
     }
 
@@ -315,7 +330,8 @@ impl IngestState {
     fn read_own(&self, tenant: &TenantId, body: Bytes, refs: Arc<Mutex<SeriesRefs>>) -> ReadOwn {
         let limits = self.limits(tenant);
         let masking = self.masking.current();
-        let books = self.books(Naming::Known, masking.of(tenant));
+        let gate = self.gate(tenant);
+        let books = self.books(Naming::Known, masking.of(tenant), gate.as_ref());
         let read = own::adapt(tenant, &body, &limits, &books, &mut refs.lock());
         ReadOwn {
             seq: read.as_ref().map_or_else(|_| own::seq_of(&body), |r| r.seq),
@@ -323,6 +339,7 @@ impl IngestState {
             body,
             limits,
             refs,
+            gate,
         }
     }
 
@@ -334,10 +351,11 @@ impl IngestState {
             body,
             limits,
             refs,
+            gate,
         } = request;
         let redo = || {
             let masking = self.masking.current();
-            let books = self.books(Naming::Defined, masking.of(tenant));
+            let books = self.books(Naming::Defined, masking.of(tenant), gate.as_ref());
             own::adapt(tenant, &body, &limits, &books, &mut refs.lock()).map(|r| r.laid)
         };
         let taken = self.take_laid(Protocol::Own, read.map(|r| r.laid), redo).await;
@@ -346,8 +364,9 @@ impl IngestState {
 
     async fn remote_write(&self, version: Version, tenant: &TenantId, body: &Bytes) -> Result<Taken, IngestError> {
         let limits = self.limits(tenant);
+        let gate = self.gate(tenant);
         let read = |naming| {
-            let books = self.books(naming, None);
+            let books = self.books(naming, None, gate.as_ref());
             self.with_buffer(|buffer| remote_write::adapt(version, tenant, body, &limits, &books, buffer))
         };
         self.take_laid(Protocol::RemoteWrite, read(Naming::Known), || read(Naming::Defined))
@@ -358,7 +377,7 @@ impl IngestState {
         let limits = self.limits(tenant);
         let read = |naming| {
             let masking = self.masking.current();
-            let books = self.books(naming, masking.of(tenant));
+            let books = self.books(naming, masking.of(tenant), None);
             self.with_buffer(|buffer| loki::adapt_protobuf(tenant, body, &limits, &books, buffer))
         };
         self.take_laid(Protocol::Loki, read(Naming::Known), || read(Naming::Defined))
@@ -391,7 +410,7 @@ impl IngestState {
                 }
                 self.refused(protocol, &tenant, &rejected);
                 self.tenants.cut(lines_cut);
-                let samples = intake.samples - native.rows;
+                let samples = intake.samples.saturating_sub(native.rows);
                 // Nothing to store is nothing to commit: an empty request, or one that was refused in all parts.
                 let written = if intake.is_empty() {
                     Ok(Written::default())
@@ -402,7 +421,7 @@ impl IngestState {
                     self.sink.write_intake(intake, &redo).await
                 };
                 if written.is_ok() && !lessons.is_empty() {
-                    lessons.learn(&tenant, &self.books(Naming::Known, None));
+                    lessons.learn(&tenant, &self.books(Naming::Known, None, None));
                 }
                 if written.is_ok() {
                     let exemplars = exemplars_left_out;
@@ -572,7 +591,11 @@ impl IngestState {
     /// Hands on what was read, and counts what became of it.
     async fn take(&self, protocol: Protocol, read: Result<Adapted, IngestError>) -> Result<Taken, IngestError> {
         let taken = match read {
-            Ok(Adapted { mut batch, rejected }) => {
+            Ok(Adapted {
+                mut batch,
+                mut rejected,
+            }) => {
+                self.keep_allowed(&mut batch, &mut rejected);
                 let bounds = self.tenants.bounds(&batch.tenant);
                 self.mask(&mut batch, &bounds, None);
                 if let Err(why) = self.charge_batch(&batch) {

@@ -1,18 +1,20 @@
-//! What tenants may write, as this node keeps to it: limits in force, buckets of tokens, and what was refused for whom.
+//! What tenants may write, as this node keeps to it: limits in force, buckets of tokens, active series, and what was refused for whom.
 //!
 //! Rates are of the cluster. Each node takes its share of them by the number of nodes that live: those it heard of in the last
 //! [`LIVING_SPAN`], and itself. While a node goes, its share is nobody's; while one comes back, the rate is exceeded by its share until all
 //! have heard of it, [`LIVING_PAUSE`] later or so.
 
 use crate::io::peers::Peers;
+use crate::write::BatchSink;
 use bytes::Bytes;
 use hindcast_env::Clock;
+use hindcast_ingest::new_series::{NewSeries, Tally, WidestLabel, key_of};
 use hindcast_ingest::rates::{Buckets, Costs, Counted, Rates, TooFast, share};
 use hindcast_ingest::tenant_limits::{Limits, LimitsInForce, Rate};
-use hindcast_ingest::{Bounds, Rejections};
-use hindcast_model::{Class, Classify, NodeId, SpanNs, TenantId};
+use hindcast_ingest::{Bounds, Ids, Naming, Refusal, Rejections};
+use hindcast_model::{Class, Classify, Labels, NodeId, Owner, ShardId, SpanNs, TenantId};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -25,11 +27,18 @@ const CALL_LIVES: &str = "lives";
 /// Tenants of which it is told what was refused; of further ones together, under no name.
 pub const TENANTS_TOLD_MAX: usize = 1_000;
 /// Refusals of parts that are a tenant's limit, by their codes.
-const LIMIT_CODES: [(&str, &str); 3] = [
+const LIMIT_CODES: [(&str, &str); 4] = [
     ("too_many_labels", "labels_max"),
     ("label_value_too_long", "label_value_bytes_max"),
     ("line_too_long", "line_bytes_max"),
+    ("too_many_series", "active_series_max"),
 ];
+/// How often the active series of tenants are counted that have a limit and send new ones.
+const COUNT_PAUSE: Duration = Duration::from_secs(10);
+/// Tenants of which series are counted; beyond, all are forgotten and counted anew.
+pub const TALLIES_MAX: usize = 10_000;
+/// A tenant that sent no new series for so long is not counted any more.
+const TALLY_SPAN: SpanNs = SpanNs::from_secs(600);
 
 /// A request that its tenant sent too early. Nothing of it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,13 +83,32 @@ pub struct Refused {
 pub type RefusedByTenant = BTreeMap<(String, &'static str), Refused>;
 
 /// What a node knows of its tenants' limits.
-#[derive(Debug)]
 pub struct Tenants {
     pub limits: LimitsInForce,
     buckets: Mutex<Buckets>,
     nodes: AtomicUsize,
     refused: Mutex<RefusedByTenant>,
     lines_cut: AtomicU64,
+    series: Mutex<BTreeMap<TenantId, Arc<Mutex<Series>>>>,
+}
+
+/// Active series of one tenant.
+#[derive(Default)]
+struct Series {
+    tally: Tally,
+    is_counted: bool,
+    /// `None`: nobody was refused since it was looked for.
+    widest: Option<WidestLabel>,
+    /// Monotonic: when a new series was asked for.
+    asked: SpanNs,
+    refused: bool,
+}
+
+/// How many active series a tenant has, and how many it may have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeriesNow {
+    pub active: u64,
+    pub max: Option<u64>,
 }
 
 impl Default for Tenants {
@@ -91,6 +119,7 @@ impl Default for Tenants {
             nodes: AtomicUsize::new(1),
             refused: Mutex::default(),
             lines_cut: AtomicU64::new(0),
+            series: Mutex::default(),
         }
     }
 }
@@ -178,6 +207,80 @@ impl Tenants {
         self.refused.lock().clone()
     }
 
+    /// The gate for new series of a request; `None`: the tenant may have any number.
+    pub(super) fn gate(
+        self: &Arc<Self>,
+        tenant: &TenantId,
+        sink: &Arc<dyn BatchSink>,
+        clock: &Arc<dyn Clock>,
+    ) -> Option<SeriesGate> {
+        let max = self.limits.current().of(tenant).active_series_max?;
+        Some(SeriesGate {
+            tenants: self.clone(),
+            sink: sink.clone(),
+            clock: clock.clone(),
+            tenant: tenant.clone(),
+            max,
+            refused: Mutex::default(),
+        })
+    }
+
+    fn series_of(&self, tenant: &TenantId) -> Arc<Mutex<Series>> {
+        let mut all = self.series.lock();
+        if all.len() >= TALLIES_MAX && !all.contains_key(tenant) {
+            all.clear();
+        }
+        all.entry(tenant.clone()).or_default().clone()
+    }
+
+    /// Active series now, of tenants that have a limit and sent new series of late.
+    pub fn series(&self, ids: &dyn Ids) -> BTreeMap<TenantId, SeriesNow> {
+        let limits = self.limits.current();
+        let all: Vec<_> = self.series.lock().iter().map(|(t, s)| (t.clone(), s.clone())).collect();
+        let now = |(tenant, series): (TenantId, Arc<Mutex<Series>>)| {
+            let series = series.lock();
+            let since = ids.series_since(&tenant, series.tally.counted());
+            let max = limits.of(&tenant).active_series_max;
+            let active = series.tally.counted().active + since;
+            series.is_counted.then_some((tenant, SeriesNow { active, max }))
+        };
+        all.into_iter().filter_map(now).collect()
+    }
+
+    /// Counts anew what is counted. Looks at all series of these tenants.
+    pub(super) fn count_again(&self, ids: &dyn Ids, clock: &dyn Clock) {
+        let all: Vec<_> = self.series.lock().iter().map(|(t, s)| (t.clone(), s.clone())).collect();
+        for (tenant, series) in all {
+            let is_idle = clock.monotonic().0.saturating_sub(series.lock().asked.0) > TALLY_SPAN.0;
+            if is_idle {
+                self.series.lock().remove(&tenant);
+                continue;
+            }
+            // Not under its lock: requests go on by what was counted before.
+            let counted = ids.active_series(&tenant, clock.now());
+            let was_refused = std::mem::take(&mut series.lock().refused);
+            let widest = was_refused.then(|| ids.widest_label(&tenant)).flatten();
+            let mut series = series.lock();
+            series.tally.count(counted);
+            series.is_counted = true;
+            series.widest = widest;
+        }
+    }
+
+    /// Counts active series for as long as the node runs.
+    pub async fn count_series_regularly(self: Arc<Self>, sink: Arc<dyn BatchSink>, clock: Arc<dyn Clock>) {
+        loop {
+            tokio::time::sleep(COUNT_PAUSE).await;
+            let (tenants, sink, clock) = (self.clone(), sink.clone(), clock.clone());
+            let counted = tokio::task::spawn_blocking(move || tenants.count_again(sink.ids(), &*clock)).await;
+            if let Err(why) = counted
+                && why.is_panic()
+            {
+                tracing::error!(%why, "counting series of tenants broke off by a mistake of this program");
+            }
+        }
+    }
+
     /// Hears of the other nodes for as long as this one runs.
     pub async fn hear_of_nodes(self: Arc<Self>, peers: Arc<Peers>, clock: Arc<dyn Clock>) {
         peers.register(CALL_LIVES, Arc::new(|_, _| Box::pin(async { Ok(Bytes::new()) })));
@@ -193,6 +296,55 @@ impl Tenants {
             self.live_with(1 + living.others(heard, now));
             tokio::time::sleep(LIVING_PAUSE).await;
         }
+    }
+}
+
+/// Says for one request which new series may begin. Laid out again, the same request gets the same answers.
+pub(super) struct SeriesGate {
+    tenants: Arc<Tenants>,
+    sink: Arc<dyn BatchSink>,
+    clock: Arc<dyn Clock>,
+    tenant: TenantId,
+    max: u64,
+    refused: Mutex<HashMap<u64, Refusal>>,
+}
+
+impl NewSeries for SeriesGate {
+    fn admit(&self, naming: Naming, shard: ShardId, labels: &Labels, owner: &Owner) -> Result<(), Refusal> {
+        let key = key_of(labels, owner);
+        if naming == Naming::Defined {
+            return self.refused.lock().get(&key).cloned().map_or(Ok(()), Err);
+        }
+        let ids = self.sink.ids();
+        let series = self.tenants.series_of(&self.tenant);
+        let mut series = series.lock();
+        let now = self.clock.monotonic();
+        series.asked = now;
+        if !series.is_counted {
+            series.tally.count(ids.active_series(&self.tenant, self.clock.now()));
+            series.is_counted = true;
+        }
+        let since = ids.series_since(&self.tenant, series.tally.counted());
+        let is_known = |shard, labels: &Labels, owner: &Owner| {
+            let (_, known) = ids.ids(shard, &self.tenant, false, &[(labels, owner)]);
+            known.iter().any(Option::is_some)
+        };
+        if series
+            .tally
+            .admit((shard, labels, owner), self.max, since, is_known, now)
+        {
+            return Ok(());
+        }
+        series.refused = true;
+        if series.widest.is_none() {
+            series.widest = ids.widest_label(&self.tenant);
+        }
+        let why = Refusal::TooManySeries {
+            max: self.max,
+            widest: series.widest.clone(),
+        };
+        self.refused.lock().insert(key, why.clone());
+        Err(why)
     }
 }
 

@@ -1,6 +1,7 @@
 //! One module per command: its arguments, and what it prints. Talks to a server over gRPC and HTTP only.
 
 pub mod agent;
+pub mod cardinality;
 pub mod cert;
 pub mod cluster;
 pub mod export;

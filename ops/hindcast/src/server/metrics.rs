@@ -9,10 +9,11 @@ use super::cluster::View;
 use hindcast_model::{GroupId, SpanNs};
 use hindcast_node::disk_guard::DiskState;
 use hindcast_node::io::servers::syslog::UDP_QUEUED_BYTES_MAX;
-use hindcast_node::io::servers::tenants::Refused;
+use hindcast_node::io::servers::tenants::{Refused, TENANTS_TOLD_MAX};
 use hindcast_node::io::tls::TlsStats;
 use hindcast_node::io::writer::QUEUED_BYTES_MAX;
 use hindcast_node::shard_machine::ShardHandle;
+use hindcast_node::write::BatchSink;
 use hindcast_proto::v1;
 use hindcast_raft::Meta;
 use hindcast_raft::io::TimesSeen;
@@ -424,6 +425,11 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "Times that a batch of syslog had to wait and be written again.",
     ),
     (
+        "hindcast_tenant_active_series",
+        "gauge",
+        "Active series of tenants that have a limit of them and sent new ones of late, as this node's replicas know them; at most 1,000 tenants.",
+    ),
+    (
         "hindcast_tenant_lines_cut_total",
         "counter",
         "Lines that were cut to the length that their tenant's limit allows (lines_too_long: cut).",
@@ -727,6 +733,13 @@ impl View {
         };
         out.put("hindcast_tenant_refused_items_total", rows(|r| r.items));
         out.put("hindcast_tenant_refused_requests_total", rows(|r| r.requests));
+        let active = self
+            .tenants
+            .series(self.node.writer.ids())
+            .into_iter()
+            .take(TENANTS_TOLD_MAX);
+        let active = active.map(|(tenant, now)| (format!("{{tenant=\"{tenant}\"}}"), now.active as f64));
+        out.put("hindcast_tenant_active_series", active.collect());
         let plain = |n: u64| vec![(String::new(), n as f64)];
         out.put("hindcast_tenant_lines_cut_total", plain(self.tenants.lines_cut()));
         out.put("hindcast_tenant_rate_nodes", plain(self.tenants.nodes() as u64));

@@ -1,6 +1,7 @@
 //! `hindcast server`: one node, all its parts wired together.
 
 mod admit;
+pub mod cardinality;
 pub mod catalog;
 pub mod cluster;
 pub mod config;
@@ -189,6 +190,8 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     .counting_as(&node.id().to_string());
     tokio::spawn(ingest.clone().write_requests_regularly());
     ingest.limit(limits);
+    let counts = ingest.tenants.clone();
+    tokio::spawn(counts.count_series_regularly(ingest.sink.clone(), node.clock.clone()));
     if config.has_peers() {
         let hears = ingest
             .tenants
@@ -275,6 +278,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let grpc = grpc.layer(admit.clone());
     let reload_config = config.clone();
     let reload_meta = meta.clone();
+    let tenants = ingest.tenants.clone();
     let reloaded = Reloaded {
         ingest: ingest.clone(),
         scraper: scraper.clone(),
@@ -282,6 +286,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let http = axum::Router::new()
         .merge(ingest_router(ingest))
         .merge(hindcast_query::io::http::prometheus_router(engine.clone()))
+        .merge(cardinality::router(engine.clone(), tenants, node.clock.clone()))
         .merge(hindcast_query::io::loki::loki_router(engine))
         .merge(hindcast_alerting::io::http::router(meta.clone()))
         .merge(hindcast_itsm::router(meta))

@@ -503,7 +503,11 @@ impl Scraper {
     fn lay(&self, tenant: &TenantId, rows: &[Row], from: usize) -> Option<Part> {
         let ingest = &self.0.ingest;
         let rows = &rows[from..rows.len().min(from + BATCH_ROWS_MAX)];
-        let Adapted { mut batch, rejected } = scraped::adapt(tenant, rows, &ingest.limits(tenant));
+        let Adapted {
+            mut batch,
+            mut rejected,
+        } = scraped::adapt(tenant, rows, &ingest.limits(tenant));
+        ingest.keep_allowed(&mut batch, &mut rejected);
         ingest.refused(Protocol::Scrape, tenant, &rejected);
         if batch.series.is_empty() {
             return None;

@@ -188,3 +188,62 @@ async fn lines_are_cut_once_they_are_masked_whichever_way_they_come() {
     .assert_eq(&served.stored());
     assert_eq!(served.state.tenants.lines_cut(), 4);
 }
+
+fn many(names: std::ops::Range<usize>) -> Vec<u8> {
+    let one = |i| {
+        remote_series(
+            &[("__name__", "m"), ("job", "j"), ("request_id", &format!("r{i}"))],
+            NOW_SECS,
+        )
+    };
+    names.flat_map(one).collect()
+}
+
+#[tokio::test]
+async fn a_new_series_beyond_the_limit_is_refused_by_itself_with_the_label_that_makes_them_many() {
+    let served = limited("default: {active_series_max: 5}").await;
+    let headers = [PROTOBUF, ("content-encoding", "snappy")];
+    let write = async |body: Vec<u8>| told(&served, "/api/v1/write", &headers, snappy(&body)).await;
+    assert_eq!(write(many(0..4)).await, "204");
+    // One more fits. Those that are known are stored in any case, and the answer names the others.
+    expect![[r#"400 3 refused: m{job="j", request_id="r5"} (1): it would be a new series, and the tenant has its 5 active ones (active_series_max in the file of limits): label "request_id" has 4 values; m{job="j", request_id="r6"} (1): it would be a new series, and the tenant has its 5 active ones (active_series_max in the file of limits): label "request_id" has 4 values; m{job="j", request_id="r7"} (1): it would be a new series, and the tenant has its 5 active ones (active_series_max in the file of limits): label "request_id" has 4 values"#]].assert_eq(&write(many(0..8)).await);
+    expect![[r#"400 1 refused: m{job="j", request_id="r6"} (1): it would be a new series, and the tenant has its 5 active ones (active_series_max in the file of limits): label "request_id" has 4 values"#]].assert_eq(&write(many(6..7)).await);
+    assert_eq!(write(many(0..5)).await, "204");
+
+    expect![[r#"200 {"partialSuccess":{"rejectedDataPoints":15,"errorMessage":"15 refused: latency_milliseconds{instance=\"web-1\", job=\"shop\"} (1): its buckets are not readable: 1 counts for 1 bounds; requests_total{instance=\"web-1\", job=\"shop\"} (3): it would be a new series, and the tenant has its 5 active ones (active_series_max in the file of limits): label \"request_id\" has 4 values; latency_milliseconds_bucket{instance=\"web-1\", job=\"shop\", le=\"5\"} (1): it would be a new series, and the tenant has its 5 active ones (active_series_max in the file of limits): label \"request_id\" has 4 values; latency_milliseconds_bucket{instance=\"web-1\", job=\"shop\", le=\"+Inf\"} (1): it would be a new series, and the tenant has its 5 active ones (active_series_max in the file of limits): label \"request_id\" has 4 values; latency_milliseconds_sum{instance=\"web-1\", job=\"shop\"} (1): it would be a new series, and the tenant has its 5 active ones (active_series_max in the file of limits): label \"request_id\" has 4 values; …"}}"#]].assert_eq(&told(&served, "/v1/metrics", &[JSON], OTLP_METRICS).await);
+    let raw: otlp::MetricsRequest = serde_json::from_str(OTLP_METRICS).unwrap();
+    let answer = MetricsServiceClient::connect(served.base.clone())
+        .await
+        .unwrap()
+        .export(raw)
+        .await;
+    let partial = answer.unwrap().into_inner().partial_success.unwrap();
+    assert!(partial.rejected_data_points >= 10, "{}", partial.error_message);
+    let request = write_request(1, vec![series("new", &[NOW_SECS, NOW_SECS + 1])]);
+    let answer = served.ingest().await.write(request).await.unwrap().into_inner();
+    assert_eq!((answer.samples, answer.rejected[0].items), (0, 2));
+    let is = |t: &&hindcast_env::fuzz::Target| t.name == "ingest-remote-write-2";
+    let seeds = (hindcast_ingest::fuzz::TARGETS.iter().find(is).unwrap().seeds)();
+    expect![[""]].assert_eq(&remote_write_2(&served, &seeds[0]).await);
+    expect![[""]].assert_eq(&told(&served, "/api/v2/write", &[], "a v=1").await);
+    assert_eq!(
+        served.counted("hindcast_ingest_refused_items_total", "too_many_series"),
+        served.state.tenants.refused()[&("default".to_owned(), "active_series_max")].items
+    );
+
+    // What a shard finds stale is laid out again, and what was refused stays so.
+    served.recorder.shard.epoch.fetch_add(1, Ordering::SeqCst);
+    assert!(write(many(0..9)).await.starts_with("400 4 refused"));
+    assert_eq!(served.recorder.shard.stale.load(Ordering::SeqCst), 1);
+    let last = served.recorder.batches.lock().last().unwrap().series.len();
+    assert_eq!(last, 5);
+    served.recorder.shard.epoch.fetch_sub(1, Ordering::SeqCst);
+
+    // A higher limit holds at once; other tenants have their own count.
+    served
+        .state
+        .limit(parse("limits.yml", "default: {active_series_max: 6}").unwrap());
+    assert!(write(many(0..8)).await.starts_with("400 2 refused"));
+    let other = [PROTOBUF, ("content-encoding", "snappy"), ("x-scope-orgid", "other")];
+    assert_eq!(told(&served, "/api/v1/write", &other, snappy(&many(0..6))).await, "204");
+}
