@@ -5,6 +5,7 @@
 //! Nothing here holds a shard for longer than it takes to look at [`IDS_AT_ONCE`] series or [`VALUES_AT_ONCE`] values: what comes or goes
 //! meanwhile may be counted or not. Series of streams are not looked at.
 
+use crate::index::Posting;
 use crate::view::ShardReader;
 use hindcast_model::{Labels, METRIC_NAME, SpanNs, TenantId};
 use roaring::RoaringBitmap;
@@ -69,20 +70,16 @@ impl ShardReader {
 
     /// Hands on the values of a label with their ids in `active`, piece by piece; those without one are left out.
     fn visit_values(&self, tenant: &TenantId, name: &str, active: &RoaringBitmap, mut each: impl FnMut(&str, u64)) {
-        let mut from = 0;
-        while let Some(next) = {
+        let mut from = Some(0);
+        while let Some(at) = from {
             let state = self.state.read();
-            let told = state
-                .directory
-                .visit_values(tenant, name, from, VALUES_AT_ONCE, |text, posting| {
-                    let series = posting.count_within(active);
-                    if series > 0 {
-                        each(text, series);
-                    }
-                });
-            told
-        } {
-            from = next;
+            let told = |text: &str, posting: &Posting| {
+                let series = posting.count_within(active);
+                if series > 0 {
+                    each(text, series);
+                }
+            };
+            from = state.directory.visit_values(tenant, name, at, VALUES_AT_ONCE, told);
         }
     }
 }

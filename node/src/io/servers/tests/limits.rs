@@ -224,8 +224,8 @@ async fn a_new_series_beyond_the_limit_is_refused_by_itself_with_the_label_that_
     assert_eq!((answer.samples, answer.rejected[0].items), (0, 2));
     let is = |t: &&hindcast_env::fuzz::Target| t.name == "ingest-remote-write-2";
     let seeds = (hindcast_ingest::fuzz::TARGETS.iter().find(is).unwrap().seeds)();
-    expect![[""]].assert_eq(&remote_write_2(&served, &seeds[0]).await);
-    expect![[""]].assert_eq(&told(&served, "/api/v2/write", &[], "a v=1").await);
+    expect![[r#"400 0 0 0 retry: false 7 refused: lag{instance="a:1", job="j"} (1): it would be a new series, and the tenant has its 5 active ones (active_series_max in the file of limits): label "request_id" has 4 values; up{instance="a:1", job="j"} (3): it would be a new series, and the tenant has its 5 active ones (active_series_max in the file of limits): label "request_id" has 4 values; lag{instance="a:1", job="j"} (3): it would be a new series, and the tenant has its 5 active ones (active_series_max in the file of limits): label "request_id" has 4 values"#]].assert_eq(&remote_write_2(&served, &seeds[0]).await);
+    expect![[r#"400 {"code":"invalid","message":"partial write: 1 refused: a_v (1): it would be a new series, and the tenant has its 5 active ones (active_series_max in the file of limits): label \"request_id\" has 4 values dropped=1"}"#]].assert_eq(&told(&served, "/api/v2/write", &[], "a v=1").await);
     assert_eq!(
         served.counted("hindcast_ingest_refused_items_total", "too_many_series"),
         served.state.tenants.refused()[&("default".to_owned(), "active_series_max")].items
@@ -239,11 +239,12 @@ async fn a_new_series_beyond_the_limit_is_refused_by_itself_with_the_label_that_
     assert_eq!(last, 5);
     served.recorder.shard.epoch.fetch_sub(1, Ordering::SeqCst);
 
-    // A higher limit holds at once; other tenants have their own count.
-    served
-        .state
-        .limit(parse("limits.yml", "default: {active_series_max: 6}").unwrap());
+    // A higher limit holds at once. (What was said of metrics has become series, too.)
+    let active = served.state.tenants.series(served.recorder.ids())[&TenantId::default()].active;
+    let higher = format!("default: {{active_series_max: {}}}", active + 1);
+    served.state.limit(parse("limits.yml", &higher).unwrap());
     assert!(write(many(0..8)).await.starts_with("400 2 refused"));
+    // Other tenants have their own count.
     let other = [PROTOBUF, ("content-encoding", "snappy"), ("x-scope-orgid", "other")];
     assert_eq!(told(&served, "/api/v1/write", &other, snappy(&many(0..6))).await, "204");
 }
