@@ -18,6 +18,8 @@ use std::sync::Arc;
 
 /// Entries of each list, where nobody says how many.
 const ENTRIES_DEFAULT: usize = 10;
+/// The label that drives growth is the widest, or the second after the names of metrics.
+const DRIVING_MIN: usize = 2;
 
 #[derive(Clone)]
 struct Served {
@@ -54,11 +56,11 @@ async fn report(State(served): State<Served>, Query(wanted): Query<Wanted>, head
         return refusal(400, "invalid", why);
     }
     let now = served.clock.now();
-    let found = served.engine.cardinality(&tenant, now, entries).await;
+    let found = served.engine.cardinality(&tenant, now, entries.max(DRIVING_MIN)).await;
     match found {
         Ok(found) => {
             let limits = served.tenants.limits.current();
-            let mut shown = shown(&tenant, &found.value);
+            let mut shown = shown(&tenant, &found.value, entries);
             shown["limits"] = limits_json(limits.of(&tenant));
             shown["missing"] = found.completeness.missing.into();
             Json(shown).into_response()
@@ -67,7 +69,7 @@ async fn report(State(served): State<Served>, Query(wanted): Query<Wanted>, head
     }
 }
 
-fn shown(tenant: &TenantId, of: &Cardinality) -> Value {
+fn shown(tenant: &TenantId, of: &Cardinality, entries: usize) -> Value {
     let metrics = of.metrics.iter().map(|(name, n)| json!({"name": name, "series": n}));
     let label =
         |l: &hindcast_storage::cardinality::LabelCount| json!({"name": l.name, "values": l.values, "series": l.series});
@@ -80,9 +82,9 @@ fn shown(tenant: &TenantId, of: &Cardinality) -> Value {
         "series": of.series,
         "label_pairs": of.label_pairs,
         "driving_label": of.driving().map(label),
-        "metrics": metrics.collect::<Vec<_>>(),
-        "labels": of.labels.iter().map(label).collect::<Vec<_>>(),
-        "pairs": pairs.collect::<Vec<_>>(),
+        "metrics": metrics.take(entries).collect::<Vec<_>>(),
+        "labels": of.labels.iter().take(entries).map(label).collect::<Vec<_>>(),
+        "pairs": pairs.take(entries).collect::<Vec<_>>(),
     })
 }
 
@@ -98,9 +100,65 @@ mod tests {
             Labels::from_pairs([(METRIC_NAME, "requests_total"), ("job", "shop"), ("request_id", &id)])
         };
         let of = Cardinality::of_sets(&(0..3).map(set).collect::<Vec<_>>(), 2);
-        let shown = shown(&TenantId::default(), &of);
-        expect_test::expect![[r#""#]].assert_eq(&format!("{shown:#}"));
+        let shown = shown(&TenantId::default(), &of, 2);
+        expect_test::expect![[r#"
+            {
+              "driving_label": {
+                "name": "request_id",
+                "series": 3,
+                "values": 3
+              },
+              "label_pairs": 5,
+              "labels": [
+                {
+                  "name": "request_id",
+                  "series": 3,
+                  "values": 3
+                },
+                {
+                  "name": "__name__",
+                  "series": 3,
+                  "values": 1
+                }
+              ],
+              "metrics": [
+                {
+                  "name": "requests_total",
+                  "series": 3
+                }
+              ],
+              "pairs": [
+                {
+                  "name": "__name__",
+                  "series": 3,
+                  "value": "requests_total"
+                },
+                {
+                  "name": "job",
+                  "series": 3,
+                  "value": "shop"
+                }
+              ],
+              "series": 3,
+              "tenant": "default"
+            }"#]]
+        .assert_eq(&format!("{shown:#}"));
         let table = crate::cli::cardinality::table(&shown);
-        expect_test::expect![[r#""#]].assert_eq(&table);
+        expect_test::expect![[r#"
+            tenant default: 3 active series, no limit
+            label request_id makes them many: 3 values in 3 series
+
+                values     series  label
+                     3          3  request_id
+                     1          3  __name__
+
+                series  metric
+                     3  requests_total
+
+                series  label and value
+                     3  __name__="requests_total"
+                     3  job="shop"
+        "#]]
+        .assert_eq(&table);
     }
 }
