@@ -1,8 +1,10 @@
 //! Which shard takes which part of a batch, and what its replica on this node knows.
 
 use hindcast_ingest::Ids;
+use hindcast_ingest::new_series::{CountedSeries, WidestLabel};
 use hindcast_model::{Labels, Owner, ShardId, ShardMap, Slot, TenantId, TimestampNs};
 use hindcast_storage::ShardReader;
+use hindcast_storage::cardinality::{ACTIVE_SPAN, widest_label};
 use std::collections::BTreeMap;
 
 /// The shard map, and the replicas of this node.
@@ -46,6 +48,30 @@ impl Ids for Replicas {
             Some(reader) => reader.ids(tenant, streams, wanted.iter().copied()),
             None => (0, vec![None; wanted.len()]),
         }
+    }
+
+    /// Of all shards that have a replica here.
+    fn active_series(&self, tenant: &TenantId, now: TimestampNs) -> CountedSeries {
+        let since = now - ACTIVE_SPAN;
+        let mut counted = CountedSeries::default();
+        for (shard, reader) in &self.readers {
+            let active = reader.active_series(tenant, since.0);
+            counted.active += active.ids.len();
+            counted.marks.push((*shard, active.next_id));
+        }
+        counted
+    }
+
+    fn series_since(&self, tenant: &TenantId, counted: &CountedSeries) -> u64 {
+        let marks = counted.marks.iter();
+        let of = marks.filter_map(|(shard, next_id)| Some(self.readers.get(shard)?.series_since(tenant, *next_id)));
+        of.sum()
+    }
+
+    fn widest_label(&self, tenant: &TenantId) -> Option<WidestLabel> {
+        let readers: Vec<ShardReader> = self.readers.values().cloned().collect();
+        let (name, values) = widest_label(&readers, tenant)?;
+        Some(WidestLabel { name, values })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The one table of error codes, and what else every edge does alike.
 
 use hindcast_model::ids::BadTenant;
-use hindcast_model::{Class, Classify, Labels, Positions, TenantId};
+use hindcast_model::{Class, Classify, Labels, Positions, SpanNs, TenantId};
 
 use crate::v1;
 
@@ -47,9 +47,14 @@ pub fn http_status(class: Class) -> u16 {
 }
 
 /// After how many seconds a client may try again, where trying again helps: `Retry-After` of HTTP.
-pub fn retry_after_secs(class: Class) -> Option<u64> {
-    let helps = matches!(http_status(class), 429 | 503);
-    helps.then_some(RETRY_SECS_DEFAULT)
+pub fn retry_after_secs<E: Classify>(error: &E) -> Option<u64> {
+    let helps = matches!(http_status(error.class()), 429 | 503);
+    // Rounded up: who comes earlier is refused again.
+    helps.then(|| retry_span(error).0.div_ceil(1_000_000_000).max(1))
+}
+
+fn retry_span<E: Classify>(error: &E) -> SpanNs {
+    error.retry_after().unwrap_or(SpanNs::from_secs(RETRY_SECS_DEFAULT))
 }
 
 /// A gRPC status from any classified error. `RESOURCE_EXHAUSTED` carries `google.rpc.RetryInfo`, without which OTLP clients drop
@@ -63,7 +68,8 @@ pub fn status<E: Classify + std::fmt::Display>(error: &E) -> tonic::Status {
     }
     let details = rpc_status(error).encode_to_vec();
     let mut status = tonic::Status::with_details(plain.code(), plain.message(), details.into());
-    status.metadata_mut().insert("retry-after", RETRY_SECS_DEFAULT.into());
+    let secs = retry_after_secs(error).unwrap_or(RETRY_SECS_DEFAULT);
+    status.metadata_mut().insert("retry-after", secs.into());
     status
 }
 
@@ -108,10 +114,11 @@ pub const RETRY_INFO_TYPE: &str = "type.googleapis.com/google.rpc.RetryInfo";
 pub fn rpc_status<E: Classify + std::fmt::Display>(error: &E) -> RpcStatus {
     use prost::Message;
     let class = error.class();
+    let span = retry_span(error).0;
     let retry = RetryInfo {
         retry_delay: Some(Delay {
-            seconds: RETRY_SECS_DEFAULT as i64,
-            nanos: 0,
+            seconds: (span / 1_000_000_000) as i64,
+            nanos: (span % 1_000_000_000) as i32,
         }),
     };
     let detail = RpcDetail {
@@ -202,6 +209,25 @@ mod tests {
         }
     }
 
+    /// To be tried again after a time that is known.
+    #[derive(Debug)]
+    struct Soon(SpanNs);
+
+    impl std::fmt::Display for Soon {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("soon")
+        }
+    }
+
+    impl Classify for Soon {
+        fn class(&self) -> Class {
+            Class::RetryLater
+        }
+        fn retry_after(&self) -> Option<SpanNs> {
+            Some(self.0)
+        }
+    }
+
     #[test]
     fn who_may_try_again_is_told_when_in_every_protocol() {
         for class in [
@@ -218,13 +244,18 @@ mod tests {
             Class::Internal,
         ] {
             let is_busy = matches!(http_status(class), 429 | 503);
-            assert_eq!(retry_after_secs(class).is_some(), is_busy, "{class:?}");
+            assert_eq!(retry_after_secs(&Of(class)).is_some(), is_busy, "{class:?}");
             let status = status(&Of(class));
             let is_exhausted = status.code() == tonic::Code::ResourceExhausted;
             let told = retry_info_of(&status);
             assert_eq!(told.is_some(), is_exhausted, "{class:?}");
             assert!(told.is_none_or(|t| t.as_secs() == RETRY_SECS_DEFAULT));
         }
+        let soon = Soon(SpanNs::from_ms(1_250));
+        assert_eq!(retry_after_secs(&soon), Some(2), "in whole seconds, and not too early");
+        let told = status(&soon);
+        assert_eq!(retry_info_of(&told), Some(std::time::Duration::from_millis(1_250)));
+        assert_eq!(told.metadata().get("retry-after").unwrap(), "2");
         let noise = tonic::Status::with_details(tonic::Code::ResourceExhausted, "", vec![0xff; 9].into());
         assert_eq!(retry_info_of(&noise), None);
     }

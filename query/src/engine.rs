@@ -15,6 +15,7 @@ use crate::{load, logs, piped};
 use hindcast_logql::{LogSelector, Metric, Pipeline, Stage};
 use hindcast_model::{Class, Classify, Labels, Positions, ResourceId, SpanNs, TenantId, TimestampNs};
 use hindcast_promql::{AggregateOp, Expr, ParseError, QueryRange, ValueType};
+use hindcast_storage::cardinality::Cardinality;
 use hindcast_storage::read::{Direction, LabelTexts};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -315,6 +316,21 @@ impl Engine {
     /// Label sets, sorted.
     pub async fn series(&self, q: &LabelsQuery) -> Result<Answer<Vec<Labels>>, QueryError> {
         let (value, completeness) = self.shards.label_sets(self.labels_request(q)?).await?;
+        Ok(Answer {
+            value,
+            completeness,
+            warnings: vec![],
+        })
+    }
+
+    /// What a tenant's active series are.
+    pub async fn cardinality(
+        &self,
+        tenant: &TenantId,
+        now: TimestampNs,
+        entries: usize,
+    ) -> Result<Answer<Cardinality>, QueryError> {
+        let (value, completeness) = self.shards.cardinality(tenant, now, entries).await?;
         Ok(Answer {
             value,
             completeness,

@@ -5,6 +5,7 @@ use crate::reduce::Reduction;
 use hindcast_model::{
     Class, Classify, Labels, Matcher, Owner, Positions, ResourceId, Slot, SpanNs, TenantId, TimestampNs,
 };
+use hindcast_storage::cardinality::{ACTIVE_SPAN, Cardinality};
 use hindcast_storage::logs::Filter;
 use hindcast_storage::read::{Direction, LabelTexts, SeriesData, StreamCounts, StreamData};
 use std::collections::BTreeSet;
@@ -328,6 +329,23 @@ pub trait Shards: Send + Sync {
             LabelTexts::Values(name) => sets.iter().filter_map(|l| l.get(name)).collect(),
         };
         Ok((texts.into_iter().map(str::to_owned).collect(), completeness))
+    }
+    /// What a tenant's active series are; each list with at most so many entries. Who can count without all the sets does.
+    async fn cardinality(
+        &self,
+        tenant: &TenantId,
+        now: TimestampNs,
+        entries: usize,
+    ) -> Result<(Cardinality, Completeness), ShardsError> {
+        let request = LabelsRequest {
+            tenant: tenant.clone(),
+            streams: false,
+            any_of: vec![vec![]],
+            from: now - ACTIVE_SPAN,
+            to: now,
+        };
+        let (sets, completeness) = self.label_sets(request).await?;
+        Ok((Cardinality::of_sets(&sets, entries), completeness))
     }
     /// Every source of every shard has sent event time up to here (silent ones aside).
     async fn complete_to(&self, tenant: &TenantId) -> Result<TimestampNs, ShardsError>;

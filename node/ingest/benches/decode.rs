@@ -5,14 +5,18 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use hindcast_ingest::syslog::{Devices, Message, Names, Settings, frame, parse};
-use hindcast_ingest::{LimitsContext, influx, syslog};
+use hindcast_ingest::{Bounds, LimitsContext, influx, syslog};
 use hindcast_model::{TenantId, TimestampNs};
 use jiff::tz::TimeZone;
 use std::hint::black_box;
 
 const MESSAGES: usize = 10_000;
 const NOW: TimestampNs = TimestampNs(1_700_000_000_000_000_000);
-const LIMITS: LimitsContext = LimitsContext { now: NOW, floor: None };
+const LIMITS: LimitsContext = LimitsContext {
+    now: NOW,
+    floor: None,
+    bounds: Bounds::DEFAULT,
+};
 const APPS: [&str; 5] = ["sshd", "nginx", "postgres", "kernel", "CRON"];
 
 /// Of 50 hosts, with texts of about 80 bytes.

@@ -4,10 +4,11 @@
 //! same as none. Times: at most `FUTURE_SPAN_MAX` ahead of `now`, and not before the floor (the oldest that
 //! retention keeps), where there is one.
 
+use crate::new_series::WidestLabel;
 use hindcast_model::limits::{
     FUTURE_SPAN_MAX, LABEL_NAME_BYTES_MAX, LABEL_VALUE_BYTES_MAX, LABELS_MAX, LINE_BYTES_MAX,
 };
-use hindcast_model::{METRIC_NAME, TimestampNs};
+use hindcast_model::{LogLine, METRIC_NAME, TimestampNs};
 use hindcast_proto::history::HISTORY_LABEL;
 use hindcast_proto::topology::TOPOLOGY_LABEL;
 use hindcast_proto::trace::TRACE_LABEL;
@@ -22,15 +23,97 @@ pub const METADATA_BYTES_MAX: usize = 64 * 1024;
 /// How much of a name or value is repeated in a message.
 const SHOWN_CHARS_MAX: usize = 200;
 
-/// What a check needs to know of time.
+/// How large parts of a request may be: at most what `hindcast_model::limits` names, and less where the file of limits says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    pub labels_max: usize,
+    pub label_value_bytes_max: usize,
+    pub line_bytes_max: usize,
+    /// Longer lines are cut, once they are masked, instead of refused.
+    pub cuts_lines: bool,
+}
+
+impl Bounds {
+    pub const DEFAULT: Self = Self {
+        labels_max: LABELS_MAX,
+        label_value_bytes_max: LABEL_VALUE_BYTES_MAX,
+        line_bytes_max: LINE_BYTES_MAX,
+        cuts_lines: false,
+    };
+
+    /// The beginning of a text, as much of it as a line may have. The whole text where longer ones are refused.
+    #[inline]
+    pub(crate) fn cut<'t>(&self, text: &'t str) -> &'t str {
+        match self.cuts_lines && text.len() > self.line_bytes_max {
+            true => &text[..text.floor_char_boundary(self.line_bytes_max)],
+            false => text,
+        }
+    }
+
+    /// Cuts lines that are longer than one may be, between characters; says so in metadata of the name `mark`, if there is one. How
+    /// many were cut. What was refused is not here any more: so nothing happens where lines are not to be cut.
+    pub fn cut_lines(&self, lines: &mut [LogLine], mark: Option<&str>) -> u64 {
+        let mut cut = 0;
+        for l in lines.iter_mut().filter(|l| l.line.len() > self.line_bytes_max) {
+            let mut end = self.line_bytes_max;
+            while end > 0 && l.line[end] & 0xc0 == 0x80 {
+                end -= 1;
+            }
+            l.line.truncate(end);
+            if let Some(mark) = mark
+                && let Err(at) = l.metadata.binary_search_by(|(n, _)| n.as_str().cmp(mark))
+            {
+                l.metadata.insert(at, (mark.to_owned(), "true".to_owned()));
+            }
+            cut += 1;
+        }
+        cut
+    }
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+/// What a check needs to know of time, and of the tenant's limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LimitsContext {
     pub now: TimestampNs,
     /// The oldest instant that the tenant keeps; `None` keeps everything.
     pub floor: Option<TimestampNs>,
+    pub bounds: Bounds,
+}
+
+/// A bound, and who set it where it was not this program.
+fn of_limits(max: usize, most: usize, name: &str) -> String {
+    match max == most {
+        true => max.to_string(),
+        false => format!("{max} ({name} in the file of limits)"),
+    }
+}
+
+fn too_many_series(max: u64, widest: Option<&WidestLabel>) -> String {
+    let cause = widest.map_or(String::new(), |w| {
+        format!(": label {:?} has {} values", shown(&w.name), w.values)
+    });
+    format!(
+        "it would be a new series, and the tenant has its {max} active ones (active_series_max in the file of limits){cause}"
+    )
 }
 
 impl LimitsContext {
+    /// Checks labels as they came, before duplicates are folded. `of_series`: a metric's, which need a name.
+    pub fn labels<S: AsRef<str>>(&self, pairs: &[(S, S)], of_series: bool) -> Result<(), Refusal> {
+        labels(pairs, of_series, &self.bounds)
+    }
+
+    /// Checks one line and its metadata.
+    pub fn line<S: AsRef<str>>(&self, line_bytes: usize, metadata: &[(S, S)]) -> Result<(), Refusal> {
+        line(line_bytes, metadata, &self.bounds)
+    }
+
     pub fn time(&self, at: TimestampNs) -> Result<(), Refusal> {
         if at > self.now + FUTURE_SPAN_MAX {
             return Err(Refusal::TooFarAhead { at, now: self.now });
@@ -55,26 +138,28 @@ pub enum Refusal {
     NoLabels,
     #[error("it has no label __name__")]
     NoName,
-    #[error("it has {labels} labels, more than {LABELS_MAX}")]
-    TooManyLabels { labels: usize },
+    #[error("it has {labels} labels, more than {}", of_limits(*.max, LABELS_MAX, "labels_max"))]
+    TooManyLabels { labels: usize, max: usize },
     #[error("a label name is empty or has control characters: {name:?}")]
     BadLabelName { name: String },
     #[error("the label name {name:?} takes {bytes} bytes, more than {LABEL_NAME_BYTES_MAX}")]
     LabelNameTooLong { name: String, bytes: usize },
-    #[error("the value of label {name:?} takes {bytes} bytes, more than {LABEL_VALUE_BYTES_MAX}")]
-    LabelValueTooLong { name: String, bytes: usize },
+    #[error("the value of label {name:?} takes {bytes} bytes, more than {}", of_limits(*.max, LABEL_VALUE_BYTES_MAX, "label_value_bytes_max"))]
+    LabelValueTooLong { name: String, bytes: usize, max: usize },
     #[error("the label {name:?} is given twice")]
     LabelTwice { name: String },
     #[error("the label {name:?} is reserved for records of Hindcast's own")]
     Reserved { name: String },
     #[error("the labels cannot be read: {why}")]
     BadLabels { why: String },
-    #[error("the line takes {bytes} bytes, more than {LINE_BYTES_MAX}")]
-    LineTooLong { bytes: usize },
+    #[error("the line takes {bytes} bytes, more than {}", of_limits(*.max, LINE_BYTES_MAX, "line_bytes_max"))]
+    LineTooLong { bytes: usize, max: usize },
     #[error(
         "the line has {entries} metadata entries of {bytes} bytes, more than {METADATA_MAX} or {METADATA_BYTES_MAX} bytes"
     )]
     MetadataTooLarge { entries: usize, bytes: usize },
+    #[error("{}", too_many_series(*.max, .widest.as_ref()))]
+    TooManySeries { max: u64, widest: Option<WidestLabel> },
     #[error("its time {} is more than {FUTURE_SPAN_MAX} ahead of {}; check the sender's clock", rfc3339(.at), rfc3339(.now))]
     TooFarAhead { at: TimestampNs, now: TimestampNs },
     #[error("its time {} is older than {}, the oldest that is kept", rfc3339(.at), rfc3339(.floor))]
@@ -112,7 +197,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every code, for counters.
-    pub const CODES: [&'static str; 26] = [
+    pub const CODES: [&'static str; 27] = [
         "no_labels",
         "no_name",
         "too_many_labels",
@@ -139,6 +224,7 @@ impl Refusal {
         "bad_line",
         "text_value",
         "bad_span",
+        "too_many_series",
     ];
 
     /// A short, stable name of the reason, for counters.
@@ -171,6 +257,7 @@ impl Refusal {
             Self::TextValue => "text_value",
             Self::Hinted { why, .. } => why.code(),
             Self::BadSpan { .. } => "bad_span",
+            Self::TooManySeries { .. } => "too_many_series",
         }
     }
 }
@@ -260,19 +347,21 @@ pub(crate) fn cut(text: &str, bytes_max: usize) -> String {
     format!("{}…", &text[..text.floor_char_boundary(bytes_max - '…'.len_utf8())])
 }
 
-/// Checks labels as they came, before duplicates are folded. `of_series`: a metric's, which need a name.
-pub fn labels<S: AsRef<str>>(pairs: &[(S, S)], of_series: bool) -> Result<(), Refusal> {
+fn labels<S: AsRef<str>>(pairs: &[(S, S)], of_series: bool, bounds: &Bounds) -> Result<(), Refusal> {
     let mut present = 0;
     let mut named = false;
     for (name, value) in pairs {
         let (name, value) = (name.as_ref(), value.as_ref());
-        label(name, value)?;
+        label(name, value, bounds)?;
         present += usize::from(!value.is_empty());
         named |= name == METRIC_NAME && !value.is_empty();
     }
     match present {
         0 => return Err(Refusal::NoLabels),
-        n if n > LABELS_MAX => return Err(Refusal::TooManyLabels { labels: n }),
+        labels if labels > bounds.labels_max => {
+            let max = bounds.labels_max;
+            return Err(Refusal::TooManyLabels { labels, max });
+        }
         _ => {}
     }
     if of_series && !named {
@@ -281,7 +370,7 @@ pub fn labels<S: AsRef<str>>(pairs: &[(S, S)], of_series: bool) -> Result<(), Re
     twice(pairs)
 }
 
-fn label(name: &str, value: &str) -> Result<(), Refusal> {
+fn label(name: &str, value: &str, bounds: &Bounds) -> Result<(), Refusal> {
     let bytes = name.len();
     if bytes > LABEL_NAME_BYTES_MAX {
         return Err(Refusal::LabelNameTooLong {
@@ -295,10 +384,11 @@ fn label(name: &str, value: &str) -> Result<(), Refusal> {
     if [HISTORY_LABEL, TOPOLOGY_LABEL, TRACE_LABEL].contains(&name) {
         return Err(Refusal::Reserved { name: name.to_owned() });
     }
-    if value.len() > LABEL_VALUE_BYTES_MAX {
+    if value.len() > bounds.label_value_bytes_max {
         return Err(Refusal::LabelValueTooLong {
             name: name.to_owned(),
             bytes: value.len(),
+            max: bounds.label_value_bytes_max,
         });
     }
     Ok(())
@@ -315,10 +405,11 @@ fn twice<S: AsRef<str>>(pairs: &[(S, S)]) -> Result<(), Refusal> {
     names.windows(2).find(|w| w[0] == w[1]).map_or(Ok(()), |w| again(w[0]))
 }
 
-/// Checks one line and its metadata.
-pub fn line<S: AsRef<str>>(line_bytes: usize, metadata: &[(S, S)]) -> Result<(), Refusal> {
-    if line_bytes > LINE_BYTES_MAX {
-        return Err(Refusal::LineTooLong { bytes: line_bytes });
+fn line<S: AsRef<str>>(bytes: usize, metadata: &[(S, S)], bounds: &Bounds) -> Result<(), Refusal> {
+    // A line that is to be cut is masked first, and no longer than its request.
+    if bytes > bounds.line_bytes_max && !bounds.cuts_lines {
+        let max = bounds.line_bytes_max;
+        return Err(Refusal::LineTooLong { bytes, max });
     }
     let bytes = metadata.iter().map(|(n, v)| n.as_ref().len() + v.as_ref().len()).sum();
     if metadata.len() > METADATA_MAX || bytes > METADATA_BYTES_MAX {
@@ -344,7 +435,7 @@ mod tests {
 
     fn check(pairs: &[(&str, &str)], expect: Expect) {
         let pairs: Vec<_> = pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
-        let got = labels(&pairs, true);
+        let got = labels(&pairs, true, &Bounds::DEFAULT);
         expect.assert_eq(&got.map_or_else(|e| format!("{}: {e}", e.code()), |()| "kept".into()));
     }
 
@@ -386,10 +477,14 @@ mod tests {
                 .chain(rest)
                 .collect()
         };
+        let labels = |pairs: &[(String, String)], of_series| labels(pairs, of_series, &Bounds::DEFAULT);
         assert_eq!(labels(&pairs(LABELS_MAX), true), Ok(()));
         assert_eq!(
             labels(&pairs(LABELS_MAX + 1), true),
-            Err(Refusal::TooManyLabels { labels: LABELS_MAX + 1 })
+            Err(Refusal::TooManyLabels {
+                labels: LABELS_MAX + 1,
+                max: LABELS_MAX
+            })
         );
         let named = |len: usize| vec![("n".repeat(len), "v".to_owned())];
         assert_eq!(labels(&named(LABEL_NAME_BYTES_MAX), false), Ok(()));
@@ -397,7 +492,8 @@ mod tests {
             labels(&named(LABEL_NAME_BYTES_MAX + 1), false),
             Err(Refusal::LabelNameTooLong { bytes: 129, .. })
         ));
-        let none: &[(&str, &str)] = &[];
+        let none: &[(String, String)] = &[];
+        let line = |bytes, metadata: &[(String, String)]| line(bytes, metadata, &Bounds::DEFAULT);
         assert_eq!(line(LINE_BYTES_MAX, none), Ok(()));
         assert!(line(LINE_BYTES_MAX + 1, none).is_err());
         let metadata = vec![("k".to_owned(), "v".to_owned()); METADATA_MAX];
@@ -411,6 +507,7 @@ mod tests {
         let limits = LimitsContext {
             now,
             floor: Some(TimestampNs::from_secs(1000)),
+            bounds: Bounds::DEFAULT,
         };
         assert_eq!(limits.time(now + FUTURE_SPAN_MAX), Ok(()));
         assert!(matches!(
@@ -422,7 +519,7 @@ mod tests {
             limits.time(TimestampNs(999_999_999_999)),
             Err(Refusal::TooOld { .. })
         ));
-        let keeps_all = LimitsContext { now, floor: None };
+        let keeps_all = LimitsContext { floor: None, ..limits };
         assert_eq!(keeps_all.time(TimestampNs::MIN), Ok(()));
     }
 

@@ -282,6 +282,7 @@ mod tests {
         LimitsContext {
             now: TimestampNs::from_secs(secs),
             floor: None,
+            bounds: crate::check::Bounds::DEFAULT,
         }
     }
 
@@ -434,7 +435,7 @@ mod tests {
             let metric = Metric { name: &name, kind: MetricType::Info, help: &help, unit: &unit };
             let labels = metric.labels();
             let pairs: Vec<_> = labels.iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
-            prop_assert_eq!(crate::check::labels(&pairs, true), Ok(()));
+            prop_assert_eq!(at(0).labels(&pairs, true), Ok(()));
             prop_assert!(labels.value(HELP).len() <= HELP_BYTES_MAX && labels.value(UNIT).len() <= UNIT_BYTES_MAX);
             if help.len() <= HELP_BYTES_MAX {
                 prop_assert_eq!(labels.value(HELP), help.as_str());

@@ -4,7 +4,7 @@
 //! Bounds: of one request [`EXEMPLARS_MAX`] and [`EXEMPLARS_BYTES_MAX`]; of the labels of one, the 128 characters that OpenMetrics
 //! allows. What is beyond, or has a time that cannot be, is left out and counted: the samples are not to blame.
 
-use crate::{LimitsContext, check};
+use crate::LimitsContext;
 use hindcast_model::{Labels, LogLine, Owner, StreamBlock, TimestampNs};
 use hindcast_proto::trace::{EXEMPLAR, METRIC_LABEL, TRACE_LABEL, exemplar_line};
 use std::collections::BTreeMap;
@@ -52,7 +52,7 @@ impl Exemplars {
             return None;
         }
         let line = exemplar_line(series, value);
-        check::line(line.len(), &labels).ok()?;
+        limits.line(line.len(), &labels).ok()?;
         let line = LogLine {
             at,
             line: line.into(),

@@ -5,7 +5,10 @@ use crate::intake::Ids;
 use crate::otlp::{self, DeltaState, LogsRequest, MetricsRequest, TracesRequest};
 use crate::own::SeriesRefs;
 use crate::remote_write::Version;
-use crate::{Books, Described, LimitsContext, Naming, Protocol, SeriesCache, influx, loki, own, remote_write, syslog};
+use crate::{
+    Books, Described, LimitsContext, Naming, Protocol, SeriesCache, influx, loki, own, remote_write, syslog,
+    tenant_limits,
+};
 use bytes::Bytes;
 use hindcast_env::fuzz::Target;
 use hindcast_model::{Labels, Owner, ShardId, ShardMap, Slot, TenantId, TimestampNs};
@@ -88,15 +91,41 @@ pub const TARGETS: &[Target] = &[
         seeds: influx_seeds,
     },
     Target {
+        name: "ingest-limits",
+        run: limits_file,
+        seeds: limits_seeds,
+    },
+    Target {
         name: "ingest-decompress",
         run: compressed,
         seeds: compressed_seeds,
     },
 ];
 
+fn limits_file(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(limits) = tenant_limits::parse("limits.yml", text) {
+        for of in limits.tenants.values().chain([&limits.default]) {
+            let rates = [of.samples, of.log_bytes];
+            assert!(rates.iter().flatten().all(|r| r.per_second > 0 && r.burst > 0));
+            assert!(of.bounds.line_bytes_max > 0 && of.bounds.labels_max >= tenant_limits::LABELS_MIN);
+        }
+    }
+}
+
+fn limits_seeds() -> Vec<Vec<u8>> {
+    let whole = "default: {samples_per_second: 50000, log_bytes_per_second: 4MiB, active_series_max: 10}
+                 tenants:\n  a: {labels_max: 20, label_value_bytes_max: 1KiB, line_bytes_max: none, lines_too_long: cut}\n  b:\n";
+    vec![
+        whole.as_bytes().to_vec(),
+        b"tenants: {a: {samples_per_second: 1, samples_burst: 5}}".to_vec(),
+    ]
+}
+
 const LIMITS: LimitsContext = LimitsContext {
     now: TimestampNs(1_700_000_000_000_000_000),
     floor: None,
+    bounds: crate::check::Bounds::DEFAULT,
 };
 const NOW_MS: i64 = 1_700_000_000_000;
 
@@ -129,6 +158,7 @@ fn with_books(naming: Naming, mut read: impl FnMut(&TenantId, &Books<'_>)) {
         cache: &cache,
         described: &described,
         naming,
+        new_series: None,
         masker: None,
     };
     let tenant = TenantId::default();

@@ -279,7 +279,7 @@ impl Lines<'_> {
                 hint: self.unit_hint(time),
             },
         });
-        let fits = in_time.and_then(|()| check::labels(&pairs, true));
+        let fits = in_time.and_then(|()| self.limits.labels(&pairs, true));
         let (mut kept, mut names) = (vec![], BTreeSet::new());
         for (field, value) in &line.fields {
             let Value::Number(value) = value else { continue };
@@ -289,7 +289,7 @@ impl Lines<'_> {
             };
             let mut fits = fits
                 .clone()
-                .and_then(|()| check::labels(&[(METRIC_NAME, name.as_str())], true));
+                .and_then(|()| self.limits.labels(&[(METRIC_NAME, name.as_str())], true));
             if fits.is_ok() && !names.insert(name.clone()) {
                 // Two samples of one time would leave one of them, and nobody would know which.
                 let why = format!(
@@ -558,6 +558,7 @@ mod tests {
     const LIMITS: LimitsContext = LimitsContext {
         now: TimestampNs(1_700_000_000_123_456_789),
         floor: None,
+        bounds: crate::check::Bounds::DEFAULT,
     };
 
     fn read(body: &str, precision: Precision) -> Read {

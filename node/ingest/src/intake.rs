@@ -10,6 +10,7 @@
 //! - Of one series, samples of equal times keep their order.
 //! - Every number among `Numbers::Ids` of a share was given in the share's epoch.
 
+use crate::new_series::{CountedSeries, WidestLabel};
 use hindcast_model::resource::Edge;
 use hindcast_model::{Batch, BatchId, Labels, LogLine, Owner, Resource, Sample, ShardId, Slot, TenantId, TimestampNs};
 use std::collections::BTreeMap;
@@ -32,6 +33,24 @@ pub trait Ids: Send + Sync {
         streams: bool,
         wanted: &[(&Labels, &Owner)],
     ) -> (u64, Vec<Option<u32>>);
+
+    /// Active series of a tenant: looks at all of them.
+    fn active_series(&self, tenant: &TenantId, now: TimestampNs) -> CountedSeries {
+        let _ = (tenant, now);
+        CountedSeries::default()
+    }
+
+    /// How many series of a tenant are new since they were counted.
+    fn series_since(&self, tenant: &TenantId, counted: &CountedSeries) -> u64 {
+        let _ = (tenant, counted);
+        0
+    }
+
+    /// The label with the most values among a tenant's series: may look at all of these values.
+    fn widest_label(&self, tenant: &TenantId) -> Option<WidestLabel> {
+        let _ = tenant;
+        None
+    }
 }
 
 /// What numbers stand for.
@@ -285,6 +304,11 @@ impl Intake {
             shares: vec![],
             last: 0,
         }
+    }
+
+    /// Bytes of all lines with their metadata.
+    pub fn text_bytes(&self) -> usize {
+        self.shares.iter().map(|s| s.text.len()).sum()
     }
 
     /// Whether there is nothing to store.

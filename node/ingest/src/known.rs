@@ -130,6 +130,11 @@ pub(crate) struct Learned<'m> {
 }
 
 impl SeriesCache {
+    /// Forgets everything: what is known is not checked against limits again.
+    pub fn forget(&self) {
+        *self.inner.write() = Inner::default();
+    }
+
     pub fn new(bytes_max: usize) -> Self {
         Self {
             inner: RwLock::default(),

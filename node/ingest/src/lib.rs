@@ -27,18 +27,21 @@ pub mod influx;
 pub mod intake;
 mod known;
 pub mod loki;
+pub mod new_series;
 pub mod otlp;
 pub mod own;
 mod owners;
+pub mod rates;
 pub mod remote_write;
 pub mod scraped;
 pub mod syslog;
+pub mod tenant_limits;
 #[cfg(test)]
 pub(crate) mod testing;
 mod walk;
 mod wire;
 
-pub use check::{LimitsContext, Refusal, Rejected, Rejections};
+pub use check::{Bounds, LimitsContext, Refusal, Rejected, Rejections};
 pub use described::{Described, Due};
 pub use error::{AdaptError, Protocol};
 pub use exemplars::{EXEMPLAR_CHARS_MAX, EXEMPLARS_BYTES_MAX, EXEMPLARS_MAX};

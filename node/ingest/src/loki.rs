@@ -161,7 +161,7 @@ fn to_batch(tenant: &TenantId, pushed: Vec<Pushed>, limits: &LimitsContext) -> A
     let mut rejected = Rejections::default();
     let mut seen = Seen::default();
     for Pushed { shown, labels, lines } in pushed {
-        match name_labels(tenant, labels, &[], false) {
+        match name_labels(tenant, labels, &[], false, limits) {
             Ok(named) => {
                 seen.note(&named.resource);
                 batch.streams.extend(keep_lines(named, lines, limits, &mut rejected));
@@ -249,7 +249,7 @@ mod tests {
     proptest! {
         #[test]
         fn random_input_never_panics(text in ".{0,60}", body in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let limits = LimitsContext { now: TimestampNs(0), floor: None };
+            let limits = LimitsContext { now: TimestampNs(0), floor: None, bounds: crate::check::Bounds::DEFAULT };
             let _ = parse_labels(&text);
             let _ = parse_labels(&format!("{{a=\"{text}"));
             let _ = adapt_json(&TenantId::default(), text.as_bytes(), &limits);
@@ -315,7 +315,7 @@ mod tests {
             };
             let push = Push { streams: streams.iter().map(of).collect() };
             let body = prost::Message::encode_to_vec(&push);
-            let limits = LimitsContext { now: TimestampNs::from_secs(1 << 32), floor: None };
+            let limits = LimitsContext { now: TimestampNs::from_secs(1 << 32), floor: None, bounds: crate::check::Bounds::DEFAULT };
             let (desk, tenant) = (crate::testing::Desk::new(1), TenantId::default());
             for _ in 0..2 {
                 let read = |naming| read_protobuf(&tenant, &body, &limits, &desk.books(naming)).unwrap();

@@ -1,6 +1,6 @@
 //! Labels as they are stored, and whose they are: checked, completed from the resource's attributes, with an owner.
 
-use crate::Refusal;
+use crate::{LimitsContext, Refusal};
 use hindcast_model::{Batch, Labels, Owner, Resource, ResourceId, TenantId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -95,8 +95,9 @@ pub(crate) fn name_labels(
     pairs: Vec<(String, String)>,
     attrs: &[(String, String)],
     of_series: bool,
+    limits: &LimitsContext,
 ) -> Result<Named, Refusal> {
-    crate::check::labels(&pairs, of_series)?;
+    limits.labels(&pairs, of_series)?;
     let labels = Labels::new(pairs);
     let named = Named::new(tenant, labels, attrs);
     if attrs.is_empty() {
@@ -107,7 +108,7 @@ pub(crate) fn name_labels(
     } else {
         crate::identity::fill_stream(&named.labels, attrs)
     };
-    crate::check::labels(&filled.iter().collect::<Vec<_>>(), of_series)?;
+    limits.labels(&filled.iter().collect::<Vec<_>>(), of_series)?;
     Ok(Named {
         labels: filled,
         ..named

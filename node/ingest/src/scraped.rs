@@ -4,7 +4,7 @@
 //! with the reason; the others of the scrape are stored. The caller names the batches.
 
 use crate::owners::{Named, Seen};
-use crate::{Adapted, LimitsContext, Rejections, check};
+use crate::{Adapted, LimitsContext, Rejections};
 use hindcast_model::{Batch, Labels, Sample, SeriesBlock, TenantId};
 
 /// Makes a batch of rows, in their order. Each series stands there once.
@@ -15,7 +15,7 @@ pub fn adapt(tenant: &TenantId, rows: &[(Labels, Vec<Sample>)], limits: &LimitsC
     for (labels, samples) in rows {
         pairs.clear();
         pairs.extend(labels.iter());
-        if let Err(why) = check::labels(&pairs, true) {
+        if let Err(why) = limits.labels(&pairs, true) {
             rejected.add(samples.len() as u64, &why, || labels.to_string());
             continue;
         }
@@ -55,6 +55,7 @@ mod tests {
         let limits = LimitsContext {
             now: TimestampNs::from_secs(1_000),
             floor: Some(TimestampNs::from_secs(10)),
+            bounds: crate::check::Bounds::DEFAULT,
         };
         let sample = |secs, value| Sample {
             at: TimestampNs::from_secs(secs),

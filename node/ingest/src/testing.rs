@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 pub const LIMITS: LimitsContext = LimitsContext {
     now: TimestampNs::MAX,
     floor: None,
+    bounds: crate::check::Bounds::DEFAULT,
 };
 
 type Name = (ShardId, TenantId, bool, Labels, Owner);
@@ -196,6 +197,7 @@ impl Desk {
             cache: &self.cache,
             described: &self.described,
             naming,
+            new_series: None,
             masker: None,
         }
     }

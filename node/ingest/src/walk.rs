@@ -8,12 +8,12 @@
 //! What a request teaches goes into the cache only once the request was confirmed: until then its definitions and
 //! resources travel again.
 
-use crate::check;
 use crate::described::{Described, Due, Metric};
 use crate::exemplars::Exemplars;
 use crate::histogram::{self, Budget};
 use crate::intake::{Ids, Intake, Naming, Numbers, Piece, Rows, put_metadata, split_lines, split_samples};
 use crate::known::{Learned, Lookup, SeriesCache};
+use crate::new_series::{self, NewSeries};
 use crate::owners::{Named, Scope, Seen};
 use crate::remote_write::{self, native::Native as Histogram};
 use crate::wire::{LabelRun, Reader, WireError, label_run};
@@ -38,6 +38,8 @@ pub struct Books<'a> {
     pub naming: Naming,
     /// Hides personal data in lines; `None`: they stay as they are.
     pub masker: Option<&'a Masker>,
+    /// Says which new series may begin; `None`: all.
+    pub new_series: Option<&'a dyn NewSeries>,
 }
 
 /// A request, laid out for its shards.
@@ -52,6 +54,8 @@ pub struct Laid {
     /// Exemplars that came with samples and are among the lines.
     pub exemplars: u64,
     pub exemplars_left_out: u64,
+    /// Lines that were cut to the length that one may have.
+    pub lines_cut: u64,
 }
 
 /// Native histograms that are among the rows, and how many of these they are.
@@ -165,6 +169,8 @@ pub(crate) struct Layout<'a> {
     native: Native,
     pub due: Due,
     pub exemplars: Exemplars,
+    /// Lines that were cut to the length that one may have.
+    pub lines_cut: u64,
 }
 
 /// A set that is named, with the bytes by which it is remembered.
@@ -213,6 +219,7 @@ impl<'a> Layout<'a> {
             native: Native::default(),
             due: Due::default(),
             exemplars: Exemplars::default(),
+            lines_cut: 0,
         }
     }
 
@@ -332,7 +339,7 @@ impl<'a> Layout<'a> {
         names: &Names<'_>,
     ) -> Result<Option<General<'m, SeriesBlock>>, WireError> {
         self.is_news = true;
-        let named = crate::owners::name_labels(self.tenant, pairs, names.attrs, true);
+        let named = crate::owners::name_labels(self.tenant, pairs, names.attrs, true, self.limits);
         let histograms = match histograms {
             Some(fields) => self.natives(fields, named.as_ref().ok())?,
             None => 0,
@@ -386,7 +393,8 @@ impl<'a> Layout<'a> {
             METRIC_NAME => (n, name.as_str()),
             _ => (n, v),
         });
-        check::labels(&widest.chain([("le", "0")]).collect::<Vec<_>>(), true)?;
+        self.limits
+            .labels(&widest.chain([("le", "0")]).collect::<Vec<_>>(), true)?;
         self.budget.take(&named.labels, held.width())?;
         let buckets = held.buckets();
         let stale = histogram.is_stale();
@@ -408,6 +416,15 @@ impl<'a> Layout<'a> {
                 });
             },
         );
+        // All of a histogram or nothing: one without some of its buckets would be another one.
+        if let Some(gate) = self.books.new_series {
+            let sets: Vec<_> = self.of_native[before..].iter().map(|b| (&b.labels, &b.owner)).collect();
+            let refused = new_series::refused(self.books.ids, gate, self.books.naming, self.tenant, &sets);
+            if let Some(why) = refused.into_iter().flatten().next() {
+                self.of_native.truncate(before);
+                return Err(why);
+            }
+        }
         self.native.histograms += 1;
         self.native.rows += (self.of_native.len() - before) as u64;
         Ok(())
@@ -430,8 +447,22 @@ impl<'a> Layout<'a> {
         self.place_series(general.collect(), scope);
     }
 
-    fn place_series(&mut self, blocks: Vec<General<'_, SeriesBlock>>, scope: &Arc<Scope>) {
+    fn place_series(&mut self, mut blocks: Vec<General<'_, SeriesBlock>>, scope: &Arc<Scope>) {
         let ids = self.books.ids;
+        if let Some(gate) = self.books.new_series {
+            let sets: Vec<_> = blocks.iter().map(|g| (&g.block.labels, &g.block.owner)).collect();
+            let refused = new_series::refused(ids, gate, self.books.naming, self.tenant, &sets);
+            let mut refused = refused.into_iter();
+            blocks.retain(|g| match refused.next().flatten() {
+                None => true,
+                Some(why) => {
+                    let labels = &g.block.labels;
+                    self.rejected
+                        .add(g.block.samples.len() as u64, &why, || labels.to_string());
+                    false
+                }
+            });
+        }
         let (mut pieces, mut of_block) = (vec![], vec![]);
         for (i, g) in blocks.iter().enumerate() {
             split_samples(ids, &g.block.labels, g.block.owner, &g.block.samples, &mut pieces);
@@ -539,7 +570,7 @@ impl<'a> Layout<'a> {
             self.late.insert((hit.shard, true, id));
             return false;
         };
-        if lines == 0 {
+        if lines.taken == 0 {
             share.streams.truncate(before.0);
         }
         if hit.is_old() {
@@ -551,7 +582,8 @@ impl<'a> Layout<'a> {
                 id: Some(id),
             });
         }
-        self.intake.lines += lines;
+        self.intake.lines += lines.taken;
+        self.lines_cut += lines.cut;
         true
     }
 
@@ -567,7 +599,8 @@ impl<'a> Layout<'a> {
         };
         let lines = read_lines::<F>(rest)?;
         let named = F::labels(message)?;
-        let named = named.and_then(|pairs| crate::owners::name_labels(self.tenant, pairs, names.attrs, false));
+        let limits = self.limits;
+        let named = named.and_then(|pairs| crate::owners::name_labels(self.tenant, pairs, names.attrs, false, limits));
         let Some(named) = keep_named(named, lines.len(), &mut self.rejected, || F::shown(message)) else {
             return Ok(None);
         };
@@ -575,6 +608,9 @@ impl<'a> Layout<'a> {
         let mut block = keep_lines(named, lines, self.limits, &mut self.rejected);
         if let (Some(masks), Some(block)) = (&mut self.masks, &mut block) {
             masks.lines(&mut block.lines);
+        }
+        if let Some(block) = &mut block {
+            self.lines_cut += self.limits.bounds.cut_lines(&mut block.lines, None);
         }
         Ok(block.map(|block| General { raw, block }))
     }
@@ -619,8 +655,16 @@ impl<'a> Layout<'a> {
             due: self.due,
             exemplars,
             exemplars_left_out,
+            lines_cut: self.lines_cut,
         }
     }
+}
+
+/// How many lines were appended, and how many of them are cut.
+#[derive(Default)]
+struct KnownLines {
+    taken: u64,
+    cut: u64,
 }
 
 /// Appends lines that are all allowed; `None`, with some of them appended, when any is unusual or refused.
@@ -630,33 +674,37 @@ fn known_lines<'m, F: LineForm>(
     limits: &LimitsContext,
     masks: &mut Option<Session<'_>>,
     share: &mut crate::intake::Share,
-) -> Option<u64> {
+) -> Option<KnownLines> {
     let mut reader = Reader::new(rest);
     let mut metadata = vec![];
-    let mut lines = 0;
+    let mut lines = KnownLines::default();
     while let Some((number, field)) = reader.next().ok()? {
         match number {
             1 => return None,
             2 => {
                 F::line(field.bytes("a line").ok()?, view).ok()?;
                 limits.time(TimestampNs(view.at_ns)).ok()?;
-                check::line(view.text.len(), &view.metadata).ok()?;
+                limits.line(view.text.len(), &view.metadata).ok()?;
                 metadata.clear();
                 match masks {
                     None => {
                         put_metadata(&mut metadata, view.metadata.iter().copied());
-                        share.line(view.at_ns, view.text.as_bytes(), &metadata);
+                        let text = limits.bounds.cut(view.text);
+                        lines.cut += u64::from(text.len() < view.text.len());
+                        share.line(view.at_ns, text.as_bytes(), &metadata);
                     }
                     Some(masks) => {
                         for (name, value) in &view.metadata {
                             let value = masks.mask_str(value).unwrap_or(value);
                             put_metadata(&mut metadata, std::iter::once((*name, value)));
                         }
-                        let text = masks.mask_str(view.text).unwrap_or(view.text);
+                        let masked = masks.mask_str(view.text).unwrap_or(view.text);
+                        let text = limits.bounds.cut(masked);
+                        lines.cut += u64::from(text.len() < masked.len());
                         share.line(view.at_ns, text.as_bytes(), &metadata);
                     }
                 }
-                lines += 1;
+                lines.taken += 1;
             }
             _ => {}
         }
@@ -739,7 +787,7 @@ pub(crate) fn keep_lines(
     rejected: &mut Rejections,
 ) -> Option<StreamBlock> {
     lines.retain(|l| {
-        let fits = limits.time(l.at).and_then(|()| check::line(l.line.len(), &l.metadata));
+        let fits = limits.time(l.at).and_then(|()| limits.line(l.line.len(), &l.metadata));
         fits.inspect_err(|why| rejected.add(1, why, || named.labels.to_string()))
             .is_ok()
     });

@@ -8,6 +8,7 @@
 //! repair (the node knows from here which files are damaged, and is sent a snapshot by a peer).
 
 pub mod aggregate;
+pub mod cardinality;
 mod codec;
 mod cold;
 mod compaction;

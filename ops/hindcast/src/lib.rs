@@ -60,6 +60,10 @@ enum Command {
     Rules(cli::rules::RulesArgs),
     /// Shows what a Prometheus configuration would scrape.
     Scrape(cli::scrape::ScrapeArgs),
+    /// Counts a tenant's active series by metric and label, against its limit.
+    Cardinality(cli::cardinality::CardinalityArgs),
+    /// Checks a file of limits of tenants.
+    Limits(cli::limits::LimitsArgs),
     /// Shows nodes and Raft groups; adds, moves and removes nodes.
     Cluster(cli::cluster::ClusterArgs),
     /// Makes certificates: for a cluster, its nodes and its clients.
@@ -146,6 +150,8 @@ async fn run(command: Command) -> cli::Done {
         Command::Masking(args) => cli::masking::run(args).await,
         Command::Rules(args) => cli::rules::run(args).await,
         Command::Scrape(args) => cli::scrape::run(args).await,
+        Command::Cardinality(args) => cli::cardinality::run(args).await,
+        Command::Limits(args) => cli::limits::run(args),
         Command::Cluster(args) => cli::cluster::run(args).await,
         Command::Cert(args) => cli::cert::run(args),
         Command::Storage(args) => cli::storage::run(args).await,

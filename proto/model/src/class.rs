@@ -1,5 +1,6 @@
 //! Whose move is next after an error: the only thing an edge looks at.
 
+use crate::time::SpanNs;
 use serde::{Deserialize, Serialize};
 
 /// The class of an error. `hindcast_proto::edge` spells out gRPC and HTTP codes, once.
@@ -30,4 +31,9 @@ pub enum Class {
 /// Errors that know their class.
 pub trait Classify {
     fn class(&self) -> Class;
+
+    /// After what time trying again may help, where that is known.
+    fn retry_after(&self) -> Option<SpanNs> {
+        None
+    }
 }

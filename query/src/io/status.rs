@@ -6,7 +6,7 @@
 use super::http::{Refusal, answer, in_time, success};
 use super::json;
 use super::params::{Params, now, tenant};
-use crate::engine::{Engine, InstantQuery, LabelsQuery, Options};
+use crate::engine::{Engine, InstantQuery, Options};
 use crate::exemplars::ExemplarsQuery;
 use crate::value::{Answer, Value};
 use axum::Router;
@@ -14,17 +14,16 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::get;
-use hindcast_model::{Labels, METRIC_NAME, SpanNs, TimestampNs};
+use hindcast_model::{Labels, SpanNs, TimestampNs};
 use hindcast_proto::metric_info::{FORGET_SPAN, HELP, METRIC, METRIC_INFO, TYPE, UNIT};
-use std::collections::{BTreeMap, BTreeSet};
+use hindcast_storage::cardinality::{ACTIVE_SPAN, Cardinality, REPORT_ENTRIES_MAX};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Entries of each list of the report on series, unless the client says how many.
 const REPORTED_DEFAULT: usize = 10;
 /// And at most.
-const REPORTED_MAX: usize = 10_000;
-/// Series that had a sample within it are counted, as Prometheus counts those of its head.
-const HEAD_SPAN: SpanNs = SpanNs::from_secs(2 * 3600);
+const REPORTED_MAX: usize = REPORT_ENTRIES_MAX;
 
 #[derive(Clone)]
 struct Status {
@@ -183,75 +182,46 @@ async fn tsdb(State(status): State<Status>, request: Request<Body>) -> Response 
             )));
         }
         let end = now();
-        let q = LabelsQuery {
-            tenant,
-            streams: false,
-            matching: vec![format!("{{{METRIC_NAME}!=\"\"}}")],
-            start: end - HEAD_SPAN,
-            end,
-        };
-        let found = in_time(&params, status.engine.with(params.consistency()?).series(&q)).await?;
-        let report = report(&found.value, limit, (q.start, q.end)).to_string();
+        let engine = status.engine.with(params.consistency()?);
+        let found = in_time(&params, engine.cardinality(&tenant, end, limit)).await?;
+        let report = report(&found.value, (end - ACTIVE_SPAN, end)).to_string();
         let found: Answer<()> = found.map(|_| ());
         Ok(success(&found, &report))
     })
     .await
 }
 
-fn report(sets: &[Labels], limit: usize, (start, end): (TimestampNs, TimestampNs)) -> serde_json::Value {
-    let mut pairs: BTreeMap<(&str, &str), usize> = BTreeMap::new();
-    for set in sets {
-        for pair in set.iter() {
-            *pairs.entry(pair).or_default() += 1;
-        }
-    }
-    let mut values: BTreeMap<&str, (BTreeSet<&str>, usize)> = BTreeMap::new();
-    for (name, value) in pairs.keys() {
-        let of_name = values.entry(name).or_default();
-        of_name.0.insert(value);
-        of_name.1 += value.len();
-    }
-    let by_metric = pairs.iter().filter(|((name, _), _)| *name == METRIC_NAME);
-    let by_metric = by_metric.map(|((_, value), n)| ((*value).to_owned(), *n)).collect();
-    let by_pair = pairs
+/// In Prometheus' form.
+fn report(of: &Cardinality, (start, end): (TimestampNs, TimestampNs)) -> serde_json::Value {
+    let row = |name: &str, value: u64| serde_json::json!({ "name": name, "value": value });
+    let metrics = of.metrics.iter().map(|(name, n)| row(name, *n));
+    let values = of.labels.iter().map(|l| row(&l.name, l.values));
+    let mut bytes: Vec<_> = of.labels.iter().collect();
+    bytes.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
+    let bytes = bytes.into_iter().map(|l| row(&l.name, l.bytes));
+    let pairs = of
+        .pairs
         .iter()
-        .map(|((name, value), n)| (format!("{name}={value}"), *n))
-        .collect();
-    let by_label = values
-        .iter()
-        .map(|(name, (values, _))| ((*name).to_owned(), values.len()))
-        .collect();
-    let bytes = values
-        .iter()
-        .map(|(name, (_, bytes))| ((*name).to_owned(), *bytes))
-        .collect();
+        .map(|((name, value), n)| row(&format!("{name}={value}"), *n));
     serde_json::json!({
         "headStats": {
-            "numSeries": sets.len(),
-            "numLabelPairs": pairs.len(),
+            "numSeries": of.series,
+            "numLabelPairs": of.label_pairs,
             "minTime": start.as_ms(),
             "maxTime": end.as_ms(),
         },
-        "seriesCountByMetricName": largest(by_metric, limit),
-        "labelValueCountByLabelName": largest(by_label, limit),
-        "memoryInBytesByLabelName": largest(bytes, limit),
-        "seriesCountByLabelValuePair": largest(by_pair, limit),
+        "seriesCountByMetricName": metrics.collect::<Vec<_>>(),
+        "labelValueCountByLabelName": values.collect::<Vec<_>>(),
+        "memoryInBytesByLabelName": bytes.collect::<Vec<_>>(),
+        "seriesCountByLabelValuePair": pairs.collect::<Vec<_>>(),
     })
-}
-
-/// The largest first, of equal ones by name.
-fn largest(mut counted: Vec<(String, usize)>, limit: usize) -> Vec<serde_json::Value> {
-    counted.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    let shown = counted.into_iter().take(limit);
-    shown
-        .map(|(name, value)| serde_json::json!({ "name": name, "value": value }))
-        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use expect_test::expect;
+    use hindcast_model::{Labels, METRIC_NAME};
 
     #[test]
     fn a_report_names_what_holds_the_most_series() {
@@ -260,7 +230,10 @@ mod tests {
             (0..n).map(of).collect()
         };
         let sets = [series("many", 3), series("few", 2)].concat();
-        let shown = report(&sets, 2, (TimestampNs(0), TimestampNs::from_secs(1)));
+        let shown = report(
+            &Cardinality::of_sets(&sets, 2),
+            (TimestampNs(0), TimestampNs::from_secs(1)),
+        );
         expect![[r#"
             {
               "headStats": {

@@ -8,7 +8,7 @@ use super::names::label_name;
 use super::streams::{Streams, stream_pairs};
 use super::{as_text, attributes_of, values};
 use crate::owners::Named;
-use crate::{Adapted, LimitsContext, Rejections, check, identity};
+use crate::{Adapted, LimitsContext, Rejections, identity};
 use bytes::Bytes;
 use hindcast_model::{Batch, Labels, LogLine, TenantId, TimestampNs};
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
@@ -24,7 +24,7 @@ pub fn adapt(tenant: &TenantId, request: ExportLogsServiceRequest, limits: &Limi
         let attrs = attributes_of(of_resource.resource);
         let records = of_resource.scope_logs.iter().map(|s| s.log_records.len() as u64).sum();
         let pairs = stream_pairs(&attrs);
-        if let Err(why) = check::labels(&pairs, false) {
+        if let Err(why) = limits.labels(&pairs, false) {
             rejected.add(records, &why, || Labels::new(pairs).to_string());
             continue;
         }
@@ -36,7 +36,7 @@ pub fn adapt(tenant: &TenantId, request: ExportLogsServiceRequest, limits: &Limi
                 let line = line(record, &shared, limits.now);
                 let fits = limits
                     .time(line.at)
-                    .and_then(|()| check::line(line.line.len(), &line.metadata));
+                    .and_then(|()| limits.line(line.line.len(), &line.metadata));
                 match fits {
                     Ok(()) => lines.push(line),
                     Err(why) => rejected.add(1, &why, || named.labels.to_string()),

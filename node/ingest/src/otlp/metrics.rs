@@ -16,8 +16,7 @@ use crate::described::{Described, Due, MetricType};
 use crate::exemplars::{Exemplar, Exemplars, bucket_of};
 use crate::histogram::{self, Budget, Exponential, HISTOGRAM_BUCKETS_MAX, Width, bad_buckets};
 use crate::owners::{Seen, owner_of};
-use crate::{Adapted, LimitsContext, Refusal, Rejections, check, identity};
-use hindcast_model::limits::{LABEL_VALUE_BYTES_MAX, LABELS_MAX};
+use crate::{Adapted, LimitsContext, Refusal, Rejections, identity};
 use hindcast_model::{Batch, Labels, METRIC_NAME, Owner, STALE_NAN_BITS, Sample, SeriesBlock, TenantId, TimestampNs};
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::KeyValue;
@@ -223,7 +222,7 @@ impl OneResource<'_> {
         }
         let at = time_of(time).floor_ms();
         let widest: Vec<(&str, &str)> = labels.iter().chain(extra.map(|n| (n, "0"))).collect();
-        let fits = check::labels(&widest, true).and_then(|()| self.limits.time(at));
+        let fits = self.limits.labels(&widest, true).and_then(|()| self.limits.time(at));
         if let Err(why) = fits {
             self.refuse(1, &why, || labels.to_string());
             return None;
@@ -376,7 +375,8 @@ impl OneResource<'_> {
         }
         let identifies = ["service.name", "service.namespace", "service.instance.id"];
         let mut telling = self.attrs.clone();
-        telling.retain(|(n, v)| !identifies.contains(&n.as_str()) && v.len() <= LABEL_VALUE_BYTES_MAX);
+        telling
+            .retain(|(n, v)| !identifies.contains(&n.as_str()) && v.len() <= self.limits.bounds.label_value_bytes_max);
         if telling.is_empty() {
             return;
         }
@@ -384,10 +384,10 @@ impl OneResource<'_> {
             let mut pairs = label_pairs(&telling);
             pairs.retain(|(n, _)| n != "job" && n != "instance");
             // Resources with more attributes than a label set holds are told in part; the resource keeps all.
-            pairs.truncate(LABELS_MAX - 3);
+            pairs.truncate(self.limits.bounds.labels_max - 3);
             let fixed = [(METRIC_NAME, "target_info"), ("job", &job), ("instance", &instance)];
             pairs.extend(fixed.map(|(n, v)| (n.to_owned(), v.to_owned())));
-            if let Err(why) = check::labels(&pairs, true) {
+            if let Err(why) = self.limits.labels(&pairs, true) {
                 // No data point of the sender's: the reason is told, nothing is counted as lost.
                 self.rejected.add(0, &why, || "target_info".to_owned());
                 continue;
@@ -484,6 +484,7 @@ mod tests {
     const LIMITS: LimitsContext = LimitsContext {
         now: TimestampNs(i64::MAX),
         floor: None,
+        bounds: crate::check::Bounds::DEFAULT,
     };
 
     #[test]

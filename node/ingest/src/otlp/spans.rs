@@ -15,7 +15,7 @@ use super::streams::{Streams, stream_pairs};
 use super::ties::{self, Caller, Side, SpanKey, Ties};
 use super::{Call, Calls, as_text, attributes_of, values};
 use crate::owners::{Named, owner_of};
-use crate::{Adapted, LimitsContext, Refusal, Rejections, check, identity};
+use crate::{Adapted, LimitsContext, Refusal, Rejections, identity};
 use bytes::Bytes;
 use hindcast_model::resource::{Edge, EdgeKind, metric};
 use hindcast_model::{Batch, Kind, Labels, LogLine, Resource, ResourceId, SpanNs, TenantId, TimestampNs};
@@ -87,7 +87,7 @@ pub fn adapt(tenant: &TenantId, request: ExportTraceServiceRequest, limits: &Lim
         let attrs = attributes_of(of_resource.resource);
         let spans = of_resource.scope_spans.iter().map(|s| s.spans.len() as u64).sum();
         let mut pairs = stream_pairs(&attrs);
-        if let Err(why) = check::labels(&pairs, false) {
+        if let Err(why) = limits.labels(&pairs, false) {
             rejected.add(spans, &why, || Labels::new(pairs).to_string());
             continue;
         }
@@ -107,7 +107,7 @@ pub fn adapt(tenant: &TenantId, request: ExportTraceServiceRequest, limits: &Lim
                 }
                 let said = one.said(&span);
                 let line = line(span, &shared);
-                if let Err(why) = check::line(line.line.len(), &line.metadata) {
+                if let Err(why) = limits.line(line.line.len(), &line.metadata) {
                     refuse(name_in(&line), &why);
                     continue;
                 }
@@ -408,6 +408,7 @@ mod tests {
     const LIMITS: LimitsContext = LimitsContext {
         now: NOW,
         floor: Some(TimestampNs(NOW.0 - 86_400_000_000_000)),
+        bounds: crate::check::Bounds::DEFAULT,
     };
 
     /// Spans of one resource, as JSON.
@@ -538,7 +539,7 @@ mod tests {
     fn a_span_that_says_too_much_is_refused_by_its_name_and_counts_for_nothing() {
         let ids = r#""traceId":"5b8efff798038103d269b633813fc60c","spanId":"eee19b7ec3c1b174""#;
         let times = r#""startTimeUnixNano":"1700000000000000000","endTimeUnixNano":"1700000000000000000""#;
-        let long = "x".repeat(check::METADATA_BYTES_MAX);
+        let long = "x".repeat(crate::check::METADATA_BYTES_MAX);
         let span = |name: &str| {
             format!(
                 r#"{{{name}"kind":3,{ids},{times},"attributes":[{{"key":"a","value":{{"stringValue":"{long}"}}}},

@@ -402,7 +402,7 @@ mod tests {
         #[test]
         fn the_known_way_is_the_general_way(requests in requests(), shards in prop_oneof![Just(1u64), Just(4)], now_ms in 0i64..1 << 40) {
             let desk = Desk::new(shards);
-            let limits = LimitsContext { now: TimestampNs::from_ms(now_ms), floor: Some(TimestampNs::from_ms(-1 << 39)) };
+            let limits = LimitsContext { now: TimestampNs::from_ms(now_ms), floor: Some(TimestampNs::from_ms(-1 << 39)), bounds: crate::check::Bounds::DEFAULT };
             let (tenant, mut scratch) = (TenantId::default(), vec![]);
             for request in requests.iter().chain(&requests) {
                 let body = body(request);

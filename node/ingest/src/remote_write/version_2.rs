@@ -86,7 +86,13 @@ impl<'m> Table<'m> {
     fn labels(&self, references: &[u64]) -> (Vec<(&'m str, &'m str)>, Result<(), Refusal>) {
         if references.len() > 2 * LABELS_MAX {
             let labels = references.len() / 2;
-            return (vec![], Err(Refusal::TooManyLabels { labels }));
+            return (
+                vec![],
+                Err(Refusal::TooManyLabels {
+                    labels,
+                    max: LABELS_MAX,
+                }),
+            );
         }
         let mut pairs = Vec::with_capacity(references.len() / 2);
         for pair in references.chunks(2) {

@@ -22,7 +22,7 @@ pub use names::{APPS_PER_HOST_MAX, NAMES_MAX, Names};
 
 use crate::otlp::names::label_name;
 use crate::owners::{Named, Seen};
-use crate::{Adapted, LimitsContext, Rejections, check};
+use crate::{Adapted, Bounds, LimitsContext, Rejections};
 use bytes::Bytes;
 use encoding_rs::Encoding;
 use frame::Frame;
@@ -193,6 +193,14 @@ pub fn adapt(settings: &Settings, messages: &[Message], limits: &LimitsContext, 
     let mut streams: Vec<Stream> = vec![];
     let (mut rejected, mut tally, mut seen, mut key) =
         (Rejections::default(), Tally::default(), Seen::default(), vec![]);
+    // A message is not sent again: what is too long of it goes, and not all of it.
+    let limits = &LimitsContext {
+        bounds: Bounds {
+            cuts_lines: true,
+            ..limits.bounds
+        },
+        ..*limits
+    };
     for message in messages {
         let text = text_of(&message.frame.bytes, settings.charset);
         let parsed = parse::parse(&text.text);
@@ -201,7 +209,7 @@ pub fn adapt(settings: &Settings, messages: &[Message], limits: &LimitsContext, 
         stream_key(&mut key, host, &parsed);
         let at = match of_key.get(&key) {
             Some(at) => *at,
-            None => match begin(settings, host, &parsed, names, &mut seen) {
+            None => match begin(settings, host, &parsed, limits, names, &mut seen) {
                 Ok(stream) => {
                     streams.push(stream);
                     of_key.insert(key.clone(), streams.len() - 1);
@@ -227,7 +235,7 @@ pub fn adapt(settings: &Settings, messages: &[Message], limits: &LimitsContext, 
         );
         let fits = limits
             .time(line.at)
-            .and_then(|()| check::line(line.line.len(), &line.metadata));
+            .and_then(|()| limits.line(line.line.len(), &line.metadata));
         match fits {
             Ok(()) => {
                 tally.add(&marks);
@@ -248,6 +256,7 @@ fn begin(
     settings: &Settings,
     host: &str,
     parsed: &Parsed<'_>,
+    limits: &LimitsContext,
     names: &mut Names,
     seen: &mut Seen,
 ) -> Result<Stream, crate::Refusal> {
@@ -270,7 +279,7 @@ fn begin(
         add("facility", priority.facility());
         add("severity", priority.severity());
     }
-    check::labels(&pairs, false)?;
+    limits.labels(&pairs, false)?;
     let owned = Named::new(&settings.tenant, Labels::new(pairs), &attrs);
     seen.note(&owned.resource);
     Ok(Stream {

@@ -11,6 +11,7 @@ const NOW: TimestampNs = TimestampNs(1_700_000_000_000_000_000);
 const LIMITS: LimitsContext = LimitsContext {
     now: NOW,
     floor: Some(TimestampNs(1_690_000_000_000_000_000)),
+    bounds: crate::check::Bounds::DEFAULT,
 };
 
 fn settings() -> Settings {

@@ -5,7 +5,7 @@ use hindcast_ingest::{Protocol, Refusal, Rejections};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Reasons why whole requests fail.
-const FAILURES: [&str; 17] = [
+const FAILURES: [&str; 18] = [
     "malformed",
     "compression",
     "wire_too_large",
@@ -18,6 +18,7 @@ const FAILURES: [&str; 17] = [
     "disk_full",
     "memory_full",
     "overload",
+    "too_fast",
     "no_leader",
     "unconfirmed",
     "batch_too_old",

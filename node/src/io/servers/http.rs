@@ -124,7 +124,7 @@ fn status_of(error: &IngestError) -> StatusCode {
 }
 
 fn with_retry(error: &IngestError, mut response: Response) -> Response {
-    if let Some(secs) = edge::retry_after_secs(error.class()) {
+    if let Some(secs) = edge::retry_after_secs(error) {
         response.headers_mut().insert(RETRY_AFTER, secs.into());
     }
     response

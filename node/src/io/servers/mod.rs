@@ -14,6 +14,7 @@ mod http;
 mod masking_tests;
 pub mod scrape;
 pub mod syslog;
+pub mod tenants;
 #[cfg(test)]
 mod tests;
 
@@ -28,20 +29,23 @@ use crate::io::admission::{Admission, IngestPlace, Overload, ingest_cost};
 use crate::write::{BatchSink, WriteError, Written};
 use bytes::Bytes;
 use hindcast_env::Clock;
+use hindcast_ingest::new_series::{NewSeries, keep_allowed};
 use hindcast_ingest::otlp::{self, Calls, DeltaState, REQUEST_SETS_MAX, RequestTotals, Spans, Ties};
 use hindcast_ingest::own::{OwnRequest, SeriesRefs};
 use hindcast_ingest::remote_write::Version;
+use hindcast_ingest::tenant_limits::Limits;
 use hindcast_ingest::{
-    AdaptError, Adapted, Books, Described, Due, Intake, Laid, LimitsContext, Naming, Protocol, Rejections, SeriesCache,
-    influx, loki, own, remote_write,
+    AdaptError, Adapted, Books, Bounds, Described, Due, Intake, Laid, LimitsContext, Naming, Protocol, Rejections,
+    SeriesCache, influx, loki, own, remote_write,
 };
 use hindcast_masking::{InForce, Masker};
 use hindcast_model::ids::BadTenant;
-use hindcast_model::{Batch, BatchId, Class, Classify, SpanNs, StreamBlock, TenantId, TimestampNs};
+use hindcast_model::{Batch, BatchId, Class, Classify, LogLine, SpanNs, StreamBlock, TenantId, TimestampNs};
 use hindcast_proto::trace::TRACE_LABEL;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
+use tenants::{SeriesGate, Tenants, TooFastError, costs};
 
 /// Buffers for decompressed bodies that are kept for the next request, and how large a kept one may be.
 const BUFFERS_MAX: usize = 8;
@@ -78,6 +82,8 @@ pub struct IngestState {
     admission: Option<Admission>,
     /// What of lines is hidden: all shipped types, until whoever shares it puts other settings in force.
     pub masking: Arc<InForce>,
+    /// What tenants may write: anything, until whoever shares it puts limits in force.
+    pub tenants: Arc<Tenants>,
 }
 
 /// Why a request as a whole was not confirmed.
@@ -93,6 +99,8 @@ enum IngestError {
     BrokenOff(String),
     #[error(transparent)]
     Overload(#[from] Overload),
+    #[error(transparent)]
+    TooFast(#[from] TooFastError),
 }
 
 impl Classify for IngestError {
@@ -101,7 +109,15 @@ impl Classify for IngestError {
             Self::Adapt(e) => e.class(),
             Self::Write(e) => e.class(),
             Self::Overload(e) => e.class(),
+            Self::TooFast(e) => e.class(),
             Self::Tenant(_) | Self::BrokenOff(_) => Class::FixRequest,
+        }
+    }
+
+    fn retry_after(&self) -> Option<SpanNs> {
+        match self {
+            Self::TooFast(e) => e.retry_after(),
+            _ => None,
         }
     }
 }
@@ -116,6 +132,7 @@ impl IngestError {
             Self::Write(WriteError::DiskFull { .. }) => "disk_full",
             Self::Write(WriteError::MemoryFull { .. }) => "memory_full",
             Self::Overload(_) => "overload",
+            Self::TooFast(_) => "too_fast",
             Self::Write(WriteError::NoLeader { .. }) => "no_leader",
             Self::Write(WriteError::Unconfirmed { .. }) => "unconfirmed",
             Self::Write(WriteError::TooOld { .. }) => "batch_too_old",
@@ -151,6 +168,14 @@ struct ReadOwn {
     body: Bytes,
     limits: LimitsContext,
     refs: Arc<Mutex<SeriesRefs>>,
+    gate: Option<SeriesGate>,
+}
+
+/// Bytes of a batch's lines with their metadata, as limits count them.
+fn log_bytes(batch: &Batch) -> usize {
+    let lines = batch.streams.iter().flat_map(|s| &s.lines);
+    let of = |l: &LogLine| l.line.len() + l.metadata.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>();
+    lines.map(of).sum()
 }
 
 /// Takes out the ids of spans, with their places. They are nobody's data, and some of them look like the number of a card:
@@ -185,6 +210,7 @@ impl IngestState {
             describe_from: Arc::default(),
             admission: None,
             masking: Arc::default(),
+            tenants: Arc::default(),
         }
     }
 
@@ -216,21 +242,65 @@ impl IngestState {
         LimitsContext {
             now: self.clock.now(),
             floor: (self.floor)(tenant),
+            bounds: self.tenants.bounds(tenant),
         }
     }
 
-    fn books<'a>(&'a self, naming: Naming, masker: Option<&'a Masker>) -> Books<'a> {
+    /// Puts limits of tenants in force. What is known was checked against those before, so it is forgotten if they differ.
+    pub fn limit(&self, limits: Limits) {
+        if self.tenants.replace(limits) {
+            self.cache.forget();
+        }
+    }
+
+    fn charge(&self, tenant: &TenantId, samples: u64, log_bytes: usize) -> Result<(), TooFastError> {
+        let costs = costs(samples, log_bytes);
+        self.tenants.charge(tenant, &costs, self.clock.monotonic())
+    }
+
+    fn charge_batch(&self, batch: &Batch) -> Result<(), TooFastError> {
+        self.charge(&batch.tenant, batch.samples(), log_bytes(batch))
+    }
+
+    fn refused(&self, protocol: Protocol, tenant: &TenantId, rejected: &Rejections) {
+        if !rejected.is_empty() {
+            self.counters.refused(protocol, rejected);
+            self.tenants.refused_items(tenant, rejected);
+        }
+    }
+
+    fn gate(&self, tenant: &TenantId) -> Option<SeriesGate> {
+        self.tenants.gate(tenant, &self.sink, &self.clock)
+    }
+
+    /// `gate`: for new series, where there is a limit.
+    fn books<'a>(&'a self, naming: Naming, masker: Option<&'a Masker>, gate: Option<&'a SeriesGate>) -> Books<'a> {
         Books {
             ids: self.sink.ids(),
             cache: &self.cache,
             described: &self.described,
             naming,
             masker,
+            new_series: gate.map(|g| g as &dyn NewSeries),
         }
     }
 
-    /// Masks the lines and resources of a batch that came as label sets.
-    fn mask(&self, batch: &mut Batch) {
+    /// Takes those new series out of a batch for which its tenant has no room.
+    fn keep_allowed(&self, batch: &mut Batch, rejected: &mut Rejections) {
+        if let Some(gate) = self.gate(&batch.tenant) {
+            keep_allowed(self.sink.ids(), &gate, batch, rejected);
+        }
+    }
+
+    /// Masks the lines and resources of a batch that came as label sets, and cuts lines where they are to be cut: only then nothing of
+    /// what is hidden lies across the cut. `mark` says so in the metadata.
+    fn mask(&self, batch: &mut Batch, bounds: &Bounds, mark: Option<&str>) {
+        self.mask_whole(batch);
+        let cut = batch.streams.iter_mut().map(|s| bounds.cut_lines(&mut s.lines, mark));
+        self.tenants.cut(cut.sum());
+    }
+
+    fn mask_whole(&self, batch: &mut Batch) {
         let masking = self.masking.current();
         let Some(masker) = masking.of(&batch.tenant) else {
             return;
@@ -262,7 +332,8 @@ impl IngestState {
     fn read_own(&self, tenant: &TenantId, body: Bytes, refs: Arc<Mutex<SeriesRefs>>) -> ReadOwn {
         let limits = self.limits(tenant);
         let masking = self.masking.current();
-        let books = self.books(Naming::Known, masking.of(tenant));
+        let gate = self.gate(tenant);
+        let books = self.books(Naming::Known, masking.of(tenant), gate.as_ref());
         let read = own::adapt(tenant, &body, &limits, &books, &mut refs.lock());
         ReadOwn {
             seq: read.as_ref().map_or_else(|_| own::seq_of(&body), |r| r.seq),
@@ -270,6 +341,7 @@ impl IngestState {
             body,
             limits,
             refs,
+            gate,
         }
     }
 
@@ -281,10 +353,11 @@ impl IngestState {
             body,
             limits,
             refs,
+            gate,
         } = request;
         let redo = || {
             let masking = self.masking.current();
-            let books = self.books(Naming::Defined, masking.of(tenant));
+            let books = self.books(Naming::Defined, masking.of(tenant), gate.as_ref());
             own::adapt(tenant, &body, &limits, &books, &mut refs.lock()).map(|r| r.laid)
         };
         let taken = self.take_laid(Protocol::Own, read.map(|r| r.laid), redo).await;
@@ -293,9 +366,10 @@ impl IngestState {
 
     async fn remote_write(&self, version: Version, tenant: &TenantId, body: &Bytes) -> Result<Taken, IngestError> {
         let limits = self.limits(tenant);
+        let gate = self.gate(tenant);
         let read = |naming| {
             let masking = self.masking.current();
-            let books = self.books(naming, masking.of(tenant));
+            let books = self.books(naming, masking.of(tenant), gate.as_ref());
             self.with_buffer(|buffer| remote_write::adapt(version, tenant, body, &limits, &books, buffer))
         };
         self.take_laid(Protocol::RemoteWrite, read(Naming::Known), || read(Naming::Defined))
@@ -306,7 +380,7 @@ impl IngestState {
         let limits = self.limits(tenant);
         let read = |naming| {
             let masking = self.masking.current();
-            let books = self.books(naming, masking.of(tenant));
+            let books = self.books(naming, masking.of(tenant), None);
             self.with_buffer(|buffer| loki::adapt_protobuf(tenant, body, &limits, &books, buffer))
         };
         self.take_laid(Protocol::Loki, read(Naming::Known), || read(Naming::Defined))
@@ -331,10 +405,16 @@ impl IngestState {
                 due,
                 exemplars,
                 exemplars_left_out,
+                lines_cut,
             }) => {
-                self.counters.refused(protocol, &rejected);
                 let tenant = intake.tenant.clone();
-                let samples = intake.samples - native.rows;
+                if let Err(why) = self.charge(&tenant, intake.samples, intake.text_bytes()) {
+                    self.counters.failed(protocol, "too_fast");
+                    return Err(why.into());
+                }
+                self.refused(protocol, &tenant, &rejected);
+                self.tenants.cut(lines_cut);
+                let samples = intake.samples.saturating_sub(native.rows);
                 // Nothing to store is nothing to commit: an empty request, or one that was refused in all parts.
                 let written = if intake.is_empty() {
                     Ok(Written::default())
@@ -345,7 +425,7 @@ impl IngestState {
                     self.sink.write_intake(intake, &redo).await
                 };
                 if written.is_ok() && !lessons.is_empty() {
-                    lessons.learn(&tenant, &self.books(Naming::Known, None));
+                    lessons.learn(&tenant, &self.books(Naming::Known, None, None));
                 }
                 if written.is_ok() {
                     let beside = Beside {
@@ -520,7 +600,7 @@ impl IngestState {
         let limits = self.limits(tenant);
         let read = body.and_then(|body| influx::adapt(tenant, &body, precision, &limits));
         let read = read.map(|read| {
-            self.counters.refused(Protocol::Influx, &read.texts);
+            self.refused(Protocol::Influx, tenant, &read.texts);
             read.adapted
         });
         self.take(Protocol::Influx, read.map_err(Into::into)).await
@@ -529,9 +609,18 @@ impl IngestState {
     /// Hands on what was read, and counts what became of it.
     async fn take(&self, protocol: Protocol, read: Result<Adapted, IngestError>) -> Result<Taken, IngestError> {
         let taken = match read {
-            Ok(Adapted { mut batch, rejected }) => {
-                self.mask(&mut batch);
-                self.counters.refused(protocol, &rejected);
+            Ok(Adapted {
+                mut batch,
+                mut rejected,
+            }) => {
+                self.keep_allowed(&mut batch, &mut rejected);
+                let bounds = self.tenants.bounds(&batch.tenant);
+                self.mask(&mut batch, &bounds, None);
+                if let Err(why) = self.charge_batch(&batch) {
+                    self.counters.failed(protocol, "too_fast");
+                    return Err(why.into());
+                }
+                self.refused(protocol, &batch.tenant, &rejected);
                 // Nothing to store is nothing to commit: an empty request, or one that was refused in all parts.
                 let written = if batch.series.is_empty() && batch.streams.is_empty() {
                     Ok(Written::default())

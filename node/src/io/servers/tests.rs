@@ -1,5 +1,7 @@
 //! Real servers on loopback over a sink that records: what a sender sees, and what the sink got.
 
+mod limits;
+
 use super::*;
 use crate::entry::{TEXT_BYTES_MAX, decode_part, encode_part};
 use crate::write::{BatchSink, Redo, WriteError, Written};
@@ -8,6 +10,7 @@ use hindcast_env::SimClock;
 use hindcast_ingest::Ids;
 use hindcast_ingest::decompress::Encoding;
 use hindcast_ingest::intake::{Definition, Numbers};
+use hindcast_ingest::new_series::{CountedSeries, WidestLabel};
 use hindcast_model::{Batch, Labels, Owner, ShardId, Slot};
 use hindcast_proto::v1;
 use hindcast_proto::v1::ingest_client::IngestClient;
@@ -70,6 +73,32 @@ impl Ids for Shard {
             names.iter().position(is).map(|at| at as u32)
         };
         (0, wanted.iter().map(find).collect())
+    }
+    fn active_series(&self, tenant: &TenantId, _: TimestampNs) -> CountedSeries {
+        let counted = CountedSeries {
+            active: 0,
+            marks: vec![(ShardId(1), 0)],
+        };
+        CountedSeries {
+            active: self.series_since(tenant, &counted),
+            marks: vec![(ShardId(1), self.names.lock().len() as u32)],
+        }
+    }
+    fn series_since(&self, tenant: &TenantId, counted: &CountedSeries) -> u64 {
+        let names = self.names.lock();
+        let new = names.iter().skip(counted.marks[0].1 as usize);
+        new.filter(|(t, d)| t == tenant && !d.streams).count() as u64
+    }
+    fn widest_label(&self, tenant: &TenantId) -> Option<WidestLabel> {
+        let mut values = std::collections::BTreeMap::<String, std::collections::BTreeSet<String>>::new();
+        for (_, d) in self.names.lock().iter().filter(|(t, d)| t == tenant && !d.streams) {
+            for (name, value) in d.labels.iter() {
+                values.entry(name.to_owned()).or_default().insert(value.to_owned());
+            }
+        }
+        let (name, values) = values.into_iter().max_by_key(|(_, v)| v.len())?;
+        let values = values.len() as u64;
+        Some(WidestLabel { name, values })
     }
 }
 

@@ -433,6 +433,11 @@ impl Head {
         ids
     }
 
+    /// Whether it has rows of the series or stream.
+    pub fn has(&self, id: u32) -> bool {
+        self.place(id) != Place::Nowhere
+    }
+
     /// A series' first and last shown time.
     pub fn times_of(&self, id: u32) -> Option<(i64, i64)> {
         match self.place(id) {

@@ -439,6 +439,38 @@ impl Directory {
         }
     }
 
+    // ---- counting ----
+
+    /// Ids of the tenant's series.
+    pub fn ids_of(&self, tenant: &TenantId) -> Option<&RoaringBitmap> {
+        let space = self.space_of(tenant, false)?;
+        Some(&self.spaces[space as usize].all)
+    }
+
+    /// Labels of the tenant's series, and how many values each has.
+    pub fn label_sizes(&self, tenant: &TenantId) -> Vec<(String, usize)> {
+        let Some(space) = self.space_of(tenant, false) else {
+            return vec![];
+        };
+        let labels = self.spaces[space as usize].labels.iter();
+        let sizes = labels.map(|l| (l.name.to_string(), l.values.live_len()));
+        sizes.filter(|(_, n)| *n > 0).collect()
+    }
+
+    /// Hands on values of a label of the tenant's series, by their numbers from `from` on, `at_once` of them; where to go on.
+    pub fn visit_values(
+        &self,
+        tenant: &TenantId,
+        name: &str,
+        from: usize,
+        at_once: usize,
+        each: impl FnMut(&str, &Posting),
+    ) -> Option<usize> {
+        let space = self.space_of(tenant, false)?;
+        let values = self.spaces[space as usize].values(name)?;
+        values.visit(from, at_once, each)
+    }
+
     // ---- selecting ----
 
     /// Series for which all matchers of any of the sets hold, in the order of answers.

@@ -14,3 +14,4 @@ mod tests;
 mod values;
 
 pub use directory::{Catalog, Directory, Series};
+pub use postings::Posting;

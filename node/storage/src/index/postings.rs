@@ -88,6 +88,16 @@ impl Posting {
         matches!(self, Self::Few(ids) if ids.is_empty())
     }
 
+    /// How many of its ids are in `within`.
+    pub fn count_within(&self, within: &RoaringBitmap) -> u64 {
+        let few = |ids: &[u32]| ids.iter().filter(|id| within.contains(**id)).count() as u64;
+        match self {
+            Self::One(id) => few(&[*id]),
+            Self::Few(ids) => few(ids),
+            Self::Many(ids) => ids.intersection_len(within),
+        }
+    }
+
     pub fn as_bitmap(&self) -> Cow<'_, RoaringBitmap> {
         match self {
             Self::One(id) => Cow::Owned(std::iter::once(*id).collect()),

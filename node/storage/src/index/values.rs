@@ -164,6 +164,20 @@ impl Values {
         self.texts.len()
     }
 
+    /// How many texts a series has.
+    pub fn live_len(&self) -> usize {
+        self.texts.len() - self.empty
+    }
+
+    /// Hands on texts by their numbers from `from` on, `at_once` of them; the number to go on with, if there are more.
+    pub fn visit(&self, from: usize, at_once: usize, mut each: impl FnMut(&str, &Posting)) -> Option<usize> {
+        let end = from.saturating_add(at_once).min(self.texts.len());
+        for i in from..end {
+            each(self.texts.get(i as u32), &self.postings[i]);
+        }
+        (end < self.texts.len()).then_some(end)
+    }
+
     /// Texts that a series has, in no particular order.
     pub fn live(&self) -> impl Iterator<Item = (&str, &Posting)> {
         self.texts.iter().zip(&self.postings).filter(|(_, p)| !p.is_empty())

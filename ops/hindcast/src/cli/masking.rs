@@ -139,7 +139,7 @@ fn read_lines() -> Result<Vec<String>, Failure> {
     Ok(text.lines().map(str::to_owned).collect())
 }
 
-async fn ask(client: &Client, method: Method, path: &str, body: String) -> Result<Value, Failure> {
+pub(super) async fn ask(client: &Client, method: Method, path: &str, body: String) -> Result<Value, Failure> {
     let dial = client.tls.dial([client.endpoint.as_str()]);
     let dial = dial.map_err(|e| Failure::usage(e.to_string()))?;
     let http: Http<Dial, Full<Bytes>> = Http::builder(TokioExecutor::new()).build(dial);

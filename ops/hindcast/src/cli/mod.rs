@@ -1,11 +1,13 @@
 //! One module per command: its arguments, and what it prints. Talks to a server over gRPC and HTTP only.
 
 pub mod agent;
+pub mod cardinality;
 pub mod cert;
 pub mod cluster;
 pub mod export;
 pub mod import;
 pub mod incident;
+pub mod limits;
 pub mod masking;
 pub mod query;
 pub mod replay;

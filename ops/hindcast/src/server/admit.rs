@@ -62,6 +62,7 @@ pub fn work_of(path: &str) -> Work {
         "/loki/api/v1/",
         "/hindcast.v1.Query/",
         "/hindcast.v1.Replay/",
+        "/api/hindcast/v1/cardinality",
     ];
     match queries.iter().any(|q| path.starts_with(q)) {
         true => Work::Queries,

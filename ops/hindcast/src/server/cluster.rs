@@ -12,6 +12,7 @@ use hindcast_node::disk_guard::DiskState;
 use hindcast_node::io::node::Node;
 use hindcast_node::io::servers::scrape::Scraper;
 use hindcast_node::io::servers::syslog::SyslogStats;
+use hindcast_node::io::servers::tenants::Tenants;
 use hindcast_node::io::servers::{IngestCounters, IngestState};
 use hindcast_node::io::tls::Tls;
 use hindcast_node::membership::leader_of;
@@ -42,6 +43,7 @@ pub struct View {
     pub(super) requests: Arc<Requests>,
     pub(super) sends: Sends,
     pub(super) masks: Arc<InForce>,
+    pub(super) tenants: Arc<Tenants>,
     pub(super) scraper: Option<Scraper>,
 }
 
@@ -73,6 +75,7 @@ impl View {
             requests,
             sends,
             masks: ingest.masking.clone(),
+            tenants: ingest.tenants.clone(),
             scraper: None,
         }
     }

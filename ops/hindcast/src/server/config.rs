@@ -121,6 +121,10 @@ pub struct ServerArgs {
     /// same file; they share the targets.
     #[arg(long, env = "HINDCAST_SCRAPE_CONFIG", value_name = "FILE")]
     pub scrape_config: Option<PathBuf>,
+    /// What each tenant may write (YAML): rates, active series, labels, lengths; `hindcast limits check FILE` shows it. Give all nodes
+    /// the same file.
+    #[arg(long, env = "HINDCAST_LIMITS", value_name = "FILE")]
+    pub limits: Option<PathBuf>,
     /// Where files of old rows go: file:///an/absolute/folder or s3://bucket/prefix. Every node has its own part of it.
     #[arg(long, env = "HINDCAST_COLD_STORE", value_name = "URL")]
     pub cold_store: Option<String>,
@@ -252,6 +256,8 @@ pub struct ServerConfig {
     pub syslog: Vec<Listen>,
     /// What is scraped: a Prometheus configuration.
     pub scrape: Option<PathBuf>,
+    /// What tenants may write.
+    pub limits: Option<PathBuf>,
     /// Of the client port; `None`: without TLS.
     pub tls: Option<TlsFiles>,
     /// Of the peer port; `None`: without TLS, or there are no peers.
@@ -355,6 +361,7 @@ impl ServerArgs {
                 self.syslog_listen
             },
             scrape_config: self.scrape_config.or(file.scrape_config),
+            limits: self.limits.or(file.limits),
             cold_store: self.cold_store.or(file.cold_store),
             cold_after: self.cold_after.or(file.cold_after),
             cold_cache_bytes: self.cold_cache_bytes.or(file.cold_cache_bytes),
@@ -402,6 +409,7 @@ impl ServerArgs {
             retention,
             syslog,
             scrape: self.scrape_config,
+            limits: self.limits,
             file: self.config,
             masking: self.masking,
             disk_reserve: self

@@ -2,15 +2,18 @@
 //!
 //! Invariants
 //! - A metric that is not in the table is not told; `METRICS.md` lists the table.
-//! - No value of a label comes from data of clients: names of retention policies and of masking types are the operator's.
+//! - No value of a label comes from data of clients: names of retention policies and of masking types are the operator's. Names of tenants
+//!   that a limit refused are the one exception, and bounded (`TENANTS_TOLD_MAX`).
 
 use super::cluster::View;
 use hindcast_model::{GroupId, SpanNs};
 use hindcast_node::disk_guard::DiskState;
 use hindcast_node::io::servers::syslog::UDP_QUEUED_BYTES_MAX;
+use hindcast_node::io::servers::tenants::{Refused, TENANTS_TOLD_MAX};
 use hindcast_node::io::tls::TlsStats;
 use hindcast_node::io::writer::QUEUED_BYTES_MAX;
 use hindcast_node::shard_machine::ShardHandle;
+use hindcast_node::write::BatchSink;
 use hindcast_proto::v1;
 use hindcast_raft::Meta;
 use hindcast_raft::io::TimesSeen;
@@ -427,6 +430,31 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "Times that a batch of syslog had to wait and be written again.",
     ),
     (
+        "hindcast_tenant_active_series",
+        "gauge",
+        "Active series of tenants that have a limit of them and sent new ones of late, as this node's replicas know them; at most 1,000 tenants.",
+    ),
+    (
+        "hindcast_tenant_lines_cut_total",
+        "counter",
+        "Lines that were cut to the length that their tenant's limit allows (lines_too_long: cut).",
+    ),
+    (
+        "hindcast_tenant_rate_nodes",
+        "gauge",
+        "Nodes that live, as this one knows: it takes its part of each tenant's rate by their number.",
+    ),
+    (
+        "hindcast_tenant_refused_items_total",
+        "counter",
+        "Samples and lines that a tenant's limit refused while the rest of their request was stored, by tenant and limit; beyond 1,000 of these together, without a name.",
+    ),
+    (
+        "hindcast_tenant_refused_requests_total",
+        "counter",
+        "Write requests that came faster than their tenant's limit allows, by tenant and limit; beyond 1,000 of these together, without a name.",
+    ),
+    (
         "hindcast_tls_certificate_expires_seconds",
         "gauge",
         "When the certificate in use ends, since 1970.",
@@ -647,6 +675,7 @@ impl View {
         let unsearched = unsearched.map(|(name, n)| (format!("{{type={name:?}}}"), n as f64));
         out.put("hindcast_masking_unsearched_total", unsearched.collect());
         out.put("hindcast_masking_bytes_total", plain(counts.bytes() as f64));
+        self.put_tenants(&mut out);
         let ports: Vec<(&str, TlsStats)> = [self.node.peers.tls(), self.tls.as_ref()]
             .into_iter()
             .flatten()
@@ -696,6 +725,29 @@ impl View {
             out.put(name, rows);
         }
         out.text
+    }
+
+    /// What was refused of tenants under their limits.
+    fn put_tenants(&self, out: &mut Exposition) {
+        let refused = self.tenants.refused();
+        let rows = |of: fn(&Refused) -> u64| {
+            let told = refused.iter().filter(|(_, r)| of(r) > 0);
+            let row =
+                told.map(|((tenant, limit), r)| (format!("{{tenant={tenant:?},limit=\"{limit}\"}}"), of(r) as f64));
+            row.collect::<Vec<_>>()
+        };
+        out.put("hindcast_tenant_refused_items_total", rows(|r| r.items));
+        out.put("hindcast_tenant_refused_requests_total", rows(|r| r.requests));
+        let active = self
+            .tenants
+            .series(self.node.writer.ids())
+            .into_iter()
+            .take(TENANTS_TOLD_MAX);
+        let active = active.map(|(tenant, now)| (format!("{{tenant=\"{tenant}\"}}"), now.active as f64));
+        out.put("hindcast_tenant_active_series", active.collect());
+        let plain = |n: u64| vec![(String::new(), n as f64)];
+        out.put("hindcast_tenant_lines_cut_total", plain(self.tenants.lines_cut()));
+        out.put("hindcast_tenant_rate_nodes", plain(self.tenants.nodes() as u64));
     }
 
     /// Every queue of this node that holds bytes, and its bound.

@@ -1,11 +1,13 @@
 //! `hindcast server`: one node, all its parts wired together.
 
 mod admit;
+pub mod cardinality;
 pub mod catalog;
 pub mod cluster;
 pub mod config;
 mod history;
 mod keeper;
+pub mod limits;
 mod maintain;
 pub mod masking;
 mod metrics;
@@ -126,6 +128,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     // A broken file is found before anything is opened.
     let files = rules::read(&config).map_err(|e| Failure::usage(e.to_string()))?;
     let scrape = load_scrape(&config).map_err(|e| Failure::usage(e.to_string()))?;
+    let limits = limits::load(config.limits.as_deref()).map_err(Failure::usage)?;
     let open = |files: &Option<TlsFiles>, port| {
         let opened = files.clone().map(|f| Tls::open(f, port, Arc::new(SystemClock::new())));
         opened.transpose().map_err(|e| Failure::usage(e.to_string()))
@@ -186,6 +189,16 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     .with_admission(node.admission.clone())
     .counting_as(&node.id().to_string());
     tokio::spawn(ingest.clone().write_requests_regularly());
+    ingest.limit(limits);
+    let counts = ingest.tenants.clone();
+    tokio::spawn(counts.count_series_regularly(ingest.sink.clone(), node.clock.clone()));
+    if config.has_peers() {
+        let hears = ingest
+            .tenants
+            .clone()
+            .hear_of_nodes(node.peers.clone(), node.clock.clone());
+        tokio::spawn(hears);
+    }
     let masks = ingest.masking.clone();
     masks
         .replace(config.masking.clone())
@@ -265,11 +278,15 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let grpc = grpc.layer(admit.clone());
     let reload_config = config.clone();
     let reload_meta = meta.clone();
-    let reload_masks = masks.clone();
-    let reload_scraper = scraper.clone();
+    let tenants = ingest.tenants.clone();
+    let reloaded = Reloaded {
+        ingest: ingest.clone(),
+        scraper: scraper.clone(),
+    };
     let http = axum::Router::new()
         .merge(ingest_router(ingest))
         .merge(hindcast_query::io::http::prometheus_router(engine.clone()))
+        .merge(cardinality::router(engine.clone(), tenants, node.clock.clone()))
         .merge(hindcast_query::io::loki::loki_router(engine))
         .merge(hindcast_alerting::io::http::router(meta.clone()))
         .merge(hindcast_itsm::router(meta))
@@ -278,7 +295,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         .merge(scrape::router(scraper.clone()))
         .route(
             "/-/reload",
-            axum::routing::post(move || reload(reload_config, reload_meta, reload_masks, reload_scraper)),
+            axum::routing::post(move || reload(reload_config, reload_meta, reloaded)),
         )
         .fallback(serve::web)
         .layer(admit);
@@ -377,14 +394,21 @@ fn announce(config: &ServerConfig, node: NodeId, address: std::net::SocketAddr) 
     }
 }
 
-/// Masking and what is scraped are this node's own affair and come into force at once; rules and routes are the cluster's.
+/// What of this node alone a reload replaces.
+#[derive(Clone)]
+struct Reloaded {
+    ingest: IngestState,
+    scraper: Option<Scraper>,
+}
+
+/// Masking, limits and what is scraped are this node's own affair and come into force at once; rules and routes are the cluster's.
 async fn reload(
     config: ServerConfig,
     meta: Arc<dyn Meta>,
-    masks: Arc<hindcast_masking::InForce>,
-    scraper: Option<Scraper>,
+    Reloaded { ingest, scraper }: Reloaded,
 ) -> (axum::http::StatusCode, String) {
     use axum::http::StatusCode;
+    let masks = &ingest.masking;
     let unchanged = |e: &dyn std::fmt::Display| {
         tracing::warn!(error = %e, "a reload was refused: nothing was changed");
         (StatusCode::BAD_REQUEST, format!("{e}\nnothing was changed\n"))
@@ -400,6 +424,10 @@ async fn reload(
             return unchanged(&e);
         }
     };
+    let limits = match limits::load(config.limits.as_deref()) {
+        Ok(limits) => limits,
+        Err(e) => return unchanged(&e),
+    };
     if let Some(file) = &config.file {
         let before = masks.current();
         let replaced = ServerArgs::masking_of(file).and_then(|settings| Ok(masks.replace(settings)?));
@@ -411,6 +439,7 @@ async fn reload(
             tracing::warn!("masking is off from now on: lines are stored as they come");
         }
     }
+    ingest.limit(limits);
     if let (Some(scraper), Some(loaded)) = (&scraper, scrape) {
         // It reads the files of targets.
         let scraper = scraper.clone();
@@ -423,14 +452,15 @@ async fn reload(
     }
     match rules::replace(&*meta, &config, commands).await {
         Ok(()) => {
-            tracing::info!("rules, routes, masking and targets are as the files say");
-            let said = "reloaded: rules, routes, masking and targets; what else the file says needs a restart\n";
+            tracing::info!("rules, routes, masking, limits and targets are as the files say");
+            let said =
+                "reloaded: rules, routes, masking, limits and targets; what else the file says needs a restart\n";
             (StatusCode::OK, said.to_owned())
         }
         Err(e) => (
             StatusCode::SERVICE_UNAVAILABLE,
             format!(
-                "{e}\nmasking and targets are as the files say; rules and routes are as they were, or partly new: reload again\n"
+                "{e}\nmasking, limits and targets are as the files say; rules and routes are as they were, or partly new: reload again\n"
             ),
         ),
     }

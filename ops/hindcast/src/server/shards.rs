@@ -15,14 +15,19 @@ use hindcast_query::shards::{
     SeriesRequest, Shards, ShardsError,
 };
 use hindcast_storage::ReadError;
+use hindcast_storage::cardinality::{ACTIVE_SPAN, Cardinality, cardinality};
 use hindcast_storage::read::{Direction, LabelTexts, SearchLabels, SeriesData, StreamCounts, StreamData};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// How long a read waits for the shard's leader, or for a replica that is behind a cut.
 const FRESH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Reports on series that are made at a time; another one waits so long, and is refused then.
+pub const REPORTS_MAX: usize = 1;
+const REPORT_WAIT_MAX: Duration = Duration::from_secs(5);
 const BEHIND_PAUSE: Duration = Duration::from_millis(5);
 
 /// How often leaders are asked how far they are, for answers that do not wait for it.
@@ -36,6 +41,7 @@ pub struct LocalShards {
     consistency: Consistency,
     /// Shared by all consistencies.
     confirmed: Arc<BTreeMap<GroupId, Mutex<Confirmed>>>,
+    reports: Arc<Semaphore>,
 }
 
 /// Until when a replica is known to be whole, in monotonic time.
@@ -51,6 +57,7 @@ impl LocalShards {
         Self {
             confirmed: Arc::new(confirmed.collect()),
             consistency: Consistency::Linearizable,
+            reports: Arc::new(Semaphore::new(REPORTS_MAX)),
             node,
         }
     }
@@ -324,6 +331,31 @@ impl Shards for LocalShards {
         let (answers, completeness) = self.scatter(None, read).await?;
         let texts: BTreeSet<String> = answers.into_iter().flatten().collect();
         Ok((texts.into_iter().collect(), completeness))
+    }
+
+    async fn cardinality(
+        &self,
+        tenant: &TenantId,
+        now: TimestampNs,
+        entries: usize,
+    ) -> Result<(Cardinality, Completeness), ShardsError> {
+        let reports = self.reports.clone();
+        let Ok(Ok(place)) = tokio::time::timeout(REPORT_WAIT_MAX, reports.acquire_owned()).await else {
+            let why = format!("{REPORTS_MAX} report on series is under way and takes long; ask again when it is done");
+            return Err(ShardsError::Unavailable(why));
+        };
+        let (readers, completeness) = self.scatter(None, |shard, _| Ok(shard.reader)).await?;
+        let tenant = tenant.clone();
+        let counting = tokio::task::spawn_blocking(move || {
+            // Held to the end: who asked may be gone by then, and the work goes on.
+            let _place = place;
+            cardinality(&readers, &tenant, (now - ACTIVE_SPAN).0, entries)
+        });
+        match counting.await {
+            Ok(Ok(report)) => Ok((report, completeness)),
+            Ok(Err(why)) => Err(ShardsError::Refused(why.to_string())),
+            Err(why) => Err(ShardsError::Unavailable(format!("the report ended early: {why}"))),
+        }
     }
 
     async fn complete_to(&self, tenant: &TenantId) -> Result<TimestampNs, ShardsError> {

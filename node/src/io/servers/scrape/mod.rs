@@ -47,6 +47,8 @@ pub const BATCH_ROWS_MAX: usize = 10_000;
 pub const TOLD_MAX: usize = 10_000;
 /// Before a write that was refused is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
+/// A limit may say when there is room; it is not waited for longer.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How often files are looked at.
 const FILES_PAUSE: Duration = Duration::from_secs(5);
 /// How often other nodes are asked what they scrape, and how long they may take.
@@ -501,8 +503,12 @@ impl Scraper {
     fn lay(&self, tenant: &TenantId, rows: &[Row], from: usize) -> Option<Part> {
         let ingest = &self.0.ingest;
         let rows = &rows[from..rows.len().min(from + BATCH_ROWS_MAX)];
-        let Adapted { mut batch, rejected } = scraped::adapt(tenant, rows, &ingest.limits(tenant));
-        ingest.counters.refused(Protocol::Scrape, &rejected);
+        let Adapted {
+            mut batch,
+            mut rejected,
+        } = scraped::adapt(tenant, rows, &ingest.limits(tenant));
+        ingest.keep_allowed(&mut batch, &mut rejected);
+        ingest.refused(Protocol::Scrape, tenant, &rejected);
         if batch.series.is_empty() {
             return None;
         }
@@ -536,15 +542,17 @@ impl Scraper {
         let is_marker = |s: &&Sample| s.value.to_bits() == STALE_NAN_BITS;
         let markers = part.samples().filter(is_marker).count() as u64;
         let batch = Arc::new(part.batch);
-        let mut written = write(ingest, &batch, part.intake, bytes).await;
+        let mut is_charged = false;
+        let mut written = write(ingest, &batch, part.intake, bytes, &mut is_charged).await;
         if let Err(why) = &written
             && !matches!(why.class(), Class::FixRequest | Class::TooLarge)
         {
             stats.retried.fetch_add(1, Relaxed);
-            tokio::time::sleep(RETRY_PAUSE).await;
+            let told = why.retry_after().map_or(RETRY_PAUSE, SpanNs::as_duration);
+            tokio::time::sleep(told.clamp(RETRY_PAUSE, RETRY_PAUSE_MAX)).await;
             let (of, again) = (self.0.ingest.clone(), batch.clone());
             if let Some(intake) = blocking(move || Intake::of_batch(&again, of.sink.ids(), Naming::Known)).await {
-                written = write(ingest, &batch, intake, bytes).await;
+                written = write(ingest, &batch, intake, bytes, &mut is_charged).await;
             }
         }
         match written {
@@ -648,7 +656,12 @@ async fn write(
     batch: &Batch,
     intake: Intake,
     bytes: usize,
+    is_charged: &mut bool,
 ) -> Result<crate::write::Written, IngestError> {
+    if !*is_charged {
+        ingest.charge_batch(batch)?;
+        *is_charged = true;
+    }
     let _place = ingest.let_in(bytes).await?;
     let redo = || Intake::of_batch(batch, ingest.sink.ids(), Naming::Defined);
     ingest.sink.write_intake(intake, &redo).await.map_err(Into::into)

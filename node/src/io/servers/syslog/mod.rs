@@ -596,7 +596,9 @@ impl Fold {
 
     fn adapt(&mut self, messages: &[Message], limits: &LimitsContext) -> (Adapted, syslog::Tally) {
         let (mut adapted, tally) = syslog::adapt(&self.settings, messages, limits, &mut self.names);
-        self.of.ingest.mask(&mut adapted.batch);
+        self.of
+            .ingest
+            .mask(&mut adapted.batch, &limits.bounds, Some("syslog_cut"));
         (adapted, tally)
     }
 
@@ -604,19 +606,21 @@ impl Fold {
         let limits = self.of.ingest.limits(&self.settings.tenant);
         let (Adapted { mut batch, rejected }, tally) = self.adapt(messages, &limits);
         self.of.stats.marked(&tally);
-        self.of.ingest.counters.refused(Protocol::Syslog, &rejected);
+        self.of
+            .ingest
+            .refused(Protocol::Syslog, &self.settings.tenant, &rejected);
         self.seq += 1;
         let id = BatchId::Sequenced {
             writer: self.writer,
             seq: self.seq,
         };
-        let (mut pause, mut too_old) = (PAUSE_FIRST, 0);
+        let (mut pause, mut too_old, mut is_charged) = (PAUSE_FIRST, 0, false);
         let bytes = messages.iter().map(|m| m.frame.bytes.len()).sum();
         while !batch.streams.is_empty() {
             batch.id = Some(id);
             let mut given_up = self.given_up.clone();
             let written = tokio::select! {
-                written = write(&self.of.ingest, &batch, bytes) => written,
+                written = write(&self.of.ingest, &batch, bytes, &mut is_charged) => written,
                 _ = given_up.wait_for(|g| *g) => return Outcome::GivenUp,
             };
             let why = match written {
@@ -663,7 +667,17 @@ impl Fold {
     }
 }
 
-async fn write(ingest: &IngestState, batch: &Batch, bytes: usize) -> Result<crate::write::Written, IngestError> {
+/// `is_charged`: the tenant's buckets gave what it takes, in this attempt or in one before.
+async fn write(
+    ingest: &IngestState,
+    batch: &Batch,
+    bytes: usize,
+    is_charged: &mut bool,
+) -> Result<crate::write::Written, IngestError> {
+    if !*is_charged {
+        ingest.charge_batch(batch)?;
+        *is_charged = true;
+    }
     let _place = ingest.let_in(bytes).await?;
     let lay = |naming| Intake::of_batch(batch, ingest.sink.ids(), naming);
     let written = ingest
