@@ -16,7 +16,7 @@
 //! - A list of devices is taken whole or not at all. Secrets are never shown.
 
 pub mod ber;
-// pub mod config;
+pub mod config;
 // #[doc(hidden)]
 // pub mod fuzz;
 // pub mod line;
@@ -24,10 +24,10 @@ pub mod oid;
 pub mod panel;
 pub mod pdu;
 pub mod poll;
-// pub mod session;
+pub mod session;
 // pub mod trap;
 pub mod usm;
 
-// pub use config::{Device, SnmpConfig};
+pub use config::{Device, SnmpConfig};
 pub use oid::Oid;
 pub use pdu::{Pdu, Value};

@@ -60,6 +60,8 @@ enum Command {
     Rules(cli::rules::RulesArgs),
     /// Shows what a Prometheus configuration would scrape.
     Scrape(cli::scrape::ScrapeArgs),
+    /// Shows which devices a list would poll by SNMP.
+    Snmp(cli::snmp::SnmpArgs),
     /// Shows nodes and Raft groups; adds, moves and removes nodes.
     Cluster(cli::cluster::ClusterArgs),
     /// Makes certificates: for a cluster, its nodes and its clients.
@@ -146,6 +148,7 @@ async fn run(command: Command) -> cli::Done {
         Command::Masking(args) => cli::masking::run(args).await,
         Command::Rules(args) => cli::rules::run(args).await,
         Command::Scrape(args) => cli::scrape::run(args).await,
+        Command::Snmp(args) => cli::snmp::run(args).await,
         Command::Cluster(args) => cli::cluster::run(args).await,
         Command::Cert(args) => cli::cert::run(args),
         Command::Storage(args) => cli::storage::run(args).await,

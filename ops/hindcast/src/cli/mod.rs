@@ -11,6 +11,7 @@ pub mod query;
 pub mod replay;
 pub mod rules;
 pub mod scrape;
+pub mod snmp;
 pub mod storage;
 pub mod ticket;
 

@@ -34,6 +34,8 @@ const KEEP_DEFAULT: &str = "30d";
       takes syslog of the network 10.0.0.0/8 by UDP, and of anybody by TCP
   hindcast server --data-dir d --scrape-config prometheus.yml
       scrapes what the file names; `hindcast scrape check prometheus.yml` shows it before
+  hindcast server --data-dir d --snmp-config devices.yml --snmp-trap-listen 0.0.0.0:162
+      polls the devices that the file names, and takes their traps; `hindcast snmp check devices.yml` shows them before
   hindcast server --data-dir d --retention 1y --cold-store s3://bucket/prefix --cold-after 30d
       files whose newest row is older than 30 days go to a bucket; AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION
       and AWS_ENDPOINT say how to reach it")]
@@ -121,6 +123,14 @@ pub struct ServerArgs {
     /// same file; they share the targets.
     #[arg(long, env = "HINDCAST_SCRAPE_CONFIG", value_name = "FILE")]
     pub scrape_config: Option<PathBuf>,
+    /// A list of devices (YAML) that are polled by SNMP, and of who may send traps. Give all nodes the same file; they share the
+    /// devices.
+    #[arg(long, env = "HINDCAST_SNMP_CONFIG", value_name = "FILE")]
+    pub snmp_config: Option<PathBuf>,
+    /// Where traps and informs are taken by UDP, like 0.0.0.0:162; may be given more than once. Who may send them is in
+    /// --snmp-config.
+    #[arg(long, env = "HINDCAST_SNMP_TRAP_LISTEN", value_name = "ADDRESS", value_delimiter = ',')]
+    pub snmp_trap_listen: Vec<SocketAddr>,
     /// Where files of old rows go: file:///an/absolute/folder or s3://bucket/prefix. Every node has its own part of it.
     #[arg(long, env = "HINDCAST_COLD_STORE", value_name = "URL")]
     pub cold_store: Option<String>,
@@ -202,6 +212,10 @@ pub enum ConfigError {
     Cold(String),
     #[error("{0}")]
     Syslog(String),
+    #[error("--snmp-trap-listen takes traps only of those whom --snmp-config names (traps: senders:): name the file")]
+    TrapsOfNobody,
+    #[error("--snmp-trap-listen: at most {LISTENERS_MAX} addresses")]
+    TrapListeners,
     #[error(transparent)]
     Masking(#[from] SettingsError),
     #[error("--id must be at least 1; 0 means nobody")]
@@ -252,6 +266,9 @@ pub struct ServerConfig {
     pub syslog: Vec<Listen>,
     /// What is scraped: a Prometheus configuration.
     pub scrape: Option<PathBuf>,
+    /// Which devices are polled, and who may send traps.
+    pub snmp: Option<PathBuf>,
+    pub snmp_traps: Vec<SocketAddr>,
     /// Of the client port; `None`: without TLS.
     pub tls: Option<TlsFiles>,
     /// Of the peer port; `None`: without TLS, or there are no peers.
@@ -355,6 +372,12 @@ impl ServerArgs {
                 self.syslog_listen
             },
             scrape_config: self.scrape_config.or(file.scrape_config),
+            snmp_config: self.snmp_config.or(file.snmp_config),
+            snmp_trap_listen: if self.snmp_trap_listen.is_empty() {
+                file.snmp_trap_listen
+            } else {
+                self.snmp_trap_listen
+            },
             cold_store: self.cold_store.or(file.cold_store),
             cold_after: self.cold_after.or(file.cold_after),
             cold_cache_bytes: self.cold_cache_bytes.or(file.cold_cache_bytes),
@@ -402,6 +425,8 @@ impl ServerArgs {
             retention,
             syslog,
             scrape: self.scrape_config,
+            snmp: self.snmp_config,
+            snmp_traps: self.snmp_trap_listen,
             file: self.config,
             masking: self.masking,
             disk_reserve: self
@@ -424,6 +449,12 @@ impl ServerArgs {
         };
         if config.id == 0 {
             return Err(ConfigError::NodeZero);
+        }
+        if !config.snmp_traps.is_empty() && config.snmp.is_none() {
+            return Err(ConfigError::TrapsOfNobody);
+        }
+        if config.snmp_traps.len() > LISTENERS_MAX {
+            return Err(ConfigError::TrapListeners);
         }
         if !config.join.is_empty() && !config.join_cluster.is_empty() {
             return Err(ConfigError::JoinTwice);

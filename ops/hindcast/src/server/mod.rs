@@ -27,6 +27,7 @@ use hindcast_model::NodeId;
 use hindcast_node::io::cold::ObjectCold;
 use hindcast_node::io::node::{Node, NodeCold, NodeConfig};
 use hindcast_node::io::servers::scrape::{self as scraping, Scraper};
+use hindcast_node::io::servers::snmp;
 use hindcast_node::io::servers::syslog::{Bound, Bounds, Syslog};
 use hindcast_node::io::servers::{
     IngestState, ingest_router, ingest_service, otlp_logs_service, otlp_metrics_service, otlp_traces_service,
@@ -97,6 +98,14 @@ fn writer_of(what: &str, node: NodeId) -> Result<String, Failure> {
     Ok(format!("hindcast/{what}/{node}/{:016x}", rng.next_u64()))
 }
 
+/// What is scraped and what is polled. `None`: neither is named.
+fn load_targets(config: &ServerConfig) -> Result<Option<scraping::Loaded>, String> {
+    let scraped = load_scrape(config).map_err(|e| e.to_string())?;
+    let Some(list) = &config.snmp else { return Ok(scraped) };
+    let devices = snmp::load(list).map_err(|e| e.to_string())?;
+    Ok(Some(scraped.unwrap_or_default().with_devices(devices)))
+}
+
 fn load_scrape(config: &ServerConfig) -> Result<Option<scraping::Loaded>, scraping::LoadError> {
     let loaded = config.scrape.as_deref().map(scraping::load).transpose()?;
     for warning in loaded.iter().flat_map(|l| &l.config.warnings) {
@@ -125,7 +134,7 @@ fn announce_syslog(bound: &[Bound], config: &ServerConfig) {
 pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> Done {
     // A broken file is found before anything is opened.
     let files = rules::read(&config).map_err(|e| Failure::usage(e.to_string()))?;
-    let scrape = load_scrape(&config).map_err(|e| Failure::usage(e.to_string()))?;
+    let scrape = load_targets(&config).map_err(Failure::usage)?;
     let open = |files: &Option<TlsFiles>, port| {
         let opened = files.clone().map(|f| Tls::open(f, port, Arc::new(SystemClock::new())));
         opened.transpose().map_err(|e| Failure::usage(e.to_string()))
@@ -393,7 +402,10 @@ async fn reload(
         Ok(commands) => commands,
         Err(e) => return unchanged(&e),
     };
-    let scrape = match load_scrape(&config) {
+    let loading = config.clone();
+    // Passwords of many devices take a while.
+    let loaded = tokio::task::spawn_blocking(move || load_targets(&loading)).await;
+    let scrape = match loaded.unwrap_or_else(|e| Err(format!("the targets cannot be read: {e}"))) {
         Ok(scrape) => scrape,
         Err(e) => {
             scraper.iter().for_each(Scraper::reload_failed);
