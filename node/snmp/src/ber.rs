@@ -258,21 +258,39 @@ mod tests {
         assert_eq!(written(|w| w.unsigned(0x41, 0xffff_ffff)), "410500ffffffff");
         assert_eq!(written(|w| w.unsigned(0x46, u64::MAX)), "460900ffffffffffffffff");
         // sysDescr.0, and an enterprise beyond 16 bits.
-        assert_eq!(written(|w| w.oid(&"1.3.6.1.2.1.1.1.0".parse().unwrap())), "06082b06010201010100");
-        assert_eq!(written(|w| w.oid(&"1.3.6.1.4.1.99999".parse().unwrap())), "06082b06010401868d1f");
-        assert_eq!(written(|w| w.nest(SEQUENCE, |w| w.octets(&[7; 128])))[..12], *"308183048180");
+        assert_eq!(
+            written(|w| w.oid(&"1.3.6.1.2.1.1.1.0".parse().unwrap())),
+            "06082b06010201010100"
+        );
+        assert_eq!(
+            written(|w| w.oid(&"1.3.6.1.4.1.99999".parse().unwrap())),
+            "06082b06010401868d1f"
+        );
+        assert_eq!(
+            written(|w| w.nest(SEQUENCE, |w| w.octets(&[7; 128])))[..12],
+            *"308183048180"
+        );
     }
 
     #[test]
     fn what_is_longer_than_it_may_be_is_refused() {
         let said = |bytes: &[u8]| Reader::new(bytes).element().map(|(tag, _)| tag).map_err(|e| e.0);
         assert_eq!(said(&[0x30]), Err("it ends too early"));
-        assert_eq!(said(&[0x30, 0x84, 0xff, 0xff, 0xff, 0xff]), Err("a length is beyond the end"));
+        assert_eq!(
+            said(&[0x30, 0x84, 0xff, 0xff, 0xff, 0xff]),
+            Err("a length is beyond the end")
+        );
         assert_eq!(said(&[0x30, 0x80]), Err("a length is of a form that SNMP does not use"));
-        assert_eq!(said(&[0x30, 0x85, 0, 0, 0, 0, 0]), Err("a length is of a form that SNMP does not use"));
+        assert_eq!(
+            said(&[0x30, 0x85, 0, 0, 0, 0, 0]),
+            Err("a length is of a form that SNMP does not use")
+        );
         let oid = |bytes: &[u8]| Reader::new(bytes).as_oid().map_err(|e| e.0);
         assert_eq!(oid(&[0x2b, 0x8f, 0xff, 0xff, 0xff, 0x7f]).unwrap().ids()[2], u32::MAX);
-        assert_eq!(oid(&[0x2b, 0x90, 0x80, 0x80, 0x80, 0]), Err("a part of an OID is greater than 32 bits hold"));
+        assert_eq!(
+            oid(&[0x2b, 0x90, 0x80, 0x80, 0x80, 0]),
+            Err("a part of an OID is greater than 32 bits hold")
+        );
         assert_eq!(oid(&[0x2b, 0x81]), Err("an OID ends in the middle of a part"));
         assert_eq!(oid(&[1; SUB_IDS_MAX - 1]).unwrap().ids().len(), SUB_IDS_MAX);
         assert_eq!(oid(&[1; SUB_IDS_MAX]), Err("an OID has more than 128 parts"));

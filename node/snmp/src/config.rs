@@ -99,6 +99,8 @@ pub struct Senders {
     pub tenant: TenantId,
     /// Devices of the list whose address is written there: names, tenants and labels.
     pub devices: BTreeMap<IpAddr, Sender>,
+    /// Devices whose host name stands there: whoever looks it up puts them among the others.
+    pub named: Vec<(String, Sender)>,
 }
 
 /// A community. Never shown.
@@ -175,7 +177,8 @@ impl FromText for TenantId {
 impl FromText for AuthProtocol {
     fn from_text(text: &str) -> Result<Self, String> {
         Self::parse(text).ok_or_else(|| match text.to_ascii_uppercase().as_str() {
-            "MD5" => "MD5 protects nothing any more and is not supported; set the device to SHA, or better SHA-256".to_owned(),
+            "MD5" => "MD5 protects nothing any more and is not supported; set the device to SHA, or better SHA-256"
+                .to_owned(),
             _ => format!("auth_protocol {text:?} is not known; write SHA, SHA-224, SHA-256, SHA-384 or SHA-512"),
         })
     }
@@ -188,7 +191,9 @@ impl FromText for Privacy {
         match text.to_ascii_uppercase().replace(['-', '_'], "").as_str() {
             "AES" | "AES128" => Ok(Self),
             "DES" | "3DES" => Err(format!("{text} is not supported; set the device to AES")),
-            _ => Err(format!("priv_protocol {text:?} is not supported; write AES (with 128 bits)")),
+            _ => Err(format!(
+                "priv_protocol {text:?} is not supported; write AES (with 128 bits)"
+            )),
         }
     }
 }
@@ -223,7 +228,12 @@ impl FromText for Address {
             Some(rest) => {
                 let (host, port) = rest.split_once(']').ok_or_else(bad)?;
                 host.parse::<std::net::Ipv6Addr>().map_err(|_| bad())?;
-                (host, port.strip_prefix(':').or(port.is_empty().then_some("161")).ok_or_else(bad)?)
+                (
+                    host,
+                    port.strip_prefix(':')
+                        .or(port.is_empty().then_some("161"))
+                        .ok_or_else(bad)?,
+                )
             }
             None if text.parse::<IpAddr>().is_ok() => (text, "161"),
             None => text.split_once(':').unwrap_or((text, "161")),
@@ -231,7 +241,10 @@ impl FromText for Address {
         let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
         let port = port.parse().ok().filter(|p| *p > 0).ok_or_else(bad)?;
         match !host.is_empty() && host.len() <= 253 && host.chars().all(is_name) {
-            true => Ok(Self { host: host.to_owned(), port }),
+            true => Ok(Self {
+                host: host.to_owned(),
+                port,
+            }),
             false => Err(bad()),
         }
     }
@@ -370,23 +383,30 @@ fn resolve(raw: RawFile, secret: Secrets<'_>) -> Result<SnmpConfig, Wrong> {
         let device = device(own, defaults, secret, &mut keys).map_err(at)?;
         // What a device is known by: its series would be those of another one.
         if !names.insert((device.tenant.clone(), device.name.clone())) {
-            let why = format!("device {:?}: another device has this name; give each its own", device.name);
+            let why = format!(
+                "device {:?}: another device has this name; give each its own",
+                device.name
+            );
             return Err(at(why));
         }
-        if let Ok(address) = device.host.parse::<IpAddr>() {
-            let sender = Sender {
-                name: device.name.clone(),
-                tenant: device.tenant.clone(),
-                labels: device.labels.clone(),
-            };
-            config.senders.devices.entry(address.to_canonical()).or_insert(sender);
+        let sender = Sender {
+            name: device.name.clone(),
+            tenant: device.tenant.clone(),
+            labels: device.labels.clone(),
+        };
+        match device.host.parse::<IpAddr>() {
+            // Of two behind one address, the first.
+            Ok(address) => _ = config.senders.devices.entry(address.to_canonical()).or_insert(sender),
+            Err(_) => config.senders.named.push((device.host.clone(), sender)),
         }
         config.devices.push(device);
     }
     for (n, sender) in raw.traps.senders.into_iter().enumerate() {
         let at = |why: String| Wrong { at: At::Sender(n), why };
         if sender.address.is_some() || sender.name.is_some() || !sender.labels.is_empty() {
-            return Err(at("a sender of traps has a community, or a user with its passwords, and nothing else".to_owned()));
+            return Err(at(
+                "a sender of traps has a community, or a user with its passwords, and nothing else".to_owned(),
+            ));
         }
         match access(&sender, &RawDevice::default(), secret, &mut keys).map_err(at)? {
             Access::Community(community) => config.senders.communities.push(Community(community)),
@@ -419,12 +439,19 @@ fn device(own: RawDevice, defaults: &RawDevice, secret: Secrets<'_>, keys: &mut 
     let Some(Read(address)) = &own.address else {
         return Err("a device has no address".to_owned());
     };
-    let name = own.name.as_ref().map_or_else(|| name_of(&address.host), |n| n.0.trim().to_owned());
+    let name = own
+        .name
+        .as_ref()
+        .map_or_else(|| name_of(&address.host), |n| n.0.trim().to_owned());
     let told = |why: String| format!("device {name:?}: {why}");
     // What looks like a port is no part of what a device is known by.
-    let like_port = name.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+    let like_port = name
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
     if like_port {
-        return Err(told("a name does not end like a port; write it without the colon".to_owned()));
+        return Err(told(
+            "a name does not end like a port; write it without the colon".to_owned(),
+        ));
     }
     if name.is_empty() || name.len() > LABEL_NAME_BYTES_MAX || name.chars().any(char::is_control) {
         return Err(told(format!("a name has 1 to {LABEL_NAME_BYTES_MAX} bytes")));
@@ -435,23 +462,32 @@ fn device(own: RawDevice, defaults: &RawDevice, secret: Secrets<'_>, keys: &mut 
     let interval = span(&own.interval, &defaults.interval, INTERVAL_DEFAULT);
     let timeout = span(&own.timeout, &defaults.timeout, TIMEOUT_DEFAULT.min(interval));
     if interval < INTERVAL_MIN || interval > INTERVAL_MAX {
-        return Err(told(format!("the interval {interval} is not between {INTERVAL_MIN} and {INTERVAL_MAX}")));
+        return Err(told(format!(
+            "the interval {interval} is not between {INTERVAL_MIN} and {INTERVAL_MAX}"
+        )));
     }
     if timeout == SpanNs::ZERO || timeout > interval {
-        return Err(told(format!("the timeout {timeout} is zero, or greater than the interval {interval}")));
+        return Err(told(format!(
+            "the timeout {timeout} is zero, or greater than the interval {interval}"
+        )));
     }
     let retries = own.retries.or(defaults.retries).unwrap_or(RETRIES_DEFAULT);
     if retries > RETRIES_MAX {
         return Err(told(format!("retries is more than {RETRIES_MAX}")));
     }
-    let repetitions = own.max_repetitions.or(defaults.max_repetitions).unwrap_or(REPETITIONS_DEFAULT);
+    let repetitions = own
+        .max_repetitions
+        .or(defaults.max_repetitions)
+        .unwrap_or(REPETITIONS_DEFAULT);
     if !(1..=REPETITIONS_MAX).contains(&repetitions) {
         return Err(told(format!("max_repetitions is not between 1 and {REPETITIONS_MAX}")));
     }
     let mut labels = BTreeMap::new();
     for (label, value) in defaults.labels.iter().chain(&own.labels) {
         if OWN_LABELS.contains(&&**label) || label.starts_with("__") {
-            return Err(told(format!("the label {label} is given by the poll itself; choose another name")));
+            return Err(told(format!(
+                "the label {label} is given by the poll itself; choose another name"
+            )));
         }
         let is_long = label.len() > LABEL_NAME_BYTES_MAX || value.0.len() > LABEL_VALUE_BYTES_MAX;
         if label.is_empty() || is_long || label.chars().any(char::is_control) {
@@ -462,7 +498,11 @@ fn device(own: RawDevice, defaults: &RawDevice, secret: Secrets<'_>, keys: &mut 
     if labels.len() > LABELS_MAX {
         return Err(told(format!("it has more than {LABELS_MAX} labels")));
     }
-    let job = own.job.as_ref().or(defaults.job.as_ref()).map_or(JOB_DEFAULT, |j| j.0.trim());
+    let job = own
+        .job
+        .as_ref()
+        .or(defaults.job.as_ref())
+        .map_or(JOB_DEFAULT, |j| j.0.trim());
     if job.is_empty() || job.len() > LABEL_NAME_BYTES_MAX || job.chars().any(char::is_control) {
         return Err(told(format!("a job has 1 to {LABEL_NAME_BYTES_MAX} bytes")));
     }
@@ -522,7 +562,13 @@ impl RawDevice {
 /// How a device is spoken to: as it says itself, or else as the defaults do. Never half of each.
 fn access(own: &RawDevice, defaults: &RawDevice, secret: Secrets<'_>, keys: &mut KeyRing) -> Result<Access, String> {
     let from = if own.speaks() { own } else { defaults };
-    let community = read_secret("community", &from.community, &from.community_file, &from.community_env, secret)?;
+    let community = read_secret(
+        "community",
+        &from.community,
+        &from.community_file,
+        &from.community_env,
+        secret,
+    )?;
     let version = own.version.as_ref().or(from.version.as_ref()).map(|v| v.0);
     let user = match (community, &from.user) {
         (None, None) => return Err("it has neither a community (version 2c) nor a user (version 3)".to_owned()),
@@ -544,17 +590,33 @@ fn access(own: &RawDevice, defaults: &RawDevice, secret: Secrets<'_>, keys: &mut
     if !(1..=USER_BYTES_MAX).contains(&user.len()) {
         return Err(format!("a user has 1 to {USER_BYTES_MAX} bytes"));
     }
-    let auth = read_secret("auth_password", &from.auth_password, &from.auth_password_file, &from.auth_password_env, secret)?;
-    let privacy = read_secret("priv_password", &from.priv_password, &from.priv_password_file, &from.priv_password_env, secret)?;
+    let auth = read_secret(
+        "auth_password",
+        &from.auth_password,
+        &from.auth_password_file,
+        &from.auth_password_env,
+        secret,
+    )?;
+    let privacy = read_secret(
+        "priv_password",
+        &from.priv_password,
+        &from.priv_password_file,
+        &from.priv_password_env,
+        secret,
+    )?;
     let Some(auth) = auth else {
-        return Err(format!("user {user:?} has no auth_password: what is not signed may be anybody's, and is not supported"));
+        return Err(format!(
+            "user {user:?} has no auth_password: what is not signed may be anybody's, and is not supported"
+        ));
     };
     if from.priv_protocol.is_some() && privacy.is_none() {
         return Err(format!("user {user:?} has a priv_protocol and no priv_password"));
     }
     for password in [Some(&auth), privacy.as_ref()].into_iter().flatten() {
         if !(PASSWORD_BYTES_MIN..=PASSWORD_BYTES_MAX).contains(&password.len()) {
-            return Err(format!("a password of user {user:?} has not {PASSWORD_BYTES_MIN} to {PASSWORD_BYTES_MAX} bytes"));
+            return Err(format!(
+                "a password of user {user:?} has not {PASSWORD_BYTES_MIN} to {PASSWORD_BYTES_MAX} bytes"
+            ));
         }
     }
     let protocol = from.auth_protocol.as_ref().map_or(AuthProtocol::Sha1, |p| p.0);
@@ -596,17 +658,39 @@ mod tests {
                 for d in &config.devices {
                     let access = match &d.access {
                         Access::Community(c) => String::from_utf8_lossy(c).into_owned(),
-                        Access::User(u) => format!("{} {}{}", u.name, u.protocol.as_str(), if u.privacy.is_some() { " AES" } else { "" }),
+                        Access::User(u) => format!(
+                            "{} {}{}",
+                            u.name,
+                            u.protocol.as_str(),
+                            if u.privacy.is_some() { " AES" } else { "" }
+                        ),
                     };
                     writeln!(
                         out,
                         "{} at {} v{} {access:?} every {} within {} again {} by {} {}/{} {:?}",
-                        d.name, d.address(), d.version(), d.interval, d.timeout, d.retries, d.repetitions, d.tenant, d.job, d.labels
+                        d.name,
+                        d.address(),
+                        d.version(),
+                        d.interval,
+                        d.timeout,
+                        d.retries,
+                        d.repetitions,
+                        d.tenant,
+                        d.job,
+                        d.labels
                     )
                     .unwrap();
                 }
                 let s = &config.senders;
-                writeln!(out, "traps: {} communities, {} users, {:?} of {}", s.communities.len(), s.users.len(), s.devices.keys().collect::<Vec<_>>(), s.tenant).unwrap();
+                writeln!(
+                    out,
+                    "traps: {} communities, {} users, {:?} of {}",
+                    s.communities.len(),
+                    s.users.len(),
+                    s.devices.keys().collect::<Vec<_>>(),
+                    s.tenant
+                )
+                .unwrap();
             }
         }
         expect.assert_eq(&out);
@@ -647,25 +731,102 @@ traps:
     #[test]
     fn a_mistake_says_where_it_is_and_what_to_do() {
         for (text, expect) in [
-            ("devices:\n- address: 10.0.0.1\n  comunity: x\n", expect!["devices.yml:3: devices[0]: comunity is not a setting that is known there; take it out or correct it"]),
-            ("devices:\n- address: 10.0.0.1\n  community: x\n- address: 10.0.0.2\n", expect![[r#"devices.yml:4: device "10.0.0.2": it has neither a community (version 2c) nor a user (version 3)"#]]),
-            ("devices:\n- address: a b\n  community: x\n", expect![[r#"devices.yml:2: devices[0]: the address "a b" is not like 10.0.0.1, sw-1.example.org:1161 or [2001:db8::1]:161"#]]),
-            ("devices:\n- community: x\n", expect!["devices.yml:2: a device has no address"]),
-            ("devices:\n- address: a\n  interval: fast\n", expect![[r#"devices.yml:2: devices[0]: "fast" is no length of time; write 60s or 5m"#]]),
-            ("devices:\n- {address: a, community: x}\n- {address: b, name: a, community: x}\n", expect![[r#"devices.yml:3: device "a": another device has this name; give each its own"#]]),
-            ("devices:\n- {address: a, community: x, version: 1}\n", expect!["devices.yml:2: devices[0]: version 1 has no counters of 64 bits and is not supported; write 2c or 3"]),
-            ("devices:\n- {address: a, community: x, version: 3}\n", expect![[r#"devices.yml:2: device "a": version 3 has a user and not a community"#]]),
-            ("devices:\n- {address: a, community: x, community_env: y}\n", expect![[r#"devices.yml:2: device "a": community, community_file and community_env: name one of them"#]]),
-            ("devices:\n- {address: a, community_env: GONE}\n", expect![[r#"devices.yml:2: device "a": community: Variable("GONE") is not there"#]]),
-            ("devices:\n- {address: a, community: x, labels: {ifName: y}}\n", expect![[r#"devices.yml:2: device "a": the label ifName is given by the poll itself; choose another name"#]]),
-            ("devices:\n- {address: a, community: x, interval: 1s, timeout: 2s}\n", expect![[r#"devices.yml:2: device "a": the timeout 2s is zero, or greater than the interval 1s"#]]),
-            ("devices:\n- {address: a, user: u}\n", expect![[r#"devices.yml:2: device "a": user "u" has no auth_password: what is not signed may be anybody's, and is not supported"#]]),
-            ("devices:\n- {address: a, user: u, auth_password: short}\n", expect![[r#"devices.yml:2: device "a": a password of user "u" has not 8 to 1024 bytes"#]]),
-            ("devices:\n- {address: a, user: u, auth_password: long enough, auth_protocol: MD5}\n", expect!["devices.yml:2: devices[0]: MD5 protects nothing any more and is not supported; set the device to SHA, or better SHA-256"]),
-            ("devices:\n- {address: a, user: u, auth_password: long enough, priv_protocol: DES}\n", expect!["devices.yml:2: devices[0]: DES is not supported; set the device to AES"]),
-            ("traps:\n  senders:\n  - {community: x}\n  - {name: y, community: x}\n", expect!["devices.yml:4: a sender of traps has a community, or a user with its passwords, and nothing else"]),
-            ("devices:\n- {address: a, name: 'b:1', community: x}\n", expect![[r#"devices.yml:2: device "b:1": a name does not end like a port; write it without the colon"#]]),
-            ("defaults: {address: a}\n", expect!["devices.yml: defaults: address and name belong to a device"]),
+            (
+                "devices:\n- address: 10.0.0.1\n  comunity: x\n",
+                expect![
+                    "devices.yml:3: devices[0]: comunity is not a setting that is known there; take it out or correct it"
+                ],
+            ),
+            (
+                "devices:\n- address: 10.0.0.1\n  community: x\n- address: 10.0.0.2\n",
+                expect![[
+                    r#"devices.yml:4: device "10.0.0.2": it has neither a community (version 2c) nor a user (version 3)"#
+                ]],
+            ),
+            (
+                "devices:\n- address: a b\n  community: x\n",
+                expect![[
+                    r#"devices.yml:2: devices[0]: the address "a b" is not like 10.0.0.1, sw-1.example.org:1161 or [2001:db8::1]:161"#
+                ]],
+            ),
+            (
+                "devices:\n- community: x\n",
+                expect!["devices.yml:2: a device has no address"],
+            ),
+            (
+                "devices:\n- address: a\n  interval: fast\n",
+                expect![[r#"devices.yml:2: devices[0]: "fast" is no length of time; write 60s or 5m"#]],
+            ),
+            (
+                "devices:\n- {address: a, community: x}\n- {address: b, name: a, community: x}\n",
+                expect![[r#"devices.yml:3: device "a": another device has this name; give each its own"#]],
+            ),
+            (
+                "devices:\n- {address: a, community: x, version: 1}\n",
+                expect![
+                    "devices.yml:2: devices[0]: version 1 has no counters of 64 bits and is not supported; write 2c or 3"
+                ],
+            ),
+            (
+                "devices:\n- {address: a, community: x, version: 3}\n",
+                expect![[r#"devices.yml:2: device "a": version 3 has a user and not a community"#]],
+            ),
+            (
+                "devices:\n- {address: a, community: x, community_env: y}\n",
+                expect![[
+                    r#"devices.yml:2: device "a": community, community_file and community_env: name one of them"#
+                ]],
+            ),
+            (
+                "devices:\n- {address: a, community_env: GONE}\n",
+                expect![[r#"devices.yml:2: device "a": community: Variable("GONE") is not there"#]],
+            ),
+            (
+                "devices:\n- {address: a, community: x, labels: {ifName: y}}\n",
+                expect![[
+                    r#"devices.yml:2: device "a": the label ifName is given by the poll itself; choose another name"#
+                ]],
+            ),
+            (
+                "devices:\n- {address: a, community: x, interval: 1s, timeout: 2s}\n",
+                expect![[r#"devices.yml:2: device "a": the timeout 2s is zero, or greater than the interval 1s"#]],
+            ),
+            (
+                "devices:\n- {address: a, user: u}\n",
+                expect![[
+                    r#"devices.yml:2: device "a": user "u" has no auth_password: what is not signed may be anybody's, and is not supported"#
+                ]],
+            ),
+            (
+                "devices:\n- {address: a, user: u, auth_password: short}\n",
+                expect![[r#"devices.yml:2: device "a": a password of user "u" has not 8 to 1024 bytes"#]],
+            ),
+            (
+                "devices:\n- {address: a, user: u, auth_password: long enough, auth_protocol: MD5}\n",
+                expect![
+                    "devices.yml:2: devices[0]: MD5 protects nothing any more and is not supported; set the device to SHA, or better SHA-256"
+                ],
+            ),
+            (
+                "devices:\n- {address: a, user: u, auth_password: long enough, priv_protocol: DES}\n",
+                expect!["devices.yml:2: devices[0]: DES is not supported; set the device to AES"],
+            ),
+            (
+                "traps:\n  senders:\n  - {community: x}\n  - {name: y, community: x}\n",
+                expect![
+                    "devices.yml:4: a sender of traps has a community, or a user with its passwords, and nothing else"
+                ],
+            ),
+            (
+                "devices:\n- {address: a, name: 'b:1', community: x}\n",
+                expect![[
+                    r#"devices.yml:2: device "b:1": a name does not end like a port; write it without the colon"#
+                ]],
+            ),
+            (
+                "defaults: {address: a}\n",
+                expect!["devices.yml: defaults: address and name belong to a device"],
+            ),
         ] {
             check(text, expect);
         }
@@ -679,10 +840,16 @@ traps:
         let senders = format!("traps: {{senders: [{}]}}", many(TRAP_SENDERS_MAX + 1, "{community: x}"));
         assert!(said(&senders).contains("more than 256 senders"));
         let labels: Vec<_> = (0..=LABELS_MAX).map(|n| format!("l{n}: x")).collect();
-        let device = format!("devices: [{{address: a, community: x, labels: {{{}}}}}]", labels.join(","));
+        let device = format!(
+            "devices: [{{address: a, community: x, labels: {{{}}}}}]",
+            labels.join(",")
+        );
         assert!(said(&device).contains("more than 16 labels"));
         assert!(said(&"#".repeat(CONFIG_BYTES_MAX + 1)).contains("bytes"));
-        let community = format!("devices: [{{address: a, community: {}}}]", "x".repeat(COMMUNITY_BYTES_MAX + 1));
+        let community = format!(
+            "devices: [{{address: a, community: {}}}]",
+            "x".repeat(COMMUNITY_BYTES_MAX + 1)
+        );
         assert!(said(&community).contains("1 to 256 bytes"));
     }
 

@@ -17,15 +17,15 @@
 
 pub mod ber;
 pub mod config;
-// #[doc(hidden)]
-// pub mod fuzz;
-// pub mod line;
+#[doc(hidden)]
+pub mod fuzz;
+pub mod line;
 pub mod oid;
 pub mod panel;
 pub mod pdu;
 pub mod poll;
 pub mod session;
-// pub mod trap;
+pub mod trap;
 pub mod usm;
 
 pub use config::{Device, SnmpConfig};

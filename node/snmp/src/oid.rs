@@ -39,7 +39,9 @@ impl FromStr for Oid {
         let ids = text.strip_prefix('.').unwrap_or(text).split('.').map(str::parse);
         match ids.collect::<Result<Vec<u32>, _>>() {
             Ok(ids) if ids.len() <= SUB_IDS_MAX => Ok(Self(ids)),
-            _ => Err(format!("{text:?} is no OID; write numbers with dots, like 1.3.6.1.2.1.1.3.0")),
+            _ => Err(format!(
+                "{text:?} is no OID; write numbers with dots, like 1.3.6.1.2.1.1.3.0"
+            )),
         }
     }
 }

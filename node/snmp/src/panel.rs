@@ -129,40 +129,194 @@ pub const COLUMNS: [Column; 31] = [
     column(0, Interfaces, "ifDescr", &[1, 3, 6, 1, 2, 1, 2, 2, 1, 2], Use::Info),
     column(0, Interfaces, "ifType", &[1, 3, 6, 1, 2, 1, 2, 2, 1, 3], Use::Info),
     column(0, Interfaces, "ifName", &[1, 3, 6, 1, 2, 1, 31, 1, 1, 1, 1], Use::Label),
-    column(0, Interfaces, "ifAlias", &[1, 3, 6, 1, 2, 1, 31, 1, 1, 1, 18], Use::Info),
-    column(0, Interfaces, "ifHighSpeed", &[1, 3, 6, 1, 2, 1, 31, 1, 1, 1, 15], Use::Sample),
-    column(1, Interfaces, "ifAdminStatus", &[1, 3, 6, 1, 2, 1, 2, 2, 1, 7], Use::Sample),
-    column(1, Interfaces, "ifOperStatus", &[1, 3, 6, 1, 2, 1, 2, 2, 1, 8], Use::Sample),
-    column(1, Interfaces, "ifInDiscards", &[1, 3, 6, 1, 2, 1, 2, 2, 1, 13], Use::Sample),
-    column(1, Interfaces, "ifInErrors", &[1, 3, 6, 1, 2, 1, 2, 2, 1, 14], Use::Sample),
-    column(1, Interfaces, "ifOutDiscards", &[1, 3, 6, 1, 2, 1, 2, 2, 1, 19], Use::Sample),
-    column(1, Interfaces, "ifOutErrors", &[1, 3, 6, 1, 2, 1, 2, 2, 1, 20], Use::Sample),
-    column(2, Interfaces, "ifHCInOctets", &[1, 3, 6, 1, 2, 1, 31, 1, 1, 1, 6], Use::Sample),
-    column(2, Interfaces, "ifHCInUcastPkts", &[1, 3, 6, 1, 2, 1, 31, 1, 1, 1, 7], Use::Sample),
-    column(2, Interfaces, "ifHCOutOctets", &[1, 3, 6, 1, 2, 1, 31, 1, 1, 1, 10], Use::Sample),
-    column(2, Interfaces, "ifHCOutUcastPkts", &[1, 3, 6, 1, 2, 1, 31, 1, 1, 1, 11], Use::Sample),
+    column(
+        0,
+        Interfaces,
+        "ifAlias",
+        &[1, 3, 6, 1, 2, 1, 31, 1, 1, 1, 18],
+        Use::Info,
+    ),
+    column(
+        0,
+        Interfaces,
+        "ifHighSpeed",
+        &[1, 3, 6, 1, 2, 1, 31, 1, 1, 1, 15],
+        Use::Sample,
+    ),
+    column(
+        1,
+        Interfaces,
+        "ifAdminStatus",
+        &[1, 3, 6, 1, 2, 1, 2, 2, 1, 7],
+        Use::Sample,
+    ),
+    column(
+        1,
+        Interfaces,
+        "ifOperStatus",
+        &[1, 3, 6, 1, 2, 1, 2, 2, 1, 8],
+        Use::Sample,
+    ),
+    column(
+        1,
+        Interfaces,
+        "ifInDiscards",
+        &[1, 3, 6, 1, 2, 1, 2, 2, 1, 13],
+        Use::Sample,
+    ),
+    column(
+        1,
+        Interfaces,
+        "ifInErrors",
+        &[1, 3, 6, 1, 2, 1, 2, 2, 1, 14],
+        Use::Sample,
+    ),
+    column(
+        1,
+        Interfaces,
+        "ifOutDiscards",
+        &[1, 3, 6, 1, 2, 1, 2, 2, 1, 19],
+        Use::Sample,
+    ),
+    column(
+        1,
+        Interfaces,
+        "ifOutErrors",
+        &[1, 3, 6, 1, 2, 1, 2, 2, 1, 20],
+        Use::Sample,
+    ),
+    column(
+        2,
+        Interfaces,
+        "ifHCInOctets",
+        &[1, 3, 6, 1, 2, 1, 31, 1, 1, 1, 6],
+        Use::Sample,
+    ),
+    column(
+        2,
+        Interfaces,
+        "ifHCInUcastPkts",
+        &[1, 3, 6, 1, 2, 1, 31, 1, 1, 1, 7],
+        Use::Sample,
+    ),
+    column(
+        2,
+        Interfaces,
+        "ifHCOutOctets",
+        &[1, 3, 6, 1, 2, 1, 31, 1, 1, 1, 10],
+        Use::Sample,
+    ),
+    column(
+        2,
+        Interfaces,
+        "ifHCOutUcastPkts",
+        &[1, 3, 6, 1, 2, 1, 31, 1, 1, 1, 11],
+        Use::Sample,
+    ),
     column(3, Interfaces, "ifSpeed", &[1, 3, 6, 1, 2, 1, 2, 2, 1, 5], Use::Sample),
-    column(3, Interfaces, "ifInOctets", &[1, 3, 6, 1, 2, 1, 2, 2, 1, 10], Use::Sample),
-    column(3, Interfaces, "ifInUcastPkts", &[1, 3, 6, 1, 2, 1, 2, 2, 1, 11], Use::Sample),
-    column(3, Interfaces, "ifOutOctets", &[1, 3, 6, 1, 2, 1, 2, 2, 1, 16], Use::Sample),
-    column(3, Interfaces, "ifOutUcastPkts", &[1, 3, 6, 1, 2, 1, 2, 2, 1, 17], Use::Sample),
-    column(4, Processors, "hrProcessorLoad", &[1, 3, 6, 1, 2, 1, 25, 3, 3, 1, 2], Use::Sample),
-    column(4, Storage, "hrStorageDescr", &[1, 3, 6, 1, 2, 1, 25, 2, 3, 1, 3], Use::Label),
-    column(4, Storage, "hrStorageAllocationUnits", &[1, 3, 6, 1, 2, 1, 25, 2, 3, 1, 4], Use::Sample),
-    column(4, Storage, "hrStorageSize", &[1, 3, 6, 1, 2, 1, 25, 2, 3, 1, 5], Use::Sample),
-    column(4, Storage, "hrStorageUsed", &[1, 3, 6, 1, 2, 1, 25, 2, 3, 1, 6], Use::Sample),
+    column(
+        3,
+        Interfaces,
+        "ifInOctets",
+        &[1, 3, 6, 1, 2, 1, 2, 2, 1, 10],
+        Use::Sample,
+    ),
+    column(
+        3,
+        Interfaces,
+        "ifInUcastPkts",
+        &[1, 3, 6, 1, 2, 1, 2, 2, 1, 11],
+        Use::Sample,
+    ),
+    column(
+        3,
+        Interfaces,
+        "ifOutOctets",
+        &[1, 3, 6, 1, 2, 1, 2, 2, 1, 16],
+        Use::Sample,
+    ),
+    column(
+        3,
+        Interfaces,
+        "ifOutUcastPkts",
+        &[1, 3, 6, 1, 2, 1, 2, 2, 1, 17],
+        Use::Sample,
+    ),
+    column(
+        4,
+        Processors,
+        "hrProcessorLoad",
+        &[1, 3, 6, 1, 2, 1, 25, 3, 3, 1, 2],
+        Use::Sample,
+    ),
+    column(
+        4,
+        Storage,
+        "hrStorageDescr",
+        &[1, 3, 6, 1, 2, 1, 25, 2, 3, 1, 3],
+        Use::Label,
+    ),
+    column(
+        4,
+        Storage,
+        "hrStorageAllocationUnits",
+        &[1, 3, 6, 1, 2, 1, 25, 2, 3, 1, 4],
+        Use::Sample,
+    ),
+    column(
+        4,
+        Storage,
+        "hrStorageSize",
+        &[1, 3, 6, 1, 2, 1, 25, 2, 3, 1, 5],
+        Use::Sample,
+    ),
+    column(
+        4,
+        Storage,
+        "hrStorageUsed",
+        &[1, 3, 6, 1, 2, 1, 25, 2, 3, 1, 6],
+        Use::Sample,
+    ),
     column(5, Loads, "laNames", &[1, 3, 6, 1, 4, 1, 2021, 10, 1, 2], Use::Label),
     column(5, Loads, "laLoadInt", &[1, 3, 6, 1, 4, 1, 2021, 10, 1, 5], Use::Sample),
-    column(5, CiscoProcessors, "cpmCPUTotal5minRev", &[1, 3, 6, 1, 4, 1, 9, 9, 109, 1, 1, 1, 1, 8], Use::Sample),
-    column(5, CiscoMemory, "ciscoMemoryPoolName", &[1, 3, 6, 1, 4, 1, 9, 9, 48, 1, 1, 1, 2], Use::Label),
-    column(5, CiscoMemory, "ciscoMemoryPoolUsed", &[1, 3, 6, 1, 4, 1, 9, 9, 48, 1, 1, 1, 5], Use::Sample),
-    column(5, CiscoMemory, "ciscoMemoryPoolFree", &[1, 3, 6, 1, 4, 1, 9, 9, 48, 1, 1, 1, 6], Use::Sample),
+    column(
+        5,
+        CiscoProcessors,
+        "cpmCPUTotal5minRev",
+        &[1, 3, 6, 1, 4, 1, 9, 9, 109, 1, 1, 1, 1, 8],
+        Use::Sample,
+    ),
+    column(
+        5,
+        CiscoMemory,
+        "ciscoMemoryPoolName",
+        &[1, 3, 6, 1, 4, 1, 9, 9, 48, 1, 1, 1, 2],
+        Use::Label,
+    ),
+    column(
+        5,
+        CiscoMemory,
+        "ciscoMemoryPoolUsed",
+        &[1, 3, 6, 1, 4, 1, 9, 9, 48, 1, 1, 1, 5],
+        Use::Sample,
+    ),
+    column(
+        5,
+        CiscoMemory,
+        "ciscoMemoryPoolFree",
+        &[1, 3, 6, 1, 4, 1, 9, 9, 48, 1, 1, 1, 6],
+        Use::Sample,
+    ),
 ];
 
 /// The name of an object that is known here, and what stands behind it (the row).
 pub fn name_of(oid: &crate::Oid) -> Option<(&'static str, &[u32])> {
     let columns = COLUMNS.iter().map(|c| (c.name, c.oid));
-    let scalars = SCALARS.iter().copied().flatten().map(|s| (s.name, &s.oid[..s.oid.len() - 1]));
+    let scalars = SCALARS
+        .iter()
+        .copied()
+        .flatten()
+        .map(|s| (s.name, &s.oid[..s.oid.len() - 1]));
     let mut all = columns.chain(scalars);
     all.find_map(|(name, prefix)| Some((name, oid.below(prefix)?)).filter(|(_, row)| !row.is_empty()))
 }
@@ -179,7 +333,9 @@ mod tests {
         assert_eq!(groups, (0..GROUPS).collect());
         let names: std::collections::BTreeSet<_> = COLUMNS.iter().map(|c| c.name).collect();
         assert_eq!(names.len(), COLUMNS.len());
-        let (name, row) = name_of(&"1.3.6.1.2.1.2.2.1.8.3".parse().unwrap()).map(|(n, r)| (n, r.to_vec())).unwrap();
+        let (name, row) = name_of(&"1.3.6.1.2.1.2.2.1.8.3".parse().unwrap())
+            .map(|(n, r)| (n, r.to_vec()))
+            .unwrap();
         assert_eq!((name, &row[..]), ("ifOperStatus", &[3][..]));
         assert!(name_of(&"1.3.6.1.2.1.2.2.1.8".parse().unwrap()).is_none());
     }
@@ -187,13 +343,30 @@ mod tests {
     /// A series that belonged to nobody, or to a service, would be on no panel of the network.
     #[test]
     fn every_series_belongs_to_the_device_or_to_its_interface() {
-        let samples = COLUMNS.iter().filter(|c| c.of == Use::Sample).map(|c| (c.name, c.table == Interfaces));
-        let scalars = SCALARS.iter().copied().flatten().filter(|s| s.of == Use::Sample).map(|s| (s.name, false));
-        let others = [(DEVICE_INFO, false), (INTERFACE_INFO, true), ("snmp_up", false), ("snmp_poll_duration_seconds", false)];
+        let samples = COLUMNS
+            .iter()
+            .filter(|c| c.of == Use::Sample)
+            .map(|c| (c.name, c.table == Interfaces));
+        let scalars = SCALARS
+            .iter()
+            .copied()
+            .flatten()
+            .filter(|s| s.of == Use::Sample)
+            .map(|s| (s.name, false));
+        let others = [
+            (DEVICE_INFO, false),
+            (INTERFACE_INFO, true),
+            ("snmp_up", false),
+            ("snmp_poll_duration_seconds", false),
+        ];
         for (name, is_interface) in samples.chain(scalars).chain(others) {
             let labels = metric(name, &[("job", "snmp"), ("instance", "sw1"), ("ifIndex", "3")]);
             let owner = owning_resource(&TenantId::default(), &labels, &[]).unwrap();
-            let wanted = if is_interface { (Kind::Interface, "sw1/3") } else { (Kind::Device, "sw1") };
+            let wanted = if is_interface {
+                (Kind::Interface, "sw1/3")
+            } else {
+                (Kind::Device, "sw1")
+            };
             assert_eq!((owner.kind, &*owner.name), wanted, "{name}");
         }
     }

@@ -1,7 +1,7 @@
 //! What is asked and answered (RFC 3416): PDUs, and the message of version 2c around them (RFC 3584).
 
-use crate::ber::{self, Bad, Reader, SEQUENCE, Writer};
 use crate::Oid;
+use crate::ber::{self, Bad, Reader, SEQUENCE, Writer};
 use std::fmt;
 
 /// The most that a datagram carries over IPv4.
@@ -66,7 +66,12 @@ impl Value {
             ber::OCTETS => Self::Octets(inner.rest().to_vec()),
             ber::NULL => Self::Null,
             ber::OID => Self::Oid(inner.as_oid()?),
-            0x40 => Self::IpAddress(inner.rest().try_into().map_err(|_| Bad("an address has not four bytes"))?),
+            0x40 => Self::IpAddress(
+                inner
+                    .rest()
+                    .try_into()
+                    .map_err(|_| Bad("an address has not four bytes"))?,
+            ),
             0x41 => Self::Counter32(small()?),
             0x42 => Self::Gauge32(small()?),
             0x43 => Self::TimeTicks(small()?),
@@ -109,7 +114,10 @@ impl Value {
 
     /// Nothing is there under the name that was asked for.
     pub const fn is_absent(&self) -> bool {
-        matches!(self, Self::NoSuchObject | Self::NoSuchInstance | Self::EndOfMibView | Self::Null)
+        matches!(
+            self,
+            Self::NoSuchObject | Self::NoSuchInstance | Self::EndOfMibView | Self::Null
+        )
     }
 }
 
@@ -284,7 +292,10 @@ pub(crate) mod tests {
 
     pub fn bytes(hex: &str) -> Vec<u8> {
         let hex: String = hex.split_whitespace().collect();
-        (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
+        (0..hex.len())
+            .step_by(2)
+            .map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap())
+            .collect()
     }
 
     /// One message as it stands on the wire, and what it says.
@@ -293,7 +304,13 @@ pub(crate) mod tests {
         match Community::decode(&message) {
             Ok(read) => {
                 assert_eq!(read.encode(), message, "it is written as it came");
-                let Pdu { kind, request_id, error_status, error_index, varbinds } = &read.pdu;
+                let Pdu {
+                    kind,
+                    request_id,
+                    error_status,
+                    error_index,
+                    varbinds,
+                } = &read.pdu;
                 let community = String::from_utf8_lossy(&read.community);
                 let mut out = format!("{community} {kind:?} {request_id} {error_status} {error_index}\n");
                 for (oid, value) in varbinds {
@@ -348,7 +365,14 @@ pub(crate) mod tests {
             let value = Value::read(&mut Reader::new(&bytes(hex))).unwrap();
             assert_eq!(value.to_string(), shown, "{hex}");
         }
-        for bad in ["40 03 c00002", "41 06 010000000000", "46 0a 00010000000000000000", "47 00", "02 00", "02 05 0000000000"] {
+        for bad in [
+            "40 03 c00002",
+            "41 06 010000000000",
+            "46 0a 00010000000000000000",
+            "47 00",
+            "02 00",
+            "02 05 0000000000",
+        ] {
             assert!(Value::read(&mut Reader::new(&bytes(bad))).is_err(), "{bad}");
         }
     }
@@ -357,8 +381,14 @@ pub(crate) mod tests {
     fn what_is_no_message_says_why() {
         check("30 00", expect!["it ends too early"]);
         check("30 03 02 01 00", expect!["it is no message of version 2c"]);
-        check("30 0a 02 01 01 04 01 61 a4 02 0500", expect!["a PDU is of a kind that SNMPv2 does not have"]);
-        check("30 26 02 01 01 04 06 7075626c6963 a0 19 02 01 01 02 01 00", expect!["a length is beyond the end"]);
+        check(
+            "30 0a 02 01 01 04 01 61 a4 02 0500",
+            expect!["a PDU is of a kind that SNMPv2 does not have"],
+        );
+        check(
+            "30 26 02 01 01 04 06 7075626c6963 a0 19 02 01 01 02 01 00",
+            expect!["a length is beyond the end"],
+        );
     }
 
     #[test]
@@ -370,7 +400,13 @@ pub(crate) mod tests {
             error_index: 0,
             varbinds: vec![(Oid::from(vec![1, 3]), Value::Null); count],
         };
-        let message = |count| Community { community: vec![], pdu: pdu(count) }.encode();
+        let message = |count| {
+            Community {
+                community: vec![],
+                pdu: pdu(count),
+            }
+            .encode()
+        };
         assert!(Community::decode(&message(VARBINDS_MAX)).is_ok());
         assert!(Community::decode(&message(VARBINDS_MAX + 1)).is_err());
         let community = vec![b'a'; COMMUNITY_BYTES_MAX + 1];
@@ -402,9 +438,15 @@ pub(crate) mod tests {
 
     pub fn any_pdu() -> impl Strategy<Value = Pdu> {
         let varbinds = proptest::collection::vec((any_oid(), any_value()), 0..12);
-        (0..KINDS.len(), any::<[i32; 3]>(), varbinds).prop_map(|(kind, [request_id, error_status, error_index], varbinds)| {
-            Pdu { kind: KINDS[kind].0, request_id, error_status, error_index, varbinds }
-        })
+        (0..KINDS.len(), any::<[i32; 3]>(), varbinds).prop_map(
+            |(kind, [request_id, error_status, error_index], varbinds)| Pdu {
+                kind: KINDS[kind].0,
+                request_id,
+                error_status,
+                error_index,
+                varbinds,
+            },
+        )
     }
 
     proptest! {

@@ -6,11 +6,11 @@
 //! Bounds: [`CELLS_MAX`] values and [`REQUESTS_MAX`] requests of a poll; of a text, what a label may have. A device whose names do
 //! not rise would be walked for ever: it is an error.
 
+use crate::Oid;
 use crate::panel::{
     COLUMNS, Column, DEVICE_INFO, GROUPS, INTERFACE_INFO, NARROW_COUNTERS, SCALARS, Scalar, Table, Use, WIDE_COUNTERS,
 };
 use crate::pdu::{Kind, Pdu, TOO_BIG, Value, error_name, text};
-use crate::Oid;
 use hindcast_model::METRIC_NAME;
 use hindcast_model::limits::LABEL_VALUE_BYTES_MAX;
 use std::collections::{BTreeMap, BTreeSet};
@@ -147,7 +147,10 @@ impl Poll {
             let place = usize::try_from(answer.error_index).unwrap_or(0).saturating_sub(1);
             return Err(PollError::Refused {
                 error: error_name(answer.error_status),
-                oid: answer.varbinds.get(place).map_or_else(|| "it".to_owned(), |(oid, _)| oid.to_string()),
+                oid: answer
+                    .varbinds
+                    .get(place)
+                    .map_or_else(|| "it".to_owned(), |(oid, _)| oid.to_string()),
             });
         }
         match step {
@@ -176,7 +179,9 @@ impl Poll {
             if is_over[at] {
                 continue;
             }
-            let row = oid.below(cursor.column.oid).filter(|row| !row.is_empty() && !value.is_absent());
+            let row = oid
+                .below(cursor.column.oid)
+                .filter(|row| !row.is_empty() && !value.is_absent());
             let Some(row) = row else {
                 is_over[at] = true;
                 continue;
@@ -191,7 +196,10 @@ impl Poll {
             self.count += 1;
             self.groups.insert(group);
             let (column, row) = (cursor.column, row.to_vec());
-            self.cells.entry(column.table).or_default().push(Cell { column, row, value });
+            self.cells
+                .entry(column.table)
+                .or_default()
+                .push(Cell { column, row, value });
             cursor.last = oid;
         }
         let mut over = is_over.into_iter();
@@ -261,7 +269,13 @@ fn rows(table: Table, cells: &[Cell], readings: &mut Vec<Reading>) {
         let of_row = texts.entry(&cell.row).or_default();
         of_row.insert(cell.column.name, label(&cell.value));
     }
-    let text_of = |row: &[u32], name: &str| texts.get(row).and_then(|t| t.get(name)).filter(|t| !t.is_empty()).cloned();
+    let text_of = |row: &[u32], name: &str| {
+        texts
+            .get(row)
+            .and_then(|t| t.get(name))
+            .filter(|t| !t.is_empty())
+            .cloned()
+    };
     let index_of = |row: &[u32]| {
         let index = row.iter().map(u32::to_string).collect::<Vec<_>>().join(".");
         (table.index_label().to_owned(), index)
@@ -309,13 +323,20 @@ mod tests {
 
     impl Agent {
         fn new(objects: &[(&str, Value)], values_max: usize) -> Self {
-            let objects = objects.iter().map(|(oid, v)| (oid.parse().unwrap(), v.clone())).collect();
+            let objects = objects
+                .iter()
+                .map(|(oid, v)| (oid.parse().unwrap(), v.clone()))
+                .collect();
             Self { objects, values_max }
         }
 
         fn after(&self, oid: &Oid) -> (Oid, Value) {
             let above = (std::ops::Bound::Excluded(oid.clone()), std::ops::Bound::Unbounded);
-            let next = self.objects.range(above).next().map(|(oid, v)| (oid.clone(), v.clone()));
+            let next = self
+                .objects
+                .range(above)
+                .next()
+                .map(|(oid, v)| (oid.clone(), v.clone()));
             next.unwrap_or((oid.clone(), Value::EndOfMibView))
         }
 
@@ -324,16 +345,28 @@ mod tests {
             match asked.kind {
                 Kind::Get => {
                     for (oid, _) in &asked.varbinds {
-                        varbinds.push((oid.clone(), self.objects.get(oid).cloned().unwrap_or(Value::NoSuchObject)));
+                        varbinds.push((
+                            oid.clone(),
+                            self.objects.get(oid).cloned().unwrap_or(Value::NoSuchObject),
+                        ));
                     }
                     if varbinds.len() > self.values_max {
-                        return Pdu { error_status: TOO_BIG, varbinds: vec![], ..asked.answer() };
+                        return Pdu {
+                            error_status: TOO_BIG,
+                            varbinds: vec![],
+                            ..asked.answer()
+                        };
                     }
                 }
                 _ => {
                     let mut last: Vec<_> = asked.varbinds.iter().map(|(oid, _)| oid.clone()).collect();
                     if last.len() > self.values_max {
-                        return Pdu { error_status: TOO_BIG, error_index: 0, varbinds: vec![], ..asked.clone() };
+                        return Pdu {
+                            error_status: TOO_BIG,
+                            error_index: 0,
+                            varbinds: vec![],
+                            ..asked.clone()
+                        };
                     }
                     for _ in 0..asked.error_index {
                         for last in &mut last {
@@ -345,7 +378,13 @@ mod tests {
                     varbinds.truncate(self.values_max);
                 }
             }
-            Pdu { varbinds, error_status: 0, error_index: 0, kind: Kind::Response, ..asked.clone() }
+            Pdu {
+                varbinds,
+                error_status: 0,
+                error_index: 0,
+                kind: Kind::Response,
+                ..asked.clone()
+            }
         }
     }
 
@@ -432,7 +471,9 @@ mod tests {
     fn a_switch_without_wide_counters_is_asked_for_the_others() {
         let mut all = switch();
         all.push(("1.3.6.1.2.1.2.2.1.10.1", Value::Counter32(9)));
-        check(&Agent::new(&all, 100), expect![[r#"
+        check(
+            &Agent::new(&all, 100),
+            expect![[r#"
             sysUpTime{} 4200
             snmp_device_info{sysDescr=A switch of two ports,sysObjectID=1.3.6.1.4.1.9,sysName=sw-1} 1
             ifAdminStatus{ifIndex=1,ifName=GigabitEthernet0/1} 1
@@ -444,20 +485,27 @@ mod tests {
             hrProcessorLoad{hrDeviceIndex=196608} 12
             hrStorageUsed{hrStorageIndex=1,hrStorageDescr=Physical memory} 1000
             8 requests
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_device_that_has_nothing_is_described_all_the_same() {
-        check(&Agent::new(&[], 100), expect![[r#"
+        check(
+            &Agent::new(&[], 100),
+            expect![[r#"
             snmp_device_info{} 1
             8 requests
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_device_whose_answers_are_small_is_asked_more_often_and_says_the_same() {
-        let (much, few) = (run(&Agent::new(&wide(), 100), 20).unwrap(), run(&Agent::new(&wide(), 1), 20).unwrap());
+        let (much, few) = (
+            run(&Agent::new(&wide(), 100), 20).unwrap(),
+            run(&Agent::new(&wide(), 1), 20).unwrap(),
+        );
         let sorted = |mut readings: Vec<Reading>| {
             readings.iter_mut().for_each(|r| r.pairs.sort());
             readings.sort_by(|a, b| a.pairs.cmp(&b.pairs));
@@ -477,10 +525,18 @@ mod tests {
         let columns = asked.varbinds.len();
         let mut varbinds = vec![(row(2), Value::Integer(1)); columns];
         varbinds.push((row(1), Value::Integer(1)));
-        let answer = Pdu { varbinds, kind: Kind::Response, ..asked.clone() };
+        let answer = Pdu {
+            varbinds,
+            kind: Kind::Response,
+            ..asked.clone()
+        };
         let said = poll.take(answer);
         assert_eq!(said, Err(PollError::Circle { last: row(2) }));
-        let empty = Pdu { varbinds: vec![], kind: Kind::Response, ..asked };
+        let empty = Pdu {
+            varbinds: vec![],
+            kind: Kind::Response,
+            ..asked
+        };
         let mut poll = Poll::new(2);
         poll.steps.truncate(GROUPS.into());
         poll.next().unwrap();
@@ -491,7 +547,12 @@ mod tests {
     fn an_error_says_of_what() {
         let mut poll = Poll::new(2);
         let asked = poll.next().unwrap().unwrap();
-        let answer = Pdu { kind: Kind::Response, error_status: 5, error_index: 3, ..asked };
+        let answer = Pdu {
+            kind: Kind::Response,
+            error_status: 5,
+            error_index: 3,
+            ..asked
+        };
         let said = poll.take(answer).unwrap_err().to_string();
         assert_eq!(said, "the device answers genErr to a question for 1.3.6.1.2.1.1.3.0");
     }
@@ -505,7 +566,12 @@ mod tests {
                 Err(why) => return why,
             };
             let varbinds = varbinds_of(&asked, n);
-            if let Err(why) = poll.take(Pdu { varbinds, kind: Kind::Response, error_index: 0, ..asked }) {
+            if let Err(why) = poll.take(Pdu {
+                varbinds,
+                kind: Kind::Response,
+                error_index: 0,
+                ..asked
+            }) {
                 return why;
             }
         }
@@ -521,7 +587,11 @@ mod tests {
                 let mut all = vec![];
                 for i in 0..1000 {
                     all.push((Oid::from([column, &[n * 1000 + i + 1][..]].concat()), Value::Integer(1)));
-                    all.extend(asked.varbinds[1..].iter().map(|(oid, _)| (oid.clone(), Value::EndOfMibView)));
+                    all.extend(
+                        asked.varbinds[1..]
+                            .iter()
+                            .map(|(oid, _)| (oid.clone(), Value::EndOfMibView)),
+                    );
                 }
                 all
             }

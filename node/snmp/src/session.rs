@@ -42,7 +42,9 @@ pub enum SessionError {
     UnknownUser(String),
     #[error("the device says that the password or the hash of user {0:?} is wrong")]
     WrongPassword(String),
-    #[error("the device says that it cannot decrypt what user {0:?} sends: the password for privacy, or the cipher, is another one there")]
+    #[error(
+        "the device says that it cannot decrypt what user {0:?} sends: the password for privacy, or the cipher, is another one there"
+    )]
     WrongPrivacy(String),
     #[error("the device does not let user {0:?} speak so: with or without privacy, it is set up the other way there")]
     WrongLevel(String),
@@ -270,7 +272,13 @@ mod tests {
 
     fn question() -> Pdu {
         let varbinds = vec![("1.3.6.1.2.1.1.3.0".parse().unwrap(), Value::Null)];
-        Pdu { kind: Kind::Get, request_id: 0, error_status: 0, error_index: 0, varbinds }
+        Pdu {
+            kind: Kind::Get,
+            request_id: 0,
+            error_status: 0,
+            error_index: 0,
+            varbinds,
+        }
     }
 
     /// A device of version 3, which answers as RFC 3414 says.
@@ -282,12 +290,23 @@ mod tests {
 
     impl Device {
         fn new(user: &User) -> Self {
-            let engine = Engine { id: b"the device".to_vec(), boots: 3, time: 1000 };
-            Self { keys: user.keys(&engine.id), engine, privacy: user.privacy.is_some() }
+            let engine = Engine {
+                id: b"the device".to_vec(),
+                boots: 3,
+                time: 1000,
+            };
+            Self {
+                keys: user.keys(&engine.id),
+                engine,
+                privacy: user.privacy.is_some(),
+            }
         }
 
         fn say(&self, msg_id: i32, pdu: &Pdu, signed: bool) -> Vec<u8> {
-            let scope = Scope { engine_id: self.engine.id.clone(), name: vec![] };
+            let scope = Scope {
+                engine_id: self.engine.id.clone(),
+                name: vec![],
+            };
             Message {
                 msg_id,
                 engine: &self.engine,
@@ -303,7 +322,11 @@ mod tests {
 
         fn report(&self, msg_id: i32, which: u32, signed: bool) -> Vec<u8> {
             let oid = Oid::from([&USM_STATS[..9], &[which, 0]].concat());
-            let pdu = Pdu { kind: Kind::Report, varbinds: vec![(oid, Value::Counter32(1))], ..question() };
+            let pdu = Pdu {
+                kind: Kind::Report,
+                varbinds: vec![(oid, Value::Counter32(1))],
+                ..question()
+            };
             self.say(msg_id, &pdu, signed)
         }
 
@@ -319,7 +342,10 @@ mod tests {
                 Err(NotOpened::Signature) => self.report(sealed.msg_id, 5, false),
                 Err(NotOpened::Level) => self.report(sealed.msg_id, 1, false),
                 Err(_) => self.report(sealed.msg_id, 6, false),
-                Ok(_) if sealed.engine.boots != self.engine.boots || sealed.engine.time.abs_diff(self.engine.time) > WINDOW_SECS => {
+                Ok(_)
+                    if sealed.engine.boots != self.engine.boots
+                        || sealed.engine.time.abs_diff(self.engine.time) > WINDOW_SECS =>
+                {
                     self.report(sealed.msg_id, 2, !self.privacy)
                 }
                 Ok((_, pdu)) => self.say(sealed.msg_id, &pdu.answer(), true),
@@ -357,7 +383,11 @@ mod tests {
             device.engine.time += 60 + 3 * 3600;
             assert_eq!(talk(&mut session, &device, secs(70 + 3 * 3600)).0, 1);
             // After a restart of the device.
-            device.engine = Engine { boots: 4, time: 2, ..device.engine };
+            device.engine = Engine {
+                boots: 4,
+                time: 2,
+                ..device.engine
+            };
             let (asked, heard) = talk(&mut session, &device, secs(80 + 3 * 3600));
             assert_eq!((asked, kind(&heard)), (2, Some(Kind::Response)));
             // Another device at the same address.
@@ -380,8 +410,14 @@ mod tests {
         };
         let other = user("ops", AuthProtocol::Sha224, true);
         assert_eq!(said(other), SessionError::WrongPassword("ops".to_owned()));
-        assert_eq!(said(user("nobody", AuthProtocol::Sha1, true)), SessionError::UnknownUser("nobody".to_owned()));
-        assert_eq!(said(user("ops", AuthProtocol::Sha1, false)), SessionError::WrongLevel("ops".to_owned()));
+        assert_eq!(
+            said(user("nobody", AuthProtocol::Sha1, true)),
+            SessionError::UnknownUser("nobody".to_owned())
+        );
+        assert_eq!(
+            said(user("ops", AuthProtocol::Sha1, false)),
+            SessionError::WrongLevel("ops".to_owned())
+        );
     }
 
     #[test]
@@ -402,7 +438,10 @@ mod tests {
         assert_eq!(session.hear(&[], secs(0)), Heard::NotOurs);
         let asked = Community::decode(&session.ask(&question(), secs(0))).unwrap();
         let answer = |request_id| {
-            let pdu = Pdu { request_id, ..asked.pdu.answer() };
+            let pdu = Pdu {
+                request_id,
+                ..asked.pdu.answer()
+            };
             Community { pdu, ..asked.clone() }.encode()
         };
         assert_eq!(session.hear(&answer(asked.pdu.request_id + 1), secs(0)), Heard::NotOurs);
@@ -421,9 +460,18 @@ mod tests {
         session.ask(&question(), secs(2));
         let open = session.open.unwrap();
         device.engine.time -= WINDOW_SECS + 1;
-        let answer = Pdu { request_id: open.request_id, ..question().answer() };
-        assert_eq!(session.hear(&device.say(open.msg_id, &answer, true), secs(2)), Heard::NotOurs);
+        let answer = Pdu {
+            request_id: open.request_id,
+            ..question().answer()
+        };
+        assert_eq!(
+            session.hear(&device.say(open.msg_id, &answer, true), secs(2)),
+            Heard::NotOurs
+        );
         device.engine.time += 1;
-        assert!(matches!(session.hear(&device.say(open.msg_id, &answer, true), secs(2)), Heard::Answer(_)));
+        assert!(matches!(
+            session.hear(&device.say(open.msg_id, &answer, true), secs(2)),
+            Heard::Answer(_)
+        ));
     }
 }

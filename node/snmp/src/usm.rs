@@ -58,7 +58,10 @@ impl AuthProtocol {
             "SHA1" => "SHA".to_owned(),
             other => other.to_owned(),
         };
-        Self::ALL.iter().find(|(_, name)| plain(name) == wanted).map(|(p, _)| *p)
+        Self::ALL
+            .iter()
+            .find(|(_, name)| plain(name) == wanted)
+            .map(|(p, _)| *p)
     }
 
     pub fn as_str(self) -> &'static str {
@@ -128,7 +131,12 @@ impl Stretched {
     /// When the password is empty: whoever reads a configuration refuses it.
     pub fn new(protocol: AuthProtocol, password: &[u8]) -> Self {
         assert!(!password.is_empty(), "a password has a byte at least");
-        let round: Vec<u8> = password.iter().copied().cycle().take(password.len() * (4096 / password.len() + 1)).collect();
+        let round: Vec<u8> = password
+            .iter()
+            .copied()
+            .cycle()
+            .take(password.len() * (4096 / password.len() + 1))
+            .collect();
         let (whole, rest) = (STRETCHED_BYTES / round.len(), STRETCHED_BYTES % round.len());
         let mut parts = vec![&round[..]; whole];
         parts.push(&round[..rest]);
@@ -284,7 +292,11 @@ impl<'m> Sealed<'m> {
         }
         let given = &self.message[self.mac.clone()];
         let zeros = vec![0; given.len()];
-        let parts = [&self.message[..self.mac.start], &zeros[..], &self.message[self.mac.end..]];
+        let parts = [
+            &self.message[..self.mac.start],
+            &zeros[..],
+            &self.message[self.mac.end..],
+        ];
         if given.len() != keys.protocol.mac_bytes() || keys.protocol.mac(&keys.auth, parts, Some(given)).is_none() {
             return Err(NotOpened::Signature);
         }
@@ -393,8 +405,8 @@ impl Message<'_> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::pdu::tests::{any_pdu, bytes};
     use crate::pdu::Kind;
+    use crate::pdu::tests::{any_pdu, bytes};
     use proptest::prelude::*;
 
     fn hex(bytes: &[u8]) -> String {
@@ -421,7 +433,13 @@ pub(crate) mod tests {
 
     #[test]
     fn hashes_are_found_by_the_names_that_devices_give_them() {
-        for (text, protocol) in [("sha", "SHA"), ("SHA1", "SHA"), ("sha-1", "SHA"), ("SHA256", "SHA-256"), ("sha_512", "SHA-512")] {
+        for (text, protocol) in [
+            ("sha", "SHA"),
+            ("SHA1", "SHA"),
+            ("sha-1", "SHA"),
+            ("SHA256", "SHA-256"),
+            ("sha_512", "SHA-512"),
+        ] {
             assert_eq!(AuthProtocol::parse(text).map(AuthProtocol::as_str), Some(protocol));
         }
         assert!(AuthProtocol::parse("MD5").is_none());
@@ -431,42 +449,90 @@ pub(crate) mod tests {
     }
 
     fn engine() -> Engine {
-        Engine { id: bytes("80 00 1f 88 80 e9 63 00 00"), boots: 4, time: 4711 }
+        Engine {
+            id: bytes("80 00 1f 88 80 e9 63 00 00"),
+            boots: 4,
+            time: 4711,
+        }
     }
 
     fn pdu() -> Pdu {
-        Pdu { kind: Kind::Get, request_id: 7, error_status: 0, error_index: 0, varbinds: vec![] }
+        Pdu {
+            kind: Kind::Get,
+            request_id: 7,
+            error_status: 0,
+            error_index: 0,
+            varbinds: vec![],
+        }
     }
 
     fn sealed(keys: Option<&Keys>, pdu: &Pdu) -> Vec<u8> {
-        let scope = Scope { engine_id: engine().id, name: vec![] };
-        Message { msg_id: 9, engine: &engine(), user: b"ops", keys, scope: &scope, pdu, wants_report: true, salt: 77 }.encode()
+        let scope = Scope {
+            engine_id: engine().id,
+            name: vec![],
+        };
+        Message {
+            msg_id: 9,
+            engine: &engine(),
+            user: b"ops",
+            keys,
+            scope: &scope,
+            pdu,
+            wants_report: true,
+            salt: 77,
+        }
+        .encode()
     }
 
     #[test]
     fn what_is_not_as_the_user_does_it_is_refused() {
-        let [signs, encrypts] = [false, true].map(|privacy| user("ops", AuthProtocol::Sha256, privacy).keys(&engine().id));
-        let other = User { auth: Stretched::new(AuthProtocol::Sha256, b"another"), ..user("ops", AuthProtocol::Sha256, true) }.keys(&engine().id);
+        let [signs, encrypts] =
+            [false, true].map(|privacy| user("ops", AuthProtocol::Sha256, privacy).keys(&engine().id));
+        let other = User {
+            auth: Stretched::new(AuthProtocol::Sha256, b"another"),
+            ..user("ops", AuthProtocol::Sha256, true)
+        }
+        .keys(&engine().id);
         let elsewhere = user("ops", AuthProtocol::Sha256, true).keys(b"another engine");
-        let wrong = User { privacy: Some(Stretched::new(AuthProtocol::Sha256, b"yet another")), ..user("ops", AuthProtocol::Sha256, true) }.keys(&engine().id);
-        let open = |message: &[u8], keys: &Keys| Sealed::read(message).unwrap().open(keys).map(|(_, pdu)| pdu.request_id);
+        let wrong = User {
+            privacy: Some(Stretched::new(AuthProtocol::Sha256, b"yet another")),
+            ..user("ops", AuthProtocol::Sha256, true)
+        }
+        .keys(&engine().id);
+        let open =
+            |message: &[u8], keys: &Keys| Sealed::read(message).unwrap().open(keys).map(|(_, pdu)| pdu.request_id);
         assert_eq!(open(&sealed(Some(&encrypts), &pdu()), &encrypts), Ok(7));
         assert_eq!(open(&sealed(Some(&signs), &pdu()), &signs), Ok(7));
         assert_eq!(open(&sealed(Some(&signs), &pdu()), &encrypts), Err(NotOpened::Level));
         assert_eq!(open(&sealed(Some(&encrypts), &pdu()), &signs), Err(NotOpened::Level));
         assert_eq!(open(&sealed(None, &pdu()), &signs), Err(NotOpened::Level));
-        assert_eq!(open(&sealed(Some(&encrypts), &pdu()), &other), Err(NotOpened::Signature));
-        assert_eq!(open(&sealed(Some(&encrypts), &pdu()), &elsewhere), Err(NotOpened::Signature));
-        assert_eq!(open(&sealed(Some(&encrypts), &pdu()), &wrong), Err(NotOpened::Decryption));
+        assert_eq!(
+            open(&sealed(Some(&encrypts), &pdu()), &other),
+            Err(NotOpened::Signature)
+        );
+        assert_eq!(
+            open(&sealed(Some(&encrypts), &pdu()), &elsewhere),
+            Err(NotOpened::Signature)
+        );
+        assert_eq!(
+            open(&sealed(Some(&encrypts), &pdu()), &wrong),
+            Err(NotOpened::Decryption)
+        );
         assert!(Sealed::read(&sealed(None, &pdu())).unwrap().unsigned().is_ok());
-        assert_eq!(Sealed::read(&sealed(Some(&signs), &pdu())).unwrap().unsigned(), Err(NotOpened::Level));
+        assert_eq!(
+            Sealed::read(&sealed(Some(&signs), &pdu())).unwrap().unsigned(),
+            Err(NotOpened::Level)
+        );
     }
 
     #[test]
     fn nothing_of_a_password_is_shown() {
         let user = user("ops", AuthProtocol::Sha1, true);
         let shown = format!("{user:?} {:?}", user.keys(b"e"));
-        assert!(shown.contains("<secret>") && !shown.contains("maple") && !shown.contains("159"), "{shown}");
+        assert!(
+            shown.contains("<secret>") && !shown.contains("maple") && !shown.contains("159"),
+            "{shown}"
+        );
     }
 
     proptest! {

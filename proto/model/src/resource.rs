@@ -417,7 +417,12 @@ mod tests {
         check("", &of_device, &[], expect!["device sw1"]);
         let of_interface = [("instance", "sw1"), ("ifIndex", "3"), ("log_source", "snmptrap")];
         check("", &of_interface, &[], expect!["interface sw1/3"]);
-        check("snmp_up", &[("job", "snmp"), ("instance", "sw1")], &[], expect!["device sw1"]);
+        check(
+            "snmp_up",
+            &[("job", "snmp"), ("instance", "sw1")],
+            &[],
+            expect!["device sw1"],
+        );
     }
 
     #[test]

@@ -50,14 +50,25 @@ pub async fn run(args: SnmpArgs) -> Done {
     match output {
         Output::Json => {
             let devices: Vec<_> = devices.into_iter().map(shown).collect();
-            println!("{}", json!({"devices": devices, "trapCommunities": communities, "trapUsers": users}));
+            println!(
+                "{}",
+                json!({"devices": devices, "trapCommunities": communities, "trapUsers": users})
+            );
         }
         Output::Table => {
-            println!("{} devices; traps of {communities} communities and {users} users", devices.len());
+            println!(
+                "{} devices; traps of {communities} communities and {users} users",
+                devices.len()
+            );
             for d in devices {
                 let labels: Vec<_> = d.labels.iter().map(|(n, v)| format!(" {n}={v:?}")).collect();
                 let (address, version, interval) = (d.address(), d.version(), d.interval);
-                println!("  {} at {address} version {version} every {interval} tenant {}{}", d.name, d.tenant, labels.concat());
+                println!(
+                    "  {} at {address} version {version} every {interval} tenant {}{}",
+                    d.name,
+                    d.tenant,
+                    labels.concat()
+                );
             }
         }
     }

@@ -129,7 +129,12 @@ pub struct ServerArgs {
     pub snmp_config: Option<PathBuf>,
     /// Where traps and informs are taken by UDP, like 0.0.0.0:162; may be given more than once. Who may send them is in
     /// --snmp-config.
-    #[arg(long, env = "HINDCAST_SNMP_TRAP_LISTEN", value_name = "ADDRESS", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "HINDCAST_SNMP_TRAP_LISTEN",
+        value_name = "ADDRESS",
+        value_delimiter = ','
+    )]
     pub snmp_trap_listen: Vec<SocketAddr>,
     /// Where files of old rows go: file:///an/absolute/folder or s3://bucket/prefix. Every node has its own part of it.
     #[arg(long, env = "HINDCAST_COLD_STORE", value_name = "URL")]

@@ -27,6 +27,10 @@ impl Loaded {
     pub fn with_devices(self, devices: Devices) -> Self {
         Self { devices, ..self }
     }
+
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
 }
 
 /// Targets of a job that are not scraped.

@@ -497,7 +497,9 @@ impl Scraper {
         let polling = snmp::poll(device, &*self.0.clock, &self.0.room, stats);
         let polled = match tokio::time::timeout(timeout.as_duration(), polling).await {
             Ok(polled) => polled,
-            Err(_) => Err(format!("not all of its tables were read within the interval of {timeout}")),
+            Err(_) => Err(format!(
+                "not all of its tables were read within the interval of {timeout}"
+            )),
         };
         stats.polls.fetch_add(1, Relaxed);
         stats.failed.fetch_add(u64::from(polled.is_err()), Relaxed);

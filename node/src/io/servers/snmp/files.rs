@@ -43,9 +43,9 @@ impl Devices {
         let mut by_key = BTreeMap::new();
         for device in config.devices {
             let named = (device.job.clone(), device.tenant.clone());
-            let job = jobs.entry(named).or_insert_with_key(|(name, tenant)| {
-                Arc::new(Job::of_polls(name.clone(), tenant.clone()))
-            });
+            let job = jobs
+                .entry(named)
+                .or_insert_with_key(|(name, tenant)| Arc::new(Job::of_polls(name.clone(), tenant.clone())));
             let own = [("job", &device.job), ("instance", &device.name)];
             let labels = device.labels.iter().map(|(n, v)| (n.as_str(), v));
             let labels: Labels = labels.chain(own).map(|(n, v)| (n.to_owned(), v.clone())).collect();

@@ -7,7 +7,9 @@ mod files;
 mod poll;
 #[cfg(test)]
 mod tests;
+mod traps;
 
 pub use files::{Devices, LoadError, load};
-pub use poll::{PollStats, Polling};
 pub(super) use poll::poll;
+pub use poll::{PollStats, Polling};
+pub use traps::{BoundTraps, TrapStats, Traps};

@@ -103,15 +103,22 @@ pub async fn poll(
 async fn connect(polled: &Polled) -> Result<UdpSocket, String> {
     let (host, port) = (&polled.device.host, polled.device.port);
     let found = tokio::net::lookup_host((host.as_str(), port)).await;
-    let address = found.map_err(|e| format!("the name {host} cannot be looked up: {e}"))?.next();
+    let address = found
+        .map_err(|e| format!("the name {host} cannot be looked up: {e}"))?
+        .next();
     let address = address.ok_or_else(|| format!("the name {host} has no address"))?;
     let own: SocketAddr = match address.is_ipv4() {
         true => (Ipv4Addr::UNSPECIFIED, 0).into(),
         false => (Ipv6Addr::UNSPECIFIED, 0).into(),
     };
-    let socket = UdpSocket::bind(own).await.map_err(|e| format!("no socket can be had: {e}"))?;
+    let socket = UdpSocket::bind(own)
+        .await
+        .map_err(|e| format!("no socket can be had: {e}"))?;
     // From now on, nobody else is heard.
-    socket.connect(address).await.map_err(|e| format!("{address} cannot be reached: {e}"))?;
+    socket
+        .connect(address)
+        .await
+        .map_err(|e| format!("{address} cannot be reached: {e}"))?;
     Ok(socket)
 }
 
@@ -162,7 +169,9 @@ impl Asking<'_> {
     fn broken(&self, error: &std::io::Error) -> String {
         let address = self.polled.device.address();
         match error.kind() {
-            std::io::ErrorKind::ConnectionRefused => format!("nobody listens at {address}: is the agent running there?"),
+            std::io::ErrorKind::ConnectionRefused => {
+                format!("nobody listens at {address}: is the agent running there?")
+            }
             _ => format!("{address} cannot be asked: {error}"),
         }
     }
