@@ -57,7 +57,7 @@ fn datagram(bytes: &[u8]) {
     // As the answer to each question of a poll.
     let mut poll = Poll::new(10);
     for _ in 0..4 {
-        let Ok(Some(_)) = poll.next() else { break };
+        let Ok(Some(_)) = poll.question() else { break };
         if poll.take(message.pdu.clone()).is_err() {
             break;
         }

@@ -104,7 +104,7 @@ impl Poll {
     }
 
     /// What to ask now; its number is the session's to give. `None`: all was asked.
-    pub fn next(&mut self) -> Result<Option<Pdu>, PollError> {
+    pub fn question(&mut self) -> Result<Option<Pdu>, PollError> {
         while let Some(step) = self.steps.last() {
             let (kind, oids): (_, Vec<Oid>) = match step {
                 Step::Get(scalars) => (Kind::Get, scalars.iter().map(|s| s.oid.into()).collect()),
@@ -390,7 +390,7 @@ mod tests {
 
     fn run(agent: &Agent, repetitions: i32) -> Result<(Vec<Reading>, usize), PollError> {
         let mut poll = Poll::new(repetitions);
-        while let Some(asked) = poll.next()? {
+        while let Some(asked) = poll.question()? {
             poll.take(agent.answer(&asked))?;
         }
         let requests = poll.requests;
@@ -520,8 +520,8 @@ mod tests {
     fn an_agent_that_goes_in_circles_is_left() {
         let mut poll = Poll::new(2);
         poll.steps.truncate(GROUPS.into());
-        let asked = poll.next().unwrap().unwrap();
-        let row = |n: u32| Oid::from([&asked.varbinds[0].0.ids()[..], &[n]].concat());
+        let asked = poll.question().unwrap().unwrap();
+        let row = |n: u32| Oid::from([asked.varbinds[0].0.ids(), &[n][..]].concat());
         let columns = asked.varbinds.len();
         let mut varbinds = vec![(row(2), Value::Integer(1)); columns];
         varbinds.push((row(1), Value::Integer(1)));
@@ -539,14 +539,14 @@ mod tests {
         };
         let mut poll = Poll::new(2);
         poll.steps.truncate(GROUPS.into());
-        poll.next().unwrap();
+        poll.question().unwrap();
         assert_eq!(poll.take(empty), Err(PollError::Empty));
     }
 
     #[test]
     fn an_error_says_of_what() {
         let mut poll = Poll::new(2);
-        let asked = poll.next().unwrap().unwrap();
+        let asked = poll.question().unwrap().unwrap();
         let answer = Pdu {
             kind: Kind::Response,
             error_status: 5,
@@ -561,7 +561,7 @@ mod tests {
     fn endless(varbinds_of: impl Fn(&Pdu, u32) -> Vec<crate::pdu::VarBind>) -> PollError {
         let mut poll = Poll::new(REPETITIONS_MAX);
         for n in 0.. {
-            let asked = match poll.next() {
+            let asked = match poll.question() {
                 Ok(asked) => asked.unwrap(),
                 Err(why) => return why,
             };

@@ -75,7 +75,7 @@ pub async fn poll(
     let mut poll = Poll::new(polled.device.repetitions);
     let mut held: Option<OwnedSemaphorePermit> = None;
     let done = loop {
-        let question = match poll.next() {
+        let question = match poll.question() {
             Ok(Some(question)) => question,
             Ok(None) => break Ok(()),
             Err(why) => break Err(why.to_string()),
