@@ -238,11 +238,14 @@ mod tests {
             ("1.3.6.1.2.1.2.2.1.8.4", Value::Integer(2)),
             ("1.3.6.1.2.1.31.1.1.1.1.4", octets("eth0")),
         ];
-        check(&notice("1.3.6.1.6.3.1.1.5.3", &varbinds), expect![[r#"
+        check(
+            &notice("1.3.6.1.6.3.1.1.5.3", &varbinds),
+            expect![[r#"
             trap 1.3.6.1.6.3.1.1.5.3 linkDown ifIndex=4 ifOperStatus=2 ifName=eth0
             ifIndex="4" instance="sw-1" log_source="snmptrap" site="seoul" trap="linkDown"
             detected_level="error" ifIndex="4" ifName="eth0" ifOperStatus="2" snmp_peer="10.0.0.1" snmp_trap_oid="1.3.6.1.6.3.1.1.5.3" snmp_uptime="4200" snmp_version="2c"
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
@@ -253,11 +256,14 @@ mod tests {
             ("1.3.6.1.6.3.18.1.3.0", Value::IpAddress([10, 0, 0, 9])),
             ("1.3.6.1.4.1.99.3.0", octets("")),
         ];
-        check(&notice("1.3.6.1.4.1.99.0.7", &varbinds), expect![[r#"
+        check(
+            &notice("1.3.6.1.4.1.99.0.7", &varbinds),
+            expect![[r#"
             trap 1.3.6.1.4.1.99.0.7 1.3.6.1.4.1.99.1.0="fan 2 \"failed\"" 1.3.6.1.4.1.99.2.0=0xff01 snmpTrapAddress=10.0.0.9 1.3.6.1.4.1.99.3.0=""
             instance="sw-1" log_source="snmptrap" site="seoul" snmp_device="sw-1" trap="1.3.6.1.4.1.99.0.7"
             detected_level="info" oid_1_3_6_1_4_1_99_1_0="fan 2 \"failed\"" oid_1_3_6_1_4_1_99_2_0="0xff01" oid_1_3_6_1_4_1_99_3_0="" snmpTrapAddress="10.0.0.9" snmp_peer="10.0.0.1" snmp_trap_oid="1.3.6.1.4.1.99.0.7" snmp_uptime="4200" snmp_version="2c"
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
@@ -266,11 +272,14 @@ mod tests {
             ("1.3.6.1.2.1.2.2.1.1.4", Value::Integer(4)),
             ("1.3.6.1.2.1.2.2.1.1.5", Value::Integer(5)),
         ];
-        check(&notice("1.3.6.1.6.3.1.1.5.4", &varbinds), expect![[r#"
+        check(
+            &notice("1.3.6.1.6.3.1.1.5.4", &varbinds),
+            expect![[r#"
             trap 1.3.6.1.6.3.1.1.5.4 linkUp ifIndex=4 ifIndex=5
             instance="sw-1" log_source="snmptrap" site="seoul" snmp_device="sw-1" trap="linkUp"
             detected_level="info" ifIndex="4" snmp_peer="10.0.0.1" snmp_trap_oid="1.3.6.1.6.3.1.1.5.4" snmp_uptime="4200" snmp_version="2c"
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]

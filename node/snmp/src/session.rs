@@ -203,15 +203,18 @@ impl Session {
     fn unseal(&mut self, user: &User, sealed: &Sealed<'_>, now: SpanNs) -> Result<Pdu, Heard> {
         if !sealed.is_signed() {
             let (_, pdu) = sealed.unsigned().map_err(|_| Heard::NotOurs)?;
-            return Err(self.report(user, sealed, &pdu, now));
+            return Err(self.report(user, sealed, &pdu, now, false));
         }
         let Some(known) = self.known.as_mut().filter(|k| k.engine.id == sealed.engine.id) else {
             return Err(Heard::NotOurs);
         };
+        if let Some(pdu) = sealed.report(&known.keys) {
+            return Err(self.report(user, sealed, &pdu, now, true));
+        }
         let opened = sealed.open(&known.keys);
         let (_, pdu) = opened.map_err(|why| Heard::Failed(why.into()))?;
         if pdu.kind == Kind::Report {
-            return Err(self.report(user, sealed, &pdu, now));
+            return Err(self.report(user, sealed, &pdu, now, true));
         }
         let clock = (sealed.engine.boots, sealed.engine.time);
         let latest = (known.engine.boots, known.engine.time);
@@ -226,14 +229,16 @@ impl Session {
     }
 
     /// The device did not like the question, and says why.
-    fn report(&mut self, user: &User, sealed: &Sealed<'_>, pdu: &Pdu, now: SpanNs) -> Heard {
+    fn report(&mut self, user: &User, sealed: &Sealed<'_>, pdu: &Pdu, now: SpanNs, is_signed: bool) -> Heard {
         let Some((oid, _)) = pdu.varbinds.first().filter(|_| pdu.kind == Kind::Report) else {
             return Heard::NotOurs;
         };
         let name = || user.name.clone();
         let which = oid.below(&USM_STATS[..9]).and_then(|rest| rest.first());
         let failed = match which {
-            // notInTimeWindows, unknownEngineIDs.
+            // notInTimeWindows: nobody else may set the clock.
+            Some(2) if !is_signed => return Heard::NotOurs,
+            // That, and unknownEngineIDs.
             Some(2 | 4) if self.learnt < LEARNT_MAX => {
                 self.learnt += 1;
                 let keys = match self.known.take() {
@@ -285,7 +290,6 @@ mod tests {
     struct Device {
         engine: Engine,
         keys: Keys,
-        privacy: bool,
     }
 
     impl Device {
@@ -298,11 +302,14 @@ mod tests {
             Self {
                 keys: user.keys(&engine.id),
                 engine,
-                privacy: user.privacy.is_some(),
             }
         }
 
         fn say(&self, msg_id: i32, pdu: &Pdu, signed: bool) -> Vec<u8> {
+            let keys = match pdu.kind {
+                Kind::Report => self.keys.signing(),
+                _ => self.keys.clone(),
+            };
             let scope = Scope {
                 engine_id: self.engine.id.clone(),
                 name: vec![],
@@ -311,7 +318,7 @@ mod tests {
                 msg_id,
                 engine: &self.engine,
                 user: b"ops",
-                keys: signed.then_some(&self.keys),
+                keys: signed.then_some(&keys),
                 scope: &scope,
                 pdu,
                 wants_report: false,
@@ -346,7 +353,7 @@ mod tests {
                     if sealed.engine.boots != self.engine.boots
                         || sealed.engine.time.abs_diff(self.engine.time) > WINDOW_SECS =>
                 {
-                    self.report(sealed.msg_id, 2, !self.privacy)
+                    self.report(sealed.msg_id, 2, true)
                 }
                 Ok((_, pdu)) => self.say(sealed.msg_id, &pdu.answer(), true),
             }
@@ -426,7 +433,10 @@ mod tests {
         let (device, mut session) = (Device::new(&user), Session::new(Access::User(user), 1));
         for n in 0..=LEARNT_MAX {
             session.ask(&question(), secs(1));
-            let heard = session.hear(&device.report(session.open.unwrap().msg_id, 2, false), secs(1));
+            let msg_id = session.open.unwrap().msg_id;
+            let unsigned = session.hear(&device.report(msg_id, 2, false), secs(1));
+            assert_eq!(unsigned, Heard::NotOurs, "nobody else may set the clock");
+            let heard = session.hear(&device.report(msg_id, 4, false), secs(1));
             let is_last = n == LEARNT_MAX;
             assert_eq!(heard == Heard::Failed(SessionError::NoAgreement), is_last, "{heard:?}");
         }

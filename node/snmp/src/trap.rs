@@ -248,7 +248,7 @@ impl Receiver {
             msg_id: asked.msg_id,
             engine: own,
             user: signed.map_or(b"", |(user, _)| user.name.as_bytes()),
-            keys: signed.map(|(_, keys)| keys),
+            keys: signed.map(|(_, keys)| keys.signing()).as_ref(),
             scope: &scope,
             pdu: &Pdu {
                 kind: Kind::Report,
@@ -463,7 +463,7 @@ pub(crate) mod tests {
         let Heard::Answer(in_time) = r.hear(&signed(&ops, &wrong, Kind::Inform), now) else {
             panic!()
         };
-        let (_, pdu) = Sealed::read(&in_time).unwrap().open(&ops.keys(OWN)).unwrap();
+        let pdu = Sealed::read(&in_time).unwrap().report(&ops.keys(OWN)).unwrap();
         assert_eq!((pdu.kind, pdu.varbinds[0].0.ids()), (Kind::Report, &NOT_IN_TIME[..]));
         let Heard::Notice {
             answer: Some(answer), ..

@@ -8,7 +8,7 @@
 //! - What is not signed is never decrypted.
 
 use crate::ber::{Bad, OCTETS, Reader, SEQUENCE, Writer};
-use crate::pdu::{MESSAGE_BYTES_MAX, Pdu};
+use crate::pdu::{Kind, MESSAGE_BYTES_MAX, Pdu};
 use aes::Aes128;
 use cfb_mode::cipher::KeyIvInit;
 use cfb_mode::{Decryptor, Encryptor};
@@ -171,6 +171,16 @@ impl fmt::Debug for Keys {
     }
 }
 
+impl Keys {
+    /// Of a report: it is signed and not encrypted.
+    pub fn signing(&self) -> Self {
+        Self {
+            privacy: None,
+            ..self.clone()
+        }
+    }
+}
+
 impl User {
     pub fn keys(&self, engine_id: &[u8]) -> Keys {
         let privacy = self.privacy.as_ref().map(|p| {
@@ -285,8 +295,7 @@ impl<'m> Sealed<'m> {
         }
     }
 
-    /// Checks the signature, and decrypts.
-    pub fn open(&self, keys: &Keys) -> Result<(Scope, Pdu), NotOpened> {
+    fn check(&self, keys: &Keys) -> Result<(), NotOpened> {
         if !self.is_signed() {
             return Err(NotOpened::Level);
         }
@@ -297,9 +306,26 @@ impl<'m> Sealed<'m> {
             &zeros[..],
             &self.message[self.mac.end..],
         ];
-        if given.len() != keys.protocol.mac_bytes() || keys.protocol.mac(&keys.auth, parts, Some(given)).is_none() {
-            return Err(NotOpened::Signature);
+        let is_whole = given.len() == keys.protocol.mac_bytes();
+        match is_whole && keys.protocol.mac(&keys.auth, parts, Some(given)).is_some() {
+            true => Ok(()),
+            false => Err(NotOpened::Signature),
         }
+    }
+
+    /// A report that is signed and in the clear, as it is also for a user that encrypts (RFC 3414, 3.2). Nothing else is taken so.
+    pub fn report(&self, keys: &Keys) -> Option<Pdu> {
+        if self.flags & FLAG_PRIVACY != 0 {
+            return None;
+        }
+        self.check(keys).ok()?;
+        let (_, pdu) = scoped(self.data).ok()?;
+        (pdu.kind == Kind::Report).then_some(pdu)
+    }
+
+    /// Checks the signature, and decrypts.
+    pub fn open(&self, keys: &Keys) -> Result<(Scope, Pdu), NotOpened> {
+        self.check(keys)?;
         // Both ways: a message in the clear of a user that encrypts is not as it should be.
         match (self.flags & FLAG_PRIVACY != 0, &keys.privacy) {
             (false, None) => Ok(scoped(self.data)?),
@@ -405,7 +431,6 @@ impl Message<'_> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::pdu::Kind;
     use crate::pdu::tests::{any_pdu, bytes};
     use proptest::prelude::*;
 
