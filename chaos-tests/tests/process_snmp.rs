@@ -78,6 +78,13 @@ impl Scene {
         Ok(())
     }
 
+    fn stop_agent(&mut self) -> Result<()> {
+        let mut agent = self.running.pop().context("no agent runs")?;
+        agent.kill()?;
+        agent.wait()?;
+        Ok(())
+    }
+
     fn send(&self, program: &str, args: &[&str]) -> Result<bool> {
         let output = self.tool(program).args(args).output();
         let output = output.with_context(|| format!("{program} {MISSING}"))?;
@@ -292,6 +299,13 @@ async fn a_real_agent_is_polled_and_real_traps_are_taken() -> Result<()> {
     until(node, "rate(sysUpTime[30s]) > 50", 2).await?;
     let samples = query(node, "snmp_poll_samples{instance=\"sw-2\"}").await?[0].1;
     println!("a poll of snmpd has {samples} samples");
+
+    // An agent that begins anew has a new clock, which it tells with a signature; until then it is away, and its series end.
+    scene.stop_agent()?;
+    until(node, "snmp_up == 1", 0).await?;
+    until(node, "ifHCInOctets", 0).await?;
+    scene.agent(agent.port())?;
+    until(node, "snmp_up == 1", 2).await?;
 
     // A broken list changes nothing; a shorter one ends the series of who is gone.
     scene.write(

@@ -13,12 +13,13 @@ use crate::trap::Notice;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-/// Traps of one device that name streams of their own; others are `trap="other"`.
+/// Traps of one device, beside the standard ones, that name streams of their own; others are `trap="other"`.
 pub const TRAPS_PER_DEVICE_MAX: usize = 64;
 /// Interfaces of one device that do.
 pub const INTERFACES_PER_DEVICE_MAX: usize = 8_192;
-/// Devices that do. Others are `instance="other"`, with their addresses in the line's metadata.
-pub const DEVICES_MAX: usize = 50_000;
+/// Devices, traps and interfaces of all devices that do. A device beyond it is `instance="other"`, with its address in the line's
+/// metadata.
+pub const NAMES_MAX: usize = 200_000;
 /// Values of one trap that are metadata; all are in the line.
 pub const METADATA_VALUES_MAX: usize = 64;
 /// Of one value that is metadata.
@@ -56,7 +57,8 @@ pub struct TrapLine {
 #[derive(Debug)]
 pub struct Names {
     devices: BTreeMap<String, OfDevice>,
-    devices_max: usize,
+    count: usize,
+    names_max: usize,
 }
 
 #[derive(Debug, Default)]
@@ -69,13 +71,40 @@ impl Default for Names {
     fn default() -> Self {
         Self {
             devices: BTreeMap::new(),
-            devices_max: DEVICES_MAX,
+            count: 0,
+            names_max: NAMES_MAX,
         }
     }
 }
 
-fn admit<T: Ord>(set: &mut BTreeSet<T>, max: usize, item: T) -> bool {
-    set.contains(&item) || set.len() < max && set.insert(item)
+impl Names {
+    /// By which name the device names its streams.
+    fn device<'d>(&mut self, device: &'d str) -> &'d str {
+        if self.devices.contains_key(device) {
+            return device;
+        }
+        if self.count >= self.names_max {
+            return "other";
+        }
+        self.count += 1;
+        self.devices.insert(device.to_owned(), OfDevice::default());
+        device
+    }
+
+    /// Whether a trap, or an interface, of a device may name a stream.
+    fn admit<T: Ord>(&mut self, device: &str, set: fn(&mut OfDevice) -> &mut BTreeSet<T>, max: usize, item: T) -> bool {
+        let has_room = self.count < self.names_max;
+        // The one for all others is never there.
+        let Some(set) = self.devices.get_mut(device).map(set) else {
+            return false;
+        };
+        if set.contains(&item) {
+            return true;
+        }
+        let is_new = has_room && set.len() < max && set.insert(item);
+        self.count += usize::from(is_new);
+        is_new
+    }
 }
 
 /// The name of a standard trap, and its level.
@@ -125,18 +154,13 @@ pub fn line(
 ) -> TrapLine {
     let oid = notice.trap.to_string();
     let standard = standard(&notice.trap);
-    let is_full = names.devices.len() >= names.devices_max;
     let mut streams = vec![("log_source", "snmptrap".to_owned())];
     let interface = interface(&notice.varbinds);
-    let instance = if is_full && !names.devices.contains_key(device) {
-        "other"
-    } else {
-        device
-    };
-    let of_device = names.devices.entry(instance.to_owned()).or_default();
-    let has_name = admit(&mut of_device.traps, TRAPS_PER_DEVICE_MAX, notice.trap.clone());
+    let instance = names.device(device);
+    let has_name =
+        standard.is_some() || names.admit(instance, |d| &mut d.traps, TRAPS_PER_DEVICE_MAX, notice.trap.clone());
     let name = standard.map_or(&*oid, |(name, _)| name);
-    let own = interface.filter(|index| admit(&mut of_device.interfaces, INTERFACES_PER_DEVICE_MAX, *index));
+    let own = interface.filter(|index| names.admit(instance, |d| &mut d.interfaces, INTERFACES_PER_DEVICE_MAX, *index));
     streams.push(("instance", instance.to_owned()));
     streams.push(("trap", if has_name { name } else { "other" }.to_owned()));
     match own {
@@ -286,10 +310,7 @@ mod tests {
     fn names_and_lengths_are_bounded() {
         let value =
             |labels: &[(String, String)], name: &str| labels.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
-        let mut names = Names {
-            devices_max: 1,
-            ..Names::default()
-        };
+        let mut names = Names::default();
         let shown: Vec<_> = (0..=TRAPS_PER_DEVICE_MAX)
             .map(|n| {
                 value(
@@ -310,6 +331,7 @@ mod tests {
             let is_within = index <= INTERFACES_PER_DEVICE_MAX as i32;
             assert_eq!(value(&labels, "ifIndex").is_some(), is_within, "{index}");
         }
+        names.names_max = names.count;
         let other = line(
             &notice("1.3.6.1.4.1.99.0.1", &[]),
             "sw-2",
@@ -319,7 +341,8 @@ mod tests {
         );
         assert_eq!(value(&other.labels, "instance").as_deref(), Some("other"));
         assert_eq!(value(&other.metadata, "snmp_peer").as_deref(), Some("10.0.0.2"));
-        assert_eq!(names.devices.len(), 2, "all others share one");
+        assert_eq!(value(&other.labels, "trap").as_deref(), Some("other"));
+        assert_eq!((names.devices.len(), names.count), (1, names.names_max));
 
         let long: Vec<_> = (0..400)
             .map(|n| (format!("1.3.6.1.4.1.99.{n}"), octets(&"가".repeat(300))))

@@ -1019,6 +1019,20 @@ mod tests {
     }
 
     #[test]
+    fn traps_are_taken_only_of_those_whom_a_list_names() {
+        let read = |text: &str| toml::from_str::<ServerArgs>(text).unwrap().resolve();
+        let both = read("snmp_config = 'devices.yml'\nsnmp_trap_listen = ['0.0.0.0:162', '[::]:162']").unwrap();
+        assert_eq!((both.snmp_traps.len(), both.snmp), (2, Some("devices.yml".into())));
+        let why = read("snmp_trap_listen = ['0.0.0.0:162']").unwrap_err().to_string();
+        assert!(why.contains("name the file"), "{why}");
+        let many = vec!["'0.0.0.0:162'"; LISTENERS_MAX + 1].join(",");
+        let why = read(&format!("snmp_config = 'd'\nsnmp_trap_listen = [{many}]"))
+            .unwrap_err()
+            .to_string();
+        assert!(why.contains("at most 64"), "{why}");
+    }
+
+    #[test]
     fn syslog_is_taken_where_it_is_said_and_with_tls_only_with_certificates() {
         let read = |text: &str| toml::from_str::<ServerArgs>(text).unwrap().resolve().map(|c| c.syslog);
         assert_eq!(read(""), Ok(vec![]));
