@@ -332,13 +332,10 @@ const REVISION_1: &[Signal] = signals! {
     "nms.if.in" Nms BytesPerSecond INTERFACE [
         otel(r#"sum by (__owner__) (rate(hw_network_io_bytes_total{network_io_direction="receive"}[2m]))"#),
         prom("sum by (__owner__) (rate(ifHCInOctets[2m]))"),
-        // Of devices without counters of 64 bits.
-        prom("sum by (__owner__) (rate(ifInOctets[2m]))"),
     ]
     "nms.if.out" Nms BytesPerSecond INTERFACE [
         otel(r#"sum by (__owner__) (rate(hw_network_io_bytes_total{network_io_direction="transmit"}[2m]))"#),
         prom("sum by (__owner__) (rate(ifHCOutOctets[2m]))"),
-        prom("sum by (__owner__) (rate(ifOutOctets[2m]))"),
     ]
     // Counts only while the interface is meant to be up.
     "nms.if.up" Nms Bool INTERFACE [
@@ -352,7 +349,6 @@ const REVISION_1: &[Signal] = signals! {
     ]
     "nms.reach" Nms Bool PROBED [
         prom("max by (__owner__) (probe_success and on (__owner__) probe_icmp_duration_seconds)"),
-        prom("max by (__owner__) (snmp_up)"),
     ]
     "nms.rtt" Nms Seconds PROBED [
         prom("max by (__owner__) (probe_duration_seconds and on (__owner__) probe_icmp_duration_seconds)"),

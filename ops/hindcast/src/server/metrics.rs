@@ -295,7 +295,7 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     (
         "hindcast_scrape_scrapes_total",
         "counter",
-        "Scrapes that this node made.",
+        "Scrapes that this node made, polls of devices among them.",
     ),
     (
         "hindcast_scrape_series",

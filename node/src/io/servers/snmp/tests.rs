@@ -300,3 +300,37 @@ async fn traps_that_find_no_room_or_cannot_be_stored_are_counted() {
     l.running.await.unwrap();
     assert!(l.recorder.batches.lock().is_empty());
 }
+
+#[tokio::test]
+async fn what_waits_is_stored_in_batches_of_a_bounded_length() {
+    let l = Listening::start(None).await;
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    l.recorder.is_full.store(true, Ordering::SeqCst);
+    let count = traps::BATCH_LINES_MAX + 50;
+    for sent in 1..=count {
+        let text = sent.to_string();
+        socket
+            .send_to(&trap("traps", PduKind::Trap, &text), l.to)
+            .await
+            .unwrap();
+        if sent % 50 == 0 {
+            // So that the kernel drops none.
+            l.counted("hindcast_snmp_traps_total", "trap", sent as u64).await;
+        }
+    }
+    l.recorder.is_full.store(false, Ordering::SeqCst);
+    let lines = |b: &hindcast_model::Batch| b.streams.iter().map(|s| s.lines.len()).sum::<usize>();
+    until(&l.recorder, |all| all.iter().map(lines).sum::<usize>() == count).await;
+    let batches = l.recorder.batches.lock();
+    assert!(batches.len() > 1 && batches.iter().all(|b| lines(b) <= traps::BATCH_LINES_MAX));
+}
+
+#[test]
+fn who_is_refused_is_named_once_and_not_without_end() {
+    let mut said = std::collections::BTreeSet::new();
+    let peer = |n: u8| std::net::IpAddr::from([192, 0, 2, n]);
+    for _again in 0..3 {
+        let named = (0..100).filter(|n| traps::is_to_be_named(&mut said, peer(*n))).count();
+        assert!(named == traps::SAID_MAX || said.len() == traps::SAID_MAX && named == 0);
+    }
+}

@@ -472,7 +472,7 @@ impl Hearing {
 
     /// Says of the first senders that are refused who they are; all of them are counted.
     fn say(&mut self, peer: IpAddr, why: Refused) {
-        if self.said.len() < SAID_MAX && self.said.insert(peer) {
+        if is_to_be_named(&mut self.said, peer) {
             let reason = why.as_str();
             tracing::warn!(
                 %peer,
@@ -482,6 +482,11 @@ impl Hearing {
             );
         }
     }
+}
+
+/// Once of each, and of the first ones only.
+pub(super) fn is_to_be_named(said: &mut BTreeSet<IpAddr>, peer: IpAddr) -> bool {
+    said.len() < SAID_MAX && said.insert(peer)
 }
 
 async fn write(ingest: &IngestState, batch: &Batch, bytes: usize) -> Result<Written, IngestError> {
