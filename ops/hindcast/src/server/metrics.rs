@@ -328,6 +328,21 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "Scrapes under way; the bound is 512.",
     ),
     (
+        "hindcast_scrub_bytes_total",
+        "counter",
+        "Bytes of files that the background scrub has read and found as they were written.",
+    ),
+    (
+        "hindcast_scrub_findings_total",
+        "counter",
+        "Damaged places that the background scrub found, or a look at a file in which a read met damage; each is named in the log.",
+    ),
+    (
+        "hindcast_scrub_rounds_total",
+        "counter",
+        "Rounds of the background scrub over all files that are here.",
+    ),
+    (
         "hindcast_snmp_poll_questions_total",
         "counter",
         "Questions that devices were asked by SNMP, repeated ones among them.",
@@ -366,21 +381,6 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "hindcast_snmp_traps_total",
         "counter",
         "Traps and informs that were taken, by kind.",
-    ),
-    (
-        "hindcast_scrub_bytes_total",
-        "counter",
-        "Bytes of files that the background scrub has read and found as they were written.",
-    ),
-    (
-        "hindcast_scrub_findings_total",
-        "counter",
-        "Damaged places that the background scrub found, or a look at a file in which a read met damage; each is named in the log.",
-    ),
-    (
-        "hindcast_scrub_rounds_total",
-        "counter",
-        "Rounds of the background scrub over all files that are here.",
     ),
     (
         "hindcast_storage_cold_bytes",
