@@ -15,10 +15,11 @@ pub enum Protocol {
     Influx,
     Syslog,
     Scrape,
+    Snmp,
 }
 
 impl Protocol {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Own,
         Self::OtlpMetrics,
         Self::OtlpLogs,
@@ -28,6 +29,7 @@ impl Protocol {
         Self::Influx,
         Self::Syslog,
         Self::Scrape,
+        Self::Snmp,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -41,6 +43,7 @@ impl Protocol {
             Self::Influx => "influx",
             Self::Syslog => "syslog",
             Self::Scrape => "scrape",
+            Self::Snmp => "snmp",
         }
     }
 }

@@ -38,6 +38,7 @@ pub mod syslog;
 pub mod tenant_limits;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod traps;
 mod walk;
 mod wire;
 

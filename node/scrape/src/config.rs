@@ -146,6 +146,43 @@ pub struct Job {
     pub limits: Limits,
 }
 
+impl Job {
+    /// One that is in no Prometheus configuration: of targets that are polled.
+    pub fn of_polls(name: String, tenant: TenantId) -> Self {
+        Self {
+            name,
+            tenant,
+            interval: INTERVAL_DEFAULT,
+            timeout: INTERVAL_DEFAULT,
+            metrics_path: String::new(),
+            scheme: String::new(),
+            params: BTreeMap::new(),
+            honor_labels: false,
+            honor_timestamps: false,
+            track_timestamps_staleness: false,
+            enable_compression: false,
+            groups: vec![],
+            files: vec![],
+            http: Http {
+                auth: None,
+                tls: TlsConfig::default(),
+                follow_redirects: false,
+            },
+            relabel: vec![],
+            metric_relabel: vec![],
+            limits: Limits {
+                samples: SAMPLES_PER_SCRAPE_MAX,
+                body_bytes: 0,
+                labels: None,
+                label_name_bytes: None,
+                label_value_bytes: None,
+                targets: None,
+                dropped_listed: 0,
+            },
+        }
+    }
+}
+
 /// Targets with labels of their own: `static_configs`, and what files say.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(deny_unknown_fields)]

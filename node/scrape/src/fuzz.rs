@@ -37,7 +37,7 @@ fn page(bytes: &[u8]) {
         let mut series = Series::default();
         // Twice: what is remembered of the first is compared with the second.
         for second in 1..3 {
-            let answer = Ok(Answer { body: bytes, format });
+            let answer = Ok(Answer::Page { body: bytes, format });
             let at = TimestampNs::from_secs(second);
             take(
                 &found.active[0],

@@ -17,14 +17,16 @@ use hashbrown::{HashMap, HashSet};
 use hindcast_model::{Labels, METRIC_NAME, STALE_NAN_BITS, Sample, SpanNs, TimestampNs};
 use std::collections::BTreeMap;
 
-/// What every scrape says of itself.
-const OF_ITSELF: [&str; 5] = [
+/// What every scrape says of itself: whether it went well, how long it took, its samples, those that were kept, new series.
+pub const OF_SCRAPE: &[&str] = &[
     "up",
     "scrape_duration_seconds",
     "scrape_samples_scraped",
     "scrape_samples_post_metric_relabeling",
     "scrape_series_added",
 ];
+/// The first of these, of a device that is polled: under names by which they belong to the device.
+pub const OF_POLL: &[&str] = &["snmp_up", "snmp_poll_duration_seconds", "snmp_poll_samples"];
 
 /// Before it nanoseconds in 64 bits begin; rounded up to a whole millisecond, as samples are stored.
 const OWN_TIME_MS_MIN: i64 = i64::MIN / 1_000_000;
@@ -33,8 +35,22 @@ const OWN_TIME_MS_MIN: i64 = i64::MIN / 1_000_000;
 #[derive(Clone, Debug, Default)]
 pub struct Series {
     of_page: HashSet<Labels>,
-    /// The labels of `up` and its kin, without their names. `None`: the target was not scraped before.
-    of_itself: Option<Labels>,
+    /// `None`: the target was not scraped before.
+    of_itself: Option<OfItself>,
+}
+
+/// `up` and its kin.
+#[derive(Clone, Debug, PartialEq)]
+struct OfItself {
+    /// Their labels, without their names.
+    labels: Labels,
+    names: &'static [&'static str],
+}
+
+impl OfItself {
+    fn all(&self) -> impl Iterator<Item = Labels> {
+        self.names.iter().map(|name| named(&self.labels, name))
+    }
 }
 
 impl Series {
@@ -58,7 +74,7 @@ impl Series {
         match (&self.of_itself, other.of_itself) {
             // Other external labels came meanwhile: the next scrape does not have these, and ends them.
             (Some(own), Some(others)) if *own != others => {
-                self.of_page.extend(OF_ITSELF.map(|name| named(&others, name)));
+                self.of_page.extend(others.all());
             }
             (Some(_), _) => {}
             (None, others) => self.of_itself = others,
@@ -71,16 +87,21 @@ impl FromIterator<Labels> for Series {
     fn from_iter<I: IntoIterator<Item = Labels>>(labels: I) -> Self {
         Self {
             of_page: labels.into_iter().collect(),
-            of_itself: Some(Labels::empty()),
+            of_itself: Some(OfItself {
+                labels: Labels::empty(),
+                names: OF_SCRAPE,
+            }),
         }
     }
 }
 
-/// The body of an answer, decompressed.
-#[derive(Clone, Copy, Debug)]
-pub struct Answer<'a> {
-    pub body: &'a [u8],
-    pub format: Format,
+/// What a target answered.
+#[derive(Clone, Debug)]
+pub enum Answer<'a> {
+    /// A page, decompressed.
+    Page { body: &'a [u8], format: Format },
+    /// What a device was polled for.
+    Samples(Vec<PageSample>),
 }
 
 /// What a scrape came to.
@@ -132,14 +153,18 @@ pub fn take(
         (page.rows, page.current) = (vec![], HashSet::new());
     }
     let named_by = with_external(target, external);
-    let own = OF_ITSELF.map(|name| named(&named_by, name));
+    let itself = OfItself {
+        labels: named_by,
+        names: target.of_itself,
+    };
+    let own: Vec<_> = itself.all().collect();
     let before = std::mem::take(series);
     let added = page.current.iter().filter(|l| !before.of_page.contains(*l)).count();
     let mut rows = page.rows;
     let is_gone = |labels: &Labels| !page.current.contains(labels) && !own.contains(labels);
     let mut gone: Vec<_> = before.of_page.iter().filter(|l| is_gone(l)).cloned().collect();
-    if let Some(old) = before.of_itself.filter(|old| *old != named_by) {
-        gone.extend(OF_ITSELF.map(|name| named(&old, name)).into_iter().filter(is_gone));
+    if let Some(old) = before.of_itself.filter(|old| *old != itself) {
+        gone.extend(old.all().filter(is_gone));
     }
     gone.sort_unstable_by(|a, b| a.iter().cmp(b.iter()));
     let marked = gone.into_iter().map(|labels| match page.places.get(&labels) {
@@ -152,7 +177,7 @@ pub fn take(
     let seconds = took.0 as f64 / 1e9;
     let values = [up, seconds, page.scraped as f64, page.kept as f64, added as f64];
     rows.extend(own.into_iter().zip(values.map(|value| vec![Sample { at, value }])));
-    (series.of_page, series.of_itself) = (page.current, Some(named_by));
+    (series.of_page, series.of_itself) = (page.current, Some(itself));
     Taken {
         rows,
         error: error.map(|e| e.chars().take(pool::ERROR_CHARS_MAX).collect()),
@@ -166,8 +191,7 @@ pub fn take(
 pub fn end(series: Series, at: TimestampNs) -> Vec<(Labels, Vec<Sample>)> {
     let mut labels: Vec<_> = series.of_page.into_iter().collect();
     labels.sort_unstable_by(|a, b| a.iter().cmp(b.iter()));
-    let of_itself = series.of_itself.map(|by| OF_ITSELF.map(|name| named(&by, name)));
-    labels.extend(of_itself.into_iter().flatten());
+    labels.extend(series.of_itself.iter().flat_map(OfItself::all));
     labels.into_iter().map(|l| (l, vec![marker(at)])).collect()
 }
 
@@ -197,12 +221,28 @@ impl PageRows {
         answer: Answer<'_>,
         at: TimestampNs,
     ) -> Result<(), String> {
+        match answer {
+            Answer::Samples(samples) => self.read_all(target, external, samples.into_iter().map(Ok), at),
+            Answer::Page { body, format } => {
+                let text = std::str::from_utf8(body)
+                    .map_err(|e| format!("the page is not UTF-8 from byte {} on", e.valid_up_to()))?;
+                let samples = Page::new(text, format).map(|sample| sample.map_err(|e| e.to_string()));
+                self.read_all(target, external, samples, at)
+            }
+        }
+    }
+
+    fn read_all(
+        &mut self,
+        target: &Target,
+        external: &BTreeMap<String, String>,
+        samples: impl Iterator<Item = Result<PageSample, String>>,
+        at: TimestampNs,
+    ) -> Result<(), String> {
         let job = &*target.job;
-        let text = std::str::from_utf8(answer.body)
-            .map_err(|e| format!("the page is not UTF-8 from byte {} on", e.valid_up_to()))?;
         let mut too_many = None;
-        for sample in Page::new(text, answer.format) {
-            let PageSample { pairs, value, at_ms } = sample.map_err(|e| e.to_string())?;
+        for sample in samples {
+            let PageSample { pairs, value, at_ms } = sample?;
             self.scraped += 1;
             let Some(labels) = self.labels(target, external, pairs)? else {
                 continue;
@@ -368,7 +408,7 @@ mod tests {
         for (n, page) in (1..).zip(pages) {
             let answer = match *page {
                 "down" => Err("no connection".to_owned()),
-                page => Ok(Answer {
+                page => Ok(Answer::Page {
                     body: page.as_bytes(),
                     format: Format::Prometheus,
                 }),
@@ -389,7 +429,7 @@ mod tests {
                     STALE_NAN_BITS => "stale".to_owned(),
                     _ => s.value.to_string(),
                 };
-                if OF_ITSELF.contains(&labels.get(METRIC_NAME).unwrap()) && s.value.to_bits() != STALE_NAN_BITS {
+                if OF_SCRAPE.contains(&labels.get(METRIC_NAME).unwrap()) && s.value.to_bits() != STALE_NAN_BITS {
                     report.push(value);
                 } else {
                     writeln!(out, "  {labels} {value} @{}", s.at.as_ms()).unwrap();
@@ -574,7 +614,7 @@ mod tests {
     #[test]
     fn the_end_of_a_target_ends_what_it_says_of_itself_too() {
         let ((target, external), mut series, mut out) = (target(""), Series::default(), "at the end\n".to_owned());
-        let page = Answer {
+        let page = Answer::Page {
             body: b"m 1",
             format: Format::Prometheus,
         };
@@ -597,7 +637,7 @@ mod tests {
     #[test]
     fn a_page_that_is_not_text_is_a_failed_scrape() {
         let (target, external) = target("");
-        let page = Answer {
+        let page = Answer::Page {
             body: b"m 1\n\xff",
             format: Format::Prometheus,
         };
@@ -617,7 +657,7 @@ mod tests {
         let ((target, external), mut series, mut out) = (target(""), Series::default(), String::new());
         let other = BTreeMap::from([("site".to_owned(), "t".to_owned())]);
         for (n, external) in (1..).zip([&external, &other, &other]) {
-            let page = Answer {
+            let page = Answer::Page {
                 body: b"m 1",
                 format: Format::Prometheus,
             };
@@ -647,7 +687,7 @@ mod tests {
         let ((target, external), mut out) = (target(""), String::new());
         let other = BTreeMap::from([("site".to_owned(), "t".to_owned())]);
         let [mut series, mut old] = [(&other, "m 1"), (&external, "m 1\nn 1")].map(|(external, body)| {
-            let page = Answer {
+            let page = Answer::Page {
                 body: body.as_bytes(),
                 format: Format::Prometheus,
             };
@@ -683,7 +723,7 @@ mod tests {
             let time = |i: i64| (start + i * step).rem_euclid(count);
             let mut body: String = (0..count).map(|i| format!("a {i} {}\n", time(i))).collect();
             body += &format!("a 1 {}\na 1 {}\n", time(0), time(count / 2));
-            let answer = Answer {
+            let answer = Answer::Page {
                 body: body.as_bytes(),
                 format: Format::Prometheus,
             };
@@ -706,7 +746,7 @@ mod tests {
     fn a_limit_that_cannot_be_raised_does_not_ask_for_it() {
         let (target, external) = target("");
         let body = "a 1\n".repeat(SAMPLES_PER_SCRAPE_MAX + 1);
-        let answer = Answer {
+        let answer = Answer::Page {
             body: body.as_bytes(),
             format: Format::Prometheus,
         };
@@ -752,7 +792,7 @@ mod tests {
                 let body: String = names.iter().map(|i| format!("m{i} {n}\n")).collect();
                 let answer = match page {
                     None => Err("down".to_owned()),
-                    Some(_) => Ok(Answer { body: body.as_bytes(), format: Format::Prometheus }),
+                    Some(_) => Ok(Answer::Page { body: body.as_bytes(), format: Format::Prometheus }),
                 };
                 let taken = take(&target, &external, answer, TimestampNs::from_secs(n), SpanNs::ZERO, &mut series);
                 for (labels, samples) in &taken.rows {

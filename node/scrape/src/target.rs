@@ -7,6 +7,7 @@
 use crate::Pairs;
 use crate::config::{Group, Job, check_times};
 use crate::relabel;
+use crate::scrape::{OF_POLL, OF_SCRAPE};
 use hindcast_model::{Labels, METRIC_NAME, SpanNs};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -33,6 +34,23 @@ pub struct Target {
     pub timeout: SpanNs,
     /// Why it is not asked at all: its job has more targets than it may have.
     pub refused: Option<String>,
+    /// The names under which its scrapes speak of themselves.
+    pub of_itself: &'static [&'static str],
+}
+
+/// A target that is polled and not scraped: it is due, shared and ended like others, and whoever asks it knows how.
+pub fn polled(job: &Arc<Job>, url: String, labels: Labels, interval: SpanNs) -> Target {
+    Target {
+        key: key(job, &url, &labels),
+        job: job.clone(),
+        discovered: labels.iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect(),
+        labels,
+        url,
+        interval,
+        timeout: interval,
+        refused: None,
+        of_itself: OF_POLL,
+    }
 }
 
 /// What one job's groups came to.
@@ -156,6 +174,7 @@ fn target(job: &Arc<Job>, discovered: &Pairs) -> Result<Option<Target>, String> 
         interval,
         timeout,
         refused: None,
+        of_itself: OF_SCRAPE,
     }))
 }
 

@@ -12,6 +12,7 @@ pub fn targets() -> impl Iterator<Item = &'static Target> {
         hindcast_masking::fuzz::TARGETS,
         hindcast_ingest::fuzz::TARGETS,
         hindcast_scrape::fuzz::TARGETS,
+        hindcast_snmp::fuzz::TARGETS,
         hindcast_node::fuzz::TARGETS,
         languages::TARGETS,
     ];

@@ -64,6 +64,8 @@ enum Command {
     Cardinality(cli::cardinality::CardinalityArgs),
     /// Checks a file of limits of tenants.
     Limits(cli::limits::LimitsArgs),
+    /// Shows which devices a list would poll by SNMP.
+    Snmp(cli::snmp::SnmpArgs),
     /// Shows nodes and Raft groups; adds, moves and removes nodes.
     Cluster(cli::cluster::ClusterArgs),
     /// Makes certificates: for a cluster, its nodes and its clients.
@@ -152,6 +154,7 @@ async fn run(command: Command) -> cli::Done {
         Command::Scrape(args) => cli::scrape::run(args).await,
         Command::Cardinality(args) => cli::cardinality::run(args).await,
         Command::Limits(args) => cli::limits::run(args),
+        Command::Snmp(args) => cli::snmp::run(args).await,
         Command::Cluster(args) => cli::cluster::run(args).await,
         Command::Cert(args) => cli::cert::run(args),
         Command::Storage(args) => cli::storage::run(args).await,

@@ -170,6 +170,12 @@ const PROOFS: &[Proof] = &[
         env: &[],
     },
     Proof {
+        name: "clients",
+        shows: "real devices: Debian's snmpd polled with version 2c and 3 and shared by three nodes, traps and informs of snmptrap",
+        run: Run::ignored("hindcast-chaos", "process_snmp"),
+        env: &[],
+    },
+    Proof {
         name: "export",
         shows: "DuckDB reads back every bit of an export (python3 with duckdb; PYTHON names another one)",
         run: Run::ignored("hindcast-chaos", "process_export"),

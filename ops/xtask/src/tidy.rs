@@ -24,6 +24,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["hindcast-model", "hindcast-proto", "hindcast-env", "hindcast-masking"],
     ),
     ("hindcast-scrape", &["hindcast-model", "hindcast-env"]),
+    ("hindcast-snmp", &["hindcast-model", "hindcast-env"]),
     ("hindcast-promql", &["hindcast-model"]),
     // The two languages share a lexer, operators and durations.
     ("hindcast-logql", &["hindcast-model", "hindcast-promql"]),

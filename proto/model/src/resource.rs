@@ -244,6 +244,19 @@ const KIND_BY_PREFIX: &[(&str, Kind)] = &[
     ("hrStorage", Kind::Device),
     ("cpmCPU", Kind::Device),
     ("ciscoMemory", Kind::Device),
+    // Of our own polling.
+    ("ifSpeed", Kind::Interface),
+    ("snmp_interface_info", Kind::Interface),
+    ("snmp_device_info", Kind::Device),
+    ("snmp_up", Kind::Device),
+    ("snmp_poll_", Kind::Device),
+    ("laLoadInt", Kind::Device),
+    ("memTotalReal", Kind::Device),
+    ("memAvailReal", Kind::Device),
+    ("memTotalSwap", Kind::Device),
+    ("memAvailSwap", Kind::Device),
+    ("memBuffer", Kind::Device),
+    ("memCached", Kind::Device),
 ];
 
 /// The order in which kinds are tried where no prefix speaks.
@@ -311,8 +324,10 @@ fn key_of(kind: Kind, labels: &Labels, attrs: &[(String, String)], told: bool) -
             let hardware = || Some(vec![get("hw.id")?, get("hw.name")?]);
             // A device by the name under which its syslog comes; its series are known by the same one.
             let by_syslog = || Some(vec![get("syslog.device")?]);
+            // So are its traps.
+            let by_trap = || Some(vec![get("snmp.device")?]);
             let by_address = || if told { address() } else { None };
-            hardware().or_else(by_syslog).or_else(by_address)
+            hardware().or_else(by_syslog).or_else(by_trap).or_else(by_address)
         }
         Kind::Vm => Some(vec![get("vcenter.vm.id")?]),
         Kind::Hypervisor => Some(vec![get("vcenter.host.name")?]),
@@ -394,6 +409,17 @@ mod tests {
         check(
             "",
             &[("host_name", "sw1"), ("syslog_device", "sw1")],
+            &[],
+            expect!["device sw1"],
+        );
+        // A trap of a device, and one of its interface.
+        let of_device = [("instance", "sw1"), ("snmp_device", "sw1"), ("log_source", "snmptrap")];
+        check("", &of_device, &[], expect!["device sw1"]);
+        let of_interface = [("instance", "sw1"), ("ifIndex", "3"), ("log_source", "snmptrap")];
+        check("", &of_interface, &[], expect!["interface sw1/3"]);
+        check(
+            "snmp_up",
+            &[("job", "snmp"), ("instance", "sw1")],
             &[],
             expect!["device sw1"],
         );

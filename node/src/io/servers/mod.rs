@@ -13,6 +13,7 @@ mod http;
 #[cfg(test)]
 mod masking_tests;
 pub mod scrape;
+pub mod snmp;
 pub mod syslog;
 pub mod tenants;
 #[cfg(test)]

@@ -13,6 +13,7 @@ pub mod query;
 pub mod replay;
 pub mod rules;
 pub mod scrape;
+pub mod snmp;
 pub mod storage;
 pub mod ticket;
 

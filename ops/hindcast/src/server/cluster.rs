@@ -11,6 +11,7 @@ use hindcast_model::{GroupId, NodeId};
 use hindcast_node::disk_guard::DiskState;
 use hindcast_node::io::node::Node;
 use hindcast_node::io::servers::scrape::Scraper;
+use hindcast_node::io::servers::snmp::Traps;
 use hindcast_node::io::servers::syslog::SyslogStats;
 use hindcast_node::io::servers::tenants::Tenants;
 use hindcast_node::io::servers::{IngestCounters, IngestState};
@@ -45,6 +46,7 @@ pub struct View {
     pub(super) masks: Arc<InForce>,
     pub(super) tenants: Arc<Tenants>,
     pub(super) scraper: Option<Scraper>,
+    pub(super) traps: Option<Traps>,
 }
 
 impl View {
@@ -77,11 +79,16 @@ impl View {
             masks: ingest.masking.clone(),
             tenants: ingest.tenants.clone(),
             scraper: None,
+            traps: None,
         }
     }
 
     pub fn with_scraper(self, scraper: Option<Scraper>) -> Self {
         Self { scraper, ..self }
+    }
+
+    pub fn with_traps(self, traps: Option<Traps>) -> Self {
+        Self { traps, ..self }
     }
 
     async fn nodes(&self) -> Vec<v1::NodeStatus> {

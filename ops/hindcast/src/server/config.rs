@@ -34,6 +34,8 @@ const KEEP_DEFAULT: &str = "30d";
       takes syslog of the network 10.0.0.0/8 by UDP, and of anybody by TCP
   hindcast server --data-dir d --scrape-config prometheus.yml
       scrapes what the file names; `hindcast scrape check prometheus.yml` shows it before
+  hindcast server --data-dir d --snmp-config devices.yml --snmp-trap-listen 0.0.0.0:162
+      polls the devices that the file names, and takes their traps; `hindcast snmp check devices.yml` shows them before
   hindcast server --data-dir d --retention 1y --cold-store s3://bucket/prefix --cold-after 30d
       files whose newest row is older than 30 days go to a bucket; AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION
       and AWS_ENDPOINT say how to reach it")]
@@ -125,6 +127,19 @@ pub struct ServerArgs {
     /// the same file.
     #[arg(long, env = "HINDCAST_LIMITS", value_name = "FILE")]
     pub limits: Option<PathBuf>,
+    /// A list of devices (YAML) that are polled by SNMP, and of who may send traps. Give all nodes the same file; they share the
+    /// devices.
+    #[arg(long, env = "HINDCAST_SNMP_CONFIG", value_name = "FILE")]
+    pub snmp_config: Option<PathBuf>,
+    /// Where traps and informs are taken by UDP, like 0.0.0.0:162; may be given more than once. Who may send them is in
+    /// --snmp-config.
+    #[arg(
+        long,
+        env = "HINDCAST_SNMP_TRAP_LISTEN",
+        value_name = "ADDRESS",
+        value_delimiter = ','
+    )]
+    pub snmp_trap_listen: Vec<SocketAddr>,
     /// Where files of old rows go: file:///an/absolute/folder or s3://bucket/prefix. Every node has its own part of it.
     #[arg(long, env = "HINDCAST_COLD_STORE", value_name = "URL")]
     pub cold_store: Option<String>,
@@ -206,6 +221,10 @@ pub enum ConfigError {
     Cold(String),
     #[error("{0}")]
     Syslog(String),
+    #[error("--snmp-trap-listen takes traps only of those whom --snmp-config names (traps: senders:): name the file")]
+    TrapsOfNobody,
+    #[error("--snmp-trap-listen: at most {LISTENERS_MAX} addresses")]
+    TrapListeners,
     #[error(transparent)]
     Masking(#[from] SettingsError),
     #[error("--id must be at least 1; 0 means nobody")]
@@ -258,6 +277,9 @@ pub struct ServerConfig {
     pub scrape: Option<PathBuf>,
     /// What tenants may write.
     pub limits: Option<PathBuf>,
+    /// Which devices are polled, and who may send traps.
+    pub snmp: Option<PathBuf>,
+    pub snmp_traps: Vec<SocketAddr>,
     /// Of the client port; `None`: without TLS.
     pub tls: Option<TlsFiles>,
     /// Of the peer port; `None`: without TLS, or there are no peers.
@@ -362,6 +384,12 @@ impl ServerArgs {
             },
             scrape_config: self.scrape_config.or(file.scrape_config),
             limits: self.limits.or(file.limits),
+            snmp_config: self.snmp_config.or(file.snmp_config),
+            snmp_trap_listen: if self.snmp_trap_listen.is_empty() {
+                file.snmp_trap_listen
+            } else {
+                self.snmp_trap_listen
+            },
             cold_store: self.cold_store.or(file.cold_store),
             cold_after: self.cold_after.or(file.cold_after),
             cold_cache_bytes: self.cold_cache_bytes.or(file.cold_cache_bytes),
@@ -410,6 +438,8 @@ impl ServerArgs {
             syslog,
             scrape: self.scrape_config,
             limits: self.limits,
+            snmp: self.snmp_config,
+            snmp_traps: self.snmp_trap_listen,
             file: self.config,
             masking: self.masking,
             disk_reserve: self
@@ -432,6 +462,12 @@ impl ServerArgs {
         };
         if config.id == 0 {
             return Err(ConfigError::NodeZero);
+        }
+        if !config.snmp_traps.is_empty() && config.snmp.is_none() {
+            return Err(ConfigError::TrapsOfNobody);
+        }
+        if config.snmp_traps.len() > LISTENERS_MAX {
+            return Err(ConfigError::TrapListeners);
         }
         if !config.join.is_empty() && !config.join_cluster.is_empty() {
             return Err(ConfigError::JoinTwice);
@@ -988,6 +1024,20 @@ mod tests {
             let said = read(bad).unwrap_err().to_string();
             assert!(said.contains(says), "{bad}: {said}");
         }
+    }
+
+    #[test]
+    fn traps_are_taken_only_of_those_whom_a_list_names() {
+        let read = |text: &str| toml::from_str::<ServerArgs>(text).unwrap().resolve();
+        let both = read("snmp_config = 'devices.yml'\nsnmp_trap_listen = ['0.0.0.0:162', '[::]:162']").unwrap();
+        assert_eq!((both.snmp_traps.len(), both.snmp), (2, Some("devices.yml".into())));
+        let why = read("snmp_trap_listen = ['0.0.0.0:162']").unwrap_err().to_string();
+        assert!(why.contains("name the file"), "{why}");
+        let many = vec!["'0.0.0.0:162'"; LISTENERS_MAX + 1].join(",");
+        let why = read(&format!("snmp_config = 'd'\nsnmp_trap_listen = [{many}]"))
+            .unwrap_err()
+            .to_string();
+        assert!(why.contains("at most 64"), "{why}");
     }
 
     #[test]

@@ -303,7 +303,7 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     (
         "hindcast_scrape_scrapes_total",
         "counter",
-        "Scrapes that this node made.",
+        "Scrapes that this node made, polls of devices among them.",
     ),
     (
         "hindcast_scrape_series",
@@ -349,6 +349,46 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "hindcast_scrub_rounds_total",
         "counter",
         "Rounds of the background scrub over all files that are here.",
+    ),
+    (
+        "hindcast_snmp_poll_questions_total",
+        "counter",
+        "Questions that devices were asked by SNMP, repeated ones among them.",
+    ),
+    (
+        "hindcast_snmp_poll_retries_total",
+        "counter",
+        "Questions to devices that were asked again, because no answer came in time.",
+    ),
+    (
+        "hindcast_snmp_polls_failed_total",
+        "counter",
+        "Polls of devices that failed; /api/v1/targets says why.",
+    ),
+    (
+        "hindcast_snmp_polls_total",
+        "counter",
+        "Polls of devices that this node made.",
+    ),
+    (
+        "hindcast_snmp_trap_write_waits_total",
+        "counter",
+        "Times that a batch of traps had to wait and be written again.",
+    ),
+    (
+        "hindcast_snmp_traps_dropped_total",
+        "counter",
+        "Traps that are lost, by reason; kernel: dropped before this node saw them.",
+    ),
+    (
+        "hindcast_snmp_traps_refused_total",
+        "counter",
+        "Datagrams to the trap listeners that were refused, by reason: whoever sent them may not, or not so.",
+    ),
+    (
+        "hindcast_snmp_traps_total",
+        "counter",
+        "Traps and informs that were taken, by kind.",
     ),
     (
         "hindcast_storage_cold_bytes",
@@ -705,6 +745,7 @@ impl View {
         let mut named = std::collections::BTreeMap::<&str, Vec<(String, f64)>>::new();
         let mut counters = self.counters.list();
         counters.extend(self.syslog.list());
+        counters.extend(self.traps.iter().flat_map(|t| t.stats().list()));
         for sample in &counters {
             let pairs: Vec<String> = sample.labels.iter().map(|(n, v)| format!("{n}={v:?}")).collect();
             let labels = if pairs.is_empty() {
@@ -718,7 +759,8 @@ impl View {
                 .push((labels, sample.value as f64));
         }
         let told = METRICS.iter().map(|(name, ..)| *name);
-        for name in told.filter(|n| n.starts_with("hindcast_ingest_") || n.starts_with("hindcast_syslog_")) {
+        let elsewhere = ["hindcast_ingest_", "hindcast_syslog_", "hindcast_snmp_trap"];
+        for name in told.filter(|n| elsewhere.iter().any(|of| n.starts_with(of))) {
             named.entry(name).or_default();
         }
         for (name, rows) in named {
@@ -797,7 +839,7 @@ impl View {
             // Named all the same, so that whoever looks for one finds it.
             let own = METRICS.iter().map(|(name, ..)| *name);
             return own
-                .filter(|n| n.starts_with("hindcast_scrape_"))
+                .filter(|n| n.starts_with("hindcast_scrape_") || n.starts_with("hindcast_snmp_poll"))
                 .for_each(|name| out.put(name, vec![]));
         };
         let (of, gauges) = (scraper.stats(), scraper.gauges());
@@ -817,6 +859,10 @@ impl View {
         plain("hindcast_scrape_skipped_total", gauges.skipped as f64);
         plain("hindcast_scrape_stale_markers_total", count(&of.stale_markers));
         plain("hindcast_scrape_under_way", gauges.under_way as f64);
+        plain("hindcast_snmp_poll_questions_total", count(&of.polls.questions));
+        plain("hindcast_snmp_poll_retries_total", count(&of.polls.retries));
+        plain("hindcast_snmp_polls_failed_total", count(&of.polls.failed));
+        plain("hindcast_snmp_polls_total", count(&of.polls.polls));
         let own = gauges.up + gauges.down + gauges.unknown;
         let by_state = [
             ("up", gauges.up as f64),

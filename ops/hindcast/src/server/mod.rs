@@ -29,6 +29,7 @@ use hindcast_model::NodeId;
 use hindcast_node::io::cold::ObjectCold;
 use hindcast_node::io::node::{Node, NodeCold, NodeConfig};
 use hindcast_node::io::servers::scrape::{self as scraping, Scraper};
+use hindcast_node::io::servers::snmp::{self, BoundTraps, Traps};
 use hindcast_node::io::servers::syslog::{Bound, Bounds, Syslog};
 use hindcast_node::io::servers::{
     IngestState, ingest_router, ingest_service, otlp_logs_service, otlp_metrics_service, otlp_traces_service,
@@ -93,10 +94,43 @@ async fn bind_syslog(config: &ServerConfig) -> Result<Vec<Bound>, Failure> {
     Ok(bound)
 }
 
+async fn bind_traps(config: &ServerConfig) -> Result<Vec<BoundTraps>, Failure> {
+    let mut bound = vec![];
+    for address in &config.snmp_traps {
+        let one = BoundTraps::bind(*address).await;
+        bound.push(one.map_err(|e| {
+            Failure::usage(format!(
+                "the address for traps {address} cannot be used: {e}; choose another"
+            ))
+        })?);
+    }
+    Ok(bound)
+}
+
 /// Batches of syslog and of scrapes are numbered anew with each start, so each start has a name of its own.
 fn writer_of(what: &str, node: NodeId) -> Result<String, Failure> {
     let mut rng = os_rng().map_err(|e| Failure::no(format!("the machine gives no random numbers: {e}")))?;
     Ok(format!("hindcast/{what}/{node}/{:016x}", rng.next_u64()))
+}
+
+/// What is scraped and what is polled. `None`: neither is named.
+fn load_targets(config: &ServerConfig) -> Result<Option<scraping::Loaded>, String> {
+    let scraped = load_scrape(config).map_err(|e| e.to_string())?;
+    let Some(list) = &config.snmp else { return Ok(scraped) };
+    let devices = snmp::load(list).map_err(|e| e.to_string())?;
+    Ok(Some(scraped.unwrap_or_default().with_devices(devices)))
+}
+
+/// Who may send traps from now on, and how devices are called.
+fn put_senders(traps: Option<&Traps>, loaded: Option<&scraping::Loaded>) {
+    let (Some(traps), Some(loaded)) = (traps, loaded) else {
+        return;
+    };
+    let senders = loaded.devices().senders().clone();
+    if senders.communities.is_empty() && senders.users.is_empty() {
+        tracing::warn!("traps of everybody are refused: nobody is named in traps.senders of --snmp-config");
+    }
+    traps.set_senders(senders);
 }
 
 fn load_scrape(config: &ServerConfig) -> Result<Option<scraping::Loaded>, scraping::LoadError> {
@@ -127,7 +161,7 @@ fn announce_syslog(bound: &[Bound], config: &ServerConfig) {
 pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> Done {
     // A broken file is found before anything is opened.
     let files = rules::read(&config).map_err(|e| Failure::usage(e.to_string()))?;
-    let scrape = load_scrape(&config).map_err(|e| Failure::usage(e.to_string()))?;
+    let scrape = load_targets(&config).map_err(Failure::usage)?;
     let limits = limits::load(config.limits.as_deref()).map_err(Failure::usage)?;
     let open = |files: &Option<TlsFiles>, port| {
         let opened = files.clone().map(|f| Tls::open(f, port, Arc::new(SystemClock::new())));
@@ -143,6 +177,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     };
 
     let syslog_bound = bind_syslog(&config).await?;
+    let traps_bound = bind_traps(&config).await?;
 
     let parts: Vec<Box<dyn Part>> = vec![Box::new(GatewayPart), Box::new(DeskPart)];
     let node_config = NodeConfig {
@@ -210,6 +245,15 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         writer: writer_of("syslog", node.id())?,
         bounds: Bounds::default(),
     };
+    let traps = match traps_bound.is_empty() {
+        true => None,
+        false => {
+            let engine = format!("{}/{}", node.identity.cluster, node.id());
+            let traps = Traps::new(ingest.clone(), &engine, writer_of("snmp", node.id())?);
+            Some(traps.map_err(|e| Failure::no(format!("the machine gives no random numbers: {e}")))?)
+        }
+    };
+    put_senders(traps.as_ref(), scrape.as_ref());
     let scraper = match scrape {
         None => None,
         Some(loaded) => Some(Scraper::new(
@@ -237,7 +281,8 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         requests.clone(),
         sends,
     )
-    .with_scraper(scraper.clone());
+    .with_scraper(scraper.clone())
+    .with_traps(traps.clone());
 
     let maintenance = view.maintenance.clone();
     tokio::spawn(maintenance.clone().look_at_suspects(node.clone()));
@@ -245,6 +290,9 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
 
     announce(&config, node.id(), address);
     announce_syslog(&syslog_bound, &config);
+    for one in &traps_bound {
+        println!("SNMP traps on udp://{}", one.address());
+    }
     let (health, health_service) = tonic_health::server::health_reporter();
     tokio::spawn(report_health(node.clone(), health));
     let describe = || {
@@ -282,6 +330,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let reloaded = Reloaded {
         ingest: ingest.clone(),
         scraper: scraper.clone(),
+        traps: traps.clone(),
     };
     let http = axum::Router::new()
         .merge(ingest_router(ingest))
@@ -309,6 +358,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let clients = client_threads()?;
     let taking_syslog = clients.spawn(syslog.serve(syslog_bound, ended.clone()));
     let scraping = scraper.map(|s| clients.spawn(s.run(ended.clone())));
+    let taking_traps = traps.map(|t| clients.spawn(t.serve(traps_bound, ended.clone())));
     let serving = clients.spawn(serve::serve(listener, tls, grpc, http, ended));
     let mut removed = node.peers.removed();
     let failure = tokio::select! {
@@ -328,6 +378,9 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let _ = taking_syslog.await;
     if let Some(scraping) = scraping {
         let _ = scraping.await;
+    }
+    if let Some(taking) = taking_traps {
+        let _ = taking.await;
     }
     clients.shutdown_background();
     node.raft.shutdown();
@@ -399,13 +452,14 @@ fn announce(config: &ServerConfig, node: NodeId, address: std::net::SocketAddr) 
 struct Reloaded {
     ingest: IngestState,
     scraper: Option<Scraper>,
+    traps: Option<Traps>,
 }
 
 /// Masking, limits and what is scraped are this node's own affair and come into force at once; rules and routes are the cluster's.
 async fn reload(
     config: ServerConfig,
     meta: Arc<dyn Meta>,
-    Reloaded { ingest, scraper }: Reloaded,
+    Reloaded { ingest, scraper, traps }: Reloaded,
 ) -> (axum::http::StatusCode, String) {
     use axum::http::StatusCode;
     let masks = &ingest.masking;
@@ -417,7 +471,10 @@ async fn reload(
         Ok(commands) => commands,
         Err(e) => return unchanged(&e),
     };
-    let scrape = match load_scrape(&config) {
+    let loading = config.clone();
+    // Passwords of many devices take a while.
+    let loaded = tokio::task::spawn_blocking(move || load_targets(&loading)).await;
+    let scrape = match loaded.unwrap_or_else(|e| Err(format!("the targets cannot be read: {e}"))) {
         Ok(scrape) => scrape,
         Err(e) => {
             scraper.iter().for_each(Scraper::reload_failed);
@@ -440,6 +497,7 @@ async fn reload(
         }
     }
     ingest.limit(limits);
+    put_senders(traps.as_ref(), scrape.as_ref());
     if let (Some(scraper), Some(loaded)) = (&scraper, scrape) {
         // It reads the files of targets.
         let scraper = scraper.clone();

@@ -335,7 +335,7 @@ async fn reveal(secret: &Secret) -> Result<String, String> {
     clippy::disallowed_methods,
     reason = "files that an operator names are read where they are"
 )]
-pub(super) fn read_text(path: &Path, bytes_max: usize) -> Result<String, String> {
+pub(in crate::io::servers) fn read_text(path: &Path, bytes_max: usize) -> Result<String, String> {
     let failed = |why: &dyn std::fmt::Display| format!("{} cannot be read: {why}", path.display());
     let file = std::fs::File::open(path).map_err(|e| failed(&e))?;
     let mut bytes = vec![];

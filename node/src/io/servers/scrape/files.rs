@@ -1,6 +1,7 @@
 //! The configuration and the files of `file_sd_configs`, as they lie on the disk.
 
 use super::fetch::{Client, read_text};
+use crate::io::servers::snmp::Devices;
 use hindcast_scrape::config::{self, CONFIG_BYTES_MAX, FileSd, Group, ScrapeConfig, TlsConfig};
 use hindcast_scrape::discovery::{self, FILE_BYTES_MAX, FILES_MAX, fits};
 use hindcast_scrape::target::{TARGETS_MAX, Target, find};
@@ -11,12 +12,25 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 /// A configuration that can be used: what its files name was there.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Loaded {
     pub path: PathBuf,
     pub config: Arc<ScrapeConfig>,
     pub jobs: Vec<Arc<Job>>,
     pub(super) clients: BTreeMap<TlsConfig, Client>,
+    /// What is polled beside it: it is shared, stored and ended in the same way.
+    pub(super) devices: Devices,
+}
+
+impl Loaded {
+    /// Devices that are polled, beside what is scraped or alone.
+    pub fn with_devices(self, devices: Devices) -> Self {
+        Self { devices, ..self }
+    }
+
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
 }
 
 /// Targets of a job that are not scraped.
@@ -70,6 +84,7 @@ pub fn load(path: &Path) -> Result<Loaded, LoadError> {
         jobs: config.jobs.iter().cloned().map(Arc::new).collect(),
         config: Arc::new(config),
         clients,
+        devices: Devices::default(),
     })
 }
 

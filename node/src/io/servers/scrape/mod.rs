@@ -6,17 +6,20 @@
 //! What takes long (files, pages) is done on threads of its own: those that wait for connections answer also while a disk or a page
 //! is slow. One lock holds the targets and what is in force with them, and nobody waits while he has it.
 //!
+//! Devices of SNMP are targets like others: only how they are asked is another way ([`super::snmp`]).
+//!
 //! Bounds, of a node: [`SCRAPES_MAX`] at a time, [`BODIES_BYTES_MAX`] of pages that are not stored yet, [`BATCH_ROWS_MAX`] series in a
 //! batch. A write that is refused for being too busy, or not confirmed, is tried again once; then the scrape's samples are lost,
 //! and counted. What is due while all places are taken waits for one.
 
-mod fetch;
+pub(super) mod fetch;
 mod files;
 #[cfg(test)]
 mod tests;
 
 pub use files::{AllFound, Files, LoadError, Loaded, NotScraped, load};
 
+use super::snmp::{self, PollStats, Polling};
 use super::{IngestError, IngestState};
 use crate::io::peers::Peers;
 use fetch::{Client, fetch};
@@ -27,7 +30,7 @@ use hindcast_model::{
     codec,
 };
 use hindcast_scrape::pool::{Last, Pool, Task, Told, sample_time};
-use hindcast_scrape::scrape::{Answer, Series, Taken, end, take};
+use hindcast_scrape::scrape::{Answer, OF_POLL, Series, Taken, end, take};
 use hindcast_scrape::target::Target;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -77,6 +80,7 @@ pub struct ScrapeStats {
     /// Those that were stored.
     pub stale_markers: AtomicU64,
     pub reload_failures: AtomicU64,
+    pub polls: PollStats,
 }
 
 /// What nodes say of a target that they scrape.
@@ -146,6 +150,12 @@ struct Scrape {
     in_force: Arc<InForce>,
     at: TimestampNs,
     took: SpanNs,
+}
+
+/// What a target answered.
+enum Fetched {
+    Page(fetch::Page),
+    Polling(Polling),
 }
 
 /// What was read of an answer.
@@ -311,7 +321,14 @@ impl Scraper {
         if !changed && !everything {
             return;
         }
-        let AllFound { targets, not_scraped } = files.find(&loaded.jobs);
+        let AllFound {
+            mut targets,
+            mut not_scraped,
+        } = files.find(&loaded.jobs);
+        for target in loaded.devices.targets() {
+            not_scraped.entry(target.job.name.clone()).or_default();
+            targets.push(target.clone());
+        }
         for (job, not) in not_scraped.iter().filter(|(_, not)| not.bad_count > 0) {
             let why = not.bad.join("; ");
             tracing::warn!(job, targets = not.bad_count, why, "targets cannot be scraped");
@@ -436,11 +453,13 @@ impl Scraper {
         };
         let (began, started) = (self.0.clock.now(), self.0.clock.monotonic());
         let at = sample_time(due, began, target.interval);
-        let fetched = match (&target.refused, in_force.loaded.clients.get(&target.job.http.tls)) {
+        let loaded = &in_force.loaded;
+        let fetched = match (&target.refused, loaded.clients.get(&target.job.http.tls)) {
             (Some(why), _) => Err(why.clone()),
+            _ if target.of_itself == OF_POLL => self.poll(loaded, &target).await.map(Fetched::Polling),
             // It came into force with its clients.
             (None, None) => Err("its job has no client".to_owned()),
-            (None, Some(client)) => self.fetch(client, &target).await,
+            (None, Some(client)) => self.fetch(client, &target).await.map(Fetched::Page),
         };
         let took = SpanNs(self.0.clock.monotonic().0.saturating_sub(started.0));
         let scrape = Scrape {
@@ -473,8 +492,24 @@ impl Scraper {
         }
     }
 
+    async fn poll(&self, loaded: &Loaded, target: &Target) -> Result<Polling, String> {
+        // It came into force with its device.
+        let device = loaded.devices.get(target.key).ok_or("its device is not there")?;
+        let (timeout, stats) = (target.timeout, &self.0.stats.polls);
+        let polling = snmp::poll(device, &*self.0.clock, &self.0.room, stats);
+        let polled = match tokio::time::timeout(timeout.as_duration(), polling).await {
+            Ok(polled) => polled,
+            Err(_) => Err(format!(
+                "not all of its tables were read within the interval of {timeout}"
+            )),
+        };
+        stats.polls.fetch_add(1, Relaxed);
+        stats.failed.fetch_add(u64::from(polled.is_err()), Relaxed);
+        polled
+    }
+
     /// Large pages take long to read. One that cannot be read for a mistake of this program is a failed scrape.
-    async fn read(&self, scrape: Scrape, fetched: Result<fetch::Page, String>, series: Series) -> Option<Read> {
+    async fn read(&self, scrape: Scrape, fetched: Result<Fetched, String>, series: Series) -> Option<Read> {
         let again = (self.clone(), scrape.clone());
         let this = self.clone();
         if let Some(read) = blocking(move || this.read_now(&scrape, fetched, series)).await {
@@ -484,18 +519,25 @@ impl Scraper {
         blocking(move || this.read_now(&scrape, Err(BROKE_OFF.to_owned()), Series::default())).await
     }
 
-    fn read_now(&self, scrape: &Scrape, fetched: Result<fetch::Page, String>, mut series: Series) -> Read {
-        let answer = fetched.as_ref().map_err(Clone::clone).map(|page| Answer {
-            body: &page.body,
-            format: page.format,
-        });
+    fn read_now(&self, scrape: &Scrape, fetched: Result<Fetched, String>, mut series: Series) -> Read {
         let (target, external) = (&scrape.target, &scrape.in_force.loaded.config.external_labels);
-        let taken = take(target, external, answer, scrape.at, scrape.took, &mut series);
+        let mut take = |answer| take(target, external, answer, scrape.at, scrape.took, &mut series);
+        let (taken, room) = match fetched {
+            Err(why) => (take(Err(why)), None),
+            Ok(Fetched::Page(fetch::Page { body, format, room })) => {
+                let body = &body[..];
+                (take(Ok(Answer::Page { body, format })), room)
+            }
+            Ok(Fetched::Polling(polling)) => {
+                let (samples, room) = polling.into_samples();
+                (take(Ok(Answer::Samples(samples))), room)
+            }
+        };
         Read {
             first: self.lay(&target.job.tenant, &taken.rows, 0),
             taken,
             series,
-            room: fetched.ok().and_then(|page| page.room),
+            room,
         }
     }
 

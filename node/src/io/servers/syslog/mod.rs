@@ -13,7 +13,7 @@
 //!
 //! When the node stops, what was read is stored within [`STOP_SPAN_MAX`], or counted as lost.
 
-mod stats;
+pub(super) mod stats;
 mod strangers;
 #[cfg(test)]
 mod tests;

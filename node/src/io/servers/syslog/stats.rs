@@ -132,7 +132,7 @@ impl SyslogStats {
                     .filter(|(t, _)| *t == transport)
                     .map(|(_, a)| a.port())
                     .collect();
-                let dropped = KERNEL_TABLES.iter().map(|t| kernel_drops(&read_table(t), &ports)).sum();
+                let dropped = kernel_dropped(&ports);
                 add("hindcast_syslog_dropped_total", &[by, ("reason", "kernel")], dropped);
                 continue;
             }
@@ -166,6 +166,11 @@ impl SyslogStats {
 
 /// Where the kernel says what it dropped because nobody took it in time.
 const KERNEL_TABLES: [&str; 2] = ["/proc/net/udp", "/proc/net/udp6"];
+
+/// Datagrams to these ports that the kernel dropped.
+pub(in crate::io::servers) fn kernel_dropped(ports: &[u16]) -> u64 {
+    KERNEL_TABLES.iter().map(|t| kernel_drops(&read_table(t), ports)).sum()
+}
 
 /// Where there is none, nothing is known of it.
 fn read_table(path: &str) -> String {
