@@ -26,15 +26,13 @@ const BODY_BYTES_MAX: usize = 128 * 1024;
 
 /// The routes, to be merged into the server's.
 pub fn router(meta: Arc<dyn Meta>) -> Router {
-    const TICKET: &str = "/api/hindcast/v1/tickets/{number}";
-    let under = |name: &str| format!("{TICKET}/{name}");
     Router::new()
         .route("/api/hindcast/v1/tickets", get(list))
-        .route(TICKET, get(show).patch(patch))
-        .route(&under("take"), post(take))
-        .route(&under("notes"), post(note))
-        .route(&under("transition"), post(transition))
-        .route(&under("assign"), post(assign))
+        .route("/api/hindcast/v1/tickets/{number}", get(show).patch(patch))
+        .route("/api/hindcast/v1/tickets/{number}/take", post(take))
+        .route("/api/hindcast/v1/tickets/{number}/notes", post(note))
+        .route("/api/hindcast/v1/tickets/{number}/transition", post(transition))
+        .route("/api/hindcast/v1/tickets/{number}/assign", post(assign))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(Shell::new(meta))
 }
@@ -64,11 +62,13 @@ impl From<DeskError> for Failed {
 
 impl From<JsonRejection> for Failed {
     fn from(rejection: JsonRejection) -> Self {
-        let class = match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => Class::TooLarge,
-            _ => Class::FixRequest,
-        };
-        Self::new(class, rejection.body_text())
+        match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                let message = format!("the request takes more than {BODY_BYTES_MAX} bytes; send a shorter text");
+                Self::new(Class::TooLarge, message)
+            }
+            _ => Self::new(Class::FixRequest, rejection.body_text()),
+        }
     }
 }
 

@@ -85,17 +85,19 @@ impl Report {
     }
 }
 
-/// Runs a target on its seeds, then on mutants of them. `watch` is asked now and then whether the target may go on
+/// Runs a target on its seeds and on `more`, then on mutants of them. `watch` is asked now and then whether the target may go on
 /// (its memory, say); what it says ends the hunt as a finding.
 pub fn hunt(
     target: &Target,
+    more: &[Vec<u8>],
     rng: &mut SeededRng,
     clock: &dyn Clock,
     budget: Budget,
     mut watch: impl FnMut() -> Option<String>,
 ) -> Report {
     const WATCH_EVERY: u64 = 256;
-    let seeds = (target.seeds)();
+    let mut seeds = (target.seeds)();
+    seeds.extend_from_slice(more);
     let started = clock.monotonic();
     let mut report = Report::default();
     let mut input = vec![];
@@ -226,7 +228,7 @@ pub fn check_targets(targets: &[Target], clock: &dyn Clock, span_each: SpanNs) {
             span: span_each,
             inputs: 4_000,
         };
-        let report = hunt(target, &mut SeededRng::new(n as u64), clock, budget, || None);
+        let report = hunt(target, &[], &mut SeededRng::new(n as u64), clock, budget, || None);
         if let Some(finding) = report.findings.first() {
             panic!("{}: {} by {:02x?}", target.name, finding.what, finding.input);
         }
@@ -265,7 +267,7 @@ mod tests {
         };
         let hunts = [0, 0].map(|seed| {
             let clock = SimClock::default();
-            hunt(&target, &mut SeededRng::new(seed), &clock, budget(500), || None)
+            hunt(&target, &[], &mut SeededRng::new(seed), &clock, budget(500), || None)
         });
         assert!(hunts[0].found > 0);
         assert!(
@@ -287,9 +289,9 @@ mod tests {
             seeds: two_seeds,
         };
         let clock = SimClock::default();
-        let report = hunt(&target, &mut SeededRng::new(1), &clock, budget(1000), || None);
+        let report = hunt(&target, &[], &mut SeededRng::new(1), &clock, budget(1000), || None);
         assert_eq!((report.inputs, report.found), (1000, 0));
-        let report = hunt(&target, &mut SeededRng::new(1), &clock, budget(1000), || {
+        let report = hunt(&target, &[], &mut SeededRng::new(1), &clock, budget(1000), || {
             Some("too much".into())
         });
         assert_eq!((report.inputs, report.found), (256, 1));

@@ -164,9 +164,11 @@ pub enum Refusal {
     TooFarAhead { at: TimestampNs, now: TimestampNs },
     #[error("its time {} is older than {}, the oldest that is kept", rfc3339(.at), rfc3339(.floor))]
     TooOld { at: TimestampNs, floor: TimestampNs },
-    #[error("the data point has no value")]
+    #[error("the data point has no value that can be read; in JSON asDouble is a number, asInt 64 bits")]
     NoValue,
-    #[error("the metric has no data of a known type")]
+    #[error(
+        "the metric has no data of a known type, or its data points cannot be read; in JSON times are digits, numbers finite"
+    )]
     UnknownData,
     #[error("its aggregation temporality is neither delta nor cumulative")]
     UnknownTemporality,
@@ -287,7 +289,7 @@ impl Rejections {
         if self.listed.len() == REJECTED_LISTED_MAX {
             return;
         }
-        let what = shown(&what());
+        let what = printable(shown(&what()));
         match self.listed.last_mut() {
             Some(last) if last.what == what && last.code == why.code() => last.items += items,
             _ => self.listed.push(Rejected {
@@ -337,6 +339,18 @@ pub(crate) fn shown(text: &str) -> String {
         None => text.to_owned(),
         Some((at, _)) => format!("{}…", &text[..at]),
     }
+}
+
+/// Line breaks and their kin as escapes: who was refused stands in logs and in the middle of a line.
+fn printable(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let escaped = |c: char| match c.is_control() {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    text.chars().map(escaped).collect()
 }
 
 /// A text of at most so many bytes; a longer one ends in `…`.
@@ -521,6 +535,16 @@ mod tests {
         ));
         let keeps_all = LimitsContext { floor: None, ..limits };
         assert_eq!(keeps_all.time(TimestampNs::MIN), Ok(()));
+    }
+
+    #[test]
+    fn a_name_with_line_breaks_makes_no_line_of_its_own_in_an_answer() {
+        let mut rejections = Rejections::default();
+        rejections.add(1, &Refusal::NoName, || "a\r\nX-Injected: 1\u{1b}[31m 온도".into());
+        assert_eq!(
+            rejections.summary(9),
+            r"1 refused: a\r\nX-Injected: 1\u{1b}[31m 온도 (1): it has no label __name__"
+        );
     }
 
     #[test]

@@ -7,7 +7,6 @@ use crate::wire::{Reader, WireError, label, messages};
 use crate::{AdaptError, Adapted, Books, Laid, LimitsContext, Protocol, Refusal, Rejections};
 use hindcast_model::{Batch, BatchId, LogLine, TenantId, TimestampNs};
 use serde::Deserialize;
-use std::collections::BTreeMap;
 
 /// One stream as it came.
 struct Pushed {
@@ -101,12 +100,12 @@ pub fn adapt_json(tenant: &TenantId, body: &[u8], limits: &LimitsContext) -> Res
             lines.push(LogLine {
                 at: TimestampNs(at),
                 line: line.into(),
-                metadata: metadata.into_iter().collect(),
+                metadata: metadata.sorted(),
             });
         }
         pushed.push(Pushed {
-            shown: format!("{:?}", stream.stream),
-            labels: stream.stream.into_iter().collect(),
+            shown: shown(&stream.stream.0),
+            labels: stream.stream.0,
             lines,
         });
     }
@@ -120,23 +119,62 @@ struct JsonPush {
 
 #[derive(Deserialize)]
 struct JsonStream {
-    stream: BTreeMap<String, String>,
+    stream: Pairs,
     values: Vec<JsonLine>,
 }
 
+/// An object of texts, in the order in which they came: a name that comes twice is for the checks to see, and not for a map to fold.
+#[derive(Default)]
+struct Pairs(Vec<(String, String)>);
+
+impl Pairs {
+    fn sorted(mut self) -> Vec<(String, String)> {
+        self.0.sort();
+        self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Pairs {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Pairs;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object whose values are texts")
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
+                let mut pairs = vec![];
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        d.deserialize_map(Visitor)
+    }
+}
+
+fn shown(labels: &[(String, String)]) -> String {
+    let pairs: Vec<String> = labels.iter().map(|(n, v)| format!("{n}={v:?}")).collect();
+    format!("{{{}}}", pairs.join(", "))
+}
+
 /// `["<ns>", "<line>"]` or `["<ns>", "<line>", {metadata}]`.
-struct JsonLine(String, String, BTreeMap<String, String>);
+struct JsonLine(String, String, Pairs);
 
 impl<'de> Deserialize<'de> for JsonLine {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
-        #[serde(untagged)]
+        #[serde(
+            untagged,
+            expecting = r#"a line is ["1700000000000000000", "text"], both as texts, or has an object of texts behind them"#
+        )]
         enum Form {
             Bare((String, String)),
-            Full((String, String, BTreeMap<String, String>)),
+            Full((String, String, Pairs)),
         }
         Ok(match Form::deserialize(d)? {
-            Form::Bare((at, line)) => Self(at, line, BTreeMap::new()),
+            Form::Bare((at, line)) => Self(at, line, Pairs::default()),
             Form::Full((at, line, metadata)) => Self(at, line, metadata),
         })
     }
@@ -231,7 +269,26 @@ fn hex_char(chars: &mut std::str::CharIndices<'_>, digits: usize) -> Result<char
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::LIMITS;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_label_twice_in_a_stream_of_json_is_refused_and_not_one_of_them_kept() {
+        let push = r#"{"streams":[{"stream":{"job":"a","job":"b"},"values":[["1700000000000000000","x"]]},
+            {"stream":{"job":"c"},"values":[["1700000000000000000","y",{"k":"v"}]]}]}"#;
+        let read = adapt_json(&TenantId::default(), push.as_bytes(), &LIMITS).unwrap();
+        assert_eq!((read.batch.lines(), read.rejected.by_code()["label_twice"]), (1, 1));
+        assert!(
+            read.rejected.summary(9).contains(r#"{job="a", job="b"}"#),
+            "{}",
+            read.rejected.summary(9)
+        );
+        let number = br#"{"streams":[{"stream":{"job":"a"},"values":[[1700000000000000000,"x"]]}]}"#;
+        let why = adapt_json(&TenantId::default(), number, &LIMITS)
+            .unwrap_err()
+            .to_string();
+        assert!(why.contains(r#"a line is ["1700000000000000000", "text"]"#), "{why}");
+    }
 
     #[test]
     fn labels_are_read_as_clients_write_them() {

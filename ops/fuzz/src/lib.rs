@@ -2,7 +2,7 @@
 
 mod languages;
 
-use hindcast_env::fuzz::Target;
+use hindcast_env::fuzz::{INPUT_BYTES_MAX, Target};
 
 /// All targets, in the order of the folders.
 pub fn targets() -> impl Iterator<Item = &'static Target> {
@@ -28,6 +28,23 @@ pub fn run(name: &str, bytes: &[u8]) {
     (target.unwrap_or_else(|| panic!("there is no target {name:?}")).run)(bytes);
 }
 
+/// The times in the targets' limits are about this one: cases that speak of now speak of it.
+const CORPUS_NOW_MS: i64 = 1_700_000_000_000;
+
+/// Cases of `chaos-tests/corpus` that a target's decoder reads: bad input that people thought of, as seeds. Larger ones than any mutant are
+/// left out; a test reads them.
+pub fn corpus_of(name: &str) -> anyhow::Result<Vec<Vec<u8>>> {
+    let mut inputs = vec![];
+    for surface in hindcast_corpus::load(&hindcast_corpus::dir(), CORPUS_NOW_MS)? {
+        let own = surface.cases.iter().filter(|c| surface.decoder(c) == Some(name));
+        for case in own {
+            inputs.push(case.input()?);
+        }
+    }
+    inputs.retain(|i| i.len() <= INPUT_BYTES_MAX);
+    Ok(inputs)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,6 +63,34 @@ mod tests {
             .filter(|n| *n != "hindcast-libfuzzer")
             .collect();
         assert_eq!(names, binaries, "libfuzzer/Cargo.toml lists the same targets");
+    }
+
+    #[test]
+    fn every_case_of_the_corpus_is_read_or_refused_by_its_decoder_in_time() {
+        use hindcast_env::Clock as _;
+        let clock = SystemClock::new();
+        let mut played = 0;
+        for surface in hindcast_corpus::load(&hindcast_corpus::dir(), CORPUS_NOW_MS).unwrap() {
+            for (_, target) in &surface.decoders {
+                assert!(
+                    target == "none" || targets().any(|t| t.name == target),
+                    "{}: {target:?}",
+                    surface.name
+                );
+            }
+            for case in &surface.cases {
+                let Some(target) = surface.decoder(case) else { continue };
+                let input = case.input().unwrap();
+                let began = clock.monotonic();
+                run(target, &input);
+                let took = SpanNs(clock.monotonic().0 - began.0);
+                // Cases are larger than mutants, and these builds are slow.
+                let span_max = SpanNs::from_secs(20);
+                assert!(took < span_max, "{}: {target} took {took}", case.name);
+                played += 1;
+            }
+        }
+        assert!(played > 100, "{played}");
     }
 
     #[test]

@@ -88,7 +88,10 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     if let Some(dir) = &args.write_seeds {
         for target in chosen {
-            for seed in (target.seeds)() {
+            for seed in (target.seeds)()
+                .into_iter()
+                .chain(hindcast_fuzz::corpus_of(target.name)?)
+            {
                 keep(&dir.join(target.name), "seed", &seed)?;
             }
         }
@@ -110,6 +113,7 @@ fn main() -> anyhow::Result<ExitCode> {
         };
         let report = hunt(
             target,
+            &hindcast_fuzz::corpus_of(target.name)?,
             &mut SeededRng::new(args.seed.wrapping_add(n)),
             &clock,
             budget,

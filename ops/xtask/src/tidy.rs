@@ -41,6 +41,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("hindcast-web", &[]),
     ("hindcast-bench", &["hindcast-model", "hindcast-proto"]),
+    ("hindcast-corpus", &[]),
     ("xtask", &[]),
 ];
 

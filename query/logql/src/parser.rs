@@ -13,8 +13,8 @@ use hindcast_promql::{AggregateOp, BinaryOp, Cardinality, Grouping, Matching, Pa
 
 /// Nodes of an expression, label filters among them; bounds recursion over it.
 pub const NODES_MAX: usize = 256;
-/// Parentheses and functions in each other.
-const DEPTH_MAX: usize = 2 * NODES_MAX;
+/// Parentheses and functions in each other, as in PromQL. The parser calls itself for each, on the stack of whoever serves the request.
+const DEPTH_MAX: usize = 128;
 
 /// What stands behind a bar and is no label.
 const STAGES: [&str; 10] = [
@@ -977,6 +977,22 @@ mod tests {
                 .message
                 .contains("unclosed character class")
         );
+    }
+
+    /// Twice as many ended the node: the stack of its threads was used up.
+    #[test]
+    fn an_expression_of_ten_thousand_brackets_is_refused_on_a_small_stack() {
+        let on_a_small_stack = || {
+            for open in ["(", "sum(", "{a=\"b\"} | (", "count_over_time(", "rate(("] {
+                let refused = parse(&open.repeat(10_000)).unwrap_err().to_string();
+                assert!(refused.len() < 200, "{open} {refused}");
+            }
+            let refused = parse(&"(".repeat(10_000)).unwrap_err().to_string();
+            assert!(refused.contains("nested more than 128 deep"), "{refused}");
+        };
+        #[allow(clippy::disallowed_methods, reason = "the stack is what is tested")]
+        let tried = std::thread::Builder::new().stack_size(2 << 20).spawn(on_a_small_stack);
+        tried.unwrap().join().unwrap();
     }
 
     #[test]

@@ -236,6 +236,8 @@ impl Evaluator {
                 .map_err(|e| QueryError::Execution(format!("invalid regular expression in label_replace(): {e}")))?;
             for c in &mut columns {
                 if let Some(found) = regex.captures(c.labels.value(source)) {
+                    let named = replacement.matches('$').count();
+                    bounded(name, replacement.len() + named * c.labels.value(source).len())?;
                     let mut value = String::new();
                     found.expand(replacement, &mut value);
                     c.labels = c.labels.with(target, &value);
@@ -248,11 +250,25 @@ impl Evaluator {
             }
             for c in &mut columns {
                 let values: Vec<&str> = sources.iter().map(|s| c.labels.value(s)).collect();
+                let bytes: usize = values.iter().map(|v| v.len() + separator.len()).sum();
+                bounded(name, bytes)?;
                 let value = values.join(separator);
                 c.labels = c.labels.with(target, &value);
             }
         }
         unique(columns)
+    }
+}
+
+/// Values of labels that a query makes. One that makes them from each other could make any length.
+const RELABELLED_BYTES_MAX: usize = 64 * 1024;
+
+fn bounded(name: &str, bytes: usize) -> Result<(), QueryError> {
+    match bytes > RELABELLED_BYTES_MAX {
+        true => Err(QueryError::Execution(format!(
+            "{name}() would make a label of up to {bytes} bytes, more than {RELABELLED_BYTES_MAX}; name fewer groups or labels"
+        ))),
+        false => Ok(()),
     }
 }
 

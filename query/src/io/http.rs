@@ -15,7 +15,8 @@ use crate::value::Answer;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use axum::routing::{get, post};
 use hindcast_model::{Class, Classify, Labels, SpanNs, TimestampNs};
@@ -56,6 +57,14 @@ impl Refusal {
             status: 400,
             kind: "bad_data",
             message: message.into(),
+        }
+    }
+
+    pub(super) fn form_too_large() -> Self {
+        Self {
+            status: edge::http_status(Class::TooLarge),
+            kind: "bad_data",
+            message: "the body takes more than 2 MiB; ask for less at once".to_owned(),
         }
     }
 
@@ -274,6 +283,10 @@ async fn build_info() -> Response {
 pub(super) fn plain(status: u16, message: &str) -> Response {
     let mut response = Response::new(Body::from(message.to_owned()));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    // Messages repeat what was asked: without a type, a browser would look for markup in it.
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 

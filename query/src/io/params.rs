@@ -3,8 +3,8 @@
 use super::http::Refusal;
 use crate::shards::Consistency;
 use axum::body::Body;
-use axum::extract::{Form, FromRequest, Query, Request};
-use axum::http::{HeaderMap, Method, Uri};
+use axum::extract::{FromRequest, RawForm, Request};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use hindcast_env::clock::Clock;
 use hindcast_env::io::SystemClock;
 use hindcast_model::{SpanNs, TenantId, TimestampNs};
@@ -26,15 +26,18 @@ impl Params {
     pub(super) async fn read(request: Request<Body>) -> Result<Self, Refusal> {
         let mut all = Self::of_uri(request.uri())?;
         if request.method() == Method::POST {
-            let form = Form::<Vec<(String, String)>>::from_request(request, &()).await;
-            all.0.extend(form.map_err(|e| Refusal::bad_data(e.body_text()))?.0);
+            let form = RawForm::from_request(request, &()).await;
+            let form = form.map_err(|e| match e.status() {
+                StatusCode::PAYLOAD_TOO_LARGE => Refusal::form_too_large(),
+                _ => Refusal::bad_data(e.body_text()),
+            })?;
+            all.0.extend(pairs(&form.0)?);
         }
         Ok(all)
     }
 
     fn of_uri(uri: &Uri) -> Result<Self, Refusal> {
-        let query = Query::<Vec<(String, String)>>::try_from_uri(uri);
-        Ok(Self(query.map_err(|e| Refusal::bad_data(e.body_text()))?.0))
+        pairs(uri.query().unwrap_or_default().as_bytes()).map(Self)
     }
 
     pub(super) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
@@ -114,6 +117,36 @@ impl Params {
     }
 }
 
+/// Names and values of a form. Bytes that are no text are refused: with something else in their place, another question would be answered.
+fn pairs(form: &[u8]) -> Result<Vec<(String, String)>, Refusal> {
+    let mut pairs = vec![];
+    for pair in form.split(|b| *b == b'&').filter(|p| !p.is_empty()) {
+        let at = pair.iter().position(|b| *b == b'=').unwrap_or(pair.len());
+        let name = decoded(&pair[..at]).map_err(|_| Refusal::bad_data("the name of a parameter is not UTF-8"))?;
+        let value = decoded(pair.get(at + 1..).unwrap_or_default())
+            .map_err(|_| Refusal::bad_data(format!("invalid parameter {name:?}: it is not UTF-8")))?;
+        pairs.push((name, value));
+    }
+    Ok(pairs)
+}
+
+fn decoded(text: &[u8]) -> Result<String, std::string::FromUtf8Error> {
+    let (mut out, mut rest) = (Vec::with_capacity(text.len()), text);
+    while let Some((byte, tail)) = rest.split_first() {
+        let hex = |b: Option<&u8>| b.and_then(|b| char::from(*b).to_digit(16));
+        rest = tail;
+        match (byte, hex(tail.first()), hex(tail.get(1))) {
+            (b'%', Some(high), Some(low)) => {
+                out.push((high * 16 + low) as u8);
+                rest = &tail[2..];
+            }
+            (b'+', ..) => out.push(b' '),
+            (byte, ..) => out.push(*byte),
+        }
+    }
+    String::from_utf8(out)
+}
+
 fn seconds_or_rfc3339(text: &str) -> Option<TimestampNs> {
     if let Ok(s) = text.parse::<f64>() {
         return (s.abs() <= 9.2e9).then(|| TimestampNs::from_ms((s * 1000.0).round() as i64));
@@ -129,6 +162,19 @@ mod tests {
     fn params(query: &str) -> Params {
         let uri: Uri = format!("/x?{query}").parse().unwrap();
         Params::of_uri(&uri).unwrap_or_else(|_| panic!("{query}"))
+    }
+
+    #[test]
+    fn a_query_of_bytes_that_are_no_text_is_refused_and_not_asked_otherwise() {
+        let read = |query: &str| Params::of_uri(&format!("/x?{query}").parse::<Uri>().unwrap());
+        assert!(read("query=%7Ba%3D%22%ff%22%7D").is_err());
+        assert!(read("%ff=1").is_err());
+        let all = params("q=a+b%2B%e2%82%ac&q=%zz%4&empty&=x&&e=a=b");
+        let all: Vec<_> = all.0.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        assert_eq!(
+            all,
+            [("q", "a b+€"), ("q", "%zz%4"), ("empty", ""), ("", "x"), ("e", "a=b")]
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::engine::{Engine, QueryError};
 use crate::shards::{Budget, SeriesRequest};
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request, State};
+use axum::http::StatusCode;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::response::Response;
 use hindcast_model::{MatchOp, Matcher, TenantId, TimestampNs};
@@ -194,9 +195,10 @@ async fn result(
 
 async fn read(engine: &Engine, request: Request<Body>) -> Result<Response, Refusal> {
     let tenant = tenant(request.headers())?;
-    let body = Bytes::from_request(request, &())
-        .await
-        .map_err(|e| Refusal::bad_data(e.body_text()))?;
+    let body = Bytes::from_request(request, &()).await.map_err(|e| match e.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Refusal::form_too_large(),
+        _ => Refusal::bad_data(e.body_text()),
+    })?;
     let asked = unpacked(&body)?;
     let budget = Arc::new(Budget::new(engine.limits.samples_max, engine.limits.series_max));
     let mut response = ReadResponse::default();

@@ -41,6 +41,12 @@ impl From<WireError> for Why {
     }
 }
 
+/// What a sender hears who says one version and sends the other.
+pub(super) const IS_TWO: &str =
+    "it is one of version 2.0; say so: Content-Type: application/x-protobuf;proto=io.prometheus.write.v2.Request";
+const IS_ONE: &str =
+    "it is one of version 1.0; say so: Content-Type: application/x-protobuf;proto=prometheus.WriteRequest";
+
 /// The request's series as messages of version 1.0, one after another.
 #[derive(Default)]
 pub(super) struct Spelled {
@@ -58,6 +64,10 @@ struct Table<'m>(Vec<&'m str>);
 
 impl<'m> Table<'m> {
     fn read(body: &'m [u8]) -> Result<Self, WireError> {
+        if let Some(first) = messages(body, 1).next() {
+            first?;
+            return Err(WireError::Shape(IS_ONE));
+        }
         let mut symbols = vec![];
         for symbol in messages(body, 4) {
             if symbols.len() == SYMBOLS_MAX {

@@ -96,7 +96,7 @@ fn grpc<M: Message + Send + 'static>() -> Grpc<BytesIn<M>> {
 }
 
 /// What tonic found wrong with a message before it came to us: the sender's fault, and said so.
-fn sender_fault(status: &Status) -> Option<(&'static str, String)> {
+pub fn sender_fault(status: &Status) -> Option<(&'static str, String)> {
     let text = status.message();
     match status.code() {
         Code::OutOfRange => Some(("wire_too_large", text.to_owned())),
@@ -104,6 +104,14 @@ fn sender_fault(status: &Status) -> Option<(&'static str, String)> {
         Code::Internal if text.contains("decompressing") || text.contains("compression") => {
             Some(("compression", text.to_owned()))
         }
+        Code::Internal if text.contains("Unexpected EOF") => Some((
+            "broken_off",
+            "the message is shorter than its frame says; send it again".to_owned(),
+        )),
+        Code::Internal if text.contains("Missing request message") => {
+            Some(("malformed", "the call has no message".to_owned()))
+        }
+        Code::Internal if text.contains("decode Protobuf") => Some(("malformed", text.to_owned())),
         _ => None,
     }
 }

@@ -22,7 +22,7 @@ mod tests;
 pub use counters::{IngestCounters, IngestSample};
 pub use grpc::{
     IngestServer, OtlpLogsServer, OtlpMetricsServer, OtlpTracesServer, STREAM_BATCHES_IN_FLIGHT_MAX, ingest_service,
-    otlp_logs_service, otlp_metrics_service, otlp_traces_service,
+    otlp_logs_service, otlp_metrics_service, otlp_traces_service, sender_fault,
 };
 pub use http::ingest_router;
 

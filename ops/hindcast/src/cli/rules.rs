@@ -36,7 +36,15 @@ pub async fn run(args: RulesArgs) -> Done {
         match rule::parse(&shown, &text) {
             Ok(file) => {
                 let rules: usize = file.groups.iter().map(|g| g.rules.len()).sum();
-                println!("{shown}: {} groups, {rules} rules, all good", file.groups.len());
+                let verdict = if file.warnings.is_empty() {
+                    "all good"
+                } else {
+                    "with warnings"
+                };
+                println!("{shown}: {} groups, {rules} rules, {verdict}", file.groups.len());
+                for warning in &file.warnings {
+                    println!("  {warning}");
+                }
             }
             Err(e) => {
                 broken += 1;

@@ -107,6 +107,11 @@ impl Columns {
             if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
                 return Err(BadLine::new(format!("column {} has no name fit for a label", i + 1)));
             }
+            if labels.iter().any(|(_, n)| *n == name) {
+                return Err(BadLine::new(format!(
+                    "two columns are both the label {name:?}; give one of them another name"
+                )));
+            }
             labels.push((i, name));
         }
         Ok(Self {
@@ -158,6 +163,12 @@ mod tests {
     use expect_test::{Expect, expect};
     use proptest::prelude::*;
     use std::fmt::Write;
+
+    #[test]
+    fn a_header_with_a_column_twice_is_refused_and_not_one_of_them_kept() {
+        let refused = Csv::new("m").parse("timestamp,value,host,host").unwrap_err();
+        assert!(format!("{refused:?}").contains("both the label"), "{refused:?}");
+    }
 
     fn check(file: &str, expect: Expect) {
         let mut csv = Csv::new("m");

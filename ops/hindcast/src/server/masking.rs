@@ -109,7 +109,20 @@ pub fn type_json(t: &TypeInForce) -> Value {
     })
 }
 
-async fn preview(State(served): State<Served>, headers: HeaderMap, body: Bytes) -> Response {
+async fn preview(
+    State(served): State<Served>,
+    headers: HeaderMap,
+    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+) -> Response {
+    let body = match body {
+        Ok(body) => body,
+        Err(why) if why.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+            let message = format!("the request takes more than {PREVIEW_BYTES_MAX} bytes; send fewer lines");
+            let body = json!({"code": "too_large", "message": message});
+            return (StatusCode::PAYLOAD_TOO_LARGE, Json(body)).into_response();
+        }
+        Err(why) => return invalid(why.body_text()),
+    };
     let tenant = match tenant(&headers) {
         Ok(tenant) => tenant,
         Err(why) => return invalid(why),
@@ -431,10 +444,10 @@ mod tests {
             .try_acquire_many_owned(PREVIEWS_MAX as u32)
             .unwrap();
         let body = || Bytes::from_static(br#"{"text": "x"}"#);
-        let refused = preview(State(served.clone()), HeaderMap::new(), body()).await;
+        let refused = preview(State(served.clone()), HeaderMap::new(), Ok(body())).await;
         assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
         drop(first);
-        let answered = preview(State(served), HeaderMap::new(), body()).await;
+        let answered = preview(State(served), HeaderMap::new(), Ok(body())).await;
         assert_eq!(answered.status(), StatusCode::OK);
     }
 

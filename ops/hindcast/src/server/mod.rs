@@ -11,6 +11,7 @@ pub mod limits;
 mod maintain;
 pub mod masking;
 mod metrics;
+mod paced;
 mod rules;
 pub mod scrape;
 mod serve;
@@ -323,7 +324,9 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         clock: node.clock.clone(),
     };
     let admit = axum::middleware::from_fn_with_state(door, admit::admit);
-    let grpc = grpc.layer(admit.clone());
+    let grpc = grpc
+        .layer(axum::middleware::from_fn(serve::blame_the_sender))
+        .layer(admit.clone());
     let reload_config = config.clone();
     let reload_meta = meta.clone();
     let tenants = ingest.tenants.clone();

@@ -1,5 +1,6 @@
 //! One port for everything clients speak: gRPC, HTTP APIs and the web UI, over HTTP/1.1 and HTTP/2, with TLS or without.
 
+use super::paced;
 use axum::Router;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -65,15 +66,22 @@ pub async fn serve(
         let _ = stream.set_nodelay(true);
         let (grpc, http) = (grpc.clone(), http.clone());
         let app = tower::service_fn(move |request: Request<hyper::body::Incoming>| {
-            let app = if is_grpc(request.headers()) {
-                grpc.clone()
-            } else {
-                http.clone()
-            };
-            async move { Ok::<_, Infallible>(app.oneshot(request.map(Body::new)).await.into_response()) }
+            // Calls of gRPC may be streams that are silent for long; HTTP/2 asks whether the other side is there.
+            let is_grpc = is_grpc(request.headers());
+            let app = if is_grpc { grpc.clone() } else { http.clone() };
+            async move {
+                let answer = |r: Request<Body>| async { app.oneshot(r).await.into_response() };
+                Ok::<_, Infallible>(match is_grpc {
+                    true => answer(request.map(Body::new)).await,
+                    false => paced::in_time(request, answer).await,
+                })
+            }
         });
         let (server, tls, watcher) = (server.clone(), tls.clone(), graceful.watcher());
         tokio::spawn(async move {
+            if !speaks(&stream).await {
+                return;
+            }
             let stream = match tls {
                 None => Stream::Plain(Tcp::new(stream)),
                 Some(tls) => match tls.accept(stream, from).await {
@@ -95,6 +103,25 @@ pub async fn serve(
     }
     drop(listener);
     let _ = tokio::time::timeout(Duration::from_secs(5), graceful.shutdown()).await;
+}
+
+/// What HTTP/2 begins with; whoever begins otherwise speaks HTTP/1 or TLS, which have timeouts of their own.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Whether somebody who connected says in time what is spoken. Silent connections would hold the places of others.
+async fn speaks(stream: &tokio::net::TcpStream) -> bool {
+    let begun = async {
+        let mut seen = [0; PREFACE.len()];
+        loop {
+            match stream.peek(&mut seen).await {
+                Ok(0) | Err(_) => return false,
+                Ok(n) if n == PREFACE.len() || !PREFACE.starts_with(&seen[..n]) => return true,
+                // What was peeked at stays readable: there is nothing to wait for but time.
+                Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    };
+    tokio::time::timeout(HEADER_TIMEOUT, begun).await.unwrap_or(false)
 }
 
 /// What somebody without TLS hears, in the words of its protocol.
@@ -119,6 +146,18 @@ fn is_grpc(headers: &HeaderMap) -> bool {
     headers
         .get(CONTENT_TYPE)
         .is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// tonic answers messages that it cannot read with codes that blame the server, or tell the client to send them again.
+pub async fn blame_the_sender(request: axum::extract::Request, next: axum::middleware::Next) -> Response {
+    let response = next.run(request).await;
+    let status = tonic::Status::from_header_map(response.headers());
+    match status.and_then(|s| hindcast_node::io::servers::sender_fault(&s)) {
+        None => response,
+        Some((_, text)) => tonic::Status::invalid_argument(text)
+            .into_http::<tonic::body::Body>()
+            .map(Body::new),
+    }
 }
 
 /// Until there are users, loopback is the only guard: a browser must not carry requests across it. A name that is
