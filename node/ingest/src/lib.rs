@@ -34,6 +34,7 @@ pub mod scraped;
 pub mod syslog;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod tsdb;
 mod walk;
 mod wire;
 

@@ -147,7 +147,8 @@ pub fn count(report: &mut AgentReport, batch: &v1::WriteRequest, sent: &Sent) {
             report.batches += 1;
             report.samples_acked += samples_acked;
             report.lines_acked += lines_acked;
-            report.refused += answer.rejected.iter().map(|r| r.items).sum::<u64>();
+            // An answer lists the first refusals only.
+            report.refused += samples + lines - (samples_acked + lines_acked).min(samples + lines);
             if let Some(r) = answer.rejected.first() {
                 tracing::warn!(what = %r.what, items = r.items, why = %r.why, "a part of a batch was refused");
             }

@@ -3,8 +3,8 @@
 //! A body is read first, so that a file of another kind is named here and its samples can be counted: the answer of
 //! the protocol counts nothing.
 
-use super::super::{BadLine, ImportConfig, ImportError, ImportReport};
-use super::{ROUNDS_MAX, bad_line, cannot_read, note};
+use super::super::{BadLine, ImportError};
+use super::{Import, ROUNDS_MAX, bad_line, cannot_read, note};
 use crate::agent::delivery::{Delivery, Input, Next, Outcome};
 use crate::agent::io::send::{ANSWER_SPAN_MAX, now};
 use bytes::Bytes;
@@ -58,14 +58,15 @@ fn samples(body: &[u8]) -> Result<u64, BadLine> {
     Ok(body.series.iter().map(|s| s.samples.len() as u64).sum())
 }
 
-pub async fn send(
-    config: &ImportConfig,
-    path: &Path,
-    bar: &ProgressBar,
-    report: &mut ImportReport,
-) -> Result<(), ImportError> {
+pub async fn send(import: &mut Import<'_>, i: usize, path: &Path, bar: &ProgressBar) -> Result<(), ImportError> {
+    let config = import.config;
     let body = Bytes::from(std::fs::read(path).map_err(|e| cannot_read(path, &e))?);
     bar.inc(body.len() as u64);
+    let name = format!("remote-write/{}", blake3::hash(&body).to_hex());
+    if import.progress.saved.file(i, &name).done {
+        return Ok(());
+    }
+    let report = &mut import.progress.saved.report;
     let samples = match samples(&body) {
         Ok(samples) => samples,
         Err(bad) => return bad_line(report, config, path, 1, &bad),
