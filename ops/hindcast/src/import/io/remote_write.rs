@@ -8,6 +8,7 @@ use super::{Import, ROUNDS_MAX, bad_line, cannot_read, note};
 use crate::agent::delivery::{Delivery, Input, Next, Outcome};
 use crate::agent::io::send::{ANSWER_SPAN_MAX, now};
 use bytes::Bytes;
+use hindcast_model::SpanNs;
 use hindcast_model::limits::{REQUEST_DECODED_BYTES_MAX, REQUEST_WIRE_BYTES_MAX};
 use hindcast_node::io::tls::Dial;
 use http_body_util::{BodyExt, Full, Limited};
@@ -84,7 +85,8 @@ pub async fn send(import: &mut Import<'_>, i: usize, path: &Path, bar: &Progress
             Next::Send { endpoint } => {
                 sends += 1;
                 report.retries += u64::from(sends > 1);
-                match post(&client, &urls[endpoint], &config.tenant, body.clone()).await {
+                let mut wait = None;
+                match post(&client, &urls[endpoint], &config.tenant, body.clone(), &mut wait).await {
                     Ok(status) if status.is_success() => Input::Accepted,
                     // Too many requests: later. Other client errors stay.
                     Ok(status) if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => {
@@ -93,11 +95,11 @@ pub async fn send(import: &mut Import<'_>, i: usize, path: &Path, bar: &Progress
                     }
                     Ok(status) => {
                         why = format!("{}: {status}", urls[endpoint]);
-                        Input::Failed
+                        Input::Failed { wait }
                     }
                     Err(e) => {
                         why = format!("{}: {e}", urls[endpoint]);
-                        Input::Failed
+                        Input::Failed { wait }
                     }
                 }
             }
@@ -120,7 +122,14 @@ pub async fn send(import: &mut Import<'_>, i: usize, path: &Path, bar: &Progress
     }
 }
 
-async fn post(client: &Client<Dial, Full<Bytes>>, url: &str, tenant: &str, body: Bytes) -> anyhow::Result<StatusCode> {
+/// `wait`: how long the node asks to be left alone.
+async fn post(
+    client: &Client<Dial, Full<Bytes>>,
+    url: &str,
+    tenant: &str,
+    body: Bytes,
+    wait: &mut Option<SpanNs>,
+) -> anyhow::Result<StatusCode> {
     let request = Request::post(format!("{url}/api/v1/write"))
         .header("content-type", "application/x-protobuf")
         .header("content-encoding", "snappy")
@@ -129,6 +138,11 @@ async fn post(client: &Client<Dial, Full<Bytes>>, url: &str, tenant: &str, body:
         .body(Full::new(body))?;
     let answer = tokio::time::timeout(ANSWER_SPAN_MAX, client.request(request)).await??;
     let status = answer.status();
+    let seconds = answer
+        .headers()
+        .get("retry-after")
+        .and_then(|v| v.to_str().ok()?.trim().parse::<u64>().ok());
+    *wait = seconds.map(|s| SpanNs(s.saturating_mul(1_000_000_000)));
     // Read to its end, so that the connection can be used again.
     let _ = Limited::new(answer.into_body(), 64 * 1024).collect().await;
     Ok(status)
