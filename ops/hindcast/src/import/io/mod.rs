@@ -266,7 +266,7 @@ struct Lines {
 
 enum Reader {
     Plain(BufReader<ProgressBarIter<File>>),
-    Gzip(BufReader<MultiGzDecoder<BufReader<ProgressBarIter<File>>>>),
+    Gzip(Box<BufReader<MultiGzDecoder<BufReader<ProgressBarIter<File>>>>>),
 }
 
 impl Reader {
@@ -287,7 +287,7 @@ impl Lines {
         Ok(Self {
             reader: if is_gzip {
                 let unpacked = MultiGzDecoder::new(BufReader::new(file));
-                Reader::Gzip(BufReader::with_capacity(READ_BYTES, unpacked))
+                Reader::Gzip(Box::new(BufReader::with_capacity(READ_BYTES, unpacked)))
             } else {
                 Reader::Plain(BufReader::with_capacity(READ_BYTES, file))
             },
