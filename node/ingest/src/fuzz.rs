@@ -7,10 +7,11 @@ use crate::own::SeriesRefs;
 use crate::remote_write::Version;
 use crate::{
     Books, Described, LimitsContext, Naming, Protocol, SeriesCache, influx, loki, own, remote_write, syslog,
-    tenant_limits,
+    tenant_limits, tsdb,
 };
 use bytes::Bytes;
 use hindcast_env::fuzz::Target;
+use hindcast_env::{Disk, SimDisk};
 use hindcast_model::{Labels, Owner, ShardId, ShardMap, Slot, TenantId, TimestampNs};
 use hindcast_proto::v1;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
@@ -99,6 +100,31 @@ pub const TARGETS: &[Target] = &[
         name: "ingest-decompress",
         run: compressed,
         seeds: compressed_seeds,
+    },
+    Target {
+        name: "ingest-tsdb-index",
+        run: tsdb_index,
+        seeds: tsdb_index_seeds,
+    },
+    Target {
+        name: "ingest-tsdb-chunk",
+        run: tsdb_chunk,
+        seeds: tsdb_chunk_seeds,
+    },
+    Target {
+        name: "ingest-tsdb-wal",
+        run: tsdb_wal,
+        seeds: tsdb_wal_seeds,
+    },
+    Target {
+        name: "ingest-tsdb-record",
+        run: tsdb_record,
+        seeds: tsdb_record_seeds,
+    },
+    Target {
+        name: "ingest-tsdb-head",
+        run: tsdb_head,
+        seeds: tsdb_head_seeds,
     },
 ];
 
@@ -686,6 +712,119 @@ fn compressed_seeds() -> Vec<Vec<u8>> {
     let mut gzip = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
     let gzip = gzip.write_all(&text).and_then(|()| gzip.finish()).unwrap_or_default();
     vec![gzip, zstd::encode_all(&text[..], 1).unwrap_or_default(), snappy(&text)]
+}
+
+/// Counts what it is told.
+#[derive(Default)]
+struct Counted(u64);
+
+impl tsdb::Sink for Counted {
+    fn row(&mut self, _: &Labels, _: i64, _: f64) -> tsdb::Flow {
+        self.0 += 1;
+        tsdb::Flow::Continue(())
+    }
+    fn at(&mut self, _: &tsdb::Place, _: &tsdb::Tally, _: u64) -> tsdb::Flow {
+        tsdb::Flow::Continue(())
+    }
+    fn found(&mut self, _: tsdb::Finding) {}
+}
+
+/// A directory in which one file is the input and others are seeds.
+fn tsdb_walk(files: &[(&str, &[u8])]) {
+    let disk = SimDisk::default();
+    for (path, bytes) in files {
+        if let Some((dir, _)) = path.rsplit_once('/') {
+            disk.create_dir_all(dir).expect("a disk in memory has room");
+        }
+        let mut file = disk.create(path).expect("a disk in memory has room");
+        file.write_at(0, bytes).expect("a disk in memory has room");
+    }
+    if let Ok(walk) = tsdb::Walk::open(&disk) {
+        let _ = walk.run(tsdb::Place::START, tsdb::Tally::default(), &mut Counted::default());
+    }
+}
+
+/// What `promtool tsdb create-blocks-from openmetrics` made of a few lines.
+const TSDB_INDEX: &[u8] = include_bytes!("../tests/golden/tsdb/01M8M3DB3W6SMNNQBQZR42WM6P/index");
+const TSDB_CHUNKS: &[u8] = include_bytes!("../tests/golden/tsdb/01M8M3DB3W6SMNNQBQZR42WM6P/chunks/000001");
+/// What a Prometheus 2.42 that was killed left of series, floats and both kinds of native histograms.
+const TSDB_WAL: &[u8] = include_bytes!("../tests/golden/tsdb/wal/00000000");
+
+fn tsdb_index(bytes: &[u8]) {
+    tsdb_walk(&[("index", bytes), ("chunks/000001", TSDB_CHUNKS)]);
+}
+
+fn tsdb_index_seeds() -> Vec<Vec<u8>> {
+    vec![TSDB_INDEX.to_vec()]
+}
+
+/// An encoding, then what it says is behind it; or a chunk file whose index is whole.
+fn tsdb_chunk(bytes: &[u8]) {
+    if let Some((encoding, data)) = bytes.split_first() {
+        let _ = tsdb::chunk::read(*encoding, data, &mut |_, value| {
+            if let tsdb::chunk::Value::Native(native) = value
+                && let Ok(held) = native.held()
+            {
+                let _ = held.buckets();
+            }
+        });
+    }
+    tsdb_walk(&[("index", TSDB_INDEX), ("chunks/000001", bytes)]);
+}
+
+fn tsdb_chunk_seeds() -> Vec<Vec<u8>> {
+    // Behind the file's head and the length, a chunk begins with its encoding.
+    vec![TSDB_CHUNKS.to_vec(), TSDB_CHUNKS[9..].to_vec()]
+}
+
+fn tsdb_wal(bytes: &[u8]) {
+    tsdb_walk(&[("wal/00000000", bytes), ("wal/00000001", bytes)]);
+}
+
+fn tsdb_wal_seeds() -> Vec<Vec<u8>> {
+    vec![TSDB_WAL[..TSDB_WAL.len().min(60_000)].to_vec()]
+}
+
+fn tsdb_record(bytes: &[u8]) {
+    let _ = tsdb::wal::read(bytes, &mut |_| {});
+}
+
+/// The records of a log, unpacked: no checksum stands before their reader.
+fn tsdb_record_seeds() -> Vec<Vec<u8>> {
+    let disk = SimDisk::default();
+    let mut file = disk.create("log").expect("a disk in memory has room");
+    file.write_at(0, TSDB_WAL).expect("a disk in memory has room");
+    let mut segment = tsdb::wal::Segment::open(&disk, "log", true).expect("it was written");
+    let mut seeds = vec![];
+    while let tsdb::wal::Next::Record(_, record) = segment.next() {
+        seeds.push(record.to_vec());
+    }
+    seeds.sort_by_key(|r| (r.first().copied(), r.len()));
+    seeds.dedup_by_key(|r| r.first().copied());
+    seeds
+}
+
+fn tsdb_head(bytes: &[u8]) {
+    tsdb_walk(&[
+        ("wal/00000000", TSDB_WAL),
+        ("chunks_head/000001", bytes),
+        ("chunks_head/000002", bytes),
+    ]);
+}
+
+fn tsdb_head_seeds() -> Vec<Vec<u8>> {
+    let mut file = [0x0130_BC91u32.to_be_bytes(), [1, 0, 0, 0]].concat();
+    // The chunk of the block, as the head writes it.
+    let data = &TSDB_CHUNKS[10..8 + 2 + usize::from(TSDB_CHUNKS[8])];
+    for series in 1..4u64 {
+        let at = file.len();
+        file.extend(series.to_be_bytes());
+        file.extend([0; 16]);
+        file.extend([1, data.len() as u8]);
+        file.extend(data);
+        file.extend(crc32c::crc32c(&file[at..]).to_be_bytes());
+    }
+    vec![file]
 }
 
 #[cfg(test)]

@@ -39,6 +39,7 @@ pub mod tenant_limits;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod traps;
+pub mod tsdb;
 mod walk;
 mod wire;
 

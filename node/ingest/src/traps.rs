@@ -66,6 +66,7 @@ mod tests {
         let limits = LimitsContext {
             now: TimestampNs::from_secs(1_000),
             floor: None,
+            bounds: crate::check::Bounds::DEFAULT,
         };
         let of_device = [("instance", "sw1"), ("snmp_device", "sw1")];
         let of_interface = [("instance", "sw1"), ("ifIndex", "3")];
@@ -73,7 +74,7 @@ mod tests {
             trap(&of_device, "a", 0),
             trap(&of_interface, "b", 0),
             trap(&of_device, "c", 1),
-            trap(&of_device, "d", check::METADATA_MAX + 1),
+            trap(&of_device, "d", crate::check::METADATA_MAX + 1),
         ];
         let Adapted { batch, rejected } = adapt(&TenantId::default(), &traps, &limits);
         let names: Vec<_> = batch

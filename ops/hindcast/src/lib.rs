@@ -38,7 +38,7 @@ enum Command {
     Server(Box<server::config::ServerArgs>),
     /// Sends this host's metrics and log files.
     Agent(cli::agent::AgentArgs),
-    /// Brings files in: OpenMetrics pages, CSV, JSON lines, remote-write bodies.
+    /// Brings files in: OpenMetrics pages, CSV, JSON lines, remote-write bodies, the data directory of a Prometheus.
     Import(cli::import::ImportArgs),
     /// Writes a range of metrics and logs as Parquet files, for DuckDB, Spark, Trino and others.
     Export(cli::export::ExportArgs),

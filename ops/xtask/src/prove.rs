@@ -159,6 +159,12 @@ const PROOFS: &[Proof] = &[
     },
     Proof {
         name: "clients",
+        shows: "data directories of real Prometheus processes, imported bit by bit, also by imports that are killed",
+        run: Run::ignored("hindcast-chaos", "process_import"),
+        env: &[],
+    },
+    Proof {
+        name: "clients",
         shows: "real senders of syslog: rsyslogd by UDP, TCP and TLS, logger in all its forms, read back in LogQL",
         run: Run::ignored("hindcast-chaos", "process_syslog"),
         env: &[],

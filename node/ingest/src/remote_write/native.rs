@@ -207,7 +207,48 @@ pub(crate) fn read(message: &[u8]) -> Result<Native, WireError> {
     Ok(read)
 }
 
+/// A histogram as Prometheus keeps it in files: counts of buckets, not differences.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kept<'a> {
+    pub at_ms: i64,
+    pub count: f64,
+    pub sum: f64,
+    pub is_float: bool,
+    pub schema: i32,
+    pub zero_threshold: f64,
+    pub zero_count: f64,
+    /// Gap to the run before, and length; then the counts.
+    pub positive: (&'a [(i32, u32)], &'a [f64]),
+    pub negative: (&'a [(i32, u32)], &'a [f64]),
+    pub custom: &'a [f64],
+}
+
 impl Native {
+    /// A histogram that was read from a file; its spans and counts are no more than [`NATIVE_COUNTS_MAX`].
+    pub fn kept(kept: &Kept<'_>) -> Self {
+        let side = |(spans, counts): (&[(i32, u32)], &[f64])| {
+            let mut side = Side {
+                spans: spans.to_vec(),
+                ..Side::default()
+            };
+            counts.iter().for_each(|n| side.count(*n));
+            side
+        };
+        Self {
+            at: TimestampNs::from_ms(kept.at_ms),
+            count: kept.count,
+            sum: kept.sum,
+            is_float: kept.is_float,
+            schema: kept.schema,
+            zero_threshold: kept.zero_threshold,
+            zero_count: kept.zero_count,
+            positive: side(kept.positive),
+            negative: side(kept.negative),
+            custom: kept.custom.to_vec(),
+            custom_more: 0,
+        }
+    }
+
     pub fn is_stale(&self) -> bool {
         self.sum.to_bits() == STALE_NAN_BITS
     }

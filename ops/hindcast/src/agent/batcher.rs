@@ -50,9 +50,14 @@ fn labels_bytes(labels: &Labels) -> usize {
 
 impl Batcher {
     pub fn new(writer: impl Into<String>, resource: &[(String, String)]) -> Self {
+        Self::behind(0, writer, resource)
+    }
+
+    /// Goes on behind a batch that was cut before.
+    pub fn behind(seq: u64, writer: impl Into<String>, resource: &[(String, String)]) -> Self {
         Self {
             writer: writer.into(),
-            seq: 0,
+            seq,
             resource: resource.iter().map(|(n, v)| label(n, v)).collect(),
             series: BTreeMap::new(),
             streams: BTreeMap::new(),
@@ -102,6 +107,11 @@ impl Batcher {
             }
         }
         self.cut_when_full()
+    }
+
+    /// Of the last request that was cut.
+    pub fn seq(&self) -> u64 {
+        self.seq
     }
 
     /// Whatever is left, as a last, smaller request.

@@ -40,6 +40,18 @@ impl Buffer {
         let bytes = batch.encoded_len();
         self.bytes += bytes;
         self.batches.push_back((batch, bytes));
+        self.shrink()
+    }
+
+    /// Takes back the batch that was taken last.
+    pub fn put_back(&mut self, batch: v1::WriteRequest) -> u64 {
+        let bytes = batch.encoded_len();
+        self.bytes += bytes;
+        self.batches.push_front((batch, bytes));
+        self.shrink()
+    }
+
+    fn shrink(&mut self) -> u64 {
         let mut dropped = 0;
         while self.batches.len() > self.batches_max || self.bytes > self.bytes_max {
             let Some(oldest) = self.take() else { break };
@@ -58,6 +70,14 @@ impl Buffer {
 
     pub fn is_empty(&self) -> bool {
         self.batches.is_empty()
+    }
+
+    pub fn batches(&self) -> usize {
+        self.batches.len()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Samples and lines that wait.

@@ -1,15 +1,18 @@
 //! This host, watched: `/proc` readings and log files become batches, and batches reach a node.
 //!
 //! Pure here: what a reading means ([`reading`], [`metrics`]), where a log file stands ([`tail`]), what a journal
-//! entry says ([`journal`]), how batches are cut ([`batcher`]), kept ([`buffer`]) and retried ([`delivery`]).
+//! entry says ([`journal`]), how batches are cut ([`batcher`]), kept in memory ([`buffer`]) and on disk ([`spool`]), and retried
+//! ([`delivery`]).
 //! [`io`] reads files, runs `journalctl`, sends.
 //!
 //! Promises
 //! - A batch keeps its writer and sequence over all retries, so that a retry after a lost answer stores nothing twice
 //!   (within the server's dedup window, `limits::DEDUP_SPAN`; samples are harmless beyond it too, lines are not).
-//! - What cannot be sent is kept up to [`buffer::BUFFER_BYTES_MAX`]; beyond that the oldest goes first, is counted and
-//!   is said.
-//! - A log file is followed from its end as found at the start: lines written while no agent ran are not sent.
+//! - With a folder for it, what cannot be sent waits on disk, survives the agent however it ends, and is sent by the next one under
+//!   its old writer and sequence. A log file is gone on with where it was left. Without one, or when the disk is full, it waits in
+//!   memory up to [`buffer::BUFFER_BYTES_MAX`].
+//! - What is more than a bound lets the oldest go first; it is counted and said.
+//! - A log file that nothing is known of is followed from its end as found at the start.
 //!
 //! Times are milliseconds for samples and nanoseconds for lines, as on the wire; both since the Unix epoch.
 
@@ -20,6 +23,7 @@ pub mod io;
 pub mod journal;
 pub mod metrics;
 pub mod reading;
+pub mod spool;
 pub mod tail;
 
 pub use io::{identity, run, run_watched};
@@ -145,6 +149,11 @@ pub struct AgentConfig {
     pub processes_top: usize,
     /// One reading, sent, then the end.
     pub once: bool,
+    /// Where batches wait on disk; `None`: in memory.
+    pub buffer_dir: Option<PathBuf>,
+    pub buffer_bytes_max: u64,
+    /// Where the agent tells about itself.
+    pub metrics_listen: Option<std::net::SocketAddr>,
 }
 
 impl AgentConfig {
@@ -161,6 +170,9 @@ impl AgentConfig {
             processes: vec![],
             processes_top: PROCESSES_TOP_DEFAULT,
             once: false,
+            buffer_dir: None,
+            buffer_bytes_max: spool::SPOOL_BYTES_DEFAULT,
+            metrics_listen: None,
         }
     }
 }
@@ -178,6 +190,8 @@ pub struct AgentReport {
     pub dropped: u64,
     /// Samples and lines that the server refused for good.
     pub refused: u64,
+    /// Samples and lines that the end left on disk, for the next agent.
+    pub kept: u64,
     /// Why the last send did not succeed, if one did not.
     pub last_error: Option<String>,
 }

@@ -56,6 +56,8 @@ pub struct Lines {
     partial: Vec<u8>,
     /// The rest of an over-long line is on its way.
     skipping: bool,
+    /// Bytes of the line that has not ended yet.
+    pub unended: u64,
     /// Lines of which a part is missing.
     pub lines_cut: u64,
 }
@@ -74,6 +76,7 @@ impl Lines {
     pub fn end(&mut self, out: &mut Vec<String>) {
         let mut line = std::mem::take(&mut self.partial);
         self.skipping = false;
+        self.unended = 0;
         if line.last() == Some(&b'\r') {
             line.pop();
         }
@@ -86,6 +89,7 @@ impl Lines {
     }
 
     fn take(&mut self, bytes: &[u8]) {
+        self.unended += bytes.len() as u64;
         let room = LINE_BYTES_MAX - self.partial.len();
         self.partial.extend_from_slice(&bytes[..bytes.len().min(room)]);
         if bytes.len() > room && !self.skipping {

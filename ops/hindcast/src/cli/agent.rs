@@ -1,10 +1,14 @@
 //! `hindcast agent`: watches this host and sends what it sees.
 
 use super::{Client, Done, Failure};
+use crate::agent::spool::{SPOOL_BYTES_DEFAULT, SPOOL_BYTES_MIN};
 use crate::agent::{self, AgentConfig, Endpoints, INTERVAL_DEFAULT, INTERVAL_MIN, LogFile, PROCESSES_TOP_DEFAULT};
 use hindcast_model::SpanNs;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+
+const MIB: u64 = 1024 * 1024;
 
 /// This host's metrics and log files over gRPC. `--endpoint` takes several addresses, separated by commas.
 #[derive(Clone, Debug, clap::Args)]
@@ -32,6 +36,16 @@ pub struct AgentArgs {
     /// One series per CPU instead of one for all of them together.
     #[arg(long)]
     pub per_cpu: bool,
+    /// A folder in which batches wait for a node, also while no agent runs; without it they wait in memory. Log files are then gone
+    /// on with where the last agent left them.
+    #[arg(long, value_name = "DIR")]
+    pub buffer_dir: Option<PathBuf>,
+    /// What may wait in that folder; beyond it the oldest goes.
+    #[arg(long, value_name = "MIB", default_value_t = SPOOL_BYTES_DEFAULT / MIB, value_parser = clap::value_parser!(u64).range(SPOOL_BYTES_MIN / MIB..1 << 24))]
+    pub buffer_mib_max: u64,
+    /// An address for /metrics of the agent itself, like 127.0.0.1:7409.
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics_listen: Option<std::net::SocketAddr>,
     /// Send one reading and end.
     #[arg(long)]
     pub once: bool,
@@ -64,6 +78,9 @@ pub async fn run(args: AgentArgs) -> Done {
         processes: args.process,
         processes_top: args.top,
         once: args.once,
+        buffer_dir: args.buffer_dir,
+        buffer_bytes_max: args.buffer_mib_max * MIB,
+        metrics_listen: args.metrics_listen,
     };
     eprintln!("{}", what_it_does(&config));
     let (stopper, stop) = tokio::sync::watch::channel(false);
@@ -74,11 +91,19 @@ pub async fn run(args: AgentArgs) -> Done {
     let report = agent::run(config, stop).await;
     signals.abort();
     eprintln!(
-        "{} samples and {} lines confirmed in {} batches; {} retries, {} dropped, {} refused",
-        report.samples_acked, report.lines_acked, report.batches, report.retries, report.dropped, report.refused
+        "{} samples and {} lines confirmed in {} batches; {} retries, {} dropped, {} refused, {} kept on disk",
+        report.samples_acked,
+        report.lines_acked,
+        report.batches,
+        report.retries,
+        report.dropped,
+        report.refused,
+        report.kept
     );
     match report.last_error {
-        Some(error) if report.batches == 0 => Err(Failure::unreachable(format!("nothing was confirmed: {error}"))),
+        Some(error) if report.batches == 0 && report.kept == 0 => {
+            Err(Failure::unreachable(format!("nothing was confirmed: {error}")))
+        }
         Some(error) if report.dropped + report.refused > 0 => Err(Failure::no(format!("not all was stored: {error}"))),
         _ => Ok(ExitCode::SUCCESS),
     }
@@ -107,6 +132,9 @@ fn what_it_does(config: &AgentConfig) -> String {
     }
     if config.journal {
         text += ", the journal";
+    }
+    if let Some(dir) = &config.buffer_dir {
+        text += &format!(", buffered in {}", dir.display());
     }
     text + &format!("; sending to {}", config.endpoints)
 }

@@ -8,13 +8,13 @@ use hindcast_model::Labels;
 use hindcast_model::labels::METRIC_NAME;
 
 /// Reads the rows of one file in order.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Csv {
     metric: String,
     columns: Option<Columns>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 struct Columns {
     time: usize,
     value: usize,

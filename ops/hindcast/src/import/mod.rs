@@ -1,9 +1,10 @@
 //! Files of other tools, read into write requests.
 //!
-//! Pure here: what a line says ([`openmetrics`], [`csv`], [`jsonl`]), how texts become times ([`when`]).
-//! [`io`] reads files (also gzipped ones), shows progress, sends.
+//! Pure here: what a line says ([`openmetrics`], [`csv`], [`jsonl`]), how texts become times ([`when`]), how far an import has come
+//! ([`resume`]). [`io`] reads files (also gzipped ones) and Prometheus' data directories, shows progress, sends.
 //!
 //! Promises
+//! - An import that ended early, even by `kill -9`, goes on where it was when it is run again.
 //! - A line that is not understood is named by file and line number and counted; the rest of the file is imported.
 //! - Equal files with equal options give the same writer and the same batches, so that importing a file again within
 //!   the server's dedup window (`limits::DEDUP_SPAN`) stores nothing twice. After it, samples overwrite themselves;
@@ -13,6 +14,7 @@ pub mod csv;
 pub mod io;
 pub mod jsonl;
 pub mod openmetrics;
+pub mod resume;
 pub mod when;
 
 pub use hindcast_scrape::text::{BadLine, float};
@@ -20,6 +22,7 @@ pub use io::run;
 
 use crate::agent::Endpoints;
 use crate::agent::batcher::Entry;
+use hindcast_ingest::tsdb::Tally;
 use hindcast_model::Labels;
 use std::path::PathBuf;
 
@@ -27,6 +30,8 @@ use std::path::PathBuf;
 pub const INPUT_LINE_BYTES_MAX: usize = 1024 * 1024;
 /// Bad lines that are printed; all are counted.
 pub const BAD_LINES_SHOWN_MAX: usize = 20;
+/// Damaged places that are printed; all are counted.
+pub const FOUND_SHOWN_MAX: usize = 1000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
@@ -38,6 +43,8 @@ pub enum Format {
     Jsonl,
     /// Bodies of Prometheus remote-write requests, sent as they are.
     RemoteWrite,
+    /// Data directories of a Prometheus (`--storage.tsdb.path`), or single blocks: blocks, WAL and head.
+    Tsdb,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -57,10 +64,15 @@ pub struct ImportConfig {
     pub at_ms: Option<i64>,
     /// The first bad line ends the import.
     pub strict: bool,
+    /// Where progress is kept, so that the same import goes on after an end; `None`: nowhere.
+    pub progress_dir: Option<PathBuf>,
+    /// What an earlier import left is forgotten.
+    pub restart: bool,
 }
 
 /// What an import did, counted from the server's answers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct ImportReport {
     pub files: u64,
     pub samples_acked: u64,
@@ -74,6 +86,14 @@ pub struct ImportReport {
     pub refused: u64,
     /// `file:line: why`, the first ones.
     pub bad: Vec<String>,
+    /// Times that an earlier run was gone on with.
+    pub resumed: u64,
+    /// Places of a Prometheus' files that are not as they were written.
+    pub damaged: u64,
+    /// Damage and ends within a write, the first ones.
+    pub found: Vec<String>,
+    /// What was met in Prometheus' data directories.
+    pub tsdb: Option<Tally>,
 }
 
 /// Why an import ended early. What was confirmed until then stays.
@@ -83,7 +103,7 @@ pub enum ImportError {
     Read { file: String, why: String },
     #[error("{line}; without --strict it would be skipped")]
     BadLine { line: String },
-    #[error("no endpoint confirmed a batch: {why}; import the file again once one answers, nothing is stored twice")]
+    #[error("no endpoint confirmed a batch: {why}; run the same command again once one answers: it goes on here")]
     Unreachable { why: String },
     #[error("{why}")]
     Usage { why: String },

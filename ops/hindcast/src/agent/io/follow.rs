@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 /// Read from one file in one look, so that one loud file does not starve the others.
 pub const LOOK_BYTES_MAX: usize = 1024 * 1024;
+/// Entries of a folder among which a rotated file is looked for.
+const NAMES_MAX: usize = 10_000;
 
 #[derive(Debug)]
 struct Open {
@@ -49,6 +51,43 @@ impl Follower {
             lines_cut_said: 0,
             failed_before: false,
         }
+    }
+
+    /// Follows from where an earlier agent was. A file that was rotated away meanwhile is looked for beside the path, read to its
+    /// end, and the one under the path from its start; one that is not found, or became shorter, is read from its start.
+    pub fn from_place(path: &Path, place: (u64, u64)) -> Self {
+        let place = Place {
+            inode: place.0,
+            offset: place.1,
+        };
+        let opened = |path: &Path| {
+            let mut file = File::open(path).ok()?;
+            let metadata = file.metadata().ok().filter(Metadata::is_file)?;
+            if metadata.ino() != place.inode || metadata.len() < place.offset {
+                return None;
+            }
+            file.seek(SeekFrom::Start(place.offset)).ok()?;
+            Some(Open { file, place })
+        };
+        let beside = || {
+            let dir = std::fs::read_dir(path.parent()?).ok()?;
+            let entries = dir.take(NAMES_MAX).flatten();
+            let names = entries.filter(|e| e.metadata().is_ok_and(|m| m.ino() == place.inode));
+            names.map(|e| e.path()).find_map(|p| opened(&p))
+        };
+        Self {
+            path: path.to_owned(),
+            open: opened(path).or_else(beside),
+            lines: Lines::default(),
+            lines_cut_said: 0,
+            failed_before: false,
+        }
+    }
+
+    /// Up to where lines were told: inode and offset.
+    pub fn place(&self) -> Option<(u64, u64)> {
+        let place = self.open.as_ref()?.place;
+        Some((place.inode, place.offset.saturating_sub(self.lines.unended)))
     }
 
     /// New lines since the last look. Blocks for as long as the file's device does.
@@ -135,6 +174,29 @@ impl Follower {
 mod tests {
     use super::*;
     use std::io::Write;
+
+    #[test]
+    fn what_was_written_while_nobody_followed_is_read_once_also_after_a_rotation() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.log");
+        std::fs::write(&path, "before\n").unwrap();
+        let mut f = Follower::from_end(&path);
+        std::fs::write(&path, "before\none\nha").unwrap();
+        assert_eq!(f.look(), ["one"]);
+        let place = f.place().unwrap();
+        assert_eq!(place.1, 11, "the line that has not ended is read again");
+        drop(f);
+        std::fs::write(&path, "before\none\nhalf\n").unwrap();
+        assert_eq!(Follower::from_place(&path, place).look(), ["half"]);
+        std::fs::rename(&path, dir.path().join("app.log.1")).unwrap();
+        std::fs::write(&path, "new\n").unwrap();
+        let mut f = Follower::from_place(&path, place);
+        let mut got = f.look();
+        got.extend(f.look());
+        assert_eq!(got, ["half", "new"]);
+        std::fs::remove_file(dir.path().join("app.log.1")).unwrap();
+        assert_eq!(Follower::from_place(&path, place).look(), ["new"]);
+    }
 
     #[test]
     fn a_followed_file_may_grow_rotate_shrink_and_come_back() {

@@ -4,13 +4,14 @@
 
 pub mod follow;
 pub mod journal;
+mod metrics_page;
 pub mod proc;
+mod queue;
 pub mod send;
 
 pub use proc::identity;
 
 use super::batcher::{Batcher, Entry, items};
-use super::buffer::Buffer;
 use super::metrics;
 use super::reading::{Reading, watched};
 use super::{AgentConfig, AgentReport, INTERVAL_MIN, Identity, LogFile};
@@ -18,13 +19,14 @@ use crate::agent::journal::JournalEntry;
 use follow::Follower;
 use hindcast_model::{Labels, TimestampNs};
 use hindcast_proto::v1;
-use parking_lot::Mutex;
+use queue::Queue;
 use send::{Sender, Sent, acked, now};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 /// How often log files are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -51,41 +53,44 @@ pub async fn run_watched(
             };
         }
     };
-    let queue = Arc::new(Queue::default());
+    let queue = match Queue::open(config.buffer_dir.as_deref(), config.buffer_bytes_max) {
+        Ok(queue) => Arc::new(queue),
+        Err(why) => {
+            return AgentReport {
+                last_error: Some(why),
+                ..AgentReport::default()
+            };
+        }
+    };
+    let metrics = match config.metrics_listen {
+        None => None,
+        Some(at) => match metrics_page::serve(at, queue.clone(), sender.failures.clone(), progress.subscribe()).await {
+            Ok(task) => Some(task),
+            Err(e) => {
+                return AgentReport {
+                    last_error: Some(format!("cannot listen on {at} for /metrics: {e}")),
+                    ..AgentReport::default()
+                };
+            }
+        },
+    };
     let (ended, collected) = watch::channel(false);
-    let sending = tokio::spawn(send_all(queue.clone(), sender, collected, progress));
+    // Tasks end with this function, however it ends.
+    let mut sending = JoinSet::new();
+    sending.spawn(send_all(queue.clone(), sender, collected, progress));
     collect(config, &queue, &mut stop).await;
     // All that is collected is queued: from here on the sender ends when the queue is empty, or after a while.
     queue.complete.store(true, Ordering::Release);
     let _ = ended.send(true);
     queue.filled.notify_one();
-    match sending.await {
-        Ok(report) => report,
-        Err(e) => std::panic::resume_unwind(e.into_panic()),
+    let report = sending.join_next().await;
+    if let Some(metrics) = metrics {
+        metrics.abort();
     }
-}
-
-#[derive(Default)]
-struct Queue {
-    buffer: Mutex<Buffer>,
-    dropped: AtomicU64,
-    /// Nothing more will come.
-    complete: AtomicBool,
-    filled: Notify,
-}
-
-impl Queue {
-    fn push(&self, batch: v1::WriteRequest) {
-        let dropped = self.buffer.lock().push(batch);
-        if dropped > 0 {
-            let all = self.dropped.fetch_add(dropped, Ordering::Relaxed) + dropped;
-            tracing::warn!(
-                dropped,
-                dropped_in_all = all,
-                "the buffer is full; the oldest batch was dropped"
-            );
-        }
-        self.filled.notify_one();
+    match report {
+        Some(Ok(report)) => report,
+        Some(Err(e)) => std::panic::resume_unwind(e.into_panic()),
+        None => unreachable!("one task was begun"),
     }
 }
 
@@ -101,11 +106,9 @@ async fn send_all(
         let _ = collected.wait_for(|ended| *ended).await;
         tokio::time::sleep(STOP_SPAN_MAX).await;
     });
-    let mut unsent = 0;
     loop {
-        let next = queue.buffer.lock().take();
-        let Some(batch) = next else {
-            if queue.complete.load(Ordering::Acquire) && queue.buffer.lock().is_empty() {
+        let Some((ticket, batch)) = queue.clone().take().await else {
+            if queue.complete.load(Ordering::Acquire) && queue.is_empty() {
                 break;
             }
             tokio::select! {
@@ -116,24 +119,31 @@ async fn send_all(
         let sent = tokio::select! {
             sent = sender.send(&batch) => sent,
             () = &mut over => {
-                let (samples, lines) = items(&batch);
-                unsent += samples + lines;
+                queue.give_back(ticket, batch);
                 break;
             }
         };
+        queue.clone().confirm(ticket, &batch).await;
         count(&mut report, &batch, &sent);
         report.retries = sender.retries;
         report.last_error = sender.last_error.clone();
-        report.dropped = queue.dropped.load(Ordering::Relaxed);
+        report.dropped = queue.dropped();
         progress.send_replace(report.clone());
     }
-    unsent += queue.buffer.lock().waiting();
+    let (kept, unsent) = queue.left();
     if unsent > 0 {
         tracing::warn!(unsent, "the end came before everything was sent");
     }
+    if kept > 0 {
+        tracing::info!(
+            kept,
+            "the end came before everything was sent; the rest waits on disk for the next start"
+        );
+    }
+    report.kept = kept;
     report.retries = sender.retries;
     report.last_error = sender.last_error.clone();
-    report.dropped = queue.dropped.load(Ordering::Relaxed) + unsent;
+    report.dropped = queue.dropped() + unsent;
     progress.send_replace(report.clone());
     report
 }
@@ -147,7 +157,8 @@ pub fn count(report: &mut AgentReport, batch: &v1::WriteRequest, sent: &Sent) {
             report.batches += 1;
             report.samples_acked += samples_acked;
             report.lines_acked += lines_acked;
-            report.refused += answer.rejected.iter().map(|r| r.items).sum::<u64>();
+            // An answer lists the first refusals only.
+            report.refused += samples + lines - (samples_acked + lines_acked).min(samples + lines);
             if let Some(r) = answer.rejected.first() {
                 tracing::warn!(what = %r.what, items = r.items, why = %r.why, "a part of a batch was refused");
             }
@@ -163,7 +174,7 @@ pub fn count(report: &mut AgentReport, batch: &v1::WriteRequest, sent: &Sent) {
     }
 }
 
-async fn collect(config: AgentConfig, queue: &Queue, stop: &mut watch::Receiver<bool>) {
+async fn collect(config: AgentConfig, queue: &Arc<Queue>, stop: &mut watch::Receiver<bool>) {
     let started = now();
     // Kept for this run only; a restarted agent is another writer, so that its sequence may start at 1 again.
     let writer = format!("agent/{}/{}/{}", config.identity.host_name, proc::boot_id(), started.0);
@@ -172,11 +183,19 @@ async fn collect(config: AgentConfig, queue: &Queue, stop: &mut watch::Receiver<
         followers: config
             .logs
             .iter()
-            .map(|log| (stream(&config.identity, log), Follower::from_end(&log.path)))
+            .map(|log| {
+                let known = queue.tail(&log.path);
+                let follower = known.map_or_else(
+                    || Follower::from_end(&log.path),
+                    |at| Follower::from_place(&log.path, at),
+                );
+                (stream(&config.identity, log), follower)
+            })
             .collect(),
         before: None,
         unread_said: BTreeSet::new(),
         last_line_ns: started.0,
+        cut: vec![],
         config,
     };
     collector.read_host(queue).await;
@@ -237,10 +256,12 @@ struct Collector {
     before: Option<Reading>,
     unread_said: BTreeSet<&'static str>,
     last_line_ns: i64,
+    /// Batches of what is being collected.
+    cut: Vec<v1::WriteRequest>,
 }
 
 impl Collector {
-    async fn read_host(&mut self, queue: &Queue) {
+    async fn read_host(&mut self, queue: &Arc<Queue>) {
         let at = now();
         let reading = match tokio::task::spawn_blocking(|| Reading::parse(&proc::texts())).await {
             Ok(reading) => reading,
@@ -250,7 +271,7 @@ impl Collector {
         let shown = watched(&reading, self.before.as_ref(), &config.processes, config.processes_top);
         for (labels, value) in metrics::rows(&reading, &shown, &config.identity, config.per_cpu) {
             if let Some(full) = self.batcher.sample(&labels, at.as_ms(), value) {
-                queue.push(full);
+                self.cut.push(full);
             }
         }
         for what in reading.unread.difference(&self.unread_said) {
@@ -258,10 +279,10 @@ impl Collector {
         }
         self.unread_said.extend(&reading.unread);
         self.before = Some(reading);
-        self.cut(queue);
+        self.queue(queue).await;
     }
 
-    async fn look(&mut self, journal: &mut mpsc::Receiver<JournalEntry>, queue: &Queue) {
+    async fn look(&mut self, journal: &mut mpsc::Receiver<JournalEntry>, queue: &Arc<Queue>) {
         let mut followers = std::mem::take(&mut self.followers);
         let looked = tokio::task::spawn_blocking(move || {
             let lines: Vec<_> = followers
@@ -286,17 +307,17 @@ impl Collector {
                     metadata: vec![],
                 };
                 if let Some(full) = self.batcher.line(&labels, entry) {
-                    queue.push(full);
+                    self.cut.push(full);
                 }
             }
         }
         while let Ok(JournalEntry { unit, entry }) = journal.try_recv() {
             let labels = Labels::from_pairs([("host_name", &self.config.identity.host_name), ("unit", &unit)]);
             if let Some(full) = self.batcher.line(&labels, entry) {
-                queue.push(full);
+                self.cut.push(full);
             }
         }
-        self.cut(queue);
+        self.queue(queue).await;
     }
 
     /// Times of lines strictly rise, so that lines read together keep their order.
@@ -305,10 +326,18 @@ impl Collector {
         self.last_line_ns
     }
 
-    fn cut(&mut self, queue: &Queue) {
-        if let Some(rest) = self.batcher.finish() {
-            queue.push(rest);
+    /// What was collected waits from here on, with how far log files were read for it.
+    async fn queue(&mut self, queue: &Arc<Queue>) {
+        self.cut.extend(self.batcher.finish());
+        let group = std::mem::take(&mut self.cut);
+        if group.is_empty() {
+            return;
         }
+        let tails = self
+            .followers
+            .iter()
+            .filter_map(|(_, f)| Some((f.path.to_string_lossy().into_owned(), f.place()?)));
+        queue.clone().push(group, tails.collect()).await;
     }
 }
 
@@ -317,6 +346,7 @@ mod tests {
     use super::*;
     use crate::agent::Endpoints;
     use hindcast_proto::v1::ingest_server::{Ingest, IngestServer};
+    use parking_lot::Mutex;
     use std::collections::BTreeMap;
     use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
     use tonic::{Request, Response, Status, Streaming};
@@ -364,7 +394,8 @@ mod tests {
     async fn serve(server: Forgetful) -> String {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let router = tonic::transport::Server::builder().add_service(IngestServer::new(server));
+        let router = tonic::transport::Server::builder()
+            .add_service(IngestServer::new(server).accept_compressed(tonic::codec::CompressionEncoding::Zstd));
         tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
         url
     }
@@ -410,5 +441,132 @@ mod tests {
         assert_eq!(got.iter().map(|l| l.line.as_str()).collect::<Vec<_>>(), ["one", "two"]);
         assert!(got[0].at_ns < got[1].at_ns);
         assert!(stored.keys().map(|(_, seq)| *seq).eq(1..=stored.len() as u64));
+    }
+
+    fn lines_of(server: &Forgetful) -> Vec<String> {
+        let stored = server.stored.lock();
+        let lines = stored.values().flat_map(|b| &b.streams).flat_map(|s| &s.lines);
+        let mut lines: Vec<_> = lines.map(|l| l.line.clone()).collect();
+        lines.sort();
+        lines
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_an_agent_left_on_disk_and_in_log_files_the_next_one_sends_once() {
+        let server = Forgetful::default();
+        let url = serve(server.clone()).await;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.log");
+        std::fs::write(&path, "before\n").unwrap();
+        // Nobody listens on port 1.
+        let mut config = AgentConfig::new(
+            Endpoints::parse("http://127.0.0.1:1").unwrap(),
+            proc::identity(Some("web-1".to_owned())),
+        );
+        config.interval = INTERVAL_MIN;
+        config.buffer_dir = Some(dir.path().join("buffer"));
+        config.logs = vec![LogFile {
+            path: path.clone(),
+            service: None,
+        }];
+        let (_stop, stopped) = watch::channel(false);
+        let first = tokio::spawn(run(config.clone(), stopped.clone()));
+        // The first line is behind the end that the agent found.
+        let spool = || {
+            std::fs::read_dir(dir.path().join("buffer"))
+                .into_iter()
+                .flatten()
+                .flatten()
+        };
+        while !spool().any(|f| f.metadata().is_ok_and(|m| m.len() > 100)) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        std::fs::write(&path, "before\none\ntwo\nha").unwrap();
+        tokio::time::sleep(LOOK_INTERVAL * 3).await;
+        // As if it were killed: nothing is said to it.
+        first.abort();
+        assert!(first.await.unwrap_err().is_cancelled());
+        std::fs::write(&path, "before\none\ntwo\nhalf\nthree\n").unwrap();
+        config.endpoints = Endpoints::parse(&format!("http://127.0.0.1:1,{url}")).unwrap();
+        let progress = watch::Sender::new(AgentReport::default());
+        let mut reports = progress.subscribe();
+        // The lock of the first one goes with its last task.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let (stop, stopped) = watch::channel(false);
+        let second = tokio::spawn(run_watched(config.clone(), stopped, progress));
+        reports.wait_for(|r| r.lines_acked >= 4).await.unwrap();
+        stop.send(true).unwrap();
+        let report = second.await.unwrap();
+        assert_eq!(lines_of(&server), ["half", "one", "three", "two"]);
+        assert_eq!((report.dropped, report.refused, report.kept), (0, 0, 0), "{report:?}");
+        // Both agents' batches came under their own names.
+        let writers: BTreeSet<String> = server.stored.lock().keys().map(|(writer, _)| writer.clone()).collect();
+        assert_eq!(writers.len(), 2);
+    }
+
+    /// Too busy for the first requests, and without packed ones, as a plain proxy would be.
+    #[derive(Clone, Default)]
+    struct Busy {
+        refused: Arc<Mutex<Vec<std::time::Instant>>>,
+        inner: Forgetful,
+    }
+
+    #[tonic::async_trait]
+    impl Ingest for Busy {
+        type WriteStreamStream = ReceiverStream<Result<v1::WriteResponse, Status>>;
+
+        async fn write(&self, request: Request<v1::WriteRequest>) -> Result<Response<v1::WriteResponse>, Status> {
+            #[derive(Debug, thiserror::Error)]
+            #[error("too much at once")]
+            struct TooMuch;
+            impl hindcast_model::Classify for TooMuch {
+                fn class(&self) -> hindcast_model::Class {
+                    hindcast_model::Class::RetryLater
+                }
+            }
+            let busy = {
+                let mut refused = self.refused.lock();
+                refused.push(std::time::Instant::now());
+                refused.len() <= 2
+            };
+            if busy {
+                return Err(hindcast_proto::edge::status(&TooMuch));
+            }
+            self.inner.write(request).await
+        }
+
+        async fn write_stream(
+            &self,
+            request: Request<Streaming<v1::WriteRequest>>,
+        ) -> Result<Response<Self::WriteStreamStream>, Status> {
+            self.inner.write_stream(request).await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_busy_node_is_asked_again_no_sooner_than_it_said_and_gets_plain_batches_if_it_takes_no_others() {
+        let server = Busy::default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = tonic::transport::Server::builder().add_service(IngestServer::new(server.clone()));
+        tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+        let mut sender = Sender::new(
+            &Endpoints::parse(&url).unwrap(),
+            &crate::tls::TlsArgs::default(),
+            "default",
+            None,
+        )
+        .unwrap();
+        let batch = v1::WriteRequest {
+            writer: "w".to_owned(),
+            seq: 1,
+            ..v1::WriteRequest::default()
+        };
+        assert!(matches!(sender.send(&batch).await, Sent::Acked(_)));
+        // The server says one second.
+        let asked = server.refused.lock().clone();
+        for pair in asked[..3].windows(2) {
+            assert!(pair[1] - pair[0] >= Duration::from_secs(1), "{asked:?}");
+        }
     }
 }

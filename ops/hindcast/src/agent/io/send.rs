@@ -3,11 +3,14 @@
 use crate::agent::Endpoints;
 use crate::agent::delivery::{Delivery, Input, Next, Outcome};
 use crate::tls::TlsArgs;
-use hindcast_model::TimestampNs;
-use hindcast_proto::edge::TENANT_KEY;
+use hindcast_model::{SpanNs, TimestampNs};
+use hindcast_proto::edge::{TENANT_KEY, retry_info_of};
 use hindcast_proto::v1;
 use hindcast_proto::v1::ingest_client::IngestClient;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
+use tonic::codec::CompressionEncoding;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
@@ -39,12 +42,16 @@ pub enum BadSender {
 
 pub struct Sender {
     clients: Vec<IngestClient<Channel>>,
+    /// The same, for who does not take packed requests.
+    plain: Vec<Option<IngestClient<Channel>>>,
     urls: Vec<String>,
     tenant: AsciiMetadataValue,
     delivery: Delivery,
     /// Sends after the first one of a batch.
     pub retries: u64,
     pub last_error: Option<String>,
+    /// Attempts that were not confirmed, while they are under way.
+    pub failures: Arc<AtomicU64>,
 }
 
 impl Sender {
@@ -55,22 +62,31 @@ impl Sender {
         let tenant = tenant.parse().map_err(|_| BadSender::Tenant {
             tenant: tenant.to_owned(),
         })?;
-        let mut clients = vec![];
+        let (mut clients, mut plain) = (vec![], vec![]);
         for url in endpoints.urls() {
             let endpoint = Endpoint::from_shared(url.clone()).map_err(|e| BadSender::Endpoint {
                 url: url.clone(),
                 why: e.to_string(),
             })?;
             let endpoint = endpoint.connect_timeout(CONNECT_SPAN_MAX).tcp_nodelay(true);
-            clients.push(IngestClient::new(endpoint.connect_with_connector_lazy(dial.clone())));
+            let client = IngestClient::new(endpoint.connect_with_connector_lazy(dial.clone()));
+            plain.push(Some(client.clone()));
+            clients.push(client.send_compressed(CompressionEncoding::Zstd));
+        }
+        let mut delivery = Delivery::new(clients.len(), rounds_max);
+        // Who gives up counts on a pause that is long enough for an election.
+        if let (None, Ok(rng)) = (rounds_max, hindcast_env::io::os_rng()) {
+            delivery = delivery.with_jitter(rng);
         }
         Ok(Self {
-            delivery: Delivery::new(clients.len(), rounds_max),
+            delivery,
             clients,
+            plain,
             urls: endpoints.urls().to_vec(),
             tenant,
             retries: 0,
             last_error: None,
+            failures: Arc::default(),
         })
     }
 
@@ -88,14 +104,16 @@ impl Sender {
                     last = self.attempt(endpoint, batch).await;
                     match &last {
                         Ok(_) => Input::Accepted,
+                        Err(status) if self.unpack(endpoint, status) => Input::Failed { wait: None },
                         Err(status) => {
                             let text = format!("{}: {}", self.urls[endpoint], describe(status));
                             tracing::debug!(batch = batch.seq, error = %text, "batch not confirmed");
                             self.last_error = Some(text);
+                            self.failures.fetch_add(1, Ordering::Relaxed);
                             if is_final(status.code()) {
                                 Input::Refused
                             } else {
-                                Input::Failed
+                                Input::Failed { wait: wait(status) }
                             }
                         }
                     }
@@ -116,6 +134,22 @@ impl Sender {
         }
     }
 
+    /// Whether a node, or what stands before it, does not take packed requests: from now on it gets them plain.
+    fn unpack(&mut self, endpoint: usize, status: &Status) -> bool {
+        let refused = status.code() == Code::Unimplemented && status.message().contains("compress");
+        match self.plain[endpoint].take() {
+            Some(plain) if refused => {
+                tracing::info!(endpoint = %self.urls[endpoint], "packed batches are not taken there; sending them plain");
+                self.clients[endpoint] = plain;
+                true
+            }
+            kept => {
+                self.plain[endpoint] = kept;
+                false
+            }
+        }
+    }
+
     async fn attempt(&mut self, endpoint: usize, batch: &v1::WriteRequest) -> Result<v1::WriteResponse, Status> {
         let mut request = Request::new(batch.clone());
         request.metadata_mut().insert(TENANT_KEY, self.tenant.clone());
@@ -124,6 +158,22 @@ impl Sender {
             Err(_) => Err(Status::deadline_exceeded(format!("no answer in {ANSWER_SPAN_MAX:?}"))),
         }
     }
+}
+
+/// How long a node asks to be left alone.
+fn wait(status: &Status) -> Option<SpanNs> {
+    let seconds = || {
+        status
+            .metadata()
+            .get("retry-after")?
+            .to_str()
+            .ok()?
+            .trim()
+            .parse::<u64>()
+            .ok()
+    };
+    let info = retry_info_of(status).map(|d| SpanNs(u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)));
+    info.or_else(|| seconds().map(|s| SpanNs(s.saturating_mul(1_000_000_000))))
 }
 
 /// The request is wrong; everything else may pass on another node or later.

@@ -5,9 +5,12 @@
     reason = "this is the door to the files that a person names"
 )]
 
+mod progress;
 mod remote_write;
+mod tsdb;
 
 use super::csv::Csv;
+use super::resume::{LineMark, Mark};
 use super::{
     BAD_LINES_SHOWN_MAX, BadLine, Format, INPUT_LINE_BYTES_MAX, ImportConfig, ImportError, ImportReport, Item, joined,
     jsonl, openmetrics,
@@ -16,9 +19,10 @@ use crate::agent::batcher::{Batcher, items};
 use crate::agent::io::send::{Sender, Sent, acked, now};
 use flate2::read::MultiGzDecoder;
 use hindcast_proto::v1;
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressBarIter};
+use progress::Progress;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -29,6 +33,10 @@ pub const ROUNDS_MAX: u32 = 8;
 pub async fn run(config: &ImportConfig, bar: &ProgressBar) -> Result<ImportReport, ImportError> {
     let mut total = 0;
     for path in &config.files {
+        if config.format == Format::Tsdb {
+            total += tsdb::bytes(path)?;
+            continue;
+        }
         let metadata = std::fs::metadata(path).map_err(|e| cannot_read(path, &e))?;
         if !metadata.is_file() {
             return Err(cannot_read(path, &std::io::Error::other("not a file")));
@@ -36,22 +44,26 @@ pub async fn run(config: &ImportConfig, bar: &ProgressBar) -> Result<ImportRepor
         total += metadata.len();
     }
     bar.set_length(total);
+    let sender = Sender::new(&config.endpoints, &config.tls, &config.tenant, Some(ROUNDS_MAX))
+        .map_err(|e| ImportError::Usage { why: e.to_string() })?;
     let mut import = Import {
         config,
-        sender: Sender::new(&config.endpoints, &config.tls, &config.tenant, Some(ROUNDS_MAX))
-            .map_err(|e| ImportError::Usage { why: e.to_string() })?,
-        report: ImportReport::default(),
+        sender,
+        progress: Progress::open(config).await?,
     };
-    for path in &config.files {
+    let retries_before = import.progress.saved.report.retries;
+    for (i, path) in config.files.iter().enumerate() {
         bar.set_message(path.display().to_string());
         match config.format {
-            Format::RemoteWrite => remote_write::send(config, path, bar, &mut import.report).await?,
-            _ => import.file(path, bar).await?,
+            Format::RemoteWrite => remote_write::send(&mut import, i, path, bar).await?,
+            Format::Tsdb => tsdb::import(&mut import, i, path, bar).await?,
+            _ => import.file(i, path, bar).await?,
         }
-        import.report.files += 1;
+        import.progress.saved.report.retries = retries_before + import.sender.retries;
+        import.done(i);
     }
-    import.report.retries += import.sender.retries;
-    Ok(import.report)
+    import.progress.finish();
+    Ok(import.progress.saved.report)
 }
 
 fn cannot_read(path: &Path, why: &std::io::Error) -> ImportError {
@@ -64,21 +76,53 @@ fn cannot_read(path: &Path, why: &std::io::Error) -> ImportError {
 struct Import<'a> {
     config: &'a ImportConfig,
     sender: Sender,
-    report: ImportReport,
+    progress: Progress,
 }
 
 impl Import<'_> {
-    async fn file(&mut self, path: &Path, bar: &ProgressBar) -> Result<(), ImportError> {
+    /// Everything of a file up to a place is confirmed.
+    fn confirm(&mut self, i: usize, mark: Mark) {
+        if let Some(file) = self.progress.saved.files.get_mut(i) {
+            file.mark = Some(mark);
+        }
+        self.progress.save();
+    }
+
+    fn done(&mut self, i: usize) {
+        if let Some(file) = self.progress.saved.files.get_mut(i).filter(|f| !f.done) {
+            (file.done, file.mark) = (true, None);
+            self.progress.saved.report.files += 1;
+        }
+        self.progress.save();
+    }
+
+    async fn file(&mut self, i: usize, path: &Path, bar: &ProgressBar) -> Result<(), ImportError> {
         let read_error = |e: std::io::Error| cannot_read(path, &e);
         let at_ms = match self.config.at_ms {
             Some(at) => at,
             None => changed_ms(path).map_err(read_error)?,
         };
         let writer = writer(self.config, path, at_ms).map_err(read_error)?;
-        let mut batcher = Batcher::new(writer, &self.config.resource);
+        let known = self.progress.saved.file(i, &writer);
+        if known.done {
+            bar.inc(std::fs::metadata(path).map_err(read_error)?.len());
+            return Ok(());
+        }
+        let mark = match &known.mark {
+            Some(Mark::Lines(mark)) => Some(mark.clone()),
+            _ => None,
+        };
         let mut parser = Parser::new(self.config);
         let mut lines = Lines::open(path, bar).map_err(read_error)?;
         let mut page_ms = at_ms;
+        if let Some(mark) = &mark {
+            lines.go_on(mark, bar).map_err(read_error)?;
+            page_ms = mark.page_ms;
+            if let (Parser::Csv(csv), Some(before)) = (&mut parser, &mark.csv) {
+                csv.clone_from(before);
+            }
+        }
+        let mut batcher = Batcher::behind(mark.map_or(0, |m| m.seq), writer, &self.config.resource);
         while let Some(line) = lines.next().map_err(read_error)? {
             let filled = match line.and_then(|l| parser.parse(&l)) {
                 Ok(Item::Nothing) => None,
@@ -91,12 +135,23 @@ impl Import<'_> {
                 }
                 Ok(Item::Line { labels, entry }) => batcher.line(&joined(labels, &self.config.labels), entry),
                 Err(bad) => {
-                    bad_line(&mut self.report, self.config, path, lines.number, &bad)?;
+                    bad_line(&mut self.progress.saved.report, self.config, path, lines.number, &bad)?;
                     None
                 }
             };
             if let Some(full) = filled {
                 self.send(&full).await?;
+                let mark = LineMark {
+                    seq: batcher.seq(),
+                    offset: lines.offset,
+                    number: lines.number,
+                    page_ms,
+                    csv: match &parser {
+                        Parser::Csv(csv) => Some(csv.clone()),
+                        _ => None,
+                    },
+                };
+                self.confirm(i, Mark::Lines(mark));
             }
         }
         match batcher.finish() {
@@ -107,25 +162,25 @@ impl Import<'_> {
 
     async fn send(&mut self, batch: &v1::WriteRequest) -> Result<(), ImportError> {
         let (samples, lines) = items(batch);
-        match self.sender.send(batch).await {
+        let sent = self.sender.send(batch).await;
+        let report = &mut self.progress.saved.report;
+        match sent {
             Sent::Acked(answer) => {
                 let (samples_acked, lines_acked) = acked(batch, &answer);
-                self.report.batches += 1;
-                self.report.samples_acked += samples_acked;
-                self.report.lines_acked += lines_acked;
-                self.report.duplicates += u64::from(answer.duplicate);
+                report.batches += 1;
+                report.samples_acked += samples_acked;
+                report.lines_acked += lines_acked;
+                report.duplicates += u64::from(answer.duplicate);
+                // An answer lists the first refusals only.
+                report.refused += samples + lines - (samples_acked + lines_acked).min(samples + lines);
                 for r in answer.rejected {
-                    self.report.refused += r.items;
-                    note(&mut self.report, format!("{}: {} refused: {}", r.what, r.items, r.why));
+                    note(report, format!("{}: {} refused: {}", r.what, r.items, r.why));
                 }
                 Ok(())
             }
             Sent::Refused(status) => {
-                self.report.refused += samples + lines;
-                note(
-                    &mut self.report,
-                    format!("batch {} refused: {}", batch.seq, status.message()),
-                );
+                report.refused += samples + lines;
+                note(report, format!("batch {} refused: {}", batch.seq, status.message()));
                 Ok(())
             }
             Sent::GaveUp(status) => Err(ImportError::Unreachable {
@@ -169,7 +224,7 @@ impl Parser {
             Format::Openmetrics => Self::Openmetrics,
             Format::Csv => Self::Csv(Csv::new(config.metric.as_deref().unwrap_or_default())),
             Format::Jsonl => Self::Jsonl,
-            Format::RemoteWrite => unreachable!("remote-write bodies have no lines"),
+            Format::RemoteWrite | Format::Tsdb => unreachable!("{:?} has no lines", config.format),
         }
     }
 
@@ -203,8 +258,24 @@ fn writer(config: &ImportConfig, path: &Path, at_ms: i64) -> std::io::Result<Str
 
 /// Lines of a file, plain or gzipped, none longer than `INPUT_LINE_BYTES_MAX`.
 struct Lines {
-    reader: BufReader<Box<dyn Read + Send>>,
+    reader: Reader,
     number: u64,
+    /// Bytes of text before the next line.
+    offset: u64,
+}
+
+enum Reader {
+    Plain(BufReader<ProgressBarIter<File>>),
+    Gzip(Box<BufReader<MultiGzDecoder<BufReader<ProgressBarIter<File>>>>>),
+}
+
+impl Reader {
+    fn get(&mut self) -> &mut dyn BufRead {
+        match self {
+            Self::Plain(reader) => reader,
+            Self::Gzip(reader) => reader,
+        }
+    }
 }
 
 impl Lines {
@@ -212,27 +283,47 @@ impl Lines {
         let mut magic = [0; 2];
         let is_gzip = File::open(path)?.read(&mut magic)? == 2 && magic == [0x1f, 0x8b];
         let file = bar.wrap_read(File::open(path)?);
-        let reader: Box<dyn Read + Send> = if is_gzip {
-            Box::new(MultiGzDecoder::new(BufReader::new(file)))
-        } else {
-            Box::new(file)
-        };
+        const READ_BYTES: usize = 256 * 1024;
         Ok(Self {
-            reader: BufReader::with_capacity(256 * 1024, reader),
+            reader: if is_gzip {
+                let unpacked = MultiGzDecoder::new(BufReader::new(file));
+                Reader::Gzip(Box::new(BufReader::with_capacity(READ_BYTES, unpacked)))
+            } else {
+                Reader::Plain(BufReader::with_capacity(READ_BYTES, file))
+            },
             number: 0,
+            offset: 0,
         })
+    }
+
+    /// To where an earlier run was. A packed file is unpacked up to there.
+    fn go_on(&mut self, mark: &LineMark, bar: &ProgressBar) -> std::io::Result<()> {
+        match &mut self.reader {
+            Reader::Plain(reader) => {
+                reader.seek(SeekFrom::Start(mark.offset))?;
+                bar.inc(mark.offset);
+            }
+            Reader::Gzip(reader) => {
+                std::io::copy(&mut reader.by_ref().take(mark.offset), &mut std::io::sink())?;
+            }
+        }
+        (self.offset, self.number) = (mark.offset, mark.number);
+        Ok(())
     }
 
     /// The outer result is the file's, the inner one the line's; `None` at the end.
     fn next(&mut self) -> std::io::Result<Option<Result<String, BadLine>>> {
         let mut line = vec![];
-        let n = (&mut self.reader)
+        let n = self
+            .reader
+            .get()
             .take(INPUT_LINE_BYTES_MAX as u64 + 1)
             .read_until(b'\n', &mut line)?;
         if n == 0 {
             return Ok(None);
         }
         self.number += 1;
+        self.offset += n as u64;
         if line.last() == Some(&b'\n') {
             line.pop();
         } else if n > INPUT_LINE_BYTES_MAX {
@@ -246,13 +337,14 @@ impl Lines {
 
     fn skip_line(&mut self) -> std::io::Result<()> {
         loop {
-            let buffered = self.reader.fill_buf()?;
+            let buffered = self.reader.get().fill_buf()?;
             if buffered.is_empty() {
                 return Ok(());
             }
             let end = buffered.iter().position(|b| *b == b'\n');
             let used = end.map_or(buffered.len(), |e| e + 1);
-            self.reader.consume(used);
+            self.reader.get().consume(used);
+            self.offset += used as u64;
             if end.is_some() {
                 return Ok(());
             }
@@ -304,6 +396,8 @@ mod tests {
             resource: vec![],
             at_ms: None,
             strict: false,
+            progress_dir: None,
+            restart: false,
         };
         let name = |config: &ImportConfig, at| writer(config, file.path(), at).unwrap();
         let first = name(&config, 1);

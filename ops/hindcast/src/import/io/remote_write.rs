@@ -3,11 +3,12 @@
 //! A body is read first, so that a file of another kind is named here and its samples can be counted: the answer of
 //! the protocol counts nothing.
 
-use super::super::{BadLine, ImportConfig, ImportError, ImportReport};
-use super::{ROUNDS_MAX, bad_line, cannot_read, note};
+use super::super::{BadLine, ImportError};
+use super::{Import, ROUNDS_MAX, bad_line, cannot_read, note};
 use crate::agent::delivery::{Delivery, Input, Next, Outcome};
 use crate::agent::io::send::{ANSWER_SPAN_MAX, now};
 use bytes::Bytes;
+use hindcast_model::SpanNs;
 use hindcast_model::limits::{REQUEST_DECODED_BYTES_MAX, REQUEST_WIRE_BYTES_MAX};
 use hindcast_node::io::tls::Dial;
 use http_body_util::{BodyExt, Full, Limited};
@@ -58,14 +59,15 @@ fn samples(body: &[u8]) -> Result<u64, BadLine> {
     Ok(body.series.iter().map(|s| s.samples.len() as u64).sum())
 }
 
-pub async fn send(
-    config: &ImportConfig,
-    path: &Path,
-    bar: &ProgressBar,
-    report: &mut ImportReport,
-) -> Result<(), ImportError> {
+pub async fn send(import: &mut Import<'_>, i: usize, path: &Path, bar: &ProgressBar) -> Result<(), ImportError> {
+    let config = import.config;
     let body = Bytes::from(std::fs::read(path).map_err(|e| cannot_read(path, &e))?);
     bar.inc(body.len() as u64);
+    let name = format!("remote-write/{}", blake3::hash(&body).to_hex());
+    if import.progress.saved.file(i, &name).done {
+        return Ok(());
+    }
+    let report = &mut import.progress.saved.report;
     let samples = match samples(&body) {
         Ok(samples) => samples,
         Err(bad) => return bad_line(report, config, path, 1, &bad),
@@ -83,7 +85,8 @@ pub async fn send(
             Next::Send { endpoint } => {
                 sends += 1;
                 report.retries += u64::from(sends > 1);
-                match post(&client, &urls[endpoint], &config.tenant, body.clone()).await {
+                let mut wait = None;
+                match post(&client, &urls[endpoint], &config.tenant, body.clone(), &mut wait).await {
                     Ok(status) if status.is_success() => Input::Accepted,
                     // Too many requests: later. Other client errors stay.
                     Ok(status) if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => {
@@ -92,11 +95,11 @@ pub async fn send(
                     }
                     Ok(status) => {
                         why = format!("{}: {status}", urls[endpoint]);
-                        Input::Failed
+                        Input::Failed { wait }
                     }
                     Err(e) => {
                         why = format!("{}: {e}", urls[endpoint]);
-                        Input::Failed
+                        Input::Failed { wait }
                     }
                 }
             }
@@ -119,7 +122,14 @@ pub async fn send(
     }
 }
 
-async fn post(client: &Client<Dial, Full<Bytes>>, url: &str, tenant: &str, body: Bytes) -> anyhow::Result<StatusCode> {
+/// `wait`: how long the node asks to be left alone.
+async fn post(
+    client: &Client<Dial, Full<Bytes>>,
+    url: &str,
+    tenant: &str,
+    body: Bytes,
+    wait: &mut Option<SpanNs>,
+) -> anyhow::Result<StatusCode> {
     let request = Request::post(format!("{url}/api/v1/write"))
         .header("content-type", "application/x-protobuf")
         .header("content-encoding", "snappy")
@@ -128,6 +138,11 @@ async fn post(client: &Client<Dial, Full<Bytes>>, url: &str, tenant: &str, body:
         .body(Full::new(body))?;
     let answer = tokio::time::timeout(ANSWER_SPAN_MAX, client.request(request)).await??;
     let status = answer.status();
+    let seconds = answer
+        .headers()
+        .get("retry-after")
+        .and_then(|v| v.to_str().ok()?.trim().parse::<u64>().ok());
+    *wait = seconds.map(|s| SpanNs(s.saturating_mul(1_000_000_000)));
     // Read to its end, so that the connection can be used again.
     let _ = Limited::new(answer.into_body(), 64 * 1024).collect().await;
     Ok(status)
