@@ -183,12 +183,13 @@ impl Cardinality {
 /// A report that would take too much.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the series of this tenant have {values} values of labels (label {widest:?} alone {of_widest}), more than the {REPORT_VALUES_MAX} that a report looks at"
+    "the series of this tenant have {values} values of labels (label {widest:?} alone {of_widest}), more than the {values_max} that a report looks at"
 )]
 pub struct TooManyValues {
     values: usize,
     widest: String,
     of_widest: usize,
+    values_max: usize,
 }
 
 /// A value of a label, by its hash: how many series have it.
@@ -206,18 +207,34 @@ pub fn cardinality(
     since: i64,
     entries: usize,
 ) -> Result<Cardinality, TooManyValues> {
-    let entries = entries.min(REPORT_ENTRIES_MAX);
+    count(
+        readers,
+        tenant,
+        since,
+        entries.min(REPORT_ENTRIES_MAX),
+        REPORT_VALUES_MAX,
+    )
+}
+
+fn count(
+    readers: &[ShardReader],
+    tenant: &TenantId,
+    since: i64,
+    entries: usize,
+    values_max: usize,
+) -> Result<Cardinality, TooManyValues> {
     let mut sizes: HashMap<String, usize> = HashMap::new();
     for (name, values) in readers.iter().flat_map(|r| r.label_sizes(tenant)) {
         *sizes.entry(name).or_default() += values;
     }
     let values = sizes.values().sum();
-    if values > REPORT_VALUES_MAX {
+    if values > values_max {
         let (widest, of_widest) = sizes.into_iter().max_by_key(|s| s.1).unwrap_or_default();
         return Err(TooManyValues {
             values,
             widest,
             of_widest,
+            values_max,
         });
     }
     let actives: Vec<Active> = readers.iter().map(|r| r.active_series(tenant, since)).collect();
@@ -447,6 +464,18 @@ mod tests {
         .assert_eq(&format!("{report:#?}"));
         assert_eq!(widest_label(&readers, &tenant), Some(("request_id".to_owned(), 50)));
         assert_eq!(widest_label(&readers, &TenantId::new("nobody").unwrap()), None);
+    }
+
+    #[test]
+    fn a_report_on_too_many_values_is_refused_under_the_name_of_the_widest_label() {
+        let mut a = shard();
+        let sets: Vec<_> = (0..5).map(|i| set("m", &[("id", &i.to_string())])).collect();
+        put(&mut a, 1, "t", &sets, HOUR);
+        let tenant = TenantId::new("t").unwrap();
+        let within = |max| count(&[a.reader()], &tenant, 0, 10, max);
+        assert_eq!(within(6).map(|r| r.label_pairs), Ok(6));
+        expect!["the series of this tenant have 6 values of labels (label \"id\" alone 5), more than the 5 that a report looks at"]
+            .assert_eq(&within(5).unwrap_err().to_string());
     }
 
     #[test]
