@@ -444,10 +444,10 @@ mod tests {
             .try_acquire_many_owned(PREVIEWS_MAX as u32)
             .unwrap();
         let body = || Bytes::from_static(br#"{"text": "x"}"#);
-        let refused = preview(State(served.clone()), HeaderMap::new(), body()).await;
+        let refused = preview(State(served.clone()), HeaderMap::new(), Ok(body())).await;
         assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
         drop(first);
-        let answered = preview(State(served), HeaderMap::new(), body()).await;
+        let answered = preview(State(served), HeaderMap::new(), Ok(body())).await;
         assert_eq!(answered.status(), StatusCode::OK);
     }
 
