@@ -32,7 +32,7 @@ pub fn run(name: &str, bytes: &[u8]) {
 const CORPUS_NOW_MS: i64 = 1_700_000_000_000;
 
 /// Cases of `chaos-tests/corpus` that a target's decoder reads: bad input that people thought of, as seeds. Larger ones than any mutant are
-/// left out; a test reads them.
+/// left out; a test reads their beginning.
 pub fn corpus_of(name: &str) -> anyhow::Result<Vec<Vec<u8>>> {
     let mut inputs = vec![];
     for surface in hindcast_corpus::load(&hindcast_corpus::dir(), CORPUS_NOW_MS)? {
@@ -68,6 +68,7 @@ mod tests {
     #[test]
     fn every_case_of_the_corpus_is_read_or_refused_by_its_decoder_in_time() {
         use hindcast_env::Clock as _;
+        const CASE_BYTES_MAX: usize = 256 << 10;
         let clock = SystemClock::new();
         let mut played = 0;
         for surface in hindcast_corpus::load(&hindcast_corpus::dir(), CORPUS_NOW_MS).unwrap() {
@@ -80,7 +81,9 @@ mod tests {
             }
             for case in &surface.cases {
                 let Some(target) = surface.decoder(case) else { continue };
-                let input = case.input().unwrap();
+                let mut input = case.input().unwrap();
+                // Of bombs the beginning: whole, they are for a node, which unpacks them within its bounds.
+                input.truncate(CASE_BYTES_MAX);
                 let began = clock.monotonic();
                 run(target, &input);
                 let took = SpanNs(clock.monotonic().0 - began.0);
