@@ -654,7 +654,7 @@ mod tests {
 
     #[test]
     fn other_external_labels_end_what_a_target_said_of_itself_under_the_old_ones() {
-        let ((target, external), mut series, mut out) = (target(""), Series::default(), String::new());
+        let ((target, external), mut series, mut out) = (target(""), Series::default(), "in turn\n".to_owned());
         let other = BTreeMap::from([("site".to_owned(), "t".to_owned())]);
         for (n, external) in (1..).zip([&external, &other, &other]) {
             let page = Answer::Page {
@@ -666,6 +666,7 @@ mod tests {
             show(&taken.rows, &mut out);
         }
         expect![[r#"
+            in turn
               m{instance="a", job="j", site="s"} 1 @1000
               up, seconds, scraped, kept, added: 1, 0, 1, 1, 1
               m{instance="a", job="j", site="t"} 1 @2000
