@@ -184,7 +184,7 @@ async fn tsdb(State(status): State<Status>, request: Request<Body>) -> Response 
         let end = now();
         let engine = status.engine.with(params.consistency()?);
         let found = in_time(&params, engine.cardinality(&tenant, end, limit)).await?;
-        let report = report(&found.value, (end - ACTIVE_SPAN, end)).to_string();
+        let report = report(&found.value, limit, (end - ACTIVE_SPAN, end)).to_string();
         let found: Answer<()> = found.map(|_| ());
         Ok(success(&found, &report))
     })
@@ -192,13 +192,13 @@ async fn tsdb(State(status): State<Status>, request: Request<Body>) -> Response 
 }
 
 /// In Prometheus' form.
-fn report(of: &Cardinality, (start, end): (TimestampNs, TimestampNs)) -> serde_json::Value {
+fn report(of: &Cardinality, limit: usize, (start, end): (TimestampNs, TimestampNs)) -> serde_json::Value {
     let row = |name: &str, value: u64| serde_json::json!({ "name": name, "value": value });
     let metrics = of.metrics.iter().map(|(name, n)| row(name, *n));
-    let values = of.labels.iter().map(|l| row(&l.name, l.values));
+    let values = of.labels.iter().take(limit).map(|l| row(&l.name, l.values));
     let mut bytes: Vec<_> = of.labels.iter().collect();
     bytes.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
-    let bytes = bytes.into_iter().map(|l| row(&l.name, l.bytes));
+    let bytes = bytes.into_iter().take(limit).map(|l| row(&l.name, l.bytes));
     let pairs = of
         .pairs
         .iter()
@@ -226,12 +226,19 @@ mod tests {
     #[test]
     fn a_report_names_what_holds_the_most_series() {
         let series = |name: &str, n: usize| -> Vec<Labels> {
-            let of = |i: usize| Labels::from_pairs([(METRIC_NAME, name), ("job", "a"), ("i", &i.to_string())]);
+            let of = |i: usize| {
+                Labels::from_pairs([
+                    (METRIC_NAME, name),
+                    ("job", "takes-the-most-bytes"),
+                    ("i", &i.to_string()),
+                ])
+            };
             (0..n).map(of).collect()
         };
         let sets = [series("many", 3), series("few", 2)].concat();
         let shown = report(
             &Cardinality::of_sets(&sets, 2),
+            2,
             (TimestampNs(0), TimestampNs::from_secs(1)),
         );
         expect![[r#"
@@ -254,17 +261,17 @@ mod tests {
               ],
               "memoryInBytesByLabelName": [
                 {
-                  "name": "__name__",
-                  "value": 7
+                  "name": "job",
+                  "value": 20
                 },
                 {
-                  "name": "i",
-                  "value": 3
+                  "name": "__name__",
+                  "value": 7
                 }
               ],
               "seriesCountByLabelValuePair": [
                 {
-                  "name": "job=a",
+                  "name": "job=takes-the-most-bytes",
                   "value": 5
                 },
                 {
