@@ -22,8 +22,12 @@ const LOOK_PAUSE: SpanNs = SpanNs::from_ms(100);
 /// Says whether a series that nobody knows may begin.
 pub trait NewSeries: Sync {
     /// `naming`: a request that is laid out again must be answered as it was before.
-    fn admit(&self, naming: Naming, shard: ShardId, labels: &Labels, owner: &Owner) -> Result<(), Refusal>;
+    /// All of these begin, or none does.
+    fn admit(&self, naming: Naming, series: &[New<'_>]) -> Result<(), Refusal>;
 }
+
+/// A series that no shard knows, and the one that would take it.
+pub type New<'a> = (ShardId, &'a Labels, &'a Owner);
 
 /// What the replicas of a node counted: active series of a tenant, and from which id on series of a shard are new.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,9 +71,11 @@ impl Tally {
         &self.counted
     }
 
-    pub fn count(&mut self, counted: CountedSeries) {
+    pub fn count(&mut self, counted: CountedSeries, now: SpanNs) {
         self.counted = counted;
         self.looked = None;
+        // Also of a tenant that is never full: what is not under way any more takes memory for nothing.
+        self.pending.retain(|_, p| now < p.until);
     }
 
     /// How many there are now, when replicas were given `since` new ones since they counted.
@@ -77,20 +83,24 @@ impl Tally {
         self.counted.active + since + self.pending.len() as u64
     }
 
-    /// Lets a new series in if there is room for it. `since` and `is_known` say what replicas know; `now` is monotonic.
+    /// Lets new series in if there is room for all of them. `since` and `is_known` say what replicas know; `now` is monotonic.
     pub fn admit(
         &mut self,
-        (shard, labels, owner): (ShardId, &Labels, &Owner),
+        series: &[New<'_>],
         max: u64,
         since: u64,
         is_known: impl Fn(ShardId, &Labels, &Owner) -> bool,
         now: SpanNs,
     ) -> bool {
-        let key = key_of(labels, owner);
-        if self.pending.contains_key(&key) {
+        let keyed = series.iter().map(|new| (key_of(new.1, new.2), new));
+        let mut new: Vec<_> = keyed.filter(|(key, _)| !self.pending.contains_key(key)).collect();
+        new.sort_unstable_by_key(|(key, _)| *key);
+        new.dedup_by_key(|(key, _)| *key);
+        if new.is_empty() {
             return true;
         }
-        let is_full = |t: &Self| t.now(since) >= max || t.pending.len() >= PENDING_MAX;
+        let count = new.len();
+        let is_full = |t: &Self| t.now(since) + count as u64 > max || t.pending.len() + count > PENDING_MAX;
         if is_full(self) {
             let is_news = |(at, then): (SpanNs, u64)| since != then || now.0.saturating_sub(at.0) >= LOOK_PAUSE.0;
             if !self.looked.is_none_or(is_news) {
@@ -104,17 +114,36 @@ impl Tally {
                 return false;
             }
         }
-        self.pending.insert(
-            key,
-            Pending {
-                shard,
-                labels: labels.clone(),
-                owner: *owner,
-                until: SpanNs(now.0.saturating_add(PENDING_SPAN.0)),
-            },
-        );
+        self.pending
+            .extend(new.into_iter().map(|(key, (shard, labels, owner))| {
+                let pending = Pending {
+                    shard: *shard,
+                    labels: (*labels).clone(),
+                    owner: **owner,
+                    until: SpanNs(now.0.saturating_add(PENDING_SPAN.0)),
+                };
+                (key, pending)
+            }));
         true
     }
+}
+
+/// Those of these series that no shard knows, with their places among them.
+fn unknown<'a>(ids: &dyn Ids, tenant: &TenantId, sets: &[(&'a Labels, &'a Owner)]) -> Vec<(usize, New<'a>)> {
+    let shard_of = |(labels, owner): &(&Labels, &Owner)| ids.shard_of(owner.slot(labels), TimestampNs::MAX);
+    let mut by_shard: Vec<(ShardId, usize)> = sets.iter().map(shard_of).zip(0..).collect();
+    by_shard.sort_unstable();
+    let mut unknown = vec![];
+    for of_shard in by_shard.chunk_by(|a, b| a.0 == b.0) {
+        let shard = of_shard[0].0;
+        let wanted: Vec<_> = of_shard.iter().map(|(_, i)| sets[*i]).collect();
+        let (_, known) = ids.ids(shard, tenant, false, &wanted);
+        for ((_, i), _) in of_shard.iter().zip(known).filter(|(_, id)| id.is_none()) {
+            let (labels, owner) = sets[*i];
+            unknown.push((*i, (shard, labels, owner)));
+        }
+    }
+    unknown
 }
 
 /// Why each of these series may not begin; `None`: it may, or it is known.
@@ -125,20 +154,26 @@ pub(crate) fn refused(
     tenant: &TenantId,
     sets: &[(&Labels, &Owner)],
 ) -> Vec<Option<Refusal>> {
-    let shard_of = |(labels, owner): &(&Labels, &Owner)| ids.shard_of(owner.slot(labels), TimestampNs::MAX);
-    let mut by_shard: Vec<(ShardId, usize)> = sets.iter().map(shard_of).zip(0..).collect();
-    by_shard.sort_unstable();
     let mut refused = vec![None; sets.len()];
-    for of_shard in by_shard.chunk_by(|a, b| a.0 == b.0) {
-        let shard = of_shard[0].0;
-        let wanted: Vec<_> = of_shard.iter().map(|(_, i)| sets[*i]).collect();
-        let (_, known) = ids.ids(shard, tenant, false, &wanted);
-        for ((_, i), _) in of_shard.iter().zip(known).filter(|(_, id)| id.is_none()) {
-            let (labels, owner) = sets[*i];
-            refused[*i] = gate.admit(naming, shard, labels, owner).err();
-        }
+    for (i, new) in unknown(ids, tenant, sets) {
+        refused[i] = gate.admit(naming, &[new]).err();
     }
     refused
+}
+
+/// As [`refused`], of series that mean nothing without each other.
+pub(crate) fn refused_together(
+    ids: &dyn Ids,
+    gate: &dyn NewSeries,
+    naming: Naming,
+    tenant: &TenantId,
+    sets: &[(&Labels, &Owner)],
+) -> Result<(), Refusal> {
+    let new: Vec<_> = unknown(ids, tenant, sets).into_iter().map(|(_, new)| new).collect();
+    match new.is_empty() {
+        true => Ok(()),
+        false => gate.admit(naming, &new),
+    }
 }
 
 /// Takes those series out of a batch that may not begin.
@@ -176,15 +211,46 @@ mod tests {
     impl Scene {
         fn count(&mut self, active: u64) {
             let marks = vec![];
-            self.tally.count(CountedSeries { active, marks });
+            self.tally.count(CountedSeries { active, marks }, self.at);
         }
 
         fn admit(&mut self, n: u64, max: u64) -> bool {
-            let (labels, since) = (labels(n), self.seen.len() as u64);
-            let is_known = |_: ShardId, l: &Labels, _: &Owner| self.seen.contains(&l.to_string());
-            let of = (ShardId(1), &labels, &Owner::None);
-            self.tally.admit(of, max, since, is_known, self.at)
+            self.admit_all(&[n], max)
         }
+
+        fn admit_all(&mut self, ns: &[u64], max: u64) -> bool {
+            let (all, since) = (
+                ns.iter().map(|n| labels(*n)).collect::<Vec<_>>(),
+                self.seen.len() as u64,
+            );
+            let is_known = |_: ShardId, l: &Labels, _: &Owner| self.seen.contains(&l.to_string());
+            let all: Vec<_> = all.iter().map(|l| (ShardId(1), l, &Owner::None)).collect();
+            self.tally.admit(&all, max, since, is_known, self.at)
+        }
+    }
+
+    #[test]
+    fn a_histogram_that_does_not_fit_takes_no_room_from_others() {
+        let mut s = Scene::default();
+        s.count(3);
+        assert!(s.admit(1, 6));
+        assert!(!s.admit_all(&[1, 2, 3, 4], 6), "three more, and there is room for two");
+        assert!(
+            s.admit_all(&[2, 3, 3, 1], 6),
+            "two of them, one twice, and one that is under way"
+        );
+        assert!(!s.admit(4, 6));
+    }
+
+    #[test]
+    fn a_tenant_that_is_never_full_does_not_remember_what_it_began_long_ago() {
+        let mut s = Scene::default();
+        s.count(0);
+        (0..100).for_each(|n| assert!(s.admit(n, 1_000)));
+        s.at = PENDING_SPAN;
+        assert!(s.admit(100, 1_000));
+        s.count(100);
+        assert_eq!(s.tally.pending.len(), 1);
     }
 
     #[test]

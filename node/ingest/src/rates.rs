@@ -178,12 +178,25 @@ impl Buckets {
         Ok(())
     }
 
-    /// Forgets those that nobody asked for in a while and owe nothing: new ones would be like them, or fuller by a burst at most.
+    /// Gives back what a request cost that was not stored: it comes again, and is not to pay twice.
+    pub fn give_back(&mut self, tenant: &TenantId, costs: &Costs) {
+        let buckets = self.by_tenant.get_mut(tenant).unwrap_or(&mut self.others);
+        for (bucket, cost) in buckets.iter_mut().zip(costs) {
+            if let Some(bucket) = bucket {
+                // The next one that asks fills it, and no further than to its brim.
+                bucket.tokens = bucket.tokens.saturating_add(scaled(*cost));
+            }
+        }
+    }
+
+    /// Forgets those that nobody asked for in a while: new ones would be like them, or fuller by a burst at most. Who owed then is
+    /// remembered for longer, and not for good: else new tenants would share one bucket some day.
     fn forget_old(&mut self, now: SpanNs) {
         const IDLE: u64 = 60 * 1_000_000_000;
+        const OWING: u64 = 3_600 * 1_000_000_000;
         self.by_tenant.retain(|_, buckets| {
             let mut held = buckets.iter().flatten();
-            held.any(|b| b.tokens < 0 || now.0.saturating_sub(b.at.0) < IDLE)
+            held.any(|b| now.0.saturating_sub(b.at.0) < if b.tokens < 0 { OWING } else { IDLE })
         });
     }
 }

@@ -419,8 +419,8 @@ impl<'a> Layout<'a> {
         // All of a histogram or nothing: one without some of its buckets would be another one.
         if let Some(gate) = self.books.new_series {
             let sets: Vec<_> = self.of_native[before..].iter().map(|b| (&b.labels, &b.owner)).collect();
-            let refused = new_series::refused(self.books.ids, gate, self.books.naming, self.tenant, &sets);
-            if let Some(why) = refused.into_iter().flatten().next() {
+            let (ids, naming) = (self.books.ids, self.books.naming);
+            if let Err(why) = new_series::refused_together(ids, gate, naming, self.tenant, &sets) {
                 self.of_native.truncate(before);
                 return Err(why);
             }

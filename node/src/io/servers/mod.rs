@@ -33,6 +33,7 @@ use hindcast_env::Clock;
 use hindcast_ingest::new_series::{NewSeries, keep_allowed};
 use hindcast_ingest::otlp::{self, Calls, DeltaState, REQUEST_SETS_MAX, RequestTotals, Spans, Ties};
 use hindcast_ingest::own::{OwnRequest, SeriesRefs};
+use hindcast_ingest::rates::Costs;
 use hindcast_ingest::remote_write::Version;
 use hindcast_ingest::tenant_limits::Limits;
 use hindcast_ingest::{
@@ -42,7 +43,7 @@ use hindcast_ingest::{
 use hindcast_masking::{InForce, Masker};
 use hindcast_model::ids::BadTenant;
 use hindcast_model::{Batch, BatchId, Class, Classify, LogLine, SpanNs, StreamBlock, TenantId, TimestampNs};
-use hindcast_proto::trace::TRACE_LABEL;
+use hindcast_proto::trace::{EXEMPLAR, TRACE_LABEL};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
@@ -172,6 +173,14 @@ struct ReadOwn {
     gate: Option<SeriesGate>,
 }
 
+fn costs_of(batch: &Batch) -> Costs {
+    costs(batch.samples(), log_bytes(batch))
+}
+
+fn is_of_exemplars(stream: &StreamBlock) -> bool {
+    stream.labels.get(TRACE_LABEL) == Some(EXEMPLAR)
+}
+
 /// Bytes of a batch's lines with their metadata, as limits count them.
 fn log_bytes(batch: &Batch) -> usize {
     let lines = batch.streams.iter().flat_map(|s| &s.lines);
@@ -254,13 +263,12 @@ impl IngestState {
         }
     }
 
-    fn charge(&self, tenant: &TenantId, samples: u64, log_bytes: usize) -> Result<(), TooFastError> {
-        let costs = costs(samples, log_bytes);
-        self.tenants.charge(tenant, &costs, self.clock.monotonic())
+    fn charge(&self, tenant: &TenantId, costs: &Costs) -> Result<(), TooFastError> {
+        self.tenants.charge(tenant, costs, self.clock.monotonic())
     }
 
     fn charge_batch(&self, batch: &Batch) -> Result<(), TooFastError> {
-        self.charge(&batch.tenant, batch.samples(), log_bytes(batch))
+        self.charge(&batch.tenant, &costs_of(batch))
     }
 
     fn refused(&self, protocol: Protocol, tenant: &TenantId, rejected: &Rejections) {
@@ -297,7 +305,9 @@ impl IngestState {
     /// what is hidden lies across the cut. `mark` says so in the metadata.
     fn mask(&self, batch: &mut Batch, bounds: &Bounds, mark: Option<&str>) {
         self.mask_whole(batch);
-        let cut = batch.streams.iter_mut().map(|s| bounds.cut_lines(&mut s.lines, mark));
+        // The line of an exemplar names a series: a part of it would name none.
+        let lines = batch.streams.iter_mut().filter(|s| !is_of_exemplars(s));
+        let cut = lines.map(|s| bounds.cut_lines(&mut s.lines, mark));
         self.tenants.cut(cut.sum());
     }
 
@@ -309,7 +319,15 @@ impl IngestState {
         let mut session = masker.session();
         for stream in &mut batch.streams {
             let ids = take_ids_of_spans(stream);
+            let mut series = vec![];
+            if is_of_exemplars(stream) {
+                // A series is named as it is stored, and labels of metrics are not masked.
+                series.extend(stream.lines.iter_mut().map(|l| std::mem::take(&mut l.line)));
+            }
             session.lines(&mut stream.lines);
+            for (line, series) in stream.lines.iter_mut().zip(series) {
+                line.line = series;
+            }
             for (line, entry, id) in ids {
                 stream.lines[line].metadata[entry].1 = id;
             }
@@ -409,7 +427,8 @@ impl IngestState {
                 lines_cut,
             }) => {
                 let tenant = intake.tenant.clone();
-                if let Err(why) = self.charge(&tenant, intake.samples, intake.text_bytes()) {
+                let costs = costs(intake.samples, intake.text_bytes());
+                if let Err(why) = self.charge(&tenant, &costs) {
                     self.counters.failed(protocol, "too_fast");
                     return Err(why.into());
                 }
@@ -425,6 +444,9 @@ impl IngestState {
                     let redo = || again().map_or_else(|_| empty.clone(), |laid| laid.intake);
                     self.sink.write_intake(intake, &redo).await
                 };
+                if written.is_err() {
+                    self.tenants.give_back(&tenant, &costs);
+                }
                 if written.is_ok() && !lessons.is_empty() {
                     lessons.learn(&tenant, &self.books(Naming::Known, None, None));
                 }
@@ -617,17 +639,21 @@ impl IngestState {
                 self.keep_allowed(&mut batch, &mut rejected);
                 let bounds = self.tenants.bounds(&batch.tenant);
                 self.mask(&mut batch, &bounds, None);
-                if let Err(why) = self.charge_batch(&batch) {
+                let (tenant, costs) = (batch.tenant.clone(), costs_of(&batch));
+                if let Err(why) = self.charge(&tenant, &costs) {
                     self.counters.failed(protocol, "too_fast");
                     return Err(why.into());
                 }
-                self.refused(protocol, &batch.tenant, &rejected);
+                self.refused(protocol, &tenant, &rejected);
                 // Nothing to store is nothing to commit: an empty request, or one that was refused in all parts.
                 let written = if batch.series.is_empty() && batch.streams.is_empty() {
                     Ok(Written::default())
                 } else {
                     self.sink.write(batch).await
                 };
+                if written.is_err() {
+                    self.tenants.give_back(&tenant, &costs);
+                }
                 let taken = |written: Written| Taken {
                     samples: written.samples,
                     written,

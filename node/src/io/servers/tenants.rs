@@ -8,11 +8,11 @@ use crate::io::peers::Peers;
 use crate::write::BatchSink;
 use bytes::Bytes;
 use hindcast_env::Clock;
-use hindcast_ingest::new_series::{NewSeries, Tally, WidestLabel, key_of};
+use hindcast_ingest::new_series::{New, NewSeries, Tally, WidestLabel, key_of};
 use hindcast_ingest::rates::{Buckets, Costs, Counted, Rates, TooFast, share};
 use hindcast_ingest::tenant_limits::{Limits, LimitsInForce, Rate};
 use hindcast_ingest::{Bounds, Ids, Naming, Refusal, Rejections};
-use hindcast_model::{Class, Classify, Labels, NodeId, Owner, ShardId, SpanNs, TenantId};
+use hindcast_model::{Class, Classify, Labels, NodeId, Owner, SpanNs, TenantId};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -177,6 +177,15 @@ impl Tenants {
         })
     }
 
+    /// Of a request that was not stored after all.
+    pub(super) fn give_back(&self, tenant: &TenantId, costs: &Costs) {
+        let limits = self.limits.current();
+        let of = limits.of(tenant);
+        if of.samples.is_some() || of.log_bytes.is_some() {
+            self.buckets.lock().give_back(tenant, costs);
+        }
+    }
+
     fn count(&self, tenant: &TenantId, limit: &'static str, add: impl FnOnce(&mut Refused)) {
         let mut refused = self.refused.lock();
         let key = (tenant.to_string(), limit);
@@ -261,7 +270,7 @@ impl Tenants {
             let was_refused = std::mem::take(&mut series.lock().refused);
             let widest = was_refused.then(|| ids.widest_label(&tenant)).flatten();
             let mut series = series.lock();
-            series.tally.count(counted);
+            series.tally.count(counted, clock.monotonic());
             series.is_counted = true;
             series.widest = widest;
         }
@@ -310,10 +319,11 @@ pub(super) struct SeriesGate {
 }
 
 impl NewSeries for SeriesGate {
-    fn admit(&self, naming: Naming, shard: ShardId, labels: &Labels, owner: &Owner) -> Result<(), Refusal> {
-        let key = key_of(labels, owner);
+    fn admit(&self, naming: Naming, new: &[New<'_>]) -> Result<(), Refusal> {
+        let mut keys = new.iter().map(|(_, labels, owner)| key_of(labels, owner));
         if naming == Naming::Defined {
-            return self.refused.lock().get(&key).cloned().map_or(Ok(()), Err);
+            let refused = self.refused.lock();
+            return keys.find_map(|key| refused.get(&key).cloned()).map_or(Ok(()), Err);
         }
         let ids = self.sink.ids();
         let series = self.tenants.series_of(&self.tenant);
@@ -321,7 +331,8 @@ impl NewSeries for SeriesGate {
         let now = self.clock.monotonic();
         series.asked = now;
         if !series.is_counted {
-            series.tally.count(ids.active_series(&self.tenant, self.clock.now()));
+            let counted = ids.active_series(&self.tenant, self.clock.now());
+            series.tally.count(counted, now);
             series.is_counted = true;
         }
         let since = ids.series_since(&self.tenant, series.tally.counted());
@@ -329,10 +340,7 @@ impl NewSeries for SeriesGate {
             let (_, known) = ids.ids(shard, &self.tenant, false, &[(labels, owner)]);
             known.iter().any(Option::is_some)
         };
-        if series
-            .tally
-            .admit((shard, labels, owner), self.max, since, is_known, now)
-        {
+        if series.tally.admit(new, self.max, since, is_known, now) {
             return Ok(());
         }
         series.refused = true;
@@ -343,7 +351,7 @@ impl NewSeries for SeriesGate {
             max: self.max,
             widest: series.widest.clone(),
         };
-        self.refused.lock().insert(key, why.clone());
+        self.refused.lock().extend(keys.map(|key| (key, why.clone())));
         Err(why)
     }
 }

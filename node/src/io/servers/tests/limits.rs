@@ -114,6 +114,65 @@ async fn who_writes_too_fast_is_told_in_every_protocol_when_to_come_again() {
 }
 
 #[tokio::test]
+async fn who_is_told_to_send_again_does_not_pay_twice() {
+    let served =
+        limited("default: {samples_per_second: 1, samples_burst: 1, log_bytes_per_second: 1, log_bytes_burst: 1}")
+            .await;
+    let full = || WriteError::QueueFull {
+        shard: ShardId(1),
+        queued_bytes_max: 9,
+    };
+    let headers = [PROTOBUF, ("content-encoding", "snappy")];
+    let write = async || told(&served, "/api/v1/write", &headers, snappy(&remote_body())).await;
+    let push = async || told(&served, "/loki/api/v1/push", &[JSON], loki(&["b"])).await;
+    let own = async || {
+        let request = write_request(1, vec![series("up", &[NOW_SECS])]);
+        served
+            .ingest()
+            .await
+            .write(request)
+            .await
+            .map_err(|s| s.message().to_owned())
+    };
+    served.recorder.fails.lock().extend([full(), full(), full()]);
+    for answer in [write().await, push().await, own().await.unwrap_err()] {
+        assert!(!answer.contains("faster"), "{answer}");
+    }
+    let (written, pushed) = (write().await, push().await);
+    assert_eq!((written.as_str(), pushed.as_str()), ("204", "204"));
+    let answer = own().await.unwrap_err();
+    assert!(answer.contains("samples_per_second"), "it was paid for: {answer}");
+}
+
+#[tokio::test]
+async fn an_exemplar_keeps_its_series_whatever_is_masked_or_cut() {
+    let served = limited("default: {line_bytes_max: 10, lines_too_long: cut}").await;
+    let exemplar = {
+        let label = b"\x0a\x0a\x0a\x04user\x12\x02me";
+        let at = (NOW_SECS * 1000) as u64;
+        let mut message = [&label[..], b"\x11", &0.5f64.to_le_bytes(), b"\x18"].concat();
+        prost::encoding::encode_varint(at, &mut message);
+        [&[0x1a, message.len() as u8], &message[..]].concat()
+    };
+    let labels = [
+        ("__name__", "up"),
+        ("contact", "gildong.hong@example.com"),
+        ("job", "j"),
+    ];
+    let mut body = remote_series(&labels, NOW_SECS);
+    // The series is the only field of the request, and its length takes one byte.
+    assert_eq!(body[1] as usize, body.len() - 2);
+    body[1] += exemplar.len() as u8;
+    body.extend(&exemplar);
+    let headers = [PROTOBUF, ("content-encoding", "snappy")];
+    assert_eq!(told(&served, "/api/v1/write", &headers, snappy(&body)).await, "204");
+    expect![[r#"
+        up{contact="gildong.hong@example.com", job="j"} = 1.5@1700000000.000
+        {hindcast_metric="up", hindcast_trace="exemplar"} "{\"series\":{\"__name__\":\"up\",\"contact\":\"gildong.hong@example.com\",\"job\":\"j\"},\"value\":\"0.5\"}" [("user", "me")]
+    "#]].assert_eq(&served.stored());
+}
+
+#[tokio::test]
 async fn what_is_too_long_is_refused_by_itself_under_the_name_of_the_limit() {
     let served = limited("tenants: {default: {labels_max: 4, label_value_bytes_max: 64, line_bytes_max: 10}}").await;
     let long = "v".repeat(65);
