@@ -8,6 +8,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
+use futures::StreamExt as _;
 use hindcast_chaos::process::free_addresses;
 use hindcast_corpus::{Case, Check, Modifier, Send, Surface};
 use http_body_util::BodyExt as _;
@@ -255,10 +256,18 @@ async fn grpc(case: &Case, path: &str, address: SocketAddr) -> Result<Answer> {
     let mut request = hyper::Request::post(format!("http://{address}{path}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers");
-    for (name, value) in &case.headers {
+    let (stall, metadata): (Vec<_>, Vec<_>) = case.headers.iter().partition(|(n, _)| n == "Stall");
+    for (name, value) in metadata {
         request = request.header(name.to_ascii_lowercase(), &value[..]);
     }
-    let body = tonic::body::Body::new(http_body_util::Full::new(Bytes::from(body)));
+    let body = match stall.is_empty() {
+        true => tonic::body::Body::new(http_body_util::Full::new(Bytes::from(body))),
+        false => {
+            let half = Bytes::copy_from_slice(&body[..body.len() / 2]);
+            let half = futures::stream::iter([Ok::<_, tonic::Status>(hyper::body::Frame::data(half))]);
+            tonic::body::Body::new(http_body_util::StreamBody::new(half.chain(futures::stream::pending())))
+        }
+    };
     let response = channel.oneshot(request.body(body)?).await?;
     let (head, body) = response.into_parts();
     let collected = body.collect().await?;

@@ -1,9 +1,12 @@
 //! Bodies of requests that must keep coming: one that stalls would hold its place at the door, and keep others out.
+//!
+//! Who was too slow is told to come again, with codes that senders obey: they drop what they hear 408 for.
 
 use axum::body::Body;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use hyper::header::{CONNECTION, HeaderValue, RETRY_AFTER};
 use hyper::{Request, StatusCode};
 use std::future::Future;
 use std::pin::Pin;
@@ -15,21 +18,24 @@ use tokio::time::{Instant, Sleep};
 
 /// How long the next piece of a body may take.
 const PIECE_SPAN_MAX: Duration = Duration::from_secs(10);
-/// How long all of a body may take: the largest one, at 70 kB/s.
+/// How long all of a body may take, beside what its bytes take at [`BYTES_PER_SECOND_MIN`].
 const BODY_SPAN_MAX: Duration = Duration::from_secs(60);
+const BYTES_PER_SECOND_MIN: u32 = 16 * 1024;
 
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the rest of the body did not come in time: pieces may be {PIECE_SPAN_MAX:?} apart, all of it may take {BODY_SPAN_MAX:?}; send it again"
-)]
-struct Late;
+fn words() -> String {
+    format!(
+        "the rest of the body did not come in time: pieces may be {PIECE_SPAN_MAX:?} apart, and after {BODY_SPAN_MAX:?} {} KiB a second must have come; send it again",
+        BYTES_PER_SECOND_MIN / 1024
+    )
+}
 
 /// Fails when it stalls, and says so to whoever holds `late`.
 struct Paced<B> {
     inner: B,
     late: Arc<AtomicBool>,
-    /// Set when the body is first waited for.
-    end: Option<Instant>,
+    bytes: u32,
+    /// When the body was first waited for.
+    began: Option<Instant>,
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
@@ -46,10 +52,15 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(context) {
             self.alarm = None;
+            if let Some(Ok(frame)) = &frame {
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                self.bytes = self.bytes.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+            }
             return Poll::Ready(frame.map(|f| f.map_err(Into::into)));
         }
         let now = Instant::now();
-        let end = *self.end.get_or_insert(now + BODY_SPAN_MAX);
+        let came = Duration::from_secs(1) * self.bytes / BYTES_PER_SECOND_MIN;
+        let end = *self.began.get_or_insert(now) + BODY_SPAN_MAX + came;
         let alarm = self
             .alarm
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end.min(now + PIECE_SPAN_MAX))));
@@ -57,7 +68,8 @@ where
             return Poll::Pending;
         }
         self.late.store(true, Relaxed);
-        Poll::Ready(Some(Err(Late.into())))
+        // What a call of gRPC is answered.
+        Poll::Ready(Some(Err(tonic::Status::unavailable(words()).into())))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -70,7 +82,11 @@ where
 }
 
 /// Answers a request whose body must keep coming. When it does not, the answer has the code for that, whatever a handler made of it.
-pub async fn in_time<F>(request: Request<hyper::body::Incoming>, app: impl FnOnce(Request<Body>) -> F) -> Response
+pub async fn in_time<F>(
+    request: Request<hyper::body::Incoming>,
+    is_grpc: bool,
+    app: impl FnOnce(Request<Body>) -> F,
+) -> Response
 where
     F: Future<Output = Response>,
 {
@@ -79,16 +95,18 @@ where
         Body::new(Paced {
             inner,
             late: late.clone(),
-            end: None,
+            bytes: 0,
+            began: None,
             alarm: None,
         })
     });
     let mut response = app(request).await;
-    if late.load(Relaxed) && !response.status().is_success() {
-        *response.status_mut() = StatusCode::REQUEST_TIMEOUT;
+    if late.load(Relaxed) && !is_grpc && !response.status().is_success() {
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        let headers = response.headers_mut();
+        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         // What is still to come belongs to no request.
-        let close = hyper::header::HeaderValue::from_static("close");
-        response.headers_mut().insert(hyper::header::CONNECTION, close);
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    response.into_response()
+    response
 }

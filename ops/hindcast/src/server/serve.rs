@@ -10,10 +10,15 @@ use hyper::{HeaderMap, Method, Request, StatusCode, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::time::Sleep;
 use tower::ServiceExt;
 
 /// Connections at once; further ones wait in the kernel's queue.
@@ -66,22 +71,20 @@ pub async fn serve(
         let _ = stream.set_nodelay(true);
         let (grpc, http) = (grpc.clone(), http.clone());
         let app = tower::service_fn(move |request: Request<hyper::body::Incoming>| {
-            // Calls of gRPC may be streams that are silent for long; HTTP/2 asks whether the other side is there.
             let is_grpc = is_grpc(request.headers());
             let app = if is_grpc { grpc.clone() } else { http.clone() };
+            // HTTP/2 asks whether the other side is there, and these hold no place at the door between messages.
+            let may_be_silent = is_grpc && SILENT_STREAMS.iter().any(|s| request.uri().path().starts_with(s));
             async move {
                 let answer = |r: Request<Body>| async { app.oneshot(r).await.into_response() };
-                Ok::<_, Infallible>(match is_grpc {
+                Ok::<_, Infallible>(match may_be_silent {
                     true => answer(request.map(Body::new)).await,
-                    false => paced::in_time(request, answer).await,
+                    false => paced::in_time(request, is_grpc, answer).await,
                 })
             }
         });
         let (server, tls, watcher) = (server.clone(), tls.clone(), graceful.watcher());
         tokio::spawn(async move {
-            if !speaks(&stream).await {
-                return;
-            }
             let stream = match tls {
                 None => Stream::Plain(Tcp::new(stream)),
                 Some(tls) => match tls.accept(stream, from).await {
@@ -94,7 +97,8 @@ pub async fn serve(
                     Let::Refused => return,
                 },
             };
-            let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(app));
+            let stream = TokioIo::new(Begun::new(stream));
+            let connection = server.serve_connection_with_upgrades(stream, TowerToHyperService::new(app));
             if let Err(error) = watcher.watch(connection.into_owned()).await {
                 tracing::debug!(error, "a client connection ended");
             }
@@ -105,23 +109,80 @@ pub async fn serve(
     let _ = tokio::time::timeout(Duration::from_secs(5), graceful.shutdown()).await;
 }
 
-/// What HTTP/2 begins with; whoever begins otherwise speaks HTTP/1 or TLS, which have timeouts of their own.
+/// Calls whose requests are streams that may be silent for long.
+const SILENT_STREAMS: [&str; 2] = ["/hindcast.v1.Ingest/WriteStream", "/grpc.reflection."];
+
+/// What HTTP/2 begins with; whoever begins otherwise speaks HTTP/1, whose headers have a timeout of their own.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Whether somebody who connected says in time what is spoken. Silent connections would hold the places of others.
-async fn speaks(stream: &tokio::net::TcpStream) -> bool {
-    let begun = async {
-        let mut seen = [0; PREFACE.len()];
-        loop {
-            match stream.peek(&mut seen).await {
-                Ok(0) | Err(_) => return false,
-                Ok(n) if n == PREFACE.len() || !PREFACE.starts_with(&seen[..n]) => return true,
-                // What was peeked at stays readable: there is nothing to wait for but time.
-                Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
+/// A connection on which it must be said in time what is spoken. Silent ones would hold the places of others.
+struct Begun<S> {
+    stream: S,
+    seen: usize,
+    /// `None` once it is known.
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Begun<S> {
+    fn new(stream: S) -> Self {
+        Self {
+            stream,
+            seen: 0,
+            alarm: Some(Box::pin(tokio::time::sleep(HEADER_TIMEOUT))),
         }
-    };
-    tokio::time::timeout(HEADER_TIMEOUT, begun).await.unwrap_or(false)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Begun<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let this = &mut *self;
+        let before = buffer.filled().len();
+        if Pin::new(&mut this.stream).poll_read(context, buffer)?.is_ready() {
+            let new = &buffer.filled()[before..];
+            let is_preface = PREFACE[this.seen.min(PREFACE.len())..].starts_with(new);
+            this.seen += new.len();
+            if !is_preface || this.seen >= PREFACE.len() {
+                this.alarm = None;
+            }
+            return Poll::Ready(Ok(()));
+        }
+        let is_late = |alarm: &mut Pin<Box<Sleep>>| alarm.as_mut().poll(context).is_ready();
+        if this.alarm.as_mut().is_some_and(is_late) {
+            let why = "nothing was said on the connection";
+            return Poll::Ready(Err(std::io::Error::new(std::io::ErrorKind::TimedOut, why)));
+        }
+        Poll::Pending
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Begun<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
 }
 
 /// What somebody without TLS hears, in the words of its protocol.
