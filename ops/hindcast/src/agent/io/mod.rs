@@ -118,13 +118,11 @@ async fn send_all(
         };
         let sent = tokio::select! {
             sent = sender.send(&batch) => sent,
-            () = &mut over => {
-                queue.give_back(ticket, batch);
-                break;
-            }
+            // It still waits where it was.
+            () = &mut over => break,
         };
-        queue.clone().confirm(ticket, &batch).await;
         count(&mut report, &batch, &sent);
+        queue.clone().confirm(ticket, batch).await;
         report.retries = sender.retries;
         report.last_error = sender.last_error.clone();
         report.dropped = queue.dropped();
