@@ -334,7 +334,7 @@ impl Collector {
         let tails = self
             .followers
             .iter()
-            .filter_map(|(_, f)| Some((f.path.to_string_lossy().into_owned(), f.place()?)));
+            .map(|(_, f)| (f.path.to_string_lossy().into_owned(), f.place()));
         queue.clone().push(group, tails.collect()).await;
     }
 }
