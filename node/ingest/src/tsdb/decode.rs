@@ -168,18 +168,26 @@ fn signed(value: u64, width: u32) -> i64 {
 }
 
 /// A float that is written as what differs from the one before.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Xor {
     pub value: f64,
     leading: u32,
     meaning: u32,
 }
 
+impl Default for Xor {
+    fn default() -> Self {
+        Self::first(0.0)
+    }
+}
+
 impl Xor {
     pub fn first(value: f64) -> Self {
         Self {
             value,
-            ..Self::default()
+            // A Prometheus that opens a chunk again repeats this width without having given it.
+            leading: 0,
+            meaning: 64,
         }
     }
 
@@ -195,12 +203,60 @@ impl Xor {
             let Some(trailing) = 64u32.checked_sub(self.leading + self.meaning) else {
                 return Err(Bad("a value has more than 64 bits"));
             };
-            if self.meaning == 0 {
-                return Err(Bad("a value repeats a width that was never given"));
-            }
             let changed = bits.bits(self.meaning)? << trailing;
             self.value = f64::from_bits(self.value.to_bits() ^ changed);
         }
         Ok(self.value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads as many values as there are groups of bits: text of ones and zeros, and numbers of a width.
+    fn values(first: f64, written: &[&[(u64, u32)]]) -> Result<Vec<f64>, Bad> {
+        let all: Vec<bool> = written
+            .iter()
+            .flat_map(|group| group.iter())
+            .flat_map(|(value, width)| (0..*width).rev().map(move |i| value >> i & 1 == 1))
+            .collect();
+        let byte = |c: &[bool]| {
+            c.iter()
+                .enumerate()
+                .fold(0, |b, (i, bit)| b | u8::from(*bit) << (7 - i))
+        };
+        let bytes: Vec<u8> = all.chunks(8).map(byte).collect();
+        let (mut bits, mut xor) = (Bits::new(&bytes), Xor::first(first));
+        written.iter().map(|_| xor.next(&mut bits)).collect()
+    }
+
+    fn changed(a: f64, b: f64) -> u64 {
+        a.to_bits() ^ b.to_bits()
+    }
+
+    #[test]
+    fn a_chunk_that_prometheus_opened_again_repeats_the_whole_width_without_having_given_it() {
+        let written: &[&[(u64, u32)]] = &[
+            &[(0b10, 2), (changed(1.5, -0.1), 64)],
+            &[(0, 1)],
+            &[(0b10, 2), (changed(-0.1, 7.25), 64)],
+        ];
+        assert_eq!(values(1.5, written), Ok(vec![-0.1, -0.1, 7.25]));
+    }
+
+    #[test]
+    fn a_value_may_repeat_the_width_that_was_given_last() {
+        // 1.0 and 2.0 and 3.0 differ within the highest 13 bits.
+        let top = |a, b| changed(a, b) >> 51;
+        let given = [(0b11, 2), (0, 5), (13, 6), (top(1.0, 2.0), 13)];
+        let written: &[&[(u64, u32)]] = &[
+            &given,
+            &[(0b10, 2), (top(2.0, 3.0), 13)],
+            &[(0b10, 2), (top(3.0, -1.0), 13)],
+        ];
+        assert_eq!(values(1.0, written), Ok(vec![2.0, 3.0, -1.0]));
+        let too_wide: &[&[(u64, u32)]] = &[&[(0b11, 2), (1, 5), (0, 6), (0, 64)]];
+        assert_eq!(values(1.0, too_wide), Err(Bad("a value has more than 64 bits")));
     }
 }

@@ -1,7 +1,7 @@
 //! Batches that wait for a node that answers.
 //!
 //! Pure. Holds at most [`BUFFER_BATCHES_MAX`] batches and [`BUFFER_BYTES_MAX`] bytes; what is too much drops the
-//! oldest first, because the newest says how the host fares now. The batch that is being sent is not in here.
+//! oldest first, because the newest says how the host fares now. The batch that is being sent stays the oldest until it is confirmed.
 
 use super::batcher::items;
 use hindcast_proto::v1;
@@ -59,6 +59,10 @@ impl Buffer {
             dropped += samples + lines;
         }
         dropped
+    }
+
+    pub fn oldest(&self) -> Option<&v1::WriteRequest> {
+        self.batches.front().map(|(batch, _)| batch)
     }
 
     /// The oldest batch.

@@ -35,7 +35,7 @@ const RECORD_BYTES_MAX: u32 = 32 * 1024 * 1024;
 const CURSOR: &str = "cursor";
 const ZSTD_LEVEL: i32 = 3;
 
-/// How far each log file was read, by its path: inode and offset.
+/// How far each log file was read, by its path: inode and offset; both 0 for one that was not there.
 pub type Tails = BTreeMap<String, (u64, u64)>;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +99,8 @@ pub struct Spool {
     next_id: u64,
     tails: Tails,
     waiting: u64,
+    /// Samples and lines that had to go and were not yet asked for.
+    dropped: u64,
 }
 
 fn path(id: u64) -> String {
@@ -127,6 +129,7 @@ impl Spool {
                 .max(cursor.as_ref().map_or(0, |c| c.segment + 1)),
             tails: cursor.as_ref().map(|c| c.tails.clone()).unwrap_or_default(),
             waiting: 0,
+            dropped: 0,
             disk,
         };
         for id in ids {
@@ -218,9 +221,9 @@ impl Spool {
         self.records.extend(group.drain(..));
     }
 
-    /// Writes batches that were collected together, and up to where log files were read for them. How many samples and lines had to
-    /// go for it. After an error nothing of them is here.
-    pub fn push(&mut self, group: &[v1::WriteRequest], tails: &Tails) -> Result<u64, DiskError> {
+    /// Writes batches that were collected together, and up to where log files were read for them. After an error nothing of them is
+    /// here. What had to go for it, [`Spool::dropped`] says, also after an error.
+    pub fn push(&mut self, group: &[v1::WriteRequest], tails: &Tails) -> Result<(), DiskError> {
         let mut bytes = vec![];
         let mut records = vec![];
         for (i, batch) in group.iter().enumerate() {
@@ -230,7 +233,7 @@ impl Spool {
             let head = write(batch, (samples + lines) as u32, closes.then_some(tails), &mut bytes);
             records.push((offset, head));
         }
-        let dropped = self.make_room(bytes.len() as u64, records.len())?;
+        self.make_room(bytes.len() as u64, records.len())?;
         if self
             .writing
             .as_ref()
@@ -240,7 +243,7 @@ impl Spool {
             self.begin()?;
         }
         let Some(writing) = &mut self.writing else {
-            return Ok(dropped);
+            return Ok(());
         };
         let (id, at) = (writing.id, writing.len);
         let written = writing.file.write_at(at, &bytes).and_then(|()| writing.file.sync());
@@ -266,7 +269,12 @@ impl Spool {
             .collect();
         self.take_in(&mut group);
         self.tails.clone_from(tails);
-        Ok(dropped)
+        Ok(())
+    }
+
+    /// Samples and lines that had to go since this was asked last.
+    pub fn dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
     }
 
     fn begin(&mut self) -> Result<(), DiskError> {
@@ -288,8 +296,7 @@ impl Spool {
         Ok(())
     }
 
-    fn make_room(&mut self, bytes: u64, records: usize) -> Result<u64, DiskError> {
-        let mut dropped = 0;
+    fn make_room(&mut self, bytes: u64, records: usize) -> Result<(), DiskError> {
         while self.bytes() + bytes > self.bytes_max || self.records.len() + records > RECORDS_MAX {
             let Some((&id, _)) = self.segments.first_key_value() else {
                 break;
@@ -297,7 +304,7 @@ impl Spool {
             while let Some(oldest) = self.records.front().copied().filter(|r| r.at.segment == id) {
                 self.records.pop_front();
                 self.waiting -= u64::from(oldest.items);
-                dropped += u64::from(oldest.items);
+                self.dropped += u64::from(oldest.items);
             }
             if self.writing.as_ref().is_some_and(|w| w.id == id) {
                 self.writing = None;
@@ -305,7 +312,7 @@ impl Spool {
             self.segments.remove(&id);
             self.disk.remove(&path(id))?;
         }
-        Ok(dropped)
+        Ok(())
     }
 
     /// The oldest batch. Those that cannot be read any more are left out and told.
@@ -572,12 +579,34 @@ mod tests {
         let (mut spool, _) = open(&disk);
         let mut dropped = 0;
         for seq in 1..=100 {
-            dropped += spool.push(&[batch(seq, 250_000)], &tails(seq)).unwrap();
+            spool.push(&[batch(seq, 250_000)], &tails(seq)).unwrap();
+            dropped += spool.dropped();
             assert!(spool.bytes() <= SPOOL_BYTES_MIN, "{}", spool.bytes());
         }
         let left = drain(&mut spool);
         assert!(dropped > 10, "{dropped}");
         assert_eq!(left, (dropped + 1..=100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_had_to_go_for_a_write_that_then_failed_is_counted_too() {
+        let disk = SimDisk::new();
+        let (mut spool, _) = open(&disk);
+        for seq in 1..=100 {
+            spool.push(&[batch(seq, 250_000)], &tails(seq)).unwrap();
+        }
+        let dropped = spool.dropped();
+        let before = spool.batches();
+        disk.set_full(true);
+        // More than there is room for, so that files have to go first.
+        let group: Vec<_> = (101..=130).map(|seq| batch(seq, 250_000)).collect();
+        assert!(spool.push(&group, &tails(130)).is_err());
+        let gone = spool.dropped();
+        assert!(gone > 0 && spool.dropped() == 0, "{gone}");
+        assert_eq!(before - spool.batches(), gone as usize);
+        disk.set_full(false);
+        disk.heal();
+        assert_eq!(drain(&mut spool), (dropped + gone + 1..=100).collect::<Vec<_>>());
     }
 
     #[test]
@@ -593,7 +622,8 @@ mod tests {
         while spool.records.len() < RECORDS_MAX {
             spool.take_in(&mut vec![record]);
         }
-        assert_eq!(spool.push(&[batch(2, 10)], &tails(2)).unwrap(), RECORDS_MAX as u64);
+        spool.push(&[batch(2, 10)], &tails(2)).unwrap();
+        assert_eq!(spool.dropped(), RECORDS_MAX as u64);
         assert_eq!(drain(&mut spool), [2]);
     }
 

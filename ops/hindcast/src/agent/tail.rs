@@ -49,6 +49,17 @@ pub fn step(open: Option<Place>, seen: Option<Seen>) -> Step {
     }
 }
 
+/// Packed files bear these names: their bytes are no lines.
+const PACKED: [&str; 11] = [
+    ".gz", ".bz2", ".xz", ".zst", ".lz4", ".lzma", ".lz", ".br", ".z", ".zip", ".7z",
+];
+
+/// Whether a file beside a log may be an earlier part of it: `app.log.1`, `app.log-20261129`.
+pub fn is_rotated(log: &str, name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    name.len() > log.len() && name.starts_with(log) && !PACKED.iter().any(|p| lower.ends_with(p))
+}
+
 /// Cuts bytes, as they come, into lines. A line ends with `\n` or `\r\n`; empty lines are left out; bytes that are not
 /// UTF-8 are replaced. Of a line longer than `LINE_BYTES_MAX` the start is kept and the rest is counted as cut.
 #[derive(Clone, Debug, Default)]
@@ -144,6 +155,23 @@ mod tests {
                 1:25 - -> FinishThenClose
             "#]],
         );
+    }
+
+    #[test]
+    fn an_earlier_part_of_a_log_has_its_name_in_front_and_is_not_packed() {
+        for name in ["app.log.1", "app.log-20261129", "app.log.old"] {
+            assert!(is_rotated("app.log", name), "{name}");
+        }
+        for name in [
+            "app.log",
+            "app.lo",
+            "other.log.1",
+            "app.log.1.gz",
+            "app.log.2.ZST",
+            "app.log.zip",
+        ] {
+            assert!(!is_rotated("app.log", name), "{name}");
+        }
     }
 
     #[test]

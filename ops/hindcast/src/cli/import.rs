@@ -105,7 +105,7 @@ pub async fn run(args: ImportArgs) -> Done {
     bar.finish_and_clear();
     let report = done.map_err(|e| match e {
         ImportError::Unreachable { .. } => Failure::unreachable(e.to_string()),
-        ImportError::BadLine { .. } => Failure::no(e.to_string()),
+        ImportError::BadLine { .. } | ImportError::NotTaken { .. } => Failure::no(e.to_string()),
         ImportError::Read { .. } | ImportError::Usage { .. } => Failure::usage(e.to_string()),
     })?;
     match args.output {

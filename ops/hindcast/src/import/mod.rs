@@ -105,6 +105,8 @@ pub enum ImportError {
     BadLine { line: String },
     #[error("no endpoint confirmed a batch: {why}; run the same command again once one answers: it goes on here")]
     Unreachable { why: String },
+    #[error("no batch is taken there: {why}; {todo}, then run the same command again")]
+    NotTaken { why: String, todo: &'static str },
     #[error("{why}")]
     Usage { why: String },
 }

@@ -1,7 +1,8 @@
 //! How far an import has come, so that the next one goes on there.
 //!
 //! Pure. What is saved belongs to one cluster, tenant, set of options and list of files ([`key`]); a file whose content changed is
-//! begun anew. Saved after every confirmed batch: a process that is killed repeats one batch, which the server knows again.
+//! begun anew. Saved after every confirmed batch: a process that is killed repeats one batch, which the server
+//! knows again for ten minutes (`limits::DEDUP_SPAN`). After that, samples overwrite themselves, and its log lines are stored twice.
 
 use super::csv::Csv;
 use super::{ImportConfig, ImportReport};

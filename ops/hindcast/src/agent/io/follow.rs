@@ -1,6 +1,6 @@
 //! Follows log files. Shell of [`tail`](crate::agent::tail).
 
-use crate::agent::tail::{Lines, Place, Seen, Step, step};
+use crate::agent::tail::{self, Lines, Place, Seen, Step, step};
 use std::fs::{File, Metadata};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 pub const LOOK_BYTES_MAX: usize = 1024 * 1024;
 /// Entries of a folder among which a rotated file is looked for.
 const NAMES_MAX: usize = 10_000;
+/// The place in a file that is not there: no file has this inode.
+const ABSENT: (u64, u64) = (0, 0);
 
 #[derive(Debug)]
 struct Open {
@@ -54,7 +56,8 @@ impl Follower {
     }
 
     /// Follows from where an earlier agent was. A file that was rotated away meanwhile is looked for beside the path, read to its
-    /// end, and the one under the path from its start; one that is not found, or became shorter, is read from its start.
+    /// end, and the one under the path from its start; one that is not found, became shorter or was not there, is read from its
+    /// start.
     pub fn from_place(path: &Path, place: (u64, u64)) -> Self {
         let place = Place {
             inode: place.0,
@@ -71,8 +74,12 @@ impl Follower {
         };
         let beside = || {
             let dir = std::fs::read_dir(path.parent()?).ok()?;
+            let of = path.file_name()?.to_string_lossy();
             let entries = dir.take(NAMES_MAX).flatten();
-            let names = entries.filter(|e| e.metadata().is_ok_and(|m| m.ino() == place.inode));
+            // An inode alone is no proof: that of a file that is gone is given to another one.
+            let names = entries
+                .filter(|e| tail::is_rotated(&of, &e.file_name().to_string_lossy()))
+                .filter(|e| e.metadata().is_ok_and(|m| m.ino() == place.inode));
             names.map(|e| e.path()).find_map(|p| opened(&p))
         };
         Self {
@@ -84,10 +91,11 @@ impl Follower {
         }
     }
 
-    /// Up to where lines were told: inode and offset.
-    pub fn place(&self) -> Option<(u64, u64)> {
-        let place = self.open.as_ref()?.place;
-        Some((place.inode, place.offset.saturating_sub(self.lines.unended)))
+    /// Up to where lines were told: inode and offset. A file that is not there is to be read from its start when it comes.
+    pub fn place(&self) -> (u64, u64) {
+        self.open.as_ref().map_or(ABSENT, |open| {
+            (open.place.inode, open.place.offset.saturating_sub(self.lines.unended))
+        })
     }
 
     /// New lines since the last look. Blocks for as long as the file's device does.
@@ -183,7 +191,7 @@ mod tests {
         let mut f = Follower::from_end(&path);
         std::fs::write(&path, "before\none\nha").unwrap();
         assert_eq!(f.look(), ["one"]);
-        let place = f.place().unwrap();
+        let place = f.place();
         assert_eq!(place.1, 11, "the line that has not ended is read again");
         drop(f);
         std::fs::write(&path, "before\none\nhalf\n").unwrap();
@@ -196,6 +204,37 @@ mod tests {
         assert_eq!(got, ["half", "new"]);
         std::fs::remove_file(dir.path().join("app.log.1")).unwrap();
         assert_eq!(Follower::from_place(&path, place).look(), ["new"]);
+    }
+
+    #[test]
+    fn after_a_restart_a_foreign_or_packed_file_with_the_inode_of_the_log_is_not_taken_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.log");
+        std::fs::write(&path, "before\n").unwrap();
+        let place = Follower::from_end(&path).place();
+        for foreign in ["other.txt", "app.log.1.gz"] {
+            let foreign = dir.path().join(foreign);
+            std::fs::rename(&path, &foreign).unwrap();
+            std::fs::write(&foreign, "before\nforeign\n").unwrap();
+            std::fs::write(&path, "new\n").unwrap();
+            assert_eq!(Follower::from_place(&path, place).look(), ["new"], "{foreign:?}");
+            std::fs::rename(&foreign, &path).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_log_file_that_was_away_when_the_agent_ended_is_read_from_its_start_when_it_is_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.log");
+        std::fs::write(&path, "before\n").unwrap();
+        let mut f = Follower::from_end(&path);
+        std::fs::remove_file(&path).unwrap();
+        assert!(f.look().is_empty());
+        let place = f.place();
+        drop(f);
+        std::fs::write(&path, "first\n").unwrap();
+        assert_eq!(Follower::from_place(&path, place).look(), ["first"]);
+        assert_eq!(Follower::from_place(&path, place).place(), place);
     }
 
     #[test]

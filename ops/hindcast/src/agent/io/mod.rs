@@ -118,13 +118,11 @@ async fn send_all(
         };
         let sent = tokio::select! {
             sent = sender.send(&batch) => sent,
-            () = &mut over => {
-                queue.give_back(ticket, batch);
-                break;
-            }
+            // It still waits where it was.
+            () = &mut over => break,
         };
-        queue.clone().confirm(ticket, &batch).await;
         count(&mut report, &batch, &sent);
+        queue.clone().confirm(ticket, batch).await;
         report.retries = sender.retries;
         report.last_error = sender.last_error.clone();
         report.dropped = queue.dropped();
@@ -336,7 +334,7 @@ impl Collector {
         let tails = self
             .followers
             .iter()
-            .filter_map(|(_, f)| Some((f.path.to_string_lossy().into_owned(), f.place()?)));
+            .map(|(_, f)| (f.path.to_string_lossy().into_owned(), f.place()));
         queue.clone().push(group, tails.collect()).await;
     }
 }
@@ -540,6 +538,65 @@ mod tests {
             request: Request<Streaming<v1::WriteRequest>>,
         ) -> Result<Response<Self::WriteStreamStream>, Status> {
             self.inner.write_stream(request).await
+        }
+    }
+
+    /// Answers every request with a status of HTTP, as a proxy whose node is gone, and counts them.
+    async fn serve_http(status: u16) -> (String, Arc<Mutex<usize>>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let asked = Arc::new(Mutex::new(0));
+        let counted = asked.clone();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let counted = counted.clone();
+                let answer = hyper::service::service_fn(move |_: hyper::Request<hyper::body::Incoming>| {
+                    *counted.lock() += 1;
+                    let mut answer = hyper::Response::new(http_body_util::Empty::<bytes::Bytes>::new());
+                    *answer.status_mut() = hyper::StatusCode::from_u16(status).unwrap();
+                    std::future::ready(Ok::<_, std::convert::Infallible>(answer))
+                });
+                tokio::spawn(
+                    hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
+                        .serve_connection(hyper_util::rt::TokioIo::new(socket), answer),
+                );
+            }
+        });
+        (url, asked)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_proxy_that_answers_401_403_or_404_does_not_empty_the_spool() {
+        for status in [401, 403, 404] {
+            let (url, asked) = serve_http(status).await;
+            let dir = tempfile::tempdir().unwrap();
+            let mut config = AgentConfig::new(
+                Endpoints::parse(&url).unwrap(),
+                proc::identity(Some("web-1".to_owned())),
+            );
+            config.interval = INTERVAL_MIN;
+            config.buffer_dir = Some(dir.path().join("buffer"));
+            let (_stop, stopped) = watch::channel(false);
+            let agent = tokio::spawn(run(config.clone(), stopped));
+            while *asked.lock() < 3 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            agent.abort();
+            assert!(agent.await.unwrap_err().is_cancelled());
+            // The lock goes with the agent's last task.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let server = Forgetful::default();
+            config.endpoints = Endpoints::parse(&serve(server.clone()).await).unwrap();
+            config.once = true;
+            let (_stop, stopped) = watch::channel(false);
+            let report = run(config, stopped).await;
+            assert_eq!((report.refused, report.dropped, report.kept), (0, 0, 0), "{report:?}");
+            // The very first batch of the first agent came, too.
+            let stored = server.stored.lock();
+            let writers: BTreeSet<&String> = stored.keys().map(|(writer, _)| writer).collect();
+            assert_eq!(writers.len(), 2, "{status}");
+            let first = stored.keys().next().unwrap();
+            assert_eq!(first.1, 1, "{status}");
         }
     }
 

@@ -10,8 +10,11 @@ use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
+/// After a failure the disk is left alone for this long: each try may let older batches go to make room.
+const SPILL_PAUSE: Duration = Duration::from_secs(5);
 const FULL: &str = "the buffer is full; the oldest batches were dropped";
 
 /// Where a batch is that is being sent.
@@ -36,8 +39,8 @@ struct Held {
     memory: Buffer,
     /// How far log files were read for what came into memory because the disk took nothing.
     memory_tails: Option<Tails>,
-    /// The disk takes nothing at present, which was said.
-    failing: bool,
+    /// The disk takes nothing at present, which was said. It is not tried again before this.
+    failing: Option<Instant>,
     counts: Counts,
 }
 
@@ -73,6 +76,29 @@ impl Held {
         self.drop_items(found.lost, "the buffer is damaged; batches are lost");
     }
 
+    /// `false`: the disk took nothing of it.
+    fn write(&mut self, group: &[v1::WriteRequest], tails: &Tails) -> bool {
+        let Some(spool) = &mut self.spool else { return false };
+        let written = spool.push(group, tails);
+        let dropped = spool.dropped();
+        self.drop_items(dropped, FULL);
+        match written {
+            Ok(()) => {
+                if self.failing.take().is_some() {
+                    tracing::info!("the buffer's disk takes batches again");
+                }
+                true
+            }
+            Err(e) => {
+                self.counts.disk_failures += 1;
+                if self.failing.replace(Instant::now() + SPILL_PAUSE).is_none() {
+                    tracing::warn!(error = %e, "the buffer's disk takes nothing; batches wait in memory until it does");
+                }
+                false
+            }
+        }
+    }
+
     fn drop_items(&mut self, dropped: u64, why: &str) {
         if dropped > 0 {
             self.counts.dropped += dropped;
@@ -85,51 +111,29 @@ impl Held {
         let Some(spool) = &mut self.spool else { return false };
         let tails = self.memory_tails.take();
         if self.memory.is_empty() {
-            // All of it was sent meanwhile.
+            // All of it was confirmed meanwhile.
             if let Some(tails) = tails {
                 spool.note(tails);
             }
             return true;
         }
-        let group: Vec<_> = std::iter::from_fn(|| self.memory.take()).collect();
         let now = tails.clone().unwrap_or_else(|| spool.tails().clone());
-        let why = match spool.push(&group, &now) {
-            Ok(dropped) => {
-                self.drop_items(dropped, FULL);
-                return true;
-            }
-            Err(e) => e.to_string(),
-        };
+        let group: Vec<_> = std::iter::from_fn(|| self.memory.take()).collect();
+        if self.write(&group, &now) {
+            return true;
+        }
         self.memory_tails = tails;
         for batch in group.into_iter().rev() {
             let dropped = self.memory.put_back(batch);
             self.drop_items(dropped, FULL);
         }
-        self.failed(&why);
         false
     }
 
-    fn failed(&mut self, why: &str) {
-        self.counts.disk_failures += 1;
-        if !self.failing {
-            self.failing = true;
-            tracing::warn!(error = %why, "the buffer's disk takes nothing; batches wait in memory until it does");
-        }
-    }
-
     fn push(&mut self, group: Vec<v1::WriteRequest>, tails: Tails) {
-        if self.spill()
-            && let Some(spool) = &mut self.spool
-        {
-            match spool.push(&group, &tails) {
-                Ok(dropped) => {
-                    if std::mem::take(&mut self.failing) {
-                        tracing::info!("the buffer's disk takes batches again");
-                    }
-                    return self.drop_items(dropped, FULL);
-                }
-                Err(e) => self.failed(&e.to_string()),
-            }
+        let is_left_alone = self.failing.is_some_and(|until| Instant::now() < until);
+        if !is_left_alone && self.spill() && self.write(&group, &tails) {
+            return;
         }
         for batch in group {
             let dropped = self.memory.push(batch);
@@ -144,7 +148,31 @@ impl Held {
         self.find(found);
         match oldest {
             Some((ticket, batch)) => Some((Place::Disk(ticket), batch)),
-            None => Some((Place::Memory, self.memory.take()?)),
+            // It stays in front until it is confirmed: what is read on meanwhile must not be noted as read without it.
+            None => Some((Place::Memory, self.memory.oldest()?.clone())),
+        }
+    }
+
+    /// `false`: it was dropped meanwhile.
+    fn confirm(&mut self, place: Place, batch: &v1::WriteRequest) -> bool {
+        let is_it = |other: &v1::WriteRequest| (&other.writer, other.seq) == (&batch.writer, batch.seq);
+        let ticket = match place {
+            Place::Disk(ticket) => Some(ticket),
+            Place::Memory if self.memory.oldest().is_some_and(is_it) => {
+                self.memory.take();
+                return true;
+            }
+            // It may have come to disk while it was on its way.
+            Place::Memory => {
+                let mut found = Found::default();
+                let oldest = self.spool.as_mut().and_then(|s| s.peek(&mut found));
+                self.find(found);
+                oldest.filter(|(_, other)| is_it(other)).map(|(ticket, _)| ticket)
+            }
+        };
+        match (&mut self.spool, ticket) {
+            (Some(spool), Some(ticket)) => spool.confirm(ticket),
+            _ => false,
         }
     }
 }
@@ -196,27 +224,16 @@ impl Queue {
     }
 
     /// A batch was confirmed, or refused for good.
-    pub async fn confirm(self: Arc<Self>, place: Place, batch: &v1::WriteRequest) {
-        let Place::Disk(ticket) = place else { return };
-        let (samples, lines) = items(batch);
+    pub async fn confirm(self: Arc<Self>, place: Place, batch: v1::WriteRequest) {
+        let (samples, lines) = items(&batch);
         blocking(move || {
             let mut held = self.held.lock();
-            let there = held.spool.as_mut().is_some_and(|s| s.confirm(ticket));
-            if !there {
+            if !held.confirm(place, &batch) {
                 // It was dropped while it was on its way, and has arrived all the same.
                 held.counts.dropped = held.counts.dropped.saturating_sub(samples + lines);
             }
         })
         .await;
-    }
-
-    /// A batch on its way when the end came. On disk it still is.
-    pub fn give_back(&self, place: Place, batch: v1::WriteRequest) {
-        if let Place::Memory = place {
-            let mut held = self.held.lock();
-            let dropped = held.memory.put_back(batch);
-            held.drop_items(dropped, FULL);
-        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -283,9 +300,45 @@ mod tests {
         let mut seqs = vec![];
         while let Some((place, batch)) = queue.clone().take().await {
             seqs.push(batch.seq);
-            queue.clone().confirm(place, &batch).await;
+            queue.clone().confirm(place, batch).await;
         }
         seqs
+    }
+
+    #[tokio::test]
+    async fn lines_of_a_batch_on_its_way_from_memory_survive_a_kill_once_the_disk_takes_batches_again() {
+        let disk = SimDisk::new();
+        let queue = Arc::new(Queue::on(Arc::new(disk.clone()), 0).unwrap());
+        let mut batcher = Batcher::new("w", &[]);
+        disk.set_full(true);
+        queue.clone().push(group(&mut batcher, "one"), tails(1)).await;
+        let (place, on_its_way) = queue.clone().take().await.unwrap();
+        assert!(matches!(place, Place::Memory) && on_its_way.seq == 1);
+        disk.set_full(false);
+        disk.heal();
+        queue.held.lock().failing = Some(Instant::now());
+        queue.clone().push(group(&mut batcher, "two"), tails(2)).await;
+        // What counts as read when the process is killed now is on disk, all of it.
+        let killed = Arc::new(Queue::on(Arc::new(disk.fork()), 0).unwrap());
+        assert_eq!(killed.tail(Path::new("log")), Some((7, 2)));
+        assert_eq!(drain(&killed).await, [1, 2]);
+        // Confirmed after all, it is not sent once more.
+        queue.clone().confirm(place, on_its_way).await;
+        assert_eq!(drain(&queue).await, [2]);
+        assert_eq!((queue.dropped(), queue.left()), (0, (0, 0)));
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_has_to_go_while_it_is_on_its_way_and_arrives_counts_as_arrived() {
+        let queue = Arc::new(Queue::default());
+        queue.held.lock().memory = Buffer::bounded(1, usize::MAX);
+        let mut batcher = Batcher::new("w", &[]);
+        queue.clone().push(group(&mut batcher, "one"), tails(1)).await;
+        let (place, on_its_way) = queue.clone().take().await.unwrap();
+        queue.clone().push(group(&mut batcher, "two"), tails(2)).await;
+        assert_eq!(queue.dropped(), 1);
+        queue.clone().confirm(place, on_its_way).await;
+        assert_eq!((queue.dropped(), drain(&queue).await), (0, vec![2]));
     }
 
     #[tokio::test]
@@ -310,12 +363,15 @@ mod tests {
         );
         disk.set_full(false);
         disk.heal();
-        let (on_disk, in_memory, _) = push("four", 4).await;
-        assert_eq!((on_disk, in_memory), (4, 0));
+        // Each try may let older batches go: there is a pause between two.
+        assert_eq!(push("four", 4).await, (1, 3, 1));
+        queue.held.lock().failing = Some(Instant::now());
+        let (on_disk, in_memory, _) = push("five", 5).await;
+        assert_eq!((on_disk, in_memory), (5, 0));
         let killed = Arc::new(Queue::on(Arc::new(disk.fork()), 0).unwrap());
-        assert_eq!(killed.tail(Path::new("log")), Some((7, 4)));
-        assert_eq!(drain(&killed).await, [1, 2, 3, 4]);
-        assert_eq!(drain(&queue).await, [1, 2, 3, 4]);
+        assert_eq!(killed.tail(Path::new("log")), Some((7, 5)));
+        assert_eq!(drain(&killed).await, [1, 2, 3, 4, 5]);
+        assert_eq!(drain(&queue).await, [1, 2, 3, 4, 5]);
         assert_eq!((queue.dropped(), queue.left()), (0, (0, 0)));
     }
 }

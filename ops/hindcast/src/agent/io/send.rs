@@ -52,10 +52,14 @@ pub struct Sender {
     pub last_error: Option<String>,
     /// Attempts that were not confirmed, while they are under way.
     pub failures: Arc<AtomicU64>,
+    patient: bool,
+    /// It was said that none of our batches is taken.
+    barred_said: bool,
 }
 
 impl Sender {
-    /// Connects with the first batch. `rounds_max`: rounds over all endpoints before a batch is given up.
+    /// Connects with the first batch. `rounds_max`: rounds over all endpoints before a batch is given up. Who gives up does so at
+    /// once where no batch is taken at all; who does not waits until some are.
     pub fn new(endpoints: &Endpoints, tls: &TlsArgs, tenant: &str, rounds_max: Option<u32>) -> Result<Self, BadSender> {
         let dial = tls.dial(endpoints.urls().iter().map(String::as_str));
         let dial = dial.map_err(|e| BadSender::Tls(e.to_string()))?;
@@ -87,6 +91,8 @@ impl Sender {
             retries: 0,
             last_error: None,
             failures: Arc::default(),
+            patient: rounds_max.is_none(),
+            barred_said: false,
         })
     }
 
@@ -103,14 +109,18 @@ impl Sender {
                     self.retries += u64::from(sends > 1);
                     last = self.attempt(endpoint, batch).await;
                     match &last {
-                        Ok(_) => Input::Accepted,
+                        Ok(_) => {
+                            self.barred_said = false;
+                            Input::Accepted
+                        }
                         Err(status) if self.unpack(endpoint, status) => Input::Failed { wait: None },
                         Err(status) => {
                             let text = format!("{}: {}", self.urls[endpoint], describe(status));
                             tracing::debug!(batch = batch.seq, error = %text, "batch not confirmed");
                             self.last_error = Some(text);
                             self.failures.fetch_add(1, Ordering::Relaxed);
-                            if is_final(status.code()) {
+                            self.say_barred(endpoint, status);
+                            if is_of_batch(status.code()) || is_barred(status.code()) && !self.patient {
                                 Input::Refused
                             } else {
                                 Input::Failed { wait: wait(status) }
@@ -125,12 +135,23 @@ impl Sender {
                 Next::End(outcome) => {
                     return match (outcome, last) {
                         (Outcome::Delivered, Ok(answer)) => Sent::Acked(answer),
-                        (Outcome::Refused, Err(status)) => Sent::Refused(status),
-                        (Outcome::GaveUp, Err(status)) => Sent::GaveUp(status),
+                        (Outcome::Refused, Err(status)) if is_of_batch(status.code()) => Sent::Refused(status),
+                        (Outcome::Refused | Outcome::GaveUp, Err(status)) => Sent::GaveUp(status),
                         (outcome, last) => unreachable!("{outcome:?} after {last:?}"),
                     };
                 }
             }
+        }
+    }
+
+    /// Who waits for better days says once what a person has to change.
+    fn say_barred(&mut self, endpoint: usize, status: &Status) {
+        if self.patient && is_barred(status.code()) && !self.barred_said {
+            self.barred_said = true;
+            tracing::warn!(
+                endpoint = %self.urls[endpoint], code = ?status.code(), error = %describe(status),
+                "no batch is taken there: check the address, the tenant and the certificate; batches wait and are sent again"
+            );
         }
     }
 
@@ -176,16 +197,16 @@ fn wait(status: &Status) -> Option<SpanNs> {
     info.or_else(|| seconds().map(|s| SpanNs(s.saturating_mul(1_000_000_000))))
 }
 
-/// The request is wrong; everything else may pass on another node or later.
-fn is_final(code: Code) -> bool {
+/// What a node says of the batch itself; everything else may pass on another node or later.
+fn is_of_batch(code: Code) -> bool {
+    matches!(code, Code::InvalidArgument | Code::OutOfRange)
+}
+
+/// No batch would be taken there, whatever is in it: often a proxy's word, which ends when a person has mended what is wrong.
+pub fn is_barred(code: Code) -> bool {
     matches!(
         code,
-        Code::InvalidArgument
-            | Code::OutOfRange
-            | Code::NotFound
-            | Code::PermissionDenied
-            | Code::Unauthenticated
-            | Code::Unimplemented
+        Code::NotFound | Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented
     )
 }
 

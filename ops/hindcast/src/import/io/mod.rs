@@ -16,7 +16,7 @@ use super::{
     jsonl, openmetrics,
 };
 use crate::agent::batcher::{Batcher, items};
-use crate::agent::io::send::{Sender, Sent, acked, now};
+use crate::agent::io::send::{Sender, Sent, acked, is_barred, now};
 use flate2::read::MultiGzDecoder;
 use hindcast_proto::v1;
 use indicatif::{ProgressBar, ProgressBarIter};
@@ -25,6 +25,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::SystemTime;
+use tonic::Code;
 
 /// Rounds over all endpoints before an import ends; with the pauses in between, longer than an election.
 pub const ROUNDS_MAX: u32 = 8;
@@ -51,7 +52,6 @@ pub async fn run(config: &ImportConfig, bar: &ProgressBar) -> Result<ImportRepor
         sender,
         progress: Progress::open(config).await?,
     };
-    let retries_before = import.progress.saved.report.retries;
     for (i, path) in config.files.iter().enumerate() {
         bar.set_message(path.display().to_string());
         match config.format {
@@ -59,7 +59,6 @@ pub async fn run(config: &ImportConfig, bar: &ProgressBar) -> Result<ImportRepor
             Format::Tsdb => tsdb::import(&mut import, i, path, bar).await?,
             _ => import.file(i, path, bar).await?,
         }
-        import.progress.saved.report.retries = retries_before + import.sender.retries;
         import.done(i);
     }
     import.progress.finish();
@@ -162,8 +161,10 @@ impl Import<'_> {
 
     async fn send(&mut self, batch: &v1::WriteRequest) -> Result<(), ImportError> {
         let (samples, lines) = items(batch);
+        let retries_before = self.sender.retries;
         let sent = self.sender.send(batch).await;
         let report = &mut self.progress.saved.report;
+        report.retries += self.sender.retries - retries_before;
         match sent {
             Sent::Acked(answer) => {
                 let (samples_acked, lines_acked) = acked(batch, &answer);
@@ -183,11 +184,27 @@ impl Import<'_> {
                 note(report, format!("batch {} refused: {}", batch.seq, status.message()));
                 Ok(())
             }
-            Sent::GaveUp(status) => Err(ImportError::Unreachable {
-                why: self.sender.last_error.clone().unwrap_or_else(|| status.to_string()),
-            }),
+            Sent::GaveUp(status) => {
+                let why = self.sender.last_error.clone().unwrap_or_else(|| status.to_string());
+                Err(match status.code() {
+                    Code::Unauthenticated => not_taken(why, UNAUTHORIZED),
+                    Code::PermissionDenied => not_taken(why, FORBIDDEN),
+                    code if is_barred(code) => not_taken(why, NOT_THERE),
+                    _ => ImportError::Unreachable { why },
+                })
+            }
         }
     }
+}
+
+/// What to do where no batch is taken.
+const UNAUTHORIZED: &str = "say who sends (--tls-cert and --tls-key, or what a proxy in front of the node asks for)";
+const FORBIDDEN: &str = "use a tenant and a certificate that may write (--tenant, --tls-cert, --tls-key)";
+const NOT_THERE: &str =
+    "name the address of a node, or let the proxy in front of it pass these requests on (--endpoint, --tenant)";
+
+fn not_taken(why: String, todo: &'static str) -> ImportError {
+    ImportError::NotTaken { why, todo }
 }
 
 fn note(report: &mut ImportReport, text: String) {
@@ -300,8 +317,10 @@ impl Lines {
     fn go_on(&mut self, mark: &LineMark, bar: &ProgressBar) -> std::io::Result<()> {
         match &mut self.reader {
             Reader::Plain(reader) => {
+                let before = bar.position();
                 reader.seek(SeekFrom::Start(mark.offset))?;
-                bar.inc(mark.offset);
+                // A seek sets the bar, as if this were the only file.
+                bar.set_position(before + mark.offset);
             }
             Reader::Gzip(reader) => {
                 std::io::copy(&mut reader.by_ref().take(mark.offset), &mut std::io::sink())?;
@@ -357,6 +376,9 @@ mod tests {
     use super::*;
     use crate::agent::Endpoints;
     use std::io::Write;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
 
     fn lines_of(bytes: &[u8]) -> Vec<String> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -381,14 +403,11 @@ mod tests {
         assert_eq!(lines_of(&gz.finish().unwrap()), expected);
     }
 
-    #[test]
-    fn a_writer_is_named_by_content_and_options() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "up 1\n").unwrap();
-        let mut config = ImportConfig {
-            format: Format::Openmetrics,
-            files: vec![],
-            endpoints: Endpoints::parse("a:1").unwrap(),
+    fn config(format: Format, files: &[&Path], url: &str) -> ImportConfig {
+        ImportConfig {
+            format,
+            files: files.iter().map(|f| f.to_path_buf()).collect(),
+            endpoints: Endpoints::parse(url).unwrap(),
             tls: crate::tls::TlsArgs::default(),
             tenant: "default".into(),
             metric: None,
@@ -398,7 +417,122 @@ mod tests {
             strict: false,
             progress_dir: None,
             restart: false,
+        }
+    }
+
+    /// Answers with these statuses one after the other, the last one for good; how many requests of remote write came.
+    async fn serve_http(statuses: &'static [u16], is_http2: bool) -> (String, Arc<AtomicUsize>) {
+        use hyper::server::conn::{http1, http2};
+        use hyper_util::rt::{TokioExecutor, TokioIo};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = asked.clone();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let counted = counted.clone();
+                let answer = hyper::service::service_fn(move |_: hyper::Request<hyper::body::Incoming>| {
+                    let n = counted.fetch_add(1, Ordering::Relaxed).min(statuses.len() - 1);
+                    let mut answer = hyper::Response::new(http_body_util::Empty::<bytes::Bytes>::new());
+                    *answer.status_mut() = hyper::StatusCode::from_u16(statuses[n]).unwrap();
+                    std::future::ready(Ok::<_, std::convert::Infallible>(answer))
+                });
+                let io = TokioIo::new(socket);
+                if is_http2 {
+                    tokio::spawn(http2::Builder::new(TokioExecutor::new()).serve_connection(io, answer));
+                } else {
+                    tokio::spawn(http1::Builder::new().serve_connection(io, answer));
+                }
+            }
+        });
+        (url, asked)
+    }
+
+    /// The body of a request of remote write with nothing in it.
+    fn body() -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let packed = snap::raw::Encoder::new().compress_vec(&[]).unwrap();
+        file.write_all(&packed).unwrap();
+        file
+    }
+
+    #[tokio::test]
+    async fn remote_write_to_a_receiver_that_speaks_http_only_goes_on_without_progress() {
+        let (url, asked) = serve_http(&[204], false).await;
+        let (file, dir) = (body(), tempfile::tempdir().unwrap());
+        let mut config = config(Format::RemoteWrite, &[file.path()], &url);
+        config.progress_dir = Some(dir.path().to_owned());
+        let done = tokio::time::timeout(Duration::from_secs(8), run(&config, &ProgressBar::hidden())).await;
+        let report = done.expect("no waiting").unwrap();
+        assert_eq!((report.files, report.batches, report.retries), (1, 1, 0));
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn remote_write_sends_again_after_408_429_and_503_and_says_how_often() {
+        let (url, asked) = serve_http(&[408, 429, 503, 204], false).await;
+        let file = body();
+        let config = config(Format::RemoteWrite, &[file.path()], &url);
+        let report = run(&config, &ProgressBar::hidden()).await.unwrap();
+        assert_eq!((report.batches, report.refused, report.retries), (1, 0, 3));
+        assert_eq!(asked.load(Ordering::Relaxed), 4);
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_answers_401_403_or_404_ends_an_import_with_what_to_do() {
+        for (statuses, todo) in [(&[401], "say who sends"), (&[403], "may write"), (&[404], "--endpoint")] {
+            let mut lines = tempfile::NamedTempFile::new().unwrap();
+            lines.write_all(b"up 1 1\n").unwrap();
+            let body = body();
+            for (format, file, is_http2) in [
+                (Format::Openmetrics, lines.path(), true),
+                (Format::RemoteWrite, body.path(), false),
+            ] {
+                let (url, asked) = serve_http(statuses, is_http2).await;
+                let dir = tempfile::tempdir().unwrap();
+                let mut config = config(format, &[file], &url);
+                if is_http2 {
+                    config.progress_dir = Some(dir.path().to_owned());
+                }
+                let ended = run(&config, &ProgressBar::hidden()).await.unwrap_err();
+                assert!(matches!(ended, ImportError::NotTaken { .. }), "{ended}");
+                assert!(ended.to_string().contains(todo), "{ended}");
+                // The question which cluster it is, and the batch.
+                assert_eq!(asked.load(Ordering::Relaxed), 1 + usize::from(is_http2));
+                assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is noted");
+            }
+        }
+    }
+
+    #[test]
+    fn the_bar_of_a_plain_file_that_is_gone_on_with_ends_at_its_length() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let text = "up 1\n".repeat(20_000);
+        file.write_all(text.as_bytes()).unwrap();
+        let half = text.len() as u64 / 2;
+        let mark = LineMark {
+            seq: 1,
+            offset: half,
+            number: 10_000,
+            page_ms: 0,
+            csv: None,
         };
+        let bar = ProgressBar::hidden();
+        // Another file was read before.
+        bar.set_position(7);
+        let mut lines = Lines::open(file.path(), &bar).unwrap();
+        lines.go_on(&mark, &bar).unwrap();
+        assert_eq!(bar.position(), 7 + half);
+        while lines.next().unwrap().is_some() {}
+        assert_eq!((bar.position(), lines.number), (7 + 2 * half, 20_000));
+    }
+
+    #[test]
+    fn a_writer_is_named_by_content_and_options() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "up 1\n").unwrap();
+        let mut config = config(Format::Openmetrics, &[], "a:1");
         let name = |config: &ImportConfig, at| writer(config, file.path(), at).unwrap();
         let first = name(&config, 1);
         assert_eq!(first, name(&config, 1));

@@ -1,10 +1,8 @@
 //! Where progress is kept: one small file for each import that is under way.
 
-use crate::agent::Endpoints;
 use crate::agent::io::send::now;
 use crate::import::resume::{SAVED_BYTES_MAX, Saved, key, seal, unseal};
-use crate::import::{ImportConfig, ImportError};
-use crate::tls::TlsArgs;
+use crate::import::{Format, ImportConfig, ImportError};
 use hindcast_model::SpanNs;
 use hindcast_proto::edge::TENANT_KEY;
 use hindcast_proto::v1;
@@ -12,6 +10,7 @@ use hindcast_proto::v1::cluster_client::ClusterClient;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tonic::Code;
 
 /// An answer that takes longer counts as none.
 const ANSWER_SPAN_MAX: Duration = Duration::from_secs(5);
@@ -35,7 +34,13 @@ impl Progress {
             return Ok(progress);
         };
         // Progress belongs to one cluster: what another one confirmed is not stored in this one.
-        let cluster = cluster(&config.endpoints, &config.tls, &config.tenant).await?;
+        let cluster = match cluster(config).await? {
+            Ok(cluster) => cluster,
+            Err(why) => {
+                tracing::warn!(error = %why, "cannot ask which cluster this is: no progress is kept, and an import that is ended begins anew");
+                return Ok(progress);
+            }
+        };
         let files: Vec<_> = config
             .files
             .iter()
@@ -95,8 +100,13 @@ fn read(path: &Path) -> Option<Saved> {
     None
 }
 
-/// The id of the cluster, from whichever node answers.
-async fn cluster(endpoints: &Endpoints, tls: &TlsArgs, tenant: &str) -> Result<String, ImportError> {
+/// The id of the cluster, from whichever node answers; or why none says it, which does not hinder the import. Where batches go
+/// by the same protocol and nobody answers at all, they would not arrive either: an error.
+async fn cluster(config: &ImportConfig) -> Result<Result<String, String>, ImportError> {
+    let ImportConfig {
+        endpoints, tls, tenant, ..
+    } = config;
+    let is_http = config.format == Format::RemoteWrite;
     let usage = |why: String| ImportError::Usage { why };
     let dial = tls.dial(endpoints.urls().iter().map(String::as_str));
     let dial = dial.map_err(|e| usage(e.to_string()))?;
@@ -104,11 +114,13 @@ async fn cluster(endpoints: &Endpoints, tls: &TlsArgs, tenant: &str) -> Result<S
         .parse()
         .map_err(|_| usage(format!("the tenant {tenant:?} is not plain ASCII")))?;
     let mut why = String::new();
-    for round in 0..super::ROUNDS_MAX {
+    // A receiver of remote write may speak no other protocol: it is asked once.
+    for round in 0..if is_http { 1 } else { super::ROUNDS_MAX } {
         if round > 0 {
             let pause = SpanNs::from_ms(200).doubled(round - 1).min(SpanNs::from_secs(5));
             tokio::time::sleep((now() + pause).since(now()).as_duration()).await;
         }
+        let mut may_pass = false;
         for url in endpoints.urls() {
             let endpoint = tonic::transport::Endpoint::from_shared(url.clone()).map_err(|e| usage(e.to_string()))?;
             let endpoint = endpoint.connect_timeout(ANSWER_SPAN_MAX).timeout(ANSWER_SPAN_MAX);
@@ -116,10 +128,28 @@ async fn cluster(endpoints: &Endpoints, tls: &TlsArgs, tenant: &str) -> Result<S
             let mut request = tonic::Request::new(v1::StatusRequest {});
             request.metadata_mut().insert(TENANT_KEY, tenant.clone());
             match client.status(request).await {
-                Ok(status) => return Ok(status.into_inner().cluster),
-                Err(status) => why = format!("{url}: {}", status.message()),
+                Ok(status) => return Ok(Ok(status.into_inner().cluster)),
+                Err(status) => {
+                    why = format!("{url}: {}", status.message());
+                    may_pass |= is_passing(status.code());
+                }
             }
         }
+        if !may_pass {
+            return Ok(Err(why));
+        }
     }
-    Err(ImportError::Unreachable { why })
+    if is_http {
+        Ok(Err(why))
+    } else {
+        Err(ImportError::Unreachable { why })
+    }
+}
+
+/// Whether asking later may help.
+fn is_passing(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::ResourceExhausted | Code::Aborted
+    )
 }

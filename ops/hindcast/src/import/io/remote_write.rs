@@ -4,7 +4,7 @@
 //! the protocol counts nothing.
 
 use super::super::{BadLine, ImportError};
-use super::{Import, ROUNDS_MAX, bad_line, cannot_read, note};
+use super::{FORBIDDEN, Import, NOT_THERE, ROUNDS_MAX, UNAUTHORIZED, bad_line, cannot_read, not_taken, note};
 use crate::agent::delivery::{Delivery, Input, Next, Outcome};
 use crate::agent::io::send::{ANSWER_SPAN_MAX, now};
 use bytes::Bytes;
@@ -88,8 +88,10 @@ pub async fn send(import: &mut Import<'_>, i: usize, path: &Path, bar: &Progress
                 let mut wait = None;
                 match post(&client, &urls[endpoint], &config.tenant, body.clone(), &mut wait).await {
                     Ok(status) if status.is_success() => Input::Accepted,
-                    // Too many requests: later. Other client errors stay.
-                    Ok(status) if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => {
+                    Ok(status) if let Some(todo) = barred(status) => {
+                        return Err(not_taken(format!("{}: {status}", urls[endpoint]), todo));
+                    }
+                    Ok(status) if status.is_client_error() && !is_for_later(status) => {
                         why = format!("{}: {status}", urls[endpoint]);
                         Input::Refused
                     }
@@ -119,6 +121,21 @@ pub async fn send(import: &mut Import<'_>, i: usize, path: &Path, bar: &Progress
             }
             Next::End(Outcome::GaveUp) => return Err(ImportError::Unreachable { why }),
         }
+    }
+}
+
+/// It took too long to come, or too much comes at once.
+fn is_for_later(status: StatusCode) -> bool {
+    matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
+}
+
+/// What to do where no body is taken, whatever is in it.
+fn barred(status: StatusCode) -> Option<&'static str> {
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED => Some(UNAUTHORIZED),
+        StatusCode::FORBIDDEN => Some(FORBIDDEN),
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Some(NOT_THERE),
+        _ => None,
     }
 }
 
