@@ -18,7 +18,7 @@ const HOUR_MS: i64 = 3_600_000;
 const DAYS: i64 = 3;
 const SCRAPE_MS: i64 = 15_000;
 const HOSTS: usize = 4;
-/// The floor is proposed once a minute.
+/// The floor is proposed ten seconds after a start, and then once a minute.
 const FLOOR_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// A counter that starts anew every seven hours, a gauge of whole numbers, and one of fractions.

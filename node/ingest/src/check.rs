@@ -51,9 +51,12 @@ impl Bounds {
     }
 
     /// Cuts lines that are longer than one may be, between characters; says so in metadata of the name `mark`, if there is one. How
-    /// many were cut. What was refused is not here any more: so nothing happens where lines are not to be cut.
+    /// many were cut. None where longer ones are refused: what masking made longer than it came is kept.
     pub fn cut_lines(&self, lines: &mut [LogLine], mark: Option<&str>) -> u64 {
         let mut cut = 0;
+        if !self.cuts_lines {
+            return 0;
+        }
         for l in lines.iter_mut().filter(|l| l.line.len() > self.line_bytes_max) {
             let mut end = self.line_bytes_max;
             while end > 0 && l.line[end] & 0xc0 == 0x80 {

@@ -307,28 +307,35 @@ pub fn parse(file: &str, text: &str) -> Result<Limits, BadLimits> {
     })?;
     let raw = raw.unwrap_or_default();
     let default = raw.default.unwrap_or_default();
-    let resolved = |name: &str, of: RawTenant| {
+    let resolved = |path: &[&str], of: RawTenant| {
+        let name = path[path.len() - 1];
         of.resolve()
-            .map_err(|why| bad(line_of(text, name), format!("{name}: {why}")))
+            .map_err(|why| bad(line_of(text, path), format!("{name}: {why}")))
     };
     let mut limits = Limits {
-        default: resolved("default", default)?,
+        default: resolved(&["default"], default)?,
         tenants: BTreeMap::new(),
     };
     for (tenant, own) in raw.tenants {
-        let own = resolved(tenant.as_str(), own.or(&default))?;
+        let own = resolved(&["tenants", tenant.as_str()], own.or(&default))?;
         limits.tenants.insert(tenant, own);
     }
     Ok(limits)
 }
 
-/// Where an entry begins.
-fn line_of(text: &str, name: &str) -> Option<usize> {
-    let begins = |line: &str| {
-        let key = line.trim_start().split(':').next().unwrap_or_default();
-        key.trim().trim_matches(['"', '\'']) == name
-    };
-    (1..).zip(text.lines()).find(|(_, l)| begins(l)).map(|(n, _)| n)
+/// Where an entry begins: each name of its path on a line of its own, the first one without an indentation.
+fn line_of(text: &str, path: &[&str]) -> Option<usize> {
+    let mut lines = (1..).zip(text.lines());
+    let mut line = None;
+    for (depth, name) in path.iter().enumerate() {
+        let begins = |line: &str| {
+            let key = line.trim_start().split(':').next().unwrap_or_default();
+            let is_indented = line.starts_with(char::is_whitespace);
+            is_indented == (depth > 0) && key.trim().trim_matches(['"', '\'']) == *name
+        };
+        line = Some(lines.find(|(_, l)| begins(l))?.0);
+    }
+    line
 }
 
 /// An error of the reader in words that say what to do.
@@ -475,6 +482,10 @@ tenants:
             expect![
                 "limits.yml:2: a: samples_burst says how much may come at once, and nothing says how much per second: set samples_per_second, too"
             ],
+        );
+        check(
+            "default:\n  labels_max: 5\ntenants:\n  default:\n    samples_burst: 5\n",
+            expect!["limits.yml:4: default: samples_burst says how much may come at once, and nothing says how much per second: set samples_per_second, too"],
         );
         check(
             "- a\n",

@@ -33,6 +33,8 @@ use tonic::Status;
 
 /// How often the oldest data is looked at.
 const RETENTION_PAUSE: Duration = Duration::from_secs(60);
+/// Who changed a policy and started the node again sees what it does soon.
+const RETENTION_PAUSE_FIRST: Duration = Duration::from_secs(10);
 const FOUNDING_PAUSE: Duration = Duration::from_millis(200);
 
 /// What a node must be told.
@@ -429,8 +431,10 @@ impl Node {
 
     /// Proposes, for shards led here, what may go.
     async fn retain(self, pause: Duration) {
+        let mut next = pause.min(RETENTION_PAUSE_FIRST);
         loop {
-            tokio::time::sleep(pause).await;
+            tokio::time::sleep(next).await;
+            next = pause;
             let now = self.meta.cluster_now();
             let floors = floors_at(&self.retention, now);
             if floors.iter().all(|f| f.floors == Floors::NONE) {

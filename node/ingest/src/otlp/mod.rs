@@ -46,7 +46,7 @@ pub fn from_json<M: DeserializeOwned>(protocol: Protocol, body: &[u8]) -> Result
 }
 
 /// What nothing is found without.
-const NAMES_OF_PROTOBUF: [(&str, &str); 12] = [
+const NAMES_OF_PROTOBUF: [(&str, &str); 26] = [
     ("resource_metrics", "resourceMetrics"),
     ("scope_metrics", "scopeMetrics"),
     ("data_points", "dataPoints"),
@@ -59,6 +59,20 @@ const NAMES_OF_PROTOBUF: [(&str, &str); 12] = [
     ("resource_spans", "resourceSpans"),
     ("scope_spans", "scopeSpans"),
     ("string_value", "stringValue"),
+    ("int_value", "intValue"),
+    ("double_value", "doubleValue"),
+    ("bool_value", "boolValue"),
+    ("array_value", "arrayValue"),
+    ("kvlist_value", "kvlistValue"),
+    ("is_monotonic", "isMonotonic"),
+    ("aggregation_temporality", "aggregationTemporality"),
+    ("bucket_counts", "bucketCounts"),
+    ("explicit_bounds", "explicitBounds"),
+    ("trace_id", "traceId"),
+    ("span_id", "spanId"),
+    ("start_time_unix_nano", "startTimeUnixNano"),
+    ("end_time_unix_nano", "endTimeUnixNano"),
+    ("severity_number", "severityNumber"),
 ];
 
 /// Whether a text of JSON has such a key. Within a value its quotes would be escaped, or no colon would follow.

@@ -379,7 +379,9 @@ impl IngestState {
             let books = self.books(Naming::Defined, masking.of(tenant), gate.as_ref());
             own::adapt(tenant, &body, &limits, &books, &mut refs.lock()).map(|r| r.laid)
         };
-        let taken = self.take_laid(Protocol::Own, read.map(|r| r.laid), redo).await;
+        let taken = self
+            .take_laid(Protocol::Own, &limits.bounds, read.map(|r| r.laid), redo)
+            .await;
         (seq, taken)
     }
 
@@ -391,8 +393,10 @@ impl IngestState {
             let books = self.books(naming, masking.of(tenant), gate.as_ref());
             self.with_buffer(|buffer| remote_write::adapt(version, tenant, body, &limits, &books, buffer))
         };
-        self.take_laid(Protocol::RemoteWrite, read(Naming::Known), || read(Naming::Defined))
-            .await
+        self.take_laid(Protocol::RemoteWrite, &limits.bounds, read(Naming::Known), || {
+            read(Naming::Defined)
+        })
+        .await
     }
 
     async fn loki_protobuf(&self, tenant: &TenantId, body: &Bytes) -> Result<Taken, IngestError> {
@@ -402,8 +406,10 @@ impl IngestState {
             let books = self.books(naming, masking.of(tenant), None);
             self.with_buffer(|buffer| loki::adapt_protobuf(tenant, body, &limits, &books, buffer))
         };
-        self.take_laid(Protocol::Loki, read(Naming::Known), || read(Naming::Defined))
-            .await
+        self.take_laid(Protocol::Loki, &limits.bounds, read(Naming::Known), || {
+            read(Naming::Defined)
+        })
+        .await
     }
 
     /// Hands on what was laid out, counts what became of it, and remembers its series once they are stored. `again`
@@ -411,6 +417,7 @@ impl IngestState {
     async fn take_laid(
         &self,
         protocol: Protocol,
+        bounds: &Bounds,
         laid: Result<Laid, AdaptError>,
         again: impl Fn() -> Result<Laid, AdaptError> + Send + Sync,
     ) -> Result<Taken, IngestError> {
@@ -449,6 +456,10 @@ impl IngestState {
                 }
                 if written.is_ok() && !lessons.is_empty() {
                     lessons.learn(&tenant, &self.books(Naming::Known, None, None));
+                    if self.tenants.bounds(&tenant) != *bounds {
+                        // Limits were changed meanwhile: these were checked against the old ones.
+                        self.cache.forget();
+                    }
                 }
                 if written.is_ok() {
                     let beside = Beside {
@@ -487,14 +498,18 @@ impl IngestState {
         if !due.is_empty() && !is_paused {
             let now = self.clock.now();
             let write = self.sink.write(due.batch(tenant, now));
-            if let Ok(Ok(_)) = tokio::time::timeout(DESCRIBE_SPAN_MAX, write).await {
-                self.described.learn(tenant, &due, now);
-                written = due.len() as u64;
-            } else {
-                *self.describe_from.lock() = Some(SpanNs(began.0 + DESCRIBE_PAUSE.0));
+            match tokio::time::timeout(DESCRIBE_SPAN_MAX, write).await {
+                Ok(Ok(_)) => {
+                    self.described.learn(tenant, &due, now);
+                    written = due.len() as u64;
+                }
+                // Of this request alone; others may be taken.
+                Ok(Err(why)) if matches!(why.class(), Class::FixRequest | Class::TooLarge) => {}
+                _ => *self.describe_from.lock() = Some(SpanNs(began.0 + DESCRIBE_PAUSE.0)),
             }
         }
-        self.counters.metadata(written, due.left_out);
+        self.counters
+            .metadata(written, due.left_out + due.len() as u64 - written);
         self.counters.exemplars(exemplars, exemplars_left_out);
     }
 
@@ -622,11 +637,17 @@ impl IngestState {
     ) -> Result<Taken, IngestError> {
         let limits = self.limits(tenant);
         let read = body.and_then(|body| influx::adapt(tenant, &body, precision, &limits));
+        let mut texts = Rejections::default();
         let read = read.map(|read| {
-            self.refused(Protocol::Influx, tenant, &read.texts);
+            texts = read.texts;
             read.adapted
         });
-        self.take(Protocol::Influx, read.map_err(Into::into)).await
+        let taken = self.take(Protocol::Influx, read.map_err(Into::into)).await;
+        if taken.is_ok() {
+            // What comes again is counted then.
+            self.refused(Protocol::Influx, tenant, &texts);
+        }
+        taken
     }
 
     /// Hands on what was read, and counts what became of it.

@@ -1,7 +1,7 @@
 //! `hindcast cardinality`.
 
 use super::masking::ask;
-use super::{Client, Done, Output};
+use super::{Client, Done, Output, plain};
 use hyper::Method;
 use serde_json::Value;
 use std::process::ExitCode;
@@ -33,7 +33,7 @@ pub async fn run(args: CardinalityArgs) -> Done {
 
 /// For people.
 pub fn table(shown: &Value) -> String {
-    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    let text = |v: &Value| plain(v.as_str().unwrap_or_default());
     let number = |v: &Value| v.as_u64().unwrap_or(0);
     let rows = |list: &Value| list.as_array().cloned().unwrap_or_default();
     let max = shown["limits"]["active_series_max"].as_u64();

@@ -157,3 +157,8 @@ impl From<anyhow::Error> for Failure {
         Self::no(format!("{error:#}"))
     }
 }
+
+/// A line of log or name from outside, without what would move the cursor.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}

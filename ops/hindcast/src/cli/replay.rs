@@ -3,7 +3,7 @@
 //! Every frame is checked against its digest before it is shown. Exit code 1: the digest is not the one that
 //! `--expect` names, or a frame does not have the digest that was sent with it.
 
-use super::{Client, Done, Failure};
+use super::{Client, Done, Failure, plain};
 use hindcast_model::{Domain, ResourceId, SpanNs, TimestampNs};
 use hindcast_proto::v1::replay_client::ReplayClient;
 use hindcast_proto::v1::{PlayRequest, PlayResponse};
@@ -596,11 +596,6 @@ impl Screen {
             (name.to_owned(), object.to_owned(), values)
         })
     }
-}
-
-/// A line of log or name from outside, without what would move the cursor.
-fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn fit(name: &str, width: usize) -> String {

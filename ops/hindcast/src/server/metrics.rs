@@ -115,7 +115,7 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     (
         "hindcast_ingest_metadata_left_out_total",
         "counter",
-        "Descriptions of metrics for which there was no room; senders say them again.",
+        "Descriptions of metrics for which there was no room, or whose shard was away; senders say them again.",
     ),
     (
         "hindcast_ingest_metadata_written_total",

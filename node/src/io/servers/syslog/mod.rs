@@ -596,9 +596,12 @@ impl Fold {
 
     fn adapt(&mut self, messages: &[Message], limits: &LimitsContext) -> (Adapted, syslog::Tally) {
         let (mut adapted, tally) = syslog::adapt(&self.settings, messages, limits, &mut self.names);
-        self.of
-            .ingest
-            .mask(&mut adapted.batch, &limits.bounds, Some("syslog_cut"));
+        // Nobody would hear of a refusal: longer lines are cut for every tenant.
+        let bounds = hindcast_ingest::Bounds {
+            cuts_lines: true,
+            ..limits.bounds
+        };
+        self.of.ingest.mask(&mut adapted.batch, &bounds, Some("syslog_cut"));
         (adapted, tally)
     }
 
