@@ -17,7 +17,7 @@ pub const EXEMPLARS_BYTES_MAX: usize = 2 * 1024 * 1024;
 pub const EXEMPLAR_CHARS_MAX: usize = 128;
 
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Exemplar {
+pub struct Exemplar {
     pub labels: Vec<(String, String)>,
     pub value: f64,
     pub at: TimestampNs,

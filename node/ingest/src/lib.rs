@@ -46,7 +46,7 @@ mod wire;
 pub use check::{Bounds, LimitsContext, Refusal, Rejected, Rejections};
 pub use described::{Described, Due};
 pub use error::{AdaptError, Protocol};
-pub use exemplars::{EXEMPLAR_CHARS_MAX, EXEMPLARS_BYTES_MAX, EXEMPLARS_MAX};
+pub use exemplars::{EXEMPLAR_CHARS_MAX, EXEMPLARS_BYTES_MAX, EXEMPLARS_MAX, Exemplar};
 pub use intake::{Ids, Intake, Naming};
 pub use known::{SERIES_CACHE_BYTES_MAX, SeriesCache};
 pub use walk::{Books, Laid, Lessons, Native};

@@ -3,12 +3,18 @@
 //! A series that cannot be stored (too many labels, a name or value too long, a time too far ahead) is refused by itself,
 //! with the reason; the others of the scrape are stored. The caller names the batches.
 
+use crate::exemplars::Exemplars;
 use crate::owners::{Named, Seen};
-use crate::{Adapted, LimitsContext, Rejections};
+use crate::{Adapted, Exemplar, LimitsContext, Rejections};
 use hindcast_model::{Batch, Labels, Sample, SeriesBlock, TenantId};
 
-/// Makes a batch of rows, in their order. Each series stands there once.
-pub fn adapt(tenant: &TenantId, rows: &[(Labels, Vec<Sample>)], limits: &LimitsContext) -> Adapted {
+/// Makes a batch of rows, in their order. Each series stands there once. Exemplars become its streams; how many were left out.
+pub fn adapt(
+    tenant: &TenantId,
+    rows: &[(Labels, Vec<Sample>)],
+    exemplars: &[(Labels, Exemplar)],
+    limits: &LimitsContext,
+) -> (Adapted, u64) {
     let mut batch = Batch::new(tenant.clone());
     let (mut seen, mut rejected) = (Seen::default(), Rejections::default());
     let mut pairs = vec![];
@@ -40,8 +46,23 @@ pub fn adapt(tenant: &TenantId, rows: &[(Labels, Vec<Sample>)], limits: &LimitsC
             samples: kept,
         });
     }
+    let mut kept = Exemplars::default();
+    for (labels, exemplar) in exemplars {
+        pairs.clear();
+        pairs.extend(labels.iter());
+        if limits.labels(&pairs, true).is_err() {
+            // Its series was refused, too.
+            kept.left_out += 1;
+            continue;
+        }
+        let named = Named::new(tenant, labels.clone(), &[]);
+        seen.note(&named.resource);
+        kept.add(&named.labels, named.owner, exemplar.clone(), limits);
+    }
+    let left_out = kept.left_out;
+    batch.streams.extend(kept.into_blocks());
     seen.into_batch(&mut batch);
-    Adapted { batch, rejected }
+    (Adapted { batch, rejected }, left_out)
 }
 
 #[cfg(test)]
@@ -69,7 +90,25 @@ mod tests {
             (load.with("cpu", "0"), vec![sample(100, stale)]),
             (load.with("path", &long), vec![sample(100, 1.0)]),
         ];
-        let Adapted { batch, rejected } = adapt(&TenantId::default(), &rows, &limits);
+        let exemplar = |secs| Exemplar {
+            labels: vec![("trace_id".to_owned(), "a1".to_owned())],
+            value: 0.5,
+            at: TimestampNs::from_secs(secs),
+        };
+        let exemplars = [
+            (load.clone(), exemplar(100)),
+            (load.clone(), exemplar(5)),
+            (load.with("path", &long), exemplar(100)),
+        ];
+        let (Adapted { batch, rejected }, left_out) = adapt(&TenantId::default(), &rows, &exemplars, &limits);
+        assert_eq!(left_out, 2);
+        let lines: Vec<_> = batch.streams.iter().flat_map(|s| &s.lines).collect();
+        assert_eq!(lines.len(), 1);
+        assert!(
+            String::from_utf8_lossy(&lines[0].line).contains("node_load1"),
+            "{lines:?}"
+        );
+        assert_eq!(batch.streams[0].owner, batch.series[0].owner);
         assert_eq!(batch.series.len(), 2);
         assert_eq!(batch.series[0].samples, [sample(100, 1.5)]);
         assert_eq!(batch.series[1].samples[0].value.to_bits(), STALE_NAN_BITS);

@@ -485,7 +485,9 @@ tenants:
         );
         check(
             "default:\n  labels_max: 5\ntenants:\n  default:\n    samples_burst: 5\n",
-            expect!["limits.yml:4: default: samples_burst says how much may come at once, and nothing says how much per second: set samples_per_second, too"],
+            expect![
+                "limits.yml:4: default: samples_burst says how much may come at once, and nothing says how much per second: set samples_per_second, too"
+            ],
         );
         check(
             "- a\n",

@@ -11,7 +11,7 @@
 use crate::config::{Job, Limits, SAMPLES_PER_SCRAPE_MAX};
 use crate::relabel;
 use crate::target::{Target, named};
-use crate::text::{Format, Page, PageSample};
+use crate::text::{Format, Page, PageExemplar, PageSample};
 use crate::{Pairs, pool};
 use hashbrown::{HashMap, HashSet};
 use hindcast_model::{Labels, METRIC_NAME, STALE_NAN_BITS, Sample, SpanNs, TimestampNs};
@@ -31,10 +31,15 @@ pub const OF_POLL: &[&str] = &["snmp_up", "snmp_poll_duration_seconds", "snmp_po
 /// Before it nanoseconds in 64 bits begin; rounded up to a whole millisecond, as samples are stored.
 const OWN_TIME_MS_MIN: i64 = i64::MIN / 1_000_000;
 
+/// Exemplars of one page; further ones are left out.
+pub const EXEMPLARS_PER_SCRAPE_MAX: usize = 10_000;
+
 /// The series of a target's last scrape.
 #[derive(Clone, Debug, Default)]
 pub struct Series {
     of_page: HashSet<Labels>,
+    /// A target shows an exemplar until it has a newer one, and each is stored once. Of its last page that could be read.
+    exemplars: HashMap<Labels, PageExemplar>,
     /// `None`: the target was not scraped before.
     of_itself: Option<OfItself>,
 }
@@ -71,6 +76,7 @@ impl Series {
     /// Adds the series of a target that bore the same labels.
     pub fn absorb(&mut self, other: Self) {
         self.of_page.extend(other.of_page);
+        self.exemplars.extend(other.exemplars);
         match (&self.of_itself, other.of_itself) {
             // Other external labels came meanwhile: the next scrape does not have these, and ends them.
             (Some(own), Some(others)) if *own != others => {
@@ -87,6 +93,7 @@ impl FromIterator<Labels> for Series {
     fn from_iter<I: IntoIterator<Item = Labels>>(labels: I) -> Self {
         Self {
             of_page: labels.into_iter().collect(),
+            exemplars: HashMap::new(),
             of_itself: Some(OfItself {
                 labels: Labels::empty(),
                 names: OF_SCRAPE,
@@ -115,6 +122,10 @@ pub struct Taken {
     pub kept: usize,
     /// Samples whose series had one at the same time already; the first one stays.
     pub doubled: u64,
+    /// Those that the target did not show before, by series; without a time of their own, that of the scrape.
+    pub exemplars: Vec<(Labels, PageExemplar)>,
+    /// Not understood, or too many.
+    pub exemplars_left_out: u64,
 }
 
 struct PageRows {
@@ -124,6 +135,9 @@ struct PageRows {
     /// By row, the times of a series whose times do not rise.
     times: HashMap<usize, HashSet<TimestampNs>>,
     current: HashSet<Labels>,
+    /// By series, the last one.
+    exemplars: HashMap<Labels, PageExemplar>,
+    exemplars_left_out: u64,
     scraped: usize,
     kept: usize,
     doubled: u64,
@@ -143,6 +157,8 @@ pub fn take(
         places: HashMap::new(),
         times: HashMap::new(),
         current: HashSet::new(),
+        exemplars: HashMap::new(),
+        exemplars_left_out: 0,
         scraped: 0,
         kept: 0,
         doubled: 0,
@@ -151,7 +167,12 @@ pub fn take(
     if error.is_some() {
         // Of a page that cannot be taken nothing is stored.
         (page.rows, page.current) = (vec![], HashSet::new());
+        page.exemplars = std::mem::take(&mut series.exemplars);
     }
+    let exemplars = match error {
+        None => new_exemplars(&page.exemplars, series, at, target.job.interval),
+        Some(_) => vec![],
+    };
     let named_by = with_external(target, external);
     let itself = OfItself {
         labels: named_by,
@@ -177,14 +198,46 @@ pub fn take(
     let seconds = took.0 as f64 / 1e9;
     let values = [up, seconds, page.scraped as f64, page.kept as f64, added as f64];
     rows.extend(own.into_iter().zip(values.map(|value| vec![Sample { at, value }])));
-    (series.of_page, series.of_itself) = (page.current, Some(itself));
+    *series = Series {
+        of_page: page.current,
+        exemplars: page.exemplars,
+        of_itself: Some(itself),
+    };
     Taken {
         rows,
         error: error.map(|e| e.chars().take(pool::ERROR_CHARS_MAX).collect()),
         scraped: page.scraped,
         kept: page.kept,
         doubled: page.doubled,
+        exemplars,
+        exemplars_left_out: page.exemplars_left_out,
     }
+}
+
+/// What the target did not show before. Of a target that was not read before, those of before this interval are what another node has
+/// stored, or this one before it was started again.
+fn new_exemplars(
+    shown: &HashMap<Labels, PageExemplar>,
+    before: &Series,
+    at: TimestampNs,
+    interval: SpanNs,
+) -> Vec<(Labels, PageExemplar)> {
+    let is_new = |labels: &Labels, exemplar: &PageExemplar| match (before.exemplars.get(labels), exemplar.at_ms) {
+        (Some(last), Some(at)) => last.at_ms.is_none_or(|last| last < at),
+        (Some(last), None) => last != exemplar,
+        (None, Some(own)) => before.of_itself.is_some() || TimestampNs::from_ms(own) > at - interval,
+        (None, None) => true,
+    };
+    let new = shown.iter().filter(|(labels, exemplar)| is_new(labels, exemplar));
+    let mut new: Vec<_> = new
+        .map(|(labels, exemplar)| {
+            let at_ms = Some(exemplar.at_ms.unwrap_or_else(|| at.as_ms()));
+            let exemplar = exemplar.clone();
+            (labels.clone(), PageExemplar { at_ms, ..exemplar })
+        })
+        .collect();
+    new.sort_unstable_by(|a, b| a.0.iter().cmp(b.0.iter()));
+    new
 }
 
 /// The end of all series of a target that is not scraped any more: rows of markers.
@@ -242,7 +295,12 @@ impl PageRows {
         let job = &*target.job;
         let mut too_many = None;
         for sample in samples {
-            let PageSample { pairs, value, at_ms } = sample?;
+            let PageSample {
+                pairs,
+                value,
+                at_ms,
+                exemplar,
+            } = sample?;
             self.scraped += 1;
             let Some(labels) = self.labels(target, external, pairs)? else {
                 continue;
@@ -252,6 +310,13 @@ impl PageRows {
             if self.kept > job.limits.samples {
                 too_many = Some(job.limits.samples);
                 continue;
+            }
+            match exemplar {
+                None => {}
+                Some(Ok(exemplar)) if self.exemplars.len() < EXEMPLARS_PER_SCRAPE_MAX => {
+                    self.exemplars.insert(labels.clone(), exemplar);
+                }
+                Some(_) => self.exemplars_left_out += 1,
             }
             let own_time = at_ms.filter(|_| job.honor_timestamps);
             let sample = Sample {
@@ -439,6 +504,68 @@ mod tests {
         if !report.is_empty() {
             writeln!(out, "  up, seconds, scraped, kept, added: {}", report.join(", ")).unwrap();
         }
+    }
+
+    #[test]
+    fn an_exemplar_that_a_page_shows_for_long_is_taken_once() {
+        let (target, external) = target("scrape_interval: 10s");
+        let mut series = Series::default();
+        let mut scrape = |secs: i64, page: &str| {
+            let page = format!("{page}\n# EOF\n");
+            let format = Format::OpenMetrics;
+            let body = page.as_bytes();
+            let at = TimestampNs::from_secs(secs);
+            let taken = take(
+                &target,
+                &external,
+                Ok(Answer::Page { body, format }),
+                at,
+                SpanNs(1),
+                &mut series,
+            );
+            let of = |(labels, e): &(Labels, PageExemplar)| {
+                let id = &e.labels[0].1;
+                format!(
+                    "{} {id} {} {}",
+                    labels.metric_name().unwrap(),
+                    e.value,
+                    e.at_ms.unwrap()
+                )
+            };
+            let taken: Vec<_> = taken.exemplars.iter().map(of).chain(taken.error).collect();
+            taken.join(", ")
+        };
+        // The first time: what is older than an interval was there before.
+        let first = "a_total 1 # {t=\"old\"} 1 80\nb_total 1 # {t=\"new\"} 2 95\nc_total 1 # {t=\"timeless\"} 3";
+        expect!["b_total new 2 95000, c_total timeless 3 100000"].assert_eq(&scrape(100, first));
+        expect![""].assert_eq(&scrape(110, first));
+        // A newer one, one that is older than the last, and another one without a time.
+        let next = "a_total 1 # {t=\"newer\"} 1 105\nb_total 1 # {t=\"older\"} 2 94\nc_total 1 # {t=\"timeless\"} 4";
+        expect!["a_total newer 1 105000, c_total timeless 4 120000"].assert_eq(&scrape(120, next));
+        // A page that cannot be read takes nothing and forgets nothing.
+        expect!["line 4: no value"].assert_eq(&scrape(130, &format!("{first}\nbad")));
+        expect![""].assert_eq(&scrape(140, next));
+    }
+
+    #[test]
+    fn of_one_page_so_many_exemplars_are_taken_and_the_rest_is_counted() {
+        let (target, external) = target("");
+        let lines = |n: usize| {
+            let line = |i| format!("a_total{{i=\"{i}\"}} 1 # {{t=\"x\"}} 1\n");
+            (0..n).map(line).collect::<String>()
+        };
+        let page = format!("{}b_total 1 # x\n# EOF\n", lines(EXEMPLARS_PER_SCRAPE_MAX + 2));
+        let answer = Answer::Page {
+            body: page.as_bytes(),
+            format: Format::OpenMetrics,
+        };
+        let mut series = Series::default();
+        let taken = take(&target, &external, Ok(answer), TimestampNs(0), SpanNs(1), &mut series);
+        assert_eq!(
+            (taken.exemplars.len(), taken.exemplars_left_out),
+            (EXEMPLARS_PER_SCRAPE_MAX, 3)
+        );
+        assert_eq!((taken.error, taken.kept), (None, EXEMPLARS_PER_SCRAPE_MAX + 3));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Pages of the Prometheus text format 0.0.4 and of OpenMetrics 1.0, line by line.
 //!
-//! A line is `name{label="value",…} value [timestamp] [# exemplar]`; names may stand quoted inside the braces. Exemplars,
-//! types and help texts are left out: they do not change what is stored. Who reads a line says what its timestamp means.
+//! A line is `name{label="value",…} value [timestamp] [# exemplar]`; names may stand quoted inside the braces. Types and help texts are
+//! left out. Who reads a line says what its timestamp means. Exemplars are read from pages of OpenMetrics, which has them; one that is not understood
+//! is told and spoils nothing else.
 //!
 //! Bounds: [`LABELS_PER_LINE_MAX`]. A page's lines are read one after the other; what is kept of them is the reader's.
 
@@ -62,6 +63,18 @@ pub struct SampleLine<'a> {
     pub value: f64,
     /// As it stands there.
     pub stamp: Option<&'a str>,
+    /// What stands behind a `#`.
+    pub exemplar: Option<&'a str>,
+}
+
+/// A single measurement behind a sample, with labels that lead to its trace.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PageExemplar {
+    /// Each name once.
+    pub labels: Vec<(String, String)>,
+    pub value: f64,
+    /// In milliseconds, where the page names it.
+    pub at_ms: Option<i64>,
 }
 
 /// A float as Prometheus writes it: `NaN`, `+Inf` and hexadecimal aside, what Rust reads.
@@ -92,18 +105,27 @@ pub fn parse(line: &str) -> Result<Line<'_>, BadLine> {
     if !pairs.iter().any(|(n, _)| n == METRIC_NAME) {
         return Err(BadLine::new("no metric name"));
     }
-    let mut words = rest.split_whitespace();
-    let value = float(words.next().ok_or_else(|| BadLine::new("no value"))?)?;
-    let stamp = match words.next() {
-        None | Some("#") => None,
-        Some(stamp) => {
-            if words.next().is_some_and(|w| w != "#") {
-                return Err(BadLine::new("more than a value and a timestamp"));
-            }
-            Some(stamp)
-        }
+    let (numbers, exemplar) = match rest.split_once('#') {
+        Some((numbers, exemplar)) if numbers.ends_with([' ', '\t']) => (numbers, Some(exemplar.trim())),
+        _ => (rest, None),
     };
-    Ok(Line::Sample(SampleLine { pairs, value, stamp }))
+    let (value, stamp) = value_and_stamp(numbers)?;
+    Ok(Line::Sample(SampleLine {
+        pairs,
+        value,
+        stamp,
+        exemplar,
+    }))
+}
+
+fn value_and_stamp(text: &str) -> Result<(f64, Option<&str>), BadLine> {
+    let mut words = text.split_whitespace();
+    let value = float(words.next().ok_or_else(|| BadLine::new("no value"))?)?;
+    let stamp = words.next();
+    match words.next() {
+        None => Ok((value, stamp)),
+        Some(_) => Err(BadLine::new("more than a value and a timestamp")),
+    }
 }
 
 fn metric_name(name: &str) -> Result<&str, BadLine> {
@@ -200,6 +222,7 @@ pub struct PageSample {
     pub value: f64,
     /// In milliseconds, where the page names it.
     pub at_ms: Option<i64>,
+    pub exemplar: Option<Result<PageExemplar, BadLine>>,
 }
 
 /// The samples of a page. An error ends it: a page is taken whole or not at all.
@@ -234,6 +257,23 @@ impl<'a> Page<'a> {
         }
     }
 
+    fn exemplar(&self, text: &str) -> Result<PageExemplar, BadLine> {
+        let inside = text
+            .strip_prefix('{')
+            .ok_or_else(|| BadLine::new("an exemplar has no labels"))?;
+        let mut pairs = vec![];
+        let rest = labels(inside, &mut pairs)?;
+        if pairs.iter().any(|(name, _)| name == METRIC_NAME) {
+            return Err(BadLine::new("an exemplar has no name of a metric"));
+        }
+        let (value, stamp) = value_and_stamp(rest)?;
+        Ok(PageExemplar {
+            labels: pairs,
+            value,
+            at_ms: stamp.map(|s| self.stamp(s)).transpose()?,
+        })
+    }
+
     fn sample(&mut self, line: &str) -> Result<Option<PageSample>, BadLine> {
         if self.has_ended {
             return match line.trim().is_empty() {
@@ -247,9 +287,20 @@ impl<'a> Page<'a> {
                 self.has_ended = self.format == Format::OpenMetrics;
                 Ok(None)
             }
-            Line::Sample(SampleLine { pairs, value, stamp }) => {
+            Line::Sample(SampleLine {
+                pairs,
+                value,
+                stamp,
+                exemplar,
+            }) => {
                 let at_ms = stamp.map(|s| self.stamp(s)).transpose()?;
-                Ok(Some(PageSample { pairs, value, at_ms }))
+                let exemplar = exemplar.filter(|_| self.format == Format::OpenMetrics);
+                Ok(Some(PageSample {
+                    pairs,
+                    value,
+                    at_ms,
+                    exemplar: exemplar.map(|e| self.exemplar(e)),
+                }))
             }
         }
     }
@@ -348,6 +399,45 @@ mod tests {
             "a 1 1e300\n# EOF",
             Format::OpenMetrics,
             expect![["bad: line 1: \"1e300\" is not a timestamp\n"]],
+        );
+    }
+
+    #[test]
+    fn exemplars_are_read_from_openmetrics_and_a_bad_one_spoils_nothing_else() {
+        let check = |line: &str, format, expect: Expect| {
+            let page = format!("{line}\n# EOF\n");
+            let samples: Vec<_> = Page::new(&page, format).collect();
+            let shown = match &samples[..] {
+                [Ok(s)] => match &s.exemplar {
+                    None => "none".to_owned(),
+                    Some(Ok(e)) => format!("{:?} {} {:?}", e.labels, e.value, e.at_ms),
+                    Some(Err(why)) => format!("bad: {why}"),
+                },
+                other => format!("{other:?}"),
+            };
+            expect.assert_eq(&shown);
+        };
+        let open = Format::OpenMetrics;
+        check(
+            r##"h_bucket{le="1"} 3 17.5 # {trace_id="a#1",span_id="b"} 0.67 17.25"##,
+            open,
+            expect![[r#"[("trace_id", "a#1"), ("span_id", "b")] 0.67 Some(17250)"#]],
+        );
+        check(r#"a_total 3 # {} 1"#, open, expect![["[] 1 None"]]);
+        check(r##"a_total{x="#"} 3"##, open, expect![["none"]]);
+        check(r#"a_total 3 # {a="b"} 1"#, Format::Prometheus, expect![["none"]]);
+        check("a_total 3 # word", open, expect![["bad: an exemplar has no labels"]]);
+        check(r#"a_total 3 # {a="b"}"#, open, expect![["bad: no value"]]);
+        check(r#"a_total 3 # {a="b} 1"#, open, expect![["bad: a quote is not closed"]]);
+        check(
+            r#"a_total 3 # {"a"} 1"#,
+            open,
+            expect![["bad: an exemplar has no name of a metric"]],
+        );
+        check(
+            r#"a_total 3 # {a="b"} 1 2 3"#,
+            open,
+            expect![["bad: more than a value and a timestamp"]],
         );
     }
 

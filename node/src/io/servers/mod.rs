@@ -181,9 +181,10 @@ fn is_of_exemplars(stream: &StreamBlock) -> bool {
     stream.labels.get(TRACE_LABEL) == Some(EXEMPLAR)
 }
 
-/// Bytes of a batch's lines with their metadata, as limits count them.
+/// Bytes of a batch's lines with their metadata, as limits count them: without exemplars, which are none that anybody writes.
 fn log_bytes(batch: &Batch) -> usize {
-    let lines = batch.streams.iter().flat_map(|s| &s.lines);
+    let streams = batch.streams.iter().filter(|s| !is_of_exemplars(s));
+    let lines = streams.flat_map(|s| &s.lines);
     let of = |l: &LogLine| l.line.len() + l.metadata.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>();
     lines.map(of).sum()
 }

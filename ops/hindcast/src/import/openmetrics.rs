@@ -15,7 +15,9 @@ pub fn parse(line: &str) -> Result<Item, BadLine> {
     }
     match text::parse(line)? {
         Line::Nothing | Line::End => Ok(Item::Nothing),
-        Line::Sample(SampleLine { pairs, value, stamp }) => {
+        Line::Sample(SampleLine {
+            pairs, value, stamp, ..
+        }) => {
             let at_ms = match stamp {
                 None => None,
                 Some(t) => {

@@ -24,7 +24,7 @@ use super::{IngestError, IngestState};
 use crate::io::peers::Peers;
 use fetch::{Client, fetch};
 use hindcast_env::Clock;
-use hindcast_ingest::{Adapted, Intake, Naming, Protocol, scraped};
+use hindcast_ingest::{Adapted, Exemplar, Intake, Naming, Protocol, scraped};
 use hindcast_model::{
     Batch, BatchId, Class, Classify, Labels, NodeId, STALE_NAN_BITS, Sample, SpanNs, TenantId, TimestampNs, WriterId,
     codec,
@@ -32,6 +32,7 @@ use hindcast_model::{
 use hindcast_scrape::pool::{Last, Pool, Task, Told, sample_time};
 use hindcast_scrape::scrape::{Answer, OF_POLL, Series, Taken, end, take};
 use hindcast_scrape::target::Target;
+use hindcast_scrape::text::PageExemplar;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -182,7 +183,9 @@ impl Part {
     fn bytes(&self) -> usize {
         let of = |labels: &Labels| labels.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>();
         let series = self.batch.series.iter();
-        series.map(|s| 16 * s.samples.len() + 64 + of(&s.labels)).sum()
+        let samples: usize = series.map(|s| 16 * s.samples.len() + 64 + of(&s.labels)).sum();
+        let lines = self.batch.streams.iter().flat_map(|s| &s.lines);
+        samples + lines.map(|l| l.line.len() + 128).sum::<usize>()
     }
 }
 
@@ -433,7 +436,7 @@ impl Scraper {
             let (this, of) = (self.clone(), tenant.clone());
             let laid = blocking(move || {
                 let rows = end(series, due);
-                let first = this.lay(&of, &rows, 0);
+                let first = this.lay(&of, &rows, 0, &[]);
                 (rows, first)
             });
             if let Some((rows, first)) = laid.await {
@@ -533,8 +536,19 @@ impl Scraper {
                 (take(Ok(Answer::Samples(samples))), room)
             }
         };
+        let ingest = &self.0.ingest;
+        ingest.counters.exemplars(0, taken.exemplars_left_out);
+        let of = |(labels, exemplar): &(Labels, PageExemplar)| {
+            let exemplar = Exemplar {
+                labels: exemplar.labels.clone(),
+                value: exemplar.value,
+                at: exemplar.at_ms.map_or(scrape.at, TimestampNs::from_ms),
+            };
+            (labels.clone(), exemplar)
+        };
+        let exemplars: Vec<_> = taken.exemplars.iter().map(of).collect();
         Read {
-            first: self.lay(&target.job.tenant, &taken.rows, 0),
+            first: self.lay(&target.job.tenant, &taken.rows, 0, &exemplars),
             taken,
             series,
             room,
@@ -542,16 +556,22 @@ impl Scraper {
     }
 
     /// The batch of the rows from `from` on. `None`: nothing of them is stored.
-    fn lay(&self, tenant: &TenantId, rows: &[Row], from: usize) -> Option<Part> {
+    fn lay(&self, tenant: &TenantId, rows: &[Row], from: usize, exemplars: &[(Labels, Exemplar)]) -> Option<Part> {
         let ingest = &self.0.ingest;
         let rows = &rows[from..rows.len().min(from + BATCH_ROWS_MAX)];
+        let limits = ingest.limits(tenant);
+        let (adapted, left_out) = scraped::adapt(tenant, rows, exemplars, &limits);
         let Adapted {
             mut batch,
             mut rejected,
-        } = scraped::adapt(tenant, rows, &ingest.limits(tenant));
+        } = adapted;
         ingest.keep_allowed(&mut batch, &mut rejected);
+        if !batch.streams.is_empty() {
+            ingest.mask(&mut batch, &limits.bounds, None);
+        }
+        ingest.counters.exemplars(0, left_out);
         ingest.refused(Protocol::Scrape, tenant, &rejected);
-        if batch.series.is_empty() {
+        if batch.series.is_empty() && batch.streams.is_empty() {
             return None;
         }
         batch.id = Some(BatchId::Sequenced {
@@ -573,7 +593,7 @@ impl Scraper {
                 return;
             }
             let (this, tenant, rows) = (self.clone(), tenant.clone(), rows.clone());
-            part = blocking(move || this.lay(&tenant, &rows, next)).await.flatten();
+            part = blocking(move || this.lay(&tenant, &rows, next, &[])).await.flatten();
         }
     }
 
@@ -582,6 +602,8 @@ impl Scraper {
         let (stats, ingest) = (&self.0.stats, &self.0.ingest);
         let (bytes, samples) = (part.bytes(), part.samples().count() as u64);
         let is_marker = |s: &&Sample| s.value.to_bits() == STALE_NAN_BITS;
+        // They are the only lines of scrapes.
+        let exemplars = part.batch.streams.iter().map(|s| s.lines.len() as u64).sum();
         let markers = part.samples().filter(is_marker).count() as u64;
         let batch = Arc::new(part.batch);
         let mut is_charged = false;
@@ -600,6 +622,7 @@ impl Scraper {
         match written {
             Ok(written) => {
                 ingest.counters.taken(Protocol::Scrape, &written);
+                ingest.counters.exemplars(exemplars, 0);
                 stats.stale_markers.fetch_add(markers, Relaxed);
             }
             Err(why) => {

@@ -386,6 +386,33 @@ async fn targets_are_scraped_again_and_again_and_their_series_end() {
 }
 
 #[tokio::test]
+async fn exemplars_of_a_page_are_stored_once_and_masked_like_lines() {
+    let page = |id: &str, seconds: f64| {
+        // Ahead of every scrape: of a target's first page, what is older than an interval is not taken.
+        let now = SystemClock::new().now().as_ms() as f64 / 1e3 + seconds;
+        let text = format!("a_total 1 # {{trace_id=\"{id}\",user=\"gildong.hong@example.com\"}} 0.5 {now}\n# EOF\n");
+        answer("Content-Type: application/openmetrics-text\r\n", text.as_bytes())
+    };
+    let site = Site::start(vec![page("a1", 30.0), page("a2", 40.0)]).await;
+    let scene = Scene::start(&[("prometheus.yml", config(&site))]).await;
+    scene.wait("five scrapes", |s| s.values("up").len() >= 5).await;
+    let lines: Vec<_> = {
+        let batches = scene.recorder.batches.lock();
+        let streams = batches.iter().flat_map(|b| &b.streams);
+        streams
+            .flat_map(|s| s.lines.iter().map(|l| format!("{:?}", l.metadata)))
+            .collect()
+    };
+    expect_test::expect![[r#"
+        [("trace_id", "a1"), ("user", "gi**********@example.com")]
+        [("trace_id", "a2"), ("user", "gi**********@example.com")]"#]].assert_eq(&lines.join("\n"));
+    let counted = scene.scraper.0.ingest.counters.list();
+    let is = |c: &&crate::io::servers::IngestSample| c.name == "hindcast_ingest_exemplars_written_total";
+    assert_eq!(counted.iter().find(is).unwrap().value, 2);
+    scene.end().await;
+}
+
+#[tokio::test]
 async fn a_target_that_does_not_answer_in_time_is_down_and_the_others_are_not_behind_it() {
     let (silent, site) = (Site::start(vec![]).await, Site::start(vec![answer("", b"a 1\n")]).await);
     let yaml = format!(

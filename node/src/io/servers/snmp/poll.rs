@@ -44,6 +44,7 @@ impl Polling {
             pairs: r.pairs,
             value: r.value,
             at_ms: None,
+            exemplar: None,
         });
         (samples.collect(), self.room)
     }
