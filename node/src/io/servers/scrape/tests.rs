@@ -405,7 +405,8 @@ async fn exemplars_of_a_page_are_stored_once_and_masked_like_lines() {
     };
     expect_test::expect![[r#"
         [("trace_id", "a1"), ("user", "gi**********@example.com")]
-        [("trace_id", "a2"), ("user", "gi**********@example.com")]"#]].assert_eq(&lines.join("\n"));
+        [("trace_id", "a2"), ("user", "gi**********@example.com")]"#]]
+    .assert_eq(&lines.join("\n"));
     let counted = scene.scraper.0.ingest.counters.list();
     let is = |c: &&crate::io::servers::IngestSample| c.name == "hindcast_ingest_exemplars_written_total";
     assert_eq!(counted.iter().find(is).unwrap().value, 2);

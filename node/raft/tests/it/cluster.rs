@@ -1,8 +1,6 @@
 //! Real threads, three nodes, disks that lose what was not synced.
 
-mod common;
-
-use common::{Cluster, Lines, ListMachine};
+use crate::common::{Cluster, Lines, ListMachine};
 use hindcast_env::{Disk, SimDisk};
 use hindcast_model::{GroupId, NodeId};
 use hindcast_raft::{ProposeError, Role};

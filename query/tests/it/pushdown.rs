@@ -1,8 +1,7 @@
 //! What the shards compute is what would be computed here: columns of series and counts of lines over two real shards,
 //! compared with the samples and lines themselves. And reads that end early.
 
-mod real;
-
+use crate::real::{Answer, Real};
 use futures::FutureExt;
 use futures::executor::block_on;
 use hindcast_model::resource::Kind;
@@ -23,7 +22,6 @@ use hindcast_storage::VisitedSeries;
 use hindcast_storage::points::Points;
 use hindcast_storage::read::{Direction, Rolled, SeriesData, StreamCounts, StreamData};
 use proptest::prelude::*;
-use real::{Answer, Real};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 

@@ -16,7 +16,7 @@ use serde_json::Value;
 use std::sync::Arc;
 use tower::ServiceExt;
 
-const CALLS: &str = include_str!("grafana.calls");
+const CALLS: &str = include_str!("../grafana.calls");
 
 /// An engine with a minute of data before `now`.
 fn app(now: TimestampNs) -> Router {

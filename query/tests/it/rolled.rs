@@ -1,8 +1,7 @@
 //! Functions of ranges where samples were rolled up: what windows answer is what the samples would have, over ranges
 //! that end where windows do; and nobody can tell whether a file was rolled up already.
 
-mod real;
-
+use crate::real::Real;
 use expect_test::{Expect, expect};
 use futures::executor::block_on;
 use hindcast_model::{
@@ -12,7 +11,6 @@ use hindcast_query::eval::window::{self, Window};
 use hindcast_query::{Engine, Limits, Options, RangeQuery, Value};
 use hindcast_storage::{Floor, Floors, Pin};
 use proptest::prelude::*;
-use real::Real;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
