@@ -140,7 +140,7 @@ impl<'de, T: FromText> Deserialize<'de> for Read<T> {
     }
 }
 
-/// A text, also where it looks like a number: communities and versions do.
+/// A text as it is written, also where it looks like a number: communities, passwords and versions do.
 struct Text(String);
 
 impl<'de> Deserialize<'de> for Text {
@@ -154,11 +154,9 @@ impl<'de> Deserialize<'de> for Text {
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Text, E> {
                 Ok(Text(text.to_owned()))
             }
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Text, E> {
-                Ok(Text(number.to_string()))
-            }
         }
-        deserializer.deserialize_any(Visitor)
+        // Not as what it looks like: 0x1F is no other way to write 31, and what is no text at all would be shown.
+        deserializer.deserialize_str(Visitor)
     }
 }
 
@@ -285,7 +283,7 @@ struct RawDevice {
     max_repetitions: Option<i32>,
     job: Option<Text>,
     tenant: Option<Read<TenantId>>,
-    labels: BTreeMap<String, Text>,
+    labels: BTreeMap<String, Option<Text>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -321,17 +319,34 @@ pub fn parse(
     })
 }
 
-/// An error of the reader in words that say what to do.
+/// An error of the reader in words that say what to do. What stands in the file is not among them: it may be a secret in a wrong place.
 fn words(said: &str) -> String {
     // The place stands before the words already.
     let said = said.rsplit_once(" at line ").map_or(said, |(words, _)| words);
-    match said.split_once("unknown field `") {
-        None => said.to_owned(),
-        Some((before, after)) => {
-            let name = after.split('`').next().unwrap_or_default();
-            format!("{before}{name} is not a setting that is known there; take it out or correct it")
+    if let Some((before, after)) = said.split_once("unknown field `") {
+        let name = after.split('`').next().unwrap_or_default();
+        let is_word = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+        return match name.find(|c| !is_word(c)) {
+            None => format!("{before}{name} is not a setting that is known there; take it out or correct it"),
+            // `community:secret` is one word.
+            Some(end) => format!(
+                "{before}{} is followed by something else than a colon and a space; correct it",
+                &name[..end]
+            ),
+        };
+    }
+    for shown in ["invalid type: ", "invalid value: "] {
+        if let Some((before, after)) = said.split_once(shown) {
+            let wanted = after
+                .rsplit_once(", expected ")
+                .map_or("something else", |(_, wanted)| wanted);
+            return match wanted.starts_with("struct Raw") {
+                true => format!("{before}a map of settings is expected there; write each as name: value"),
+                false => format!("{before}{wanted} is expected there"),
+            };
         }
     }
+    said.to_owned()
 }
 
 /// The line at which the entry with number `n` of a list begins, where each has a line of its own.
@@ -368,6 +383,12 @@ fn resolve(raw: RawFile, secret: Secrets<'_>) -> Result<SnmpConfig, Wrong> {
     if raw.defaults.address.is_some() || raw.defaults.name.is_some() {
         return Err(wrong("defaults: address and name belong to a device".to_owned()));
     }
+    let (of_user, has_community) = (raw.defaults.of_user(), raw.defaults.has_community());
+    if let Some(name) = of_user.filter(|_| has_community || raw.defaults.user.is_none()) {
+        return Err(wrong(format!(
+            "defaults: {name} is of a user, and none stands beside it; write user there, or take it out"
+        )));
+    }
     if raw.devices.len() > DEVICES_MAX {
         return Err(wrong(format!("there are more than {DEVICES_MAX} devices")));
     }
@@ -403,10 +424,10 @@ fn resolve(raw: RawFile, secret: Secrets<'_>) -> Result<SnmpConfig, Wrong> {
     }
     for (n, sender) in raw.traps.senders.into_iter().enumerate() {
         let at = |why: String| Wrong { at: At::Sender(n), why };
-        if sender.address.is_some() || sender.name.is_some() || !sender.labels.is_empty() {
-            return Err(at(
-                "a sender of traps has a community, or a user with its passwords, and nothing else".to_owned(),
-            ));
+        if let Some(name) = sender.of_device() {
+            return Err(at(format!(
+                "a sender of traps has a community, or a user with its passwords, and nothing else: {name} is of a device"
+            )));
         }
         match access(&sender, &RawDevice::default(), secret, &mut keys).map_err(at)? {
             Access::Community(community) => config.senders.communities.push(Community(community)),
@@ -489,6 +510,9 @@ fn device(own: RawDevice, defaults: &RawDevice, secret: Secrets<'_>, keys: &mut 
                 "the label {label} is given by the poll itself; choose another name"
             )));
         }
+        let Some(value) = value else {
+            return Err(told(format!("the label {label} has no value")));
+        };
         let is_long = label.len() > LABEL_NAME_BYTES_MAX || value.0.len() > LABEL_VALUE_BYTES_MAX;
         if label.is_empty() || is_long || label.chars().any(char::is_control) {
             return Err(told(format!("{label:?} is no label, or its name or value is too long")));
@@ -553,15 +577,59 @@ fn read_secret(
 }
 
 impl RawDevice {
-    fn speaks(&self) -> bool {
-        let community = self.community.is_some() || self.community_file.is_some() || self.community_env.is_some();
-        community || self.user.is_some()
+    const fn has_community(&self) -> bool {
+        self.community.is_some() || self.community_file.is_some() || self.community_env.is_some()
+    }
+
+    const fn speaks(&self) -> bool {
+        self.has_community() || self.user.is_some()
+    }
+
+    /// A setting that says something of a user only.
+    fn of_user(&self) -> Option<&'static str> {
+        let all = [
+            ("auth_protocol", self.auth_protocol.is_some()),
+            ("auth_password", self.auth_password.is_some()),
+            ("auth_password_file", self.auth_password_file.is_some()),
+            ("auth_password_env", self.auth_password_env.is_some()),
+            ("priv_protocol", self.priv_protocol.is_some()),
+            ("priv_password", self.priv_password.is_some()),
+            ("priv_password_file", self.priv_password_file.is_some()),
+            ("priv_password_env", self.priv_password_env.is_some()),
+        ];
+        all.into_iter().find_map(|(name, is_given)| is_given.then_some(name))
+    }
+
+    /// A setting that does not say how something is spoken to.
+    fn of_device(&self) -> Option<&'static str> {
+        let all = [
+            ("address", self.address.is_some()),
+            ("name", self.name.is_some()),
+            ("interval", self.interval.is_some()),
+            ("timeout", self.timeout.is_some()),
+            ("retries", self.retries.is_some()),
+            ("max_repetitions", self.max_repetitions.is_some()),
+            ("job", self.job.is_some()),
+            ("tenant", self.tenant.is_some()),
+            ("labels", !self.labels.is_empty()),
+        ];
+        all.into_iter().find_map(|(name, is_given)| is_given.then_some(name))
     }
 }
 
 /// How a device is spoken to: as it says itself, or else as the defaults do. Never half of each.
 fn access(own: &RawDevice, defaults: &RawDevice, secret: Secrets<'_>, keys: &mut KeyRing) -> Result<Access, String> {
     let from = if own.speaks() { own } else { defaults };
+    // What is not looked at would leave a device in the clear of which the list says otherwise.
+    if let Some(name) = own.of_user().filter(|_| own.user.is_none()) {
+        return Err(match own.has_community() {
+            true => format!("{name} is of a user, and beside it stands a community; take one of them out"),
+            false => format!(
+                "{name} is of a user, and none stands beside it; write user and its passwords there, too: of the defaults \
+                 they are taken all or none"
+            ),
+        });
+    }
     let community = read_secret(
         "community",
         &from.community,
@@ -814,7 +882,7 @@ traps:
             (
                 "traps:\n  senders:\n  - {community: x}\n  - {name: y, community: x}\n",
                 expect![
-                    "devices.yml:4: a sender of traps has a community, or a user with its passwords, and nothing else"
+                    "devices.yml:4: a sender of traps has a community, or a user with its passwords, and nothing else: name is of a device"
                 ],
             ),
             (
@@ -829,6 +897,142 @@ traps:
             ),
         ] {
             check(text, expect);
+        }
+    }
+
+    /// It was polled in the clear, though its entry had a password for privacy.
+    #[test]
+    fn a_password_that_would_be_passed_over_is_refused_with_its_line() {
+        let of_user = [
+            "auth_protocol: SHA",
+            "auth_password: long enough",
+            "auth_password_file: there",
+            "auth_password_env: THERE",
+            "priv_protocol: AES",
+            "priv_password: long enough",
+            "priv_password_file: there",
+            "priv_password_env: THERE",
+        ];
+        for setting in of_user {
+            let name = setting.split(':').next().unwrap();
+            for (text, place) in [
+                (
+                    format!(
+                        "defaults: {{user: u, auth_password: long enough}}\ndevices:\n- address: a\n- {{address: b, {setting}}}\n"
+                    ),
+                    format!("f:4: device \"b\": {name} is of a user, and none stands beside it"),
+                ),
+                (
+                    format!("devices:\n- {{address: a, community: x, {setting}}}\n"),
+                    format!("f:2: device \"a\": {name} is of a user, and beside it stands a community"),
+                ),
+                (
+                    format!("traps:\n  senders:\n  - {{community: x, {setting}}}\n"),
+                    format!("f:3: {name} is of a user, and beside it stands a community"),
+                ),
+                (
+                    format!("traps:\n  senders:\n  - {{{setting}}}\n"),
+                    format!("f:3: {name} is of a user, and none stands beside it"),
+                ),
+                (
+                    format!(
+                        "defaults: {{{setting}}}\ndevices: [{{address: a, user: u, auth_password: long enough}}]\n"
+                    ),
+                    format!("f: defaults: {name} is of a user, and none stands beside it"),
+                ),
+                (
+                    format!("defaults: {{community: x, {setting}}}\n"),
+                    format!("f: defaults: {name} is of a user, and none stands beside it"),
+                ),
+            ] {
+                let said = parse("f", &text, &secrets).expect_err(&text).to_string();
+                assert!(said.starts_with(&place), "{text}{said}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_sender_of_traps_has_nothing_that_would_be_passed_over() {
+        for setting in [
+            "address: a",
+            "name: a",
+            "interval: 1s",
+            "timeout: 1s",
+            "retries: 1",
+            "max_repetitions: 1",
+            "job: a",
+            "tenant: a",
+            "labels: {a: b}",
+        ] {
+            let text = format!("traps:\n  senders:\n  - {{community: x, {setting}}}\n");
+            let said = parse("f", &text, &secrets).expect_err(&text).to_string();
+            let name = setting.split(':').next().unwrap();
+            assert!(
+                said.starts_with("f:3: a sender of traps") && said.ends_with(&format!("{name} is of a device")),
+                "{said}"
+            );
+        }
+    }
+
+    /// A community of 0x1F was 31 to the device.
+    #[test]
+    fn a_secret_that_looks_like_a_number_is_what_is_written() {
+        for written in [
+            "0x1F",
+            "0o17",
+            "007",
+            "1e3",
+            "12345678.50",
+            "true",
+            "+5",
+            "12345678901234567890123",
+            ".inf",
+        ] {
+            let text = format!("devices: [{{address: a, community: {written}}}]");
+            let config = parse("f", &text, &secrets).expect(written);
+            assert_eq!(config.devices[0].access, Access::Community(written.into()));
+        }
+        let of = |password: &str| {
+            let text = format!("devices: [{{address: a, user: u, auth_password: {password}}}]");
+            parse("f", &text, &secrets).expect(password).devices[0].access.clone()
+        };
+        assert_eq!(of("12345678.50"), of("'12345678.50'"));
+        assert_ne!(of("12345678.50"), of("12345678.5"));
+        let said = parse("f", "devices: [{address: a, community: x, labels: {site: }}]", &secrets).unwrap_err();
+        assert!(said.why.ends_with("the label site has no value"), "{said}");
+    }
+
+    #[test]
+    fn no_error_shows_a_secret() {
+        for secret in ["opensesame", "12345678.5", "0x1234567890", "-12345678", "short"] {
+            for text in [
+                "devices: [{address: a, community: [SECRET]}]",
+                "devices: [{address: a, community: {SECRET: SECRET}}]",
+                "devices: [{address: a, community: SECRET, user: u}]",
+                "devices: [{address: a, community: SECRET, version: 3}]",
+                "devices: [{address: a, community: SECRET, community_env: THERE}]",
+                "devices: [{address: a, community:SECRET}]",
+                "devices: [{address: a, 'community SECRET': x}]",
+                "devices: [{address: a, user: u, auth_password: SECRET, priv_protocol: AES}]",
+                "devices: [{address: a, user: u, auth_password: SECRET, priv_password: x}]",
+                "devices: [{address: a, user: u, auth_password: !!null SECRET}]",
+                "devices: [{address: a, community: x, auth_password: SECRET}]",
+                "devices: [{address: a, auth_password: SECRET}]",
+                "devices:\n- address: a\n  community: SECRET\n   user: u",
+                "devices: [SECRET]",
+                "devices: SECRET",
+                "traps: SECRET",
+                "traps: {senders: SECRET}",
+                "traps: {senders: [SECRET]}",
+                "traps: {senders: [{community: SECRET, tenant: a}]}",
+                "traps: {senders: [{community: [SECRET]}]}",
+                "traps: {senders: [{user: u, auth_password: SECRET, priv_password: x}]}",
+                "SECRET",
+            ] {
+                let text = text.replace("SECRET", secret);
+                let said = parse("f", &text, &secrets).expect_err(&text).to_string();
+                assert!(!said.contains(secret) && !said.contains("345678"), "{text}: {said}");
+            }
         }
     }
 
