@@ -5,7 +5,8 @@
 //!
 //! Invariants
 //! - Nothing is remembered of whom no community or signature vouches for.
-//! - A trap whose time is older than [`WINDOW_SECS`] before the newest one of its engine is refused: somebody kept it.
+//! - A trap that is no newer than the newest one of its engine, and older than [`WINDOW_SECS`] before what its clock stands at by now, is
+//!   refused: somebody kept it. A newer one sets the clock, which may be slower than ours (RFC 3414, 3.2, 7b).
 //!
 //! Bounds: [`ENGINES_MAX`] senders' engines; one more takes the place of the one that was not heard of for longest.
 
@@ -88,7 +89,10 @@ pub enum Heard {
 #[derive(Clone, Debug)]
 struct Known {
     boots: u32,
+    /// Of the newest trap.
     time: u32,
+    /// When that one came.
+    at: SpanNs,
     heard: SpanNs,
 }
 
@@ -209,16 +213,17 @@ impl Receiver {
         Ok(Heard::Notice { notice, answer })
     }
 
-    /// A sender's clock, as its signed messages tell it, never goes back.
+    /// A sender's clock, as its signed messages tell it, never goes back, and goes on while nothing is heard.
     fn follow(&mut self, engine: &Engine, now: SpanNs) -> Result<(), Refused> {
         let (boots, time) = (engine.boots, engine.time);
         if let Some(known) = self.engines.get_mut(&engine.id) {
-            let is_old = boots < known.boots || boots == known.boots && time.saturating_add(WINDOW_SECS) < known.time;
-            if is_old {
-                return Err(Refused::Time);
-            }
             if (boots, time) > (known.boots, known.time) {
-                (known.boots, known.time) = (boots, time);
+                (known.boots, known.time, known.at) = (boots, time, now);
+            }
+            let passed = now.0.saturating_sub(known.at.0) / 1_000_000_000;
+            let by_now = u64::from(known.time).saturating_add(passed);
+            if boots < known.boots || u64::from(time) + u64::from(WINDOW_SECS) < by_now {
+                return Err(Refused::Time);
             }
             known.heard = now;
             return Ok(());
@@ -232,8 +237,8 @@ impl Receiver {
         {
             self.engines.remove(&oldest);
         }
-        let heard = now;
-        self.engines.insert(engine.id.clone(), Known { boots, time, heard });
+        let (at, heard) = (now, now);
+        self.engines.insert(engine.id.clone(), Known { boots, time, at, heard });
         Ok(())
     }
 
@@ -421,6 +426,31 @@ pub(crate) mod tests {
         assert_eq!(hear(&user("nobody", AuthProtocol::Sha256, true), 3, 0), "user");
         assert_eq!(hear(&user("ops", AuthProtocol::Sha1, true), 3, 0), "signature");
         assert_eq!(hear(&user("ops", AuthProtocol::Sha256, false), 3, 0), "level");
+    }
+
+    /// The last trap of a switch that was quiet since could be sent again for ever, by anybody.
+    #[test]
+    fn the_newest_trap_of_a_quiet_switch_is_not_taken_again_later() {
+        let (mut r, ops) = (receiver(), user("ops", AuthProtocol::Sha256, true));
+        let mut hear = |boots, time, now: u64| {
+            let engine = Engine {
+                id: b"a switch".to_vec(),
+                boots,
+                time,
+            };
+            said(&r.hear(&signed(&ops, &engine, Kind::Trap), SpanNs::from_secs(now)))
+        };
+        let (taken, window) = ("1.3.6.1.6.3.1.1.5.3 of Some(\"ops\") version 3", u64::from(WINDOW_SECS));
+        assert_eq!(hear(2, 1000, 200), taken);
+        assert_eq!(hear(2, 1000, 200 + window), taken, "on the way for so long it may be");
+        assert_eq!(hear(2, 1000, 201 + window), "time");
+        assert_eq!(hear(2, 1000, 200 + 1_000_000), "time");
+        assert_eq!(hear(2, 999, 200 + 1_000_000), "time");
+        // Its own clock lost five minutes in these days: what is new is taken, and the clock followed from there.
+        assert_eq!(hear(2, 1000 + 1_000_000 - 300, 200 + 1_000_000), taken);
+        assert_eq!(hear(2, 1000 + 1_000_000 - 300, 201 + 1_000_000 + window), "time");
+        assert_eq!(hear(3, 0, 500 + 1_000_000), taken);
+        assert_eq!(hear(2, 2_000_000, 500 + 1_000_000), "time");
     }
 
     /// As a sender does it: it asks for our engine, learns the clock, and is answered.
