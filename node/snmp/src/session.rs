@@ -241,15 +241,22 @@ impl Session {
             // That, and unknownEngineIDs.
             Some(2 | 4) if self.learnt < LEARNT_MAX => {
                 self.learnt += 1;
-                let keys = match self.known.take() {
-                    Some(known) if known.engine.id == sealed.engine.id => known.keys,
-                    _ => user.keys(&sealed.engine.id),
-                };
                 if sealed.engine.id.is_empty() {
                     return Heard::Failed(SessionError::NoAgreement);
                 }
                 let engine = sealed.engine.clone();
-                self.known = Some(Known { engine, at: now, keys });
+                match &mut self.known {
+                    Some(known) if known.engine.id == engine.id => {
+                        // What is not signed says nothing of a clock that is known.
+                        if is_signed {
+                            (known.engine, known.at) = (engine, now);
+                        }
+                    }
+                    known => {
+                        let keys = user.keys(&engine.id);
+                        *known = Some(Known { engine, at: now, keys });
+                    }
+                }
                 return Heard::AskAgain;
             }
             Some(2 | 4) => SessionError::NoAgreement,
@@ -440,6 +447,24 @@ mod tests {
             let is_last = n == LEARNT_MAX;
             assert_eq!(heard == Heard::Failed(SessionError::NoAgreement), is_last, "{heard:?}");
         }
+    }
+
+    /// Somebody's report, which is signed by nobody, could set the clock of a device ahead, so that its own answers looked old.
+    #[test]
+    fn a_report_that_nobody_signed_leaves_a_known_clock_as_it_is() {
+        let user = user("ops", AuthProtocol::Sha1, true);
+        let (device, mut session) = (Device::new(&user), Session::new(Access::User(user.clone()), 1));
+        talk(&mut session, &device, secs(1));
+        session.begin();
+        session.ask(&question(), secs(2));
+        let mut somebody = Device::new(&user);
+        (somebody.engine.boots, somebody.engine.time) = (99, 1_000_000);
+        let heard = session.hear(&somebody.report(session.open.unwrap().msg_id, 4, false), secs(2));
+        assert_eq!((heard, session.learnt), (Heard::AskAgain, 1));
+        let asked = session.ask(&question(), secs(2));
+        assert_eq!(Sealed::read(&asked).unwrap().engine.boots, device.engine.boots);
+        let heard = session.hear(&device.answer(&asked), secs(2));
+        assert!(matches!(heard, Heard::Answer(_)), "{heard:?}");
     }
 
     #[test]
