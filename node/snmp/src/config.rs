@@ -126,7 +126,7 @@ pub struct SnmpConfig {
     pub senders: Senders,
 }
 
-/// A text that is checked while it is read: so a mistake has a line.
+/// A text that is checked while it is read: so a mistake has a line. Texts are as they are written: 0x1F is no other way to write 31.
 struct Read<T>(T);
 
 trait FromText: Sized {
@@ -135,28 +135,8 @@ trait FromText: Sized {
 
 impl<'de, T: FromText> Deserialize<'de> for Read<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = Text::deserialize(deserializer)?;
-        T::from_text(&text.0).map(Self).map_err(de::Error::custom)
-    }
-}
-
-/// A text as it is written, also where it looks like a number: communities, passwords and versions do.
-struct Text(String);
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = Text;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text")
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text, E> {
-                Ok(Text(text.to_owned()))
-            }
-        }
-        // Not as what it looks like: 0x1F is no other way to write 31, and what is no text at all would be shown.
-        deserializer.deserialize_str(Visitor)
+        let text = String::deserialize(deserializer)?;
+        T::from_text(&text).map(Self).map_err(de::Error::custom)
     }
 }
 
@@ -263,27 +243,27 @@ struct RawFile {
 #[serde(deny_unknown_fields, default)]
 struct RawDevice {
     address: Option<Read<Address>>,
-    name: Option<Text>,
+    name: Option<String>,
     version: Option<Read<Version>>,
-    community: Option<Text>,
+    community: Option<String>,
     community_file: Option<PathBuf>,
     community_env: Option<String>,
-    user: Option<Text>,
+    user: Option<String>,
     auth_protocol: Option<Read<AuthProtocol>>,
-    auth_password: Option<Text>,
+    auth_password: Option<String>,
     auth_password_file: Option<PathBuf>,
     auth_password_env: Option<String>,
     priv_protocol: Option<Read<Privacy>>,
-    priv_password: Option<Text>,
+    priv_password: Option<String>,
     priv_password_file: Option<PathBuf>,
     priv_password_env: Option<String>,
     interval: Option<Read<SpanNs>>,
     timeout: Option<Read<SpanNs>>,
     retries: Option<u32>,
     max_repetitions: Option<i32>,
-    job: Option<Text>,
+    job: Option<String>,
     tenant: Option<Read<TenantId>>,
-    labels: BTreeMap<String, Option<Text>>,
+    labels: BTreeMap<String, Option<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -463,7 +443,7 @@ fn device(own: RawDevice, defaults: &RawDevice, secret: Secrets<'_>, keys: &mut 
     let name = own
         .name
         .as_ref()
-        .map_or_else(|| name_of(&address.host), |n| n.0.trim().to_owned());
+        .map_or_else(|| name_of(&address.host), |n| n.trim().to_owned());
     let told = |why: String| format!("device {name:?}: {why}");
     // What looks like a port is no part of what a device is known by.
     let like_port = name
@@ -513,11 +493,11 @@ fn device(own: RawDevice, defaults: &RawDevice, secret: Secrets<'_>, keys: &mut 
         let Some(value) = value else {
             return Err(told(format!("the label {label} has no value")));
         };
-        let is_long = label.len() > LABEL_NAME_BYTES_MAX || value.0.len() > LABEL_VALUE_BYTES_MAX;
+        let is_long = label.len() > LABEL_NAME_BYTES_MAX || value.len() > LABEL_VALUE_BYTES_MAX;
         if label.is_empty() || is_long || label.chars().any(char::is_control) {
             return Err(told(format!("{label:?} is no label, or its name or value is too long")));
         }
-        labels.insert(label.clone(), value.0.clone());
+        labels.insert(label.clone(), value.clone());
     }
     if labels.len() > LABELS_MAX {
         return Err(told(format!("it has more than {LABELS_MAX} labels")));
@@ -526,7 +506,7 @@ fn device(own: RawDevice, defaults: &RawDevice, secret: Secrets<'_>, keys: &mut 
         .job
         .as_ref()
         .or(defaults.job.as_ref())
-        .map_or(JOB_DEFAULT, |j| j.0.trim());
+        .map_or(JOB_DEFAULT, |j| j.trim());
     if job.is_empty() || job.len() > LABEL_NAME_BYTES_MAX || job.chars().any(char::is_control) {
         return Err(told(format!("a job has 1 to {LABEL_NAME_BYTES_MAX} bytes")));
     }
@@ -557,7 +537,7 @@ pub fn name_of(host: &str) -> String {
 /// A secret in one of its three places.
 fn read_secret(
     name: &str,
-    text: &Option<Text>,
+    text: &Option<String>,
     file: &Option<PathBuf>,
     variable: &Option<String>,
     secret: Secrets<'_>,
@@ -567,7 +547,7 @@ fn read_secret(
         return Err(format!("{name}, {name}_file and {name}_env: name one of them"));
     }
     let elsewhere = match (text, file, variable) {
-        (Some(text), ..) => return Ok(Some(text.0.clone())),
+        (Some(text), ..) => return Ok(Some(text.clone())),
         (_, Some(file), _) => Elsewhere::File(file.clone()),
         (.., Some(variable)) => Elsewhere::Variable(variable.clone()),
         _ => return Ok(None),
@@ -653,7 +633,7 @@ fn access(own: &RawDevice, defaults: &RawDevice, secret: Secrets<'_>, keys: &mut
         (None, Some(_)) if version == Some(Version::V2c) => {
             return Err("version 2c has a community and not a user".to_owned());
         }
-        (None, Some(user)) => &user.0,
+        (None, Some(user)) => user,
     };
     if !(1..=USER_BYTES_MAX).contains(&user.len()) {
         return Err(format!("a user has 1 to {USER_BYTES_MAX} bytes"));
