@@ -110,6 +110,52 @@ async fn a_device_is_asked_again_and_why_it_does_not_answer_is_said() {
     assert!(said.contains("no-such-host.invalid cannot be looked up"), "{said}");
 }
 
+/// It was said to be away.
+#[tokio::test]
+async fn a_device_whose_answers_cannot_be_read_is_not_said_to_be_away() {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 65_536];
+        while let Ok((_, from)) = socket.recv_from(&mut buffer).await {
+            socket.send_to(b"noise", from).await.unwrap();
+        }
+    });
+    let list = format!("devices: [{{address: '{address}', name: a, community: x, timeout: 200ms, retries: 0}}]");
+    let said = polled(&list, &PollStats::default()).await.unwrap_err();
+    let start = "no answer that can be read within 200ms, asked 1 times; of what came from there last: ";
+    assert!(said.strip_prefix(start).is_some_and(|why| !why.is_empty()), "{said}");
+}
+
+/// Each held what it had and waited for what the others held; pages waited for all of them.
+#[tokio::test]
+async fn polls_that_find_no_more_room_break_off_and_do_not_wait_for_each_other() {
+    let (address, _) = agent(0).await;
+    let list = format!("devices: [{{address: '{address}', name: a, community: public, timeout: 2s, retries: 0}}]");
+    let (lists, stats) = ([devices(&list), devices(&list)], PollStats::default());
+    let clock = SystemClock::new();
+    let polling = |n: usize, room: &Arc<Semaphore>| {
+        let (list, room, stats, clock) = (lists[n].clone(), room.clone(), &stats, &clock);
+        async move {
+            let key = list.targets().next().unwrap().key;
+            poll(list.get(key).unwrap(), clock, &room, stats).await
+        }
+    };
+    let plenty = Arc::new(Semaphore::new(BODIES_BYTES_MAX));
+    let (_, held) = polling(0, &plenty).await.unwrap().into_samples();
+    let whole = held.unwrap().num_permits();
+    assert!(whole < 4096, "what is kept, and not what came: {whole}");
+    let room = Arc::new(Semaphore::new(whole - 1));
+    let both = async { tokio::join!(polling(0, &room), polling(1, &room)) };
+    let (a, b) = tokio::time::timeout(Duration::from_secs(10), both)
+        .await
+        .expect("nobody waits");
+    for said in [a.unwrap_err(), b.unwrap_err()] {
+        assert!(said.starts_with("there is no room for more of its answers"), "{said}");
+    }
+    assert_eq!(room.available_permits(), whole - 1);
+}
+
 /// Waits until what was written looks so.
 async fn until(recorder: &Recorder, what: impl Fn(&[hindcast_model::Batch]) -> bool) {
     for _ in 0..200 {
@@ -297,8 +343,15 @@ async fn traps_that_find_no_room_or_cannot_be_stored_are_counted() {
     socket.send_to(&trap("traps", PduKind::Trap, "b"), l.to).await.unwrap();
     l.counted("hindcast_snmp_traps_total", "trap", 2).await;
     let _ = l.stop.send(true);
+    let traps = l.traps.clone();
     l.running.await.unwrap();
     assert!(l.recorder.batches.lock().is_empty());
+    let lost = traps
+        .stats()
+        .list()
+        .into_iter()
+        .find(|s| s.labels == [("reason", "shutdown")]);
+    assert_eq!(lost.map(|s| s.value), Some(1));
 }
 
 #[tokio::test]
