@@ -71,6 +71,27 @@ impl Refused {
     pub fn as_str(self) -> &'static str {
         Self::ALL[self as usize].1
     }
+
+    /// What is wrong and whose move is next, in words for people.
+    pub const fn advice(self) -> &'static str {
+        match self {
+            Self::Malformed => "it cannot be read as a trap or inform; see what that sender is and what it sends here",
+            Self::Version => "it is of version 1, which is not supported; set the sender to 2c or 3",
+            Self::Community => {
+                "no sender in traps.senders of --snmp-config has its community; correct it there or at the sender"
+            }
+            Self::User => "no sender in traps.senders of --snmp-config has its user; correct it there or at the sender",
+            Self::Signature => {
+                "its signature or its encryption does not fit its user in traps.senders of --snmp-config: another password, or another hash"
+            }
+            Self::Level => {
+                "its user signs and encrypts in traps.senders of --snmp-config otherwise than at the sender: set both alike"
+            }
+            Self::Time => {
+                "it is older than it may be: somebody sent it again, or the sender's clock went back without a count of its boots"
+            }
+        }
+    }
 }
 
 /// What came of a datagram.
@@ -543,6 +564,18 @@ pub(crate) mod tests {
         for (at, (why, _)) in Refused::ALL.into_iter().enumerate() {
             assert_eq!(why as usize, at);
         }
+    }
+
+    /// Whoever had a trap refused for its time looked for the mistake in traps.senders.
+    #[test]
+    fn a_refusal_points_to_the_list_where_the_list_can_be_wrong() {
+        let by_list = Refused::ALL
+            .iter()
+            .filter(|(why, _)| why.advice().contains("traps.senders"));
+        let names: Vec<_> = by_list.map(|(_, name)| *name).collect();
+        assert_eq!(names, ["community", "user", "signature", "level"]);
+        let all: std::collections::BTreeSet<_> = Refused::ALL.iter().map(|(why, _)| why.advice()).collect();
+        assert_eq!(all.len(), Refused::ALL.len());
     }
 
     proptest! {

@@ -26,6 +26,8 @@ pub struct PollStats {
     pub questions: AtomicU64,
     /// Questions that were asked again, because no answer came in time.
     pub retries: AtomicU64,
+    /// Values that were left out of polls, because they cannot be read or are no numbers.
+    pub unread: AtomicU64,
 }
 
 /// A poll that went through, and the room that it holds.
@@ -82,7 +84,10 @@ pub async fn poll(
             Ok(answer) => answer,
             Err(why) => break Err(why),
         };
-        if let Err(why) = poll.take(answer) {
+        let unread_before = poll.unread();
+        let taken = poll.take(answer);
+        stats.unread.fetch_add(poll.unread() - unread_before, Relaxed);
+        if let Err(why) = taken {
             break Err(why.to_string());
         }
         if let Err(why) = take_room(&mut held, poll.bytes(), room).await {
