@@ -9,9 +9,9 @@ use crate::poll::{REPETITIONS_DEFAULT, REPETITIONS_MAX};
 use crate::session::Access;
 use crate::usm::{AuthProtocol, PASSWORD_BYTES_MAX, PASSWORD_BYTES_MIN, Stretched, USER_BYTES_MAX, User};
 use hindcast_model::limits::{LABEL_NAME_BYTES_MAX, LABEL_VALUE_BYTES_MAX};
+use hindcast_model::setting::{FromText, Parsed};
 use hindcast_model::{SpanNs, TenantId};
 use serde::Deserialize;
-use serde::de::{self, Deserializer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -126,32 +126,6 @@ pub struct SnmpConfig {
     pub senders: Senders,
 }
 
-/// A text that is checked while it is read: so a mistake has a line. Texts are as they are written: 0x1F is no other way to write 31.
-struct Read<T>(T);
-
-trait FromText: Sized {
-    fn from_text(text: &str) -> Result<Self, String>;
-}
-
-impl<'de, T: FromText> Deserialize<'de> for Read<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        T::from_text(&text).map(Self).map_err(de::Error::custom)
-    }
-}
-
-impl FromText for SpanNs {
-    fn from_text(text: &str) -> Result<Self, String> {
-        Self::parse(text).ok_or_else(|| format!("{text:?} is no length of time; write 60s or 5m"))
-    }
-}
-
-impl FromText for TenantId {
-    fn from_text(text: &str) -> Result<Self, String> {
-        Self::new(text).map_err(|e| e.to_string())
-    }
-}
-
 impl FromText for AuthProtocol {
     fn from_text(text: &str) -> Result<Self, String> {
         Self::parse(text).ok_or_else(|| match text.to_ascii_uppercase().as_str() {
@@ -242,34 +216,34 @@ struct RawFile {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawDevice {
-    address: Option<Read<Address>>,
+    address: Option<Parsed<Address>>,
     name: Option<String>,
-    version: Option<Read<Version>>,
+    version: Option<Parsed<Version>>,
     community: Option<String>,
     community_file: Option<PathBuf>,
     community_env: Option<String>,
     user: Option<String>,
-    auth_protocol: Option<Read<AuthProtocol>>,
+    auth_protocol: Option<Parsed<AuthProtocol>>,
     auth_password: Option<String>,
     auth_password_file: Option<PathBuf>,
     auth_password_env: Option<String>,
-    priv_protocol: Option<Read<Privacy>>,
+    priv_protocol: Option<Parsed<Privacy>>,
     priv_password: Option<String>,
     priv_password_file: Option<PathBuf>,
     priv_password_env: Option<String>,
-    interval: Option<Read<SpanNs>>,
-    timeout: Option<Read<SpanNs>>,
+    interval: Option<Parsed<SpanNs>>,
+    timeout: Option<Parsed<SpanNs>>,
     retries: Option<u32>,
     max_repetitions: Option<i32>,
     job: Option<String>,
-    tenant: Option<Read<TenantId>>,
+    tenant: Option<Parsed<TenantId>>,
     labels: BTreeMap<String, Option<String>>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawTraps {
-    tenant: Option<Read<TenantId>>,
+    tenant: Option<Parsed<TenantId>>,
     /// Each as a device says how it is spoken to.
     senders: Vec<RawDevice>,
 }
@@ -437,7 +411,7 @@ impl KeyRing {
 }
 
 fn device(own: RawDevice, defaults: &RawDevice, secret: Secrets<'_>, keys: &mut KeyRing) -> Result<Device, String> {
-    let Some(Read(address)) = &own.address else {
+    let Some(Parsed(address)) = &own.address else {
         return Err("a device has no address".to_owned());
     };
     let name = own
@@ -457,7 +431,7 @@ fn device(own: RawDevice, defaults: &RawDevice, secret: Secrets<'_>, keys: &mut 
     if name.is_empty() || name.len() > LABEL_NAME_BYTES_MAX || name.chars().any(char::is_control) {
         return Err(told(format!("a name has 1 to {LABEL_NAME_BYTES_MAX} bytes")));
     }
-    let span = |own: &Option<Read<SpanNs>>, default: &Option<Read<SpanNs>>, least| {
+    let span = |own: &Option<Parsed<SpanNs>>, default: &Option<Parsed<SpanNs>>, least| {
         own.as_ref().or(default.as_ref()).map_or(least, |s| s.0)
     };
     let interval = span(&own.interval, &defaults.interval, INTERVAL_DEFAULT);
@@ -794,7 +768,7 @@ traps:
             (
                 "devices:\n- address: a b\n  community: x\n",
                 expect![[
-                    r#"devices.yml:2: devices[0]: the address "a b" is not like 10.0.0.1, sw-1.example.org:1161 or [2001:db8::1]:161"#
+                    r#"devices.yml:2: devices[0].address: the address "a b" is not like 10.0.0.1, sw-1.example.org:1161 or [2001:db8::1]:161"#
                 ]],
             ),
             (
@@ -803,7 +777,7 @@ traps:
             ),
             (
                 "devices:\n- address: a\n  interval: fast\n",
-                expect![[r#"devices.yml:2: devices[0]: "fast" is no length of time; write 60s or 5m"#]],
+                expect![[r#"devices.yml:3: devices[0].interval: "fast" is no length of time; write 15s or 1m30s"#]],
             ),
             (
                 "devices:\n- {address: a, community: x}\n- {address: b, name: a, community: x}\n",
@@ -812,7 +786,7 @@ traps:
             (
                 "devices:\n- {address: a, community: x, version: 1}\n",
                 expect![
-                    "devices.yml:2: devices[0]: version 1 has no counters of 64 bits and is not supported; write 2c or 3"
+                    "devices.yml:2: devices[0].version: version 1 has no counters of 64 bits and is not supported; write 2c or 3"
                 ],
             ),
             (
@@ -852,12 +826,12 @@ traps:
             (
                 "devices:\n- {address: a, user: u, auth_password: long enough, auth_protocol: MD5}\n",
                 expect![
-                    "devices.yml:2: devices[0]: MD5 protects nothing any more and is not supported; set the device to SHA, or better SHA-256"
+                    "devices.yml:2: devices[0].auth_protocol: MD5 protects nothing any more and is not supported; set the device to SHA, or better SHA-256"
                 ],
             ),
             (
                 "devices:\n- {address: a, user: u, auth_password: long enough, priv_protocol: DES}\n",
-                expect!["devices.yml:2: devices[0]: DES is not supported; set the device to AES"],
+                expect!["devices.yml:2: devices[0].priv_protocol: DES is not supported; set the device to AES"],
             ),
             (
                 "traps:\n  senders:\n  - {community: x}\n  - {name: y, community: x}\n",
