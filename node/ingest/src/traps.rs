@@ -1,10 +1,11 @@
 //! Traps of devices, which were made lines elsewhere, as batches.
 //!
 //! A line that cannot be stored (too much metadata, a label too long) is refused by itself, with the reason; the others are stored.
+//! Who sent one as an inform is to hear nothing then: so what is refused and what is stored are told apart before a batch is made.
 //! The caller names the batches.
 
 use crate::owners::{Named, Seen};
-use crate::{Adapted, LimitsContext, Rejections};
+use crate::{LimitsContext, Rejections};
 use hindcast_model::{Batch, Labels, LogLine, StreamBlock, TenantId};
 use std::collections::BTreeMap;
 
@@ -15,20 +16,23 @@ pub struct Trap {
     pub line: LogLine,
 }
 
-/// Makes a batch of lines. Of one stream they keep their order.
-pub fn adapt(tenant: &TenantId, traps: &[Trap], limits: &LimitsContext) -> Adapted {
-    let mut batch = Batch::new(tenant.clone());
-    let (mut seen, mut rejected) = (Seen::default(), Rejections::default());
+/// Whether a line can be stored; if not, why is in `rejected`.
+pub fn fits(trap: &Trap, limits: &LimitsContext, rejected: &mut Rejections) -> bool {
+    let fits = limits
+        .labels(&trap.labels, false)
+        .and_then(|()| limits.time(trap.line.at))
+        .and_then(|()| limits.line(trap.line.line.len(), &trap.line.metadata));
+    if let Err(why) = &fits {
+        rejected.add(1, why, || Labels::new(trap.labels.clone()).to_string());
+    }
+    fits.is_ok()
+}
+
+/// Makes a batch of lines that fit. Of one stream they keep their order.
+pub fn adapt<'t>(tenant: &TenantId, traps: impl IntoIterator<Item = &'t Trap>) -> Batch {
+    let (mut batch, mut seen) = (Batch::new(tenant.clone()), Seen::default());
     let mut of_labels: BTreeMap<&[(String, String)], usize> = BTreeMap::new();
     for trap in traps {
-        let fits = limits
-            .labels(&trap.labels, false)
-            .and_then(|()| limits.time(trap.line.at))
-            .and_then(|()| limits.line(trap.line.line.len(), &trap.line.metadata));
-        if let Err(why) = fits {
-            rejected.add(1, &why, || Labels::new(trap.labels.clone()).to_string());
-            continue;
-        }
         let at = *of_labels.entry(&trap.labels).or_insert_with(|| {
             let named = Named::new(tenant, Labels::new(trap.labels.clone()), &[]);
             seen.note(&named.resource);
@@ -42,7 +46,7 @@ pub fn adapt(tenant: &TenantId, traps: &[Trap], limits: &LimitsContext) -> Adapt
         batch.streams[at].lines.push(trap.line.clone());
     }
     seen.into_batch(&mut batch);
-    Adapted { batch, rejected }
+    batch
 }
 
 #[cfg(test)]
@@ -76,7 +80,9 @@ mod tests {
             trap(&of_device, "c", 1),
             trap(&of_device, "d", crate::check::METADATA_MAX + 1),
         ];
-        let Adapted { batch, rejected } = adapt(&TenantId::default(), &traps, &limits);
+        let mut rejected = Rejections::default();
+        let taken = traps.iter().filter(|t| fits(t, &limits, &mut rejected));
+        let batch = adapt(&TenantId::default(), taken);
         let names: Vec<_> = batch
             .resources
             .iter()

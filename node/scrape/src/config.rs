@@ -7,11 +7,11 @@
 //! Paths are as they stand there until [`ScrapeConfig::below`] takes them from the file's folder.
 
 use crate::relabel::{Action, Rule, RuleText};
+use hindcast_model::setting::{FromText, Parsed};
 use hindcast_model::{SpanNs, TenantId};
 use serde::de::{self, Deserialize, Deserializer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -260,39 +260,6 @@ pub struct Limits {
     pub dropped_listed: usize,
 }
 
-/// A text that is read into a `T`, where a mistake is told with its place.
-struct Parsed<T>(T);
-
-trait FromText: Sized {
-    fn from_text(text: &str) -> Result<Self, String>;
-}
-
-impl<'de, T: FromText> Deserialize<'de> for Parsed<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor<T>(PhantomData<T>);
-        impl<T: FromText> de::Visitor<'_> for Visitor<T> {
-            type Value = T;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text")
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
-                T::from_text(text).map_err(E::custom)
-            }
-        }
-        deserializer.deserialize_str(Visitor(PhantomData)).map(Self)
-    }
-}
-
-/// A length of time as Prometheus writes it.
-struct Span(SpanNs);
-
-impl FromText for Span {
-    fn from_text(text: &str) -> Result<Self, String> {
-        let span = SpanNs::parse(text).map(Self);
-        span.ok_or_else(|| format!("{text:?} is no length of time; write 15s or 1m30s"))
-    }
-}
-
 /// A number of bytes; all units are of 1024, as Prometheus has it.
 struct Bytes(u64);
 
@@ -331,12 +298,6 @@ impl FromText for Scheme {
     }
 }
 
-impl FromText for TenantId {
-    fn from_text(text: &str) -> Result<Self, String> {
-        Self::new(text).map_err(|e| e.to_string())
-    }
-}
-
 fn label_map<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
     let map = BTreeMap::<String, String>::deserialize(deserializer)?;
     match map.keys().find(|n| n.is_empty() || n.chars().any(char::is_control)) {
@@ -365,10 +326,10 @@ struct RawFile {
 #[derive(Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawGlobal {
-    scrape_interval: Option<Parsed<Span>>,
-    scrape_timeout: Option<Parsed<Span>>,
+    scrape_interval: Option<Parsed<SpanNs>>,
+    scrape_timeout: Option<Parsed<SpanNs>>,
     /// Of rules, which have intervals of their own here.
-    evaluation_interval: Option<Parsed<Span>>,
+    evaluation_interval: Option<Parsed<SpanNs>>,
     #[serde(deserialize_with = "label_map")]
     external_labels: BTreeMap<String, String>,
     body_size_limit: Option<Parsed<Bytes>>,
@@ -385,8 +346,8 @@ struct RawGlobal {
 struct RawJob {
     job_name: String,
     tenant: Option<Parsed<TenantId>>,
-    scrape_interval: Option<Parsed<Span>>,
-    scrape_timeout: Option<Parsed<Span>>,
+    scrape_interval: Option<Parsed<SpanNs>>,
+    scrape_timeout: Option<Parsed<SpanNs>>,
     metrics_path: Option<String>,
     scheme: Option<Parsed<Scheme>>,
     #[serde(default)]
@@ -440,7 +401,7 @@ impl FromText for TextProtocol {
 #[serde(deny_unknown_fields)]
 struct RawFileSd {
     files: Vec<Parsed<Pattern>>,
-    refresh_interval: Option<Parsed<Span>>,
+    refresh_interval: Option<Parsed<SpanNs>>,
 }
 
 struct Pattern(String);
@@ -598,12 +559,12 @@ fn resolve(raw: RawFile) -> Result<ScrapeConfig, Wrong> {
     })
 }
 
-fn span(own: Option<Parsed<Span>>) -> Option<SpanNs> {
-    own.map(|Parsed(Span(span))| span)
+fn span(own: Option<Parsed<SpanNs>>) -> Option<SpanNs> {
+    own.map(|Parsed(span)| span)
 }
 
 fn resolve_job(raw: RawJob, global: &RawGlobal) -> Result<Job, String> {
-    let of_global = |given: &Option<Parsed<Span>>| given.as_ref().map(|Parsed(Span(span))| *span);
+    let of_global = |given: &Option<Parsed<SpanNs>>| given.as_ref().map(|Parsed(span)| *span);
     let interval = span(raw.scrape_interval).or(of_global(&global.scrape_interval));
     let interval = interval.unwrap_or(INTERVAL_DEFAULT);
     let own_timeout = span(raw.scrape_timeout);

@@ -9,9 +9,9 @@ use crate::poll::{REPETITIONS_DEFAULT, REPETITIONS_MAX};
 use crate::session::Access;
 use crate::usm::{AuthProtocol, PASSWORD_BYTES_MAX, PASSWORD_BYTES_MIN, Stretched, USER_BYTES_MAX, User};
 use hindcast_model::limits::{LABEL_NAME_BYTES_MAX, LABEL_VALUE_BYTES_MAX};
+use hindcast_model::setting::{FromText, Parsed};
 use hindcast_model::{SpanNs, TenantId};
 use serde::Deserialize;
-use serde::de::{self, Deserializer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -126,54 +126,6 @@ pub struct SnmpConfig {
     pub senders: Senders,
 }
 
-/// A text that is checked while it is read: so a mistake has a line.
-struct Read<T>(T);
-
-trait FromText: Sized {
-    fn from_text(text: &str) -> Result<Self, String>;
-}
-
-impl<'de, T: FromText> Deserialize<'de> for Read<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = Text::deserialize(deserializer)?;
-        T::from_text(&text.0).map(Self).map_err(de::Error::custom)
-    }
-}
-
-/// A text, also where it looks like a number: communities and versions do.
-struct Text(String);
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = Text;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text")
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text, E> {
-                Ok(Text(text.to_owned()))
-            }
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Text, E> {
-                Ok(Text(number.to_string()))
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
-impl FromText for SpanNs {
-    fn from_text(text: &str) -> Result<Self, String> {
-        Self::parse(text).ok_or_else(|| format!("{text:?} is no length of time; write 60s or 5m"))
-    }
-}
-
-impl FromText for TenantId {
-    fn from_text(text: &str) -> Result<Self, String> {
-        Self::new(text).map_err(|e| e.to_string())
-    }
-}
-
 impl FromText for AuthProtocol {
     fn from_text(text: &str) -> Result<Self, String> {
         Self::parse(text).ok_or_else(|| match text.to_ascii_uppercase().as_str() {
@@ -264,34 +216,34 @@ struct RawFile {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawDevice {
-    address: Option<Read<Address>>,
-    name: Option<Text>,
-    version: Option<Read<Version>>,
-    community: Option<Text>,
+    address: Option<Parsed<Address>>,
+    name: Option<String>,
+    version: Option<Parsed<Version>>,
+    community: Option<String>,
     community_file: Option<PathBuf>,
     community_env: Option<String>,
-    user: Option<Text>,
-    auth_protocol: Option<Read<AuthProtocol>>,
-    auth_password: Option<Text>,
+    user: Option<String>,
+    auth_protocol: Option<Parsed<AuthProtocol>>,
+    auth_password: Option<String>,
     auth_password_file: Option<PathBuf>,
     auth_password_env: Option<String>,
-    priv_protocol: Option<Read<Privacy>>,
-    priv_password: Option<Text>,
+    priv_protocol: Option<Parsed<Privacy>>,
+    priv_password: Option<String>,
     priv_password_file: Option<PathBuf>,
     priv_password_env: Option<String>,
-    interval: Option<Read<SpanNs>>,
-    timeout: Option<Read<SpanNs>>,
+    interval: Option<Parsed<SpanNs>>,
+    timeout: Option<Parsed<SpanNs>>,
     retries: Option<u32>,
     max_repetitions: Option<i32>,
-    job: Option<Text>,
-    tenant: Option<Read<TenantId>>,
-    labels: BTreeMap<String, Text>,
+    job: Option<String>,
+    tenant: Option<Parsed<TenantId>>,
+    labels: BTreeMap<String, Option<String>>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawTraps {
-    tenant: Option<Read<TenantId>>,
+    tenant: Option<Parsed<TenantId>>,
     /// Each as a device says how it is spoken to.
     senders: Vec<RawDevice>,
 }
@@ -321,17 +273,34 @@ pub fn parse(
     })
 }
 
-/// An error of the reader in words that say what to do.
+/// An error of the reader in words that say what to do. What stands in the file is not among them: it may be a secret in a wrong place.
 fn words(said: &str) -> String {
     // The place stands before the words already.
     let said = said.rsplit_once(" at line ").map_or(said, |(words, _)| words);
-    match said.split_once("unknown field `") {
-        None => said.to_owned(),
-        Some((before, after)) => {
-            let name = after.split('`').next().unwrap_or_default();
-            format!("{before}{name} is not a setting that is known there; take it out or correct it")
+    if let Some((before, after)) = said.split_once("unknown field `") {
+        let name = after.split('`').next().unwrap_or_default();
+        let is_word = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+        return match name.find(|c| !is_word(c)) {
+            None => format!("{before}{name} is not a setting that is known there; take it out or correct it"),
+            // `community:secret` is one word.
+            Some(end) => format!(
+                "{before}{} is followed by something else than a colon and a space; correct it",
+                &name[..end]
+            ),
+        };
+    }
+    for shown in ["invalid type: ", "invalid value: "] {
+        if let Some((before, after)) = said.split_once(shown) {
+            let wanted = after
+                .rsplit_once(", expected ")
+                .map_or("something else", |(_, wanted)| wanted);
+            return match wanted.starts_with("struct Raw") {
+                true => format!("{before}a map of settings is expected there; write each as name: value"),
+                false => format!("{before}{wanted} is expected there"),
+            };
         }
     }
+    said.to_owned()
 }
 
 /// The line at which the entry with number `n` of a list begins, where each has a line of its own.
@@ -368,6 +337,12 @@ fn resolve(raw: RawFile, secret: Secrets<'_>) -> Result<SnmpConfig, Wrong> {
     if raw.defaults.address.is_some() || raw.defaults.name.is_some() {
         return Err(wrong("defaults: address and name belong to a device".to_owned()));
     }
+    let (of_user, has_community) = (raw.defaults.of_user(), raw.defaults.has_community());
+    if let Some(name) = of_user.filter(|_| has_community || raw.defaults.user.is_none()) {
+        return Err(wrong(format!(
+            "defaults: {name} is of a user, and none stands beside it; write user there, or take it out"
+        )));
+    }
     if raw.devices.len() > DEVICES_MAX {
         return Err(wrong(format!("there are more than {DEVICES_MAX} devices")));
     }
@@ -403,10 +378,10 @@ fn resolve(raw: RawFile, secret: Secrets<'_>) -> Result<SnmpConfig, Wrong> {
     }
     for (n, sender) in raw.traps.senders.into_iter().enumerate() {
         let at = |why: String| Wrong { at: At::Sender(n), why };
-        if sender.address.is_some() || sender.name.is_some() || !sender.labels.is_empty() {
-            return Err(at(
-                "a sender of traps has a community, or a user with its passwords, and nothing else".to_owned(),
-            ));
+        if let Some(name) = sender.of_device() {
+            return Err(at(format!(
+                "a sender of traps has a community, or a user with its passwords, and nothing else: {name} is of a device"
+            )));
         }
         match access(&sender, &RawDevice::default(), secret, &mut keys).map_err(at)? {
             Access::Community(community) => config.senders.communities.push(Community(community)),
@@ -436,13 +411,13 @@ impl KeyRing {
 }
 
 fn device(own: RawDevice, defaults: &RawDevice, secret: Secrets<'_>, keys: &mut KeyRing) -> Result<Device, String> {
-    let Some(Read(address)) = &own.address else {
+    let Some(Parsed(address)) = &own.address else {
         return Err("a device has no address".to_owned());
     };
     let name = own
         .name
         .as_ref()
-        .map_or_else(|| name_of(&address.host), |n| n.0.trim().to_owned());
+        .map_or_else(|| name_of(&address.host), |n| n.trim().to_owned());
     let told = |why: String| format!("device {name:?}: {why}");
     // What looks like a port is no part of what a device is known by.
     let like_port = name
@@ -456,7 +431,7 @@ fn device(own: RawDevice, defaults: &RawDevice, secret: Secrets<'_>, keys: &mut 
     if name.is_empty() || name.len() > LABEL_NAME_BYTES_MAX || name.chars().any(char::is_control) {
         return Err(told(format!("a name has 1 to {LABEL_NAME_BYTES_MAX} bytes")));
     }
-    let span = |own: &Option<Read<SpanNs>>, default: &Option<Read<SpanNs>>, least| {
+    let span = |own: &Option<Parsed<SpanNs>>, default: &Option<Parsed<SpanNs>>, least| {
         own.as_ref().or(default.as_ref()).map_or(least, |s| s.0)
     };
     let interval = span(&own.interval, &defaults.interval, INTERVAL_DEFAULT);
@@ -489,11 +464,14 @@ fn device(own: RawDevice, defaults: &RawDevice, secret: Secrets<'_>, keys: &mut 
                 "the label {label} is given by the poll itself; choose another name"
             )));
         }
-        let is_long = label.len() > LABEL_NAME_BYTES_MAX || value.0.len() > LABEL_VALUE_BYTES_MAX;
+        let Some(value) = value else {
+            return Err(told(format!("the label {label} has no value")));
+        };
+        let is_long = label.len() > LABEL_NAME_BYTES_MAX || value.len() > LABEL_VALUE_BYTES_MAX;
         if label.is_empty() || is_long || label.chars().any(char::is_control) {
             return Err(told(format!("{label:?} is no label, or its name or value is too long")));
         }
-        labels.insert(label.clone(), value.0.clone());
+        labels.insert(label.clone(), value.clone());
     }
     if labels.len() > LABELS_MAX {
         return Err(told(format!("it has more than {LABELS_MAX} labels")));
@@ -502,7 +480,7 @@ fn device(own: RawDevice, defaults: &RawDevice, secret: Secrets<'_>, keys: &mut 
         .job
         .as_ref()
         .or(defaults.job.as_ref())
-        .map_or(JOB_DEFAULT, |j| j.0.trim());
+        .map_or(JOB_DEFAULT, |j| j.trim());
     if job.is_empty() || job.len() > LABEL_NAME_BYTES_MAX || job.chars().any(char::is_control) {
         return Err(told(format!("a job has 1 to {LABEL_NAME_BYTES_MAX} bytes")));
     }
@@ -533,7 +511,7 @@ pub fn name_of(host: &str) -> String {
 /// A secret in one of its three places.
 fn read_secret(
     name: &str,
-    text: &Option<Text>,
+    text: &Option<String>,
     file: &Option<PathBuf>,
     variable: &Option<String>,
     secret: Secrets<'_>,
@@ -543,7 +521,7 @@ fn read_secret(
         return Err(format!("{name}, {name}_file and {name}_env: name one of them"));
     }
     let elsewhere = match (text, file, variable) {
-        (Some(text), ..) => return Ok(Some(text.0.clone())),
+        (Some(text), ..) => return Ok(Some(text.clone())),
         (_, Some(file), _) => Elsewhere::File(file.clone()),
         (.., Some(variable)) => Elsewhere::Variable(variable.clone()),
         _ => return Ok(None),
@@ -553,15 +531,59 @@ fn read_secret(
 }
 
 impl RawDevice {
-    fn speaks(&self) -> bool {
-        let community = self.community.is_some() || self.community_file.is_some() || self.community_env.is_some();
-        community || self.user.is_some()
+    const fn has_community(&self) -> bool {
+        self.community.is_some() || self.community_file.is_some() || self.community_env.is_some()
+    }
+
+    const fn speaks(&self) -> bool {
+        self.has_community() || self.user.is_some()
+    }
+
+    /// A setting that says something of a user only.
+    fn of_user(&self) -> Option<&'static str> {
+        let all = [
+            ("auth_protocol", self.auth_protocol.is_some()),
+            ("auth_password", self.auth_password.is_some()),
+            ("auth_password_file", self.auth_password_file.is_some()),
+            ("auth_password_env", self.auth_password_env.is_some()),
+            ("priv_protocol", self.priv_protocol.is_some()),
+            ("priv_password", self.priv_password.is_some()),
+            ("priv_password_file", self.priv_password_file.is_some()),
+            ("priv_password_env", self.priv_password_env.is_some()),
+        ];
+        all.into_iter().find_map(|(name, is_given)| is_given.then_some(name))
+    }
+
+    /// A setting that does not say how something is spoken to.
+    fn of_device(&self) -> Option<&'static str> {
+        let all = [
+            ("address", self.address.is_some()),
+            ("name", self.name.is_some()),
+            ("interval", self.interval.is_some()),
+            ("timeout", self.timeout.is_some()),
+            ("retries", self.retries.is_some()),
+            ("max_repetitions", self.max_repetitions.is_some()),
+            ("job", self.job.is_some()),
+            ("tenant", self.tenant.is_some()),
+            ("labels", !self.labels.is_empty()),
+        ];
+        all.into_iter().find_map(|(name, is_given)| is_given.then_some(name))
     }
 }
 
 /// How a device is spoken to: as it says itself, or else as the defaults do. Never half of each.
 fn access(own: &RawDevice, defaults: &RawDevice, secret: Secrets<'_>, keys: &mut KeyRing) -> Result<Access, String> {
     let from = if own.speaks() { own } else { defaults };
+    // What is not looked at would leave a device in the clear of which the list says otherwise.
+    if let Some(name) = own.of_user().filter(|_| own.user.is_none()) {
+        return Err(match own.has_community() {
+            true => format!("{name} is of a user, and beside it stands a community; take one of them out"),
+            false => format!(
+                "{name} is of a user, and none stands beside it; write user and its passwords there, too: of the defaults \
+                 they are taken all or none"
+            ),
+        });
+    }
     let community = read_secret(
         "community",
         &from.community,
@@ -585,7 +607,7 @@ fn access(own: &RawDevice, defaults: &RawDevice, secret: Secrets<'_>, keys: &mut
         (None, Some(_)) if version == Some(Version::V2c) => {
             return Err("version 2c has a community and not a user".to_owned());
         }
-        (None, Some(user)) => &user.0,
+        (None, Some(user)) => user,
     };
     if !(1..=USER_BYTES_MAX).contains(&user.len()) {
         return Err(format!("a user has 1 to {USER_BYTES_MAX} bytes"));
@@ -746,7 +768,7 @@ traps:
             (
                 "devices:\n- address: a b\n  community: x\n",
                 expect![[
-                    r#"devices.yml:2: devices[0]: the address "a b" is not like 10.0.0.1, sw-1.example.org:1161 or [2001:db8::1]:161"#
+                    r#"devices.yml:2: devices[0].address: the address "a b" is not like 10.0.0.1, sw-1.example.org:1161 or [2001:db8::1]:161"#
                 ]],
             ),
             (
@@ -755,7 +777,7 @@ traps:
             ),
             (
                 "devices:\n- address: a\n  interval: fast\n",
-                expect![[r#"devices.yml:2: devices[0]: "fast" is no length of time; write 60s or 5m"#]],
+                expect![[r#"devices.yml:3: devices[0].interval: "fast" is no length of time; write 15s or 1m30s"#]],
             ),
             (
                 "devices:\n- {address: a, community: x}\n- {address: b, name: a, community: x}\n",
@@ -764,7 +786,7 @@ traps:
             (
                 "devices:\n- {address: a, community: x, version: 1}\n",
                 expect![
-                    "devices.yml:2: devices[0]: version 1 has no counters of 64 bits and is not supported; write 2c or 3"
+                    "devices.yml:2: devices[0].version: version 1 has no counters of 64 bits and is not supported; write 2c or 3"
                 ],
             ),
             (
@@ -804,17 +826,17 @@ traps:
             (
                 "devices:\n- {address: a, user: u, auth_password: long enough, auth_protocol: MD5}\n",
                 expect![
-                    "devices.yml:2: devices[0]: MD5 protects nothing any more and is not supported; set the device to SHA, or better SHA-256"
+                    "devices.yml:2: devices[0].auth_protocol: MD5 protects nothing any more and is not supported; set the device to SHA, or better SHA-256"
                 ],
             ),
             (
                 "devices:\n- {address: a, user: u, auth_password: long enough, priv_protocol: DES}\n",
-                expect!["devices.yml:2: devices[0]: DES is not supported; set the device to AES"],
+                expect!["devices.yml:2: devices[0].priv_protocol: DES is not supported; set the device to AES"],
             ),
             (
                 "traps:\n  senders:\n  - {community: x}\n  - {name: y, community: x}\n",
                 expect![
-                    "devices.yml:4: a sender of traps has a community, or a user with its passwords, and nothing else"
+                    "devices.yml:4: a sender of traps has a community, or a user with its passwords, and nothing else: name is of a device"
                 ],
             ),
             (
@@ -829,6 +851,142 @@ traps:
             ),
         ] {
             check(text, expect);
+        }
+    }
+
+    /// It was polled in the clear, though its entry had a password for privacy.
+    #[test]
+    fn a_password_that_would_be_passed_over_is_refused_with_its_line() {
+        let of_user = [
+            "auth_protocol: SHA",
+            "auth_password: long enough",
+            "auth_password_file: there",
+            "auth_password_env: THERE",
+            "priv_protocol: AES",
+            "priv_password: long enough",
+            "priv_password_file: there",
+            "priv_password_env: THERE",
+        ];
+        for setting in of_user {
+            let name = setting.split(':').next().unwrap();
+            for (text, place) in [
+                (
+                    format!(
+                        "defaults: {{user: u, auth_password: long enough}}\ndevices:\n- address: a\n- {{address: b, {setting}}}\n"
+                    ),
+                    format!("f:4: device \"b\": {name} is of a user, and none stands beside it"),
+                ),
+                (
+                    format!("devices:\n- {{address: a, community: x, {setting}}}\n"),
+                    format!("f:2: device \"a\": {name} is of a user, and beside it stands a community"),
+                ),
+                (
+                    format!("traps:\n  senders:\n  - {{community: x, {setting}}}\n"),
+                    format!("f:3: {name} is of a user, and beside it stands a community"),
+                ),
+                (
+                    format!("traps:\n  senders:\n  - {{{setting}}}\n"),
+                    format!("f:3: {name} is of a user, and none stands beside it"),
+                ),
+                (
+                    format!(
+                        "defaults: {{{setting}}}\ndevices: [{{address: a, user: u, auth_password: long enough}}]\n"
+                    ),
+                    format!("f: defaults: {name} is of a user, and none stands beside it"),
+                ),
+                (
+                    format!("defaults: {{community: x, {setting}}}\n"),
+                    format!("f: defaults: {name} is of a user, and none stands beside it"),
+                ),
+            ] {
+                let said = parse("f", &text, &secrets).expect_err(&text).to_string();
+                assert!(said.starts_with(&place), "{text}{said}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_sender_of_traps_has_nothing_that_would_be_passed_over() {
+        for setting in [
+            "address: a",
+            "name: a",
+            "interval: 1s",
+            "timeout: 1s",
+            "retries: 1",
+            "max_repetitions: 1",
+            "job: a",
+            "tenant: a",
+            "labels: {a: b}",
+        ] {
+            let text = format!("traps:\n  senders:\n  - {{community: x, {setting}}}\n");
+            let said = parse("f", &text, &secrets).expect_err(&text).to_string();
+            let name = setting.split(':').next().unwrap();
+            assert!(
+                said.starts_with("f:3: a sender of traps") && said.ends_with(&format!("{name} is of a device")),
+                "{said}"
+            );
+        }
+    }
+
+    /// A community of 0x1F was 31 to the device.
+    #[test]
+    fn a_secret_that_looks_like_a_number_is_what_is_written() {
+        for written in [
+            "0x1F",
+            "0o17",
+            "007",
+            "1e3",
+            "12345678.50",
+            "true",
+            "+5",
+            "12345678901234567890123",
+            ".inf",
+        ] {
+            let text = format!("devices: [{{address: a, community: {written}}}]");
+            let config = parse("f", &text, &secrets).expect(written);
+            assert_eq!(config.devices[0].access, Access::Community(written.into()));
+        }
+        let of = |password: &str| {
+            let text = format!("devices: [{{address: a, user: u, auth_password: {password}}}]");
+            parse("f", &text, &secrets).expect(password).devices[0].access.clone()
+        };
+        assert_eq!(of("12345678.50"), of("'12345678.50'"));
+        assert_ne!(of("12345678.50"), of("12345678.5"));
+        let said = parse("f", "devices: [{address: a, community: x, labels: {site: }}]", &secrets).unwrap_err();
+        assert!(said.why.ends_with("the label site has no value"), "{said}");
+    }
+
+    #[test]
+    fn no_error_shows_a_secret() {
+        for secret in ["opensesame", "12345678.5", "0x1234567890", "-12345678", "short"] {
+            for text in [
+                "devices: [{address: a, community: [SECRET]}]",
+                "devices: [{address: a, community: {SECRET: SECRET}}]",
+                "devices: [{address: a, community: SECRET, user: u}]",
+                "devices: [{address: a, community: SECRET, version: 3}]",
+                "devices: [{address: a, community: SECRET, community_env: THERE}]",
+                "devices: [{address: a, community:SECRET}]",
+                "devices: [{address: a, 'community SECRET': x}]",
+                "devices: [{address: a, user: u, auth_password: SECRET, priv_protocol: AES}]",
+                "devices: [{address: a, user: u, auth_password: SECRET, priv_password: x}]",
+                "devices: [{address: a, user: u, auth_password: !!null SECRET}]",
+                "devices: [{address: a, community: x, auth_password: SECRET}]",
+                "devices: [{address: a, auth_password: SECRET}]",
+                "devices:\n- address: a\n  community: SECRET\n   user: u",
+                "devices: [SECRET]",
+                "devices: SECRET",
+                "traps: SECRET",
+                "traps: {senders: SECRET}",
+                "traps: {senders: [SECRET]}",
+                "traps: {senders: [{community: SECRET, tenant: a}]}",
+                "traps: {senders: [{community: [SECRET]}]}",
+                "traps: {senders: [{user: u, auth_password: SECRET, priv_password: x}]}",
+                "SECRET",
+            ] {
+                let text = text.replace("SECRET", secret);
+                let said = parse("f", &text, &secrets).expect_err(&text).to_string();
+                assert!(!said.contains(secret) && !said.contains("345678"), "{text}: {said}");
+            }
         }
     }
 

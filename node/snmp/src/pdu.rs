@@ -54,6 +54,8 @@ pub enum Value {
     NoSuchObject,
     NoSuchInstance,
     EndOfMibView,
+    /// What stands where a value belongs and is none that can be read, tag and length among it. The others of its message can be.
+    Unread(Vec<u8>),
 }
 
 impl Value {
@@ -99,6 +101,7 @@ impl Value {
             Self::NoSuchObject => w.raw(0x80, &[]),
             Self::NoSuchInstance => w.raw(0x81, &[]),
             Self::EndOfMibView => w.raw(0x82, &[]),
+            Self::Unread(bytes) => w.0.extend_from_slice(bytes),
         }
     }
 
@@ -135,6 +138,7 @@ impl fmt::Display for Value {
             Self::NoSuchObject => f.write_str("noSuchObject"),
             Self::NoSuchInstance => f.write_str("noSuchInstance"),
             Self::EndOfMibView => f.write_str("endOfMibView"),
+            Self::Unread(bytes) => write!(f, "unread:{}", hex(bytes)),
         }
     }
 }
@@ -145,11 +149,13 @@ pub fn text(bytes: &[u8]) -> String {
     let shown = std::str::from_utf8(&bytes[..end]).ok();
     match shown.filter(|t| t.chars().all(|c| !c.is_control() || c.is_whitespace())) {
         Some(text) => text.to_owned(),
-        None => {
-            let hex: Vec<_> = bytes.iter().map(|b| format!("{b:02x}")).collect();
-            format!("0x{}", hex.concat())
-        }
+        None => hex(bytes),
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digits: Vec<_> = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    format!("0x{}", digits.concat())
 }
 
 pub type VarBind = (Oid, Value);
@@ -179,7 +185,9 @@ impl Pdu {
             }
             let mut pair = list.expect(SEQUENCE)?;
             let oid = pair.expect(ber::OID)?.as_oid()?;
-            varbinds.push((oid, Value::read(&mut pair)?));
+            let stands = pair.rest();
+            let value = Value::read(&mut pair).unwrap_or_else(|_| Value::Unread(stands.to_vec()));
+            varbinds.push((oid, value));
         }
         Ok(Self {
             kind,
@@ -375,6 +383,32 @@ pub(crate) mod tests {
         ] {
             assert!(Value::read(&mut Reader::new(&bytes(bad))).is_err(), "{bad}");
         }
+    }
+
+    /// A device with one value that it writes wrongly was said to be away.
+    #[test]
+    fn a_value_that_cannot_be_read_leaves_the_others_of_its_message() {
+        // A counter of nine bytes, an IP address of three, a length beyond the end, nothing at all; and 7 between them.
+        let unread = ["46 09 313233343536373839", "40 03 c00002", "04 7f 61", ""];
+        let mut varbinds = vec![];
+        for bad in unread {
+            varbinds.push(("1.3.6.1.1".parse().unwrap(), Value::Unread(bytes(bad))));
+            varbinds.push(("1.3.6.1.2".parse().unwrap(), Value::Gauge32(7)));
+        }
+        let pdu = Pdu {
+            kind: Kind::Inform,
+            request_id: 1,
+            error_status: 0,
+            error_index: 0,
+            varbinds,
+        };
+        let community = b"public".to_vec();
+        let message = Community { community, pdu };
+        // An inform is answered with what it said, also where that cannot be read.
+        assert_eq!(Community::decode(&message.encode()), Ok(message.clone()));
+        assert_eq!(message.pdu.varbinds[2].1.to_string(), "unread:0x4003c00002");
+        let unread = &message.pdu.varbinds[2].1;
+        assert_eq!((unread.number(), unread.is_absent()), (None, false));
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! One poll of a device, step by step: what to ask next, and what came of it.
 //!
 //! Pure. Tables are walked with `GetBulk`, columns of one group together. A device for which an answer is too big is asked for
-//! less at a time. What comes is taken whole or not at all: a poll that breaks off has no samples.
+//! less at a time. What comes is taken whole or not at all: a poll that breaks off has no samples. A value that cannot be read, or is
+//! no number where one belongs, is left out by itself and counted.
 //!
-//! Bounds: [`CELLS_MAX`] values and [`REQUESTS_MAX`] requests of a poll; of a text, what a label may have. A device whose names do
-//! not rise would be walked for ever: it is an error.
+//! Bounds: [`CELLS_MAX`] values, [`POLL_BYTES_MAX`] of memory and [`REQUESTS_MAX`] requests of a poll; of a text, what a label may
+//! have: it is cut when it comes. A device whose names do not rise would be walked for ever: it is an error.
 
 use crate::Oid;
 use crate::panel::{
@@ -17,6 +18,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Values of one poll.
 pub const CELLS_MAX: usize = 200_000;
+/// What the samples of one poll may come to in memory, as [`Poll::bytes`] counts it.
+pub const POLL_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// What a sample, or a text of its row, costs beside the text: names, the row's number, lists.
+const CELL_BYTES: usize = 256;
 /// Requests of one poll, repeated ones apart.
 pub const REQUESTS_MAX: usize = 20_000;
 /// Rows that are asked for at once, where a device is not told otherwise.
@@ -36,6 +41,8 @@ pub enum PollError {
     TooBig,
     #[error("the device has more than {CELLS_MAX} values")]
     TooManyCells,
+    #[error("what the device has comes to more than {POLL_BYTES_MAX} bytes")]
+    TooManyBytes,
     #[error("the device was asked {REQUESTS_MAX} times and has still more")]
     TooManyRequests,
 }
@@ -69,9 +76,11 @@ pub struct Poll {
     /// Columns that are asked for at once.
     columns: usize,
     requests: usize,
-    scalars: Vec<(&'static Scalar, Value)>,
+    scalars: Vec<(&'static Scalar, Kept)>,
     cells: BTreeMap<Table, Vec<Cell>>,
     count: usize,
+    bytes: usize,
+    unread: u64,
     groups: BTreeSet<u8>,
 }
 
@@ -79,7 +88,33 @@ pub struct Poll {
 struct Cell {
     column: &'static Column,
     row: Vec<u32>,
-    value: Value,
+    kept: Kept,
+}
+
+/// What is needed of a value.
+#[derive(Clone, Debug)]
+enum Kept {
+    Number(f64),
+    /// As a label has it.
+    Text(String),
+}
+
+impl Kept {
+    /// `None`: it cannot be read, or is a sample that is no number.
+    fn new(of: Use, value: &Value) -> Option<Self> {
+        match (of, value) {
+            (_, Value::Unread(_)) => None,
+            (Use::Sample, value) => value.number().map(Self::Number),
+            (Use::Label | Use::Info, value) => Some(Self::Text(label(value))),
+        }
+    }
+
+    const fn text_bytes(&self) -> usize {
+        match self {
+            Self::Number(_) => 0,
+            Self::Text(text) => text.len(),
+        }
+    }
 }
 
 impl Poll {
@@ -99,6 +134,8 @@ impl Poll {
             scalars: vec![],
             cells: BTreeMap::new(),
             count: 0,
+            bytes: CELL_BYTES,
+            unread: 0,
             groups: BTreeSet::new(),
         }
     }
@@ -157,13 +194,37 @@ impl Poll {
             Step::Get(scalars) => {
                 for (oid, value) in answer.varbinds {
                     let asked = scalars.iter().find(|s| s.oid == oid.ids());
-                    if let Some(scalar) = asked.filter(|_| !value.is_absent()) {
-                        self.scalars.push((scalar, value));
-                    }
+                    let Some(scalar) = asked.filter(|_| !value.is_absent()) else {
+                        continue;
+                    };
+                    let Some(kept) = Kept::new(scalar.of, &value) else {
+                        self.unread += 1;
+                        continue;
+                    };
+                    self.charge(kept.text_bytes())?;
+                    self.scalars.push((scalar, kept));
                 }
                 Ok(())
             }
             Step::Walk { group, cursors } => self.walk(group, cursors, answer),
+        }
+    }
+
+    /// What its samples come to in memory, about: what is held now is less.
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Values that were left out, because they cannot be read or are no numbers.
+    pub const fn unread(&self) -> u64 {
+        self.unread
+    }
+
+    fn charge(&mut self, text_bytes: usize) -> Result<(), PollError> {
+        self.bytes += CELL_BYTES + text_bytes;
+        match self.bytes > POLL_BYTES_MAX {
+            true => Err(PollError::TooManyBytes),
+            false => Ok(()),
         }
     }
 
@@ -194,13 +255,21 @@ impl Poll {
                 return Err(PollError::TooManyCells);
             }
             self.count += 1;
-            self.groups.insert(group);
             let (column, row) = (cursor.column, row.to_vec());
+            cursor.last = oid;
+            let Some(kept) = Kept::new(column.of, &value) else {
+                self.unread += 1;
+                continue;
+            };
+            self.groups.insert(group);
+            // A label stands in each sample of its row, and ifDescr does where there is no ifName.
+            let is_in_all = column.of == Use::Label || column.name == "ifDescr";
+            let times = if is_in_all { samples_of(column.table) } else { 1 };
+            self.charge(kept.text_bytes() * times + row.len() * 16)?;
             self.cells
                 .entry(column.table)
                 .or_default()
-                .push(Cell { column, row, value });
-            cursor.last = oid;
+                .push(Cell { column, row, kept });
         }
         let mut over = is_over.into_iter();
         cursors.retain(|_| !over.next().unwrap_or(false));
@@ -225,11 +294,10 @@ impl Poll {
     pub fn finish(self) -> Vec<Reading> {
         let mut readings = vec![];
         let mut about: Vec<(String, String)> = vec![];
-        for (scalar, value) in &self.scalars {
-            match (scalar.of, value.number()) {
-                (Use::Sample, Some(number)) => readings.push(reading(scalar.name, vec![], number)),
-                (Use::Sample, None) => {}
-                _ => about.push((scalar.name.to_owned(), label(value))),
+        for (scalar, kept) in self.scalars {
+            match kept {
+                Kept::Number(number) => readings.push(reading(scalar.name, vec![], number)),
+                Kept::Text(text) => about.push((scalar.name.to_owned(), text)),
             }
         }
         readings.push(reading(DEVICE_INFO, about, 1.0));
@@ -263,18 +331,25 @@ fn label(value: &Value) -> String {
     shown.replace(char::is_control, " ").trim().to_owned()
 }
 
+/// Samples that a row may have, and the one that describes it.
+fn samples_of(table: Table) -> usize {
+    let columns = COLUMNS.iter().filter(|c| c.table == table && c.of == Use::Sample);
+    columns.count() + 1
+}
+
 fn rows(table: Table, cells: &[Cell], readings: &mut Vec<Reading>) {
-    let mut texts: BTreeMap<&[u32], BTreeMap<&str, String>> = BTreeMap::new();
-    for cell in cells.iter().filter(|c| c.column.of != Use::Sample) {
-        let of_row = texts.entry(&cell.row).or_default();
-        of_row.insert(cell.column.name, label(&cell.value));
+    let mut texts: BTreeMap<&[u32], BTreeMap<&str, &str>> = BTreeMap::new();
+    for cell in cells {
+        if let Kept::Text(text) = &cell.kept {
+            texts.entry(&cell.row).or_default().insert(cell.column.name, text);
+        }
     }
     let text_of = |row: &[u32], name: &str| {
         texts
             .get(row)
             .and_then(|t| t.get(name))
             .filter(|t| !t.is_empty())
-            .cloned()
+            .map(|t| (*t).to_owned())
     };
     let index_of = |row: &[u32]| {
         let index = row.iter().map(u32::to_string).collect::<Vec<_>>().join(".");
@@ -291,8 +366,8 @@ fn rows(table: Table, cells: &[Cell], readings: &mut Vec<Reading>) {
         }
         pairs
     };
-    for cell in cells.iter().filter(|c| c.column.of == Use::Sample) {
-        if let Some(number) = cell.value.number() {
+    for cell in cells {
+        if let Kept::Number(number) = cell.kept {
             readings.push(reading(cell.column.name, named(&cell.row), number));
         }
     }
@@ -604,6 +679,116 @@ mod tests {
         assert_eq!(slow, PollError::TooManyRequests);
     }
 
+    /// Polls of such devices took the room of all pages.
+    #[test]
+    fn a_device_of_long_texts_takes_what_is_kept_of_them_and_no_more_than_the_bound() {
+        let long = |n: usize| octets(&"x".repeat(n));
+        let bytes_of = |text: Value| {
+            let mut poll = Poll::new(20);
+            let agent = Agent::new(&[("1.3.6.1.2.1.31.1.1.1.18.1", text)], 100);
+            while let Some(asked) = poll.question().unwrap() {
+                poll.take(agent.answer(&asked)).unwrap();
+            }
+            poll.bytes()
+        };
+        assert_eq!(bytes_of(long(60_000)), bytes_of(long(LABEL_VALUE_BYTES_MAX)));
+        assert!(bytes_of(long(60_000)) < 60_000);
+        let said = endless(|asked, n| match asked.kind {
+            Kind::Get => vec![],
+            _ => {
+                let at = |i: u32| n * 10 + i + 1;
+                let mut all = vec![];
+                for i in 0..10 {
+                    all.extend(asked.varbinds.iter().map(|(oid, _)| {
+                        let column = COLUMNS.iter().find(|c| oid.below(c.oid).is_some()).unwrap();
+                        (Oid::from([column.oid, &[at(i)][..]].concat()), long(8000))
+                    }));
+                }
+                all
+            }
+        });
+        assert_eq!(said, PollError::TooManyBytes);
+    }
+
+    /// The whole device had no samples, and was said to be away.
+    #[test]
+    fn a_value_that_cannot_be_read_is_left_out_by_itself() {
+        let unread = || Value::Unread(vec![0x46, 9, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        let agent = Agent::new(
+            &[
+                ("1.3.6.1.2.1.1.1.0", unread()),
+                ("1.3.6.1.2.1.1.3.0", Value::TimeTicks(4200)),
+                ("1.3.6.1.2.1.2.2.1.10.1", Value::Counter32(5)),
+                ("1.3.6.1.2.1.31.1.1.1.1.1", octets("eth0")),
+                ("1.3.6.1.2.1.31.1.1.1.1.2", unread()),
+                ("1.3.6.1.2.1.31.1.1.1.6.1", unread()),
+                ("1.3.6.1.2.1.31.1.1.1.6.2", Value::Counter64(7)),
+                // A text where a number belongs.
+                ("1.3.6.1.2.1.31.1.1.1.10.1", octets("many")),
+            ],
+            100,
+        );
+        let mut poll = Poll::new(20);
+        while let Some(asked) = poll.question().unwrap() {
+            poll.take(agent.answer(&asked)).unwrap();
+        }
+        assert_eq!(poll.unread(), 4);
+        let shown = |r: &Reading| {
+            let pairs: Vec<_> = r.pairs.iter().map(|(n, v)| format!("{n}={v}")).collect();
+            format!("{} {}", pairs.join(" "), r.value)
+        };
+        let shown: Vec<_> = poll.finish().iter().map(shown).collect();
+        expect![[r#"
+            __name__=sysUpTime 4200
+            __name__=snmp_device_info 1
+            ifIndex=2 __name__=ifHCInOctets 7
+            ifIndex=1 ifName=eth0 __name__=snmp_interface_info 1"#]]
+        .assert_eq(&shown.join("\n"));
+        // Where no counter of 64 bits can be read, those of 32 are asked for.
+        let agent = Agent::new(
+            &[
+                ("1.3.6.1.2.1.2.2.1.10.1", Value::Counter32(5)),
+                ("1.3.6.1.2.1.31.1.1.1.6.1", unread()),
+            ],
+            100,
+        );
+        let (readings, _) = run(&agent, 20).unwrap();
+        assert!(readings.iter().any(|r| r.pairs.last().unwrap().1 == "ifInOctets"));
+    }
+
+    /// What is charged before the samples are made is not less than what they are.
+    #[test]
+    fn what_a_poll_counts_is_what_its_samples_take() {
+        let mut objects = BTreeMap::new();
+        for row in 1..50 {
+            for column in COLUMNS {
+                let value = match column.of {
+                    Use::Sample => Value::Counter64(1 << 40),
+                    Use::Label | Use::Info => octets(&"x".repeat(5000)),
+                };
+                objects.insert(Oid::from([column.oid, &[row][..]].concat()), value);
+            }
+        }
+        let (agent, mut poll) = (
+            Agent {
+                objects,
+                values_max: 100,
+            },
+            Poll::new(20),
+        );
+        while let Some(asked) = poll.question().unwrap() {
+            poll.take(agent.answer(&asked)).unwrap();
+        }
+        let counted = poll.bytes();
+        let pair = |(n, v): &(String, String)| n.len() + v.len() + 2 * size_of::<String>();
+        let taken: usize = poll
+            .finish()
+            .iter()
+            .map(|r| size_of::<Reading>() + r.pairs.iter().map(pair).sum::<usize>())
+            .sum();
+        assert!((taken..3 * taken).contains(&counted), "{counted} {taken}");
+    }
+
     #[test]
     fn a_text_is_no_longer_than_a_label_may_be() {
         let long = "가".repeat(LABEL_VALUE_BYTES_MAX);
@@ -624,23 +809,26 @@ mod tests {
             let mut objects = BTreeMap::new();
             for column in &columns {
                 for row in &rows {
-                    objects.insert(Oid::from([COLUMNS[*column].oid, &[*row][..]].concat()), Value::Gauge32(*row));
+                    let value = Value::Gauge32(row * 1000 + *column as u32);
+                    objects.insert(Oid::from([COLUMNS[*column].oid, &[*row][..]].concat()), value);
                 }
             }
             let agent = Agent { objects, values_max };
             let (readings, _) = run(&agent, repetitions).unwrap();
             let has_wide = columns.iter().any(|c| COLUMNS[*c].group == WIDE_COUNTERS);
             let is_sample = |c: &&usize| COLUMNS[**c].of == Use::Sample && !(has_wide && COLUMNS[**c].group == NARROW_COUNTERS);
-            let samples = columns.iter().filter(is_sample).count() * rows.len();
-            let told = readings.iter().filter(|r| r.value != 1.0 || rows.contains(&1)).count();
-            prop_assert!(told >= samples || rows.contains(&1));
-            let mut names: Vec<_> = readings.iter().map(|r| &r.pairs).collect();
-            let count = names.len();
-            names.sort();
-            names.dedup();
-            prop_assert_eq!(names.len(), count);
-            let infos = readings.iter().filter(|r| [DEVICE_INFO, INTERFACE_INFO].contains(&&*r.pairs.last().unwrap().1)).count();
-            prop_assert_eq!(count - infos, samples);
+            let mut wanted = BTreeSet::new();
+            for column in columns.iter().filter(is_sample) {
+                let of = &COLUMNS[*column];
+                wanted.extend(rows.iter().map(|row| (of.name, of.table.index_label(), *row, row * 1000 + *column as u32)));
+            }
+            let mut told = vec![];
+            for r in readings.iter().filter(|r| ![DEVICE_INFO, INTERFACE_INFO].contains(&&*r.pairs.last().unwrap().1)) {
+                let (name, (label, row)) = (&r.pairs.last().unwrap().1, &r.pairs[0]);
+                told.push((name.as_str(), label.as_str(), row.parse::<u32>().unwrap(), r.value as u32));
+            }
+            told.sort_unstable();
+            prop_assert_eq!(told, wanted.into_iter().collect::<Vec<_>>());
         }
     }
 }

@@ -6,6 +6,7 @@
 //! Times are monotonic.
 
 use crate::Oid;
+use crate::ber::Bad;
 use crate::pdu::{Community, Kind, Pdu, version};
 use crate::usm::{Engine, Keys, Message, NotOpened, Scope, Sealed, User, WINDOW_SECS};
 use hindcast_model::SpanNs;
@@ -49,7 +50,9 @@ pub enum SessionError {
     #[error("the device does not let user {0:?} speak so: with or without privacy, it is set up the other way there")]
     WrongLevel(String),
     #[error("the answer is not to be believed: {0}")]
-    NotOpened(#[from] NotOpened),
+    NotOpened(NotOpened),
+    #[error("the answer is signed as it should be, and cannot be read: {0}")]
+    NotRead(Bad),
     #[error("the device reports {0}")]
     Report(Oid),
     #[error("the device and this node do not come to agree on its engine and its clock")]
@@ -87,6 +90,8 @@ pub struct Session {
     known: Option<Known>,
     open: Option<Open>,
     learnt: u32,
+    /// Why the last of what came since the question could not be read.
+    unread: Option<Bad>,
     /// Numbers of messages and requests, and what encryption begins with: no two are the same.
     next: u64,
 }
@@ -99,6 +104,7 @@ impl Session {
             known: None,
             open: None,
             learnt: 0,
+            unread: None,
             next: seed,
         }
     }
@@ -111,6 +117,12 @@ impl Session {
     /// A question that was not asked before: what was learnt for the one before does not count.
     pub fn begin(&mut self) {
         self.learnt = 0;
+        self.unread = None;
+    }
+
+    /// Why the last datagram that came since [`Self::begin`] and is none of ours could not be read, where that is so.
+    pub const fn unread(&self) -> Option<Bad> {
+        self.unread
     }
 
     /// The datagram for a question, whatever its number.
@@ -179,7 +191,7 @@ impl Session {
         let pdu = match (&self.access, version(datagram)) {
             (Access::Community(_), Ok(1)) => match Community::decode(datagram) {
                 Ok(message) => message.pdu,
-                Err(_) => return Heard::NotOurs,
+                Err(why) => return self.not_read(why),
             },
             (Access::User(user), Ok(3)) => {
                 let user = user.clone();
@@ -188,10 +200,12 @@ impl Session {
                         Ok(pdu) => pdu,
                         Err(heard) => return heard,
                     },
-                    _ => return Heard::NotOurs,
+                    Ok(_) => return Heard::NotOurs,
+                    Err(why) => return self.not_read(why),
                 }
             }
-            _ => return Heard::NotOurs,
+            (_, Ok(_)) => return self.not_read(Bad("it is of another version than the question")),
+            (_, Err(why)) => return self.not_read(why),
         };
         if pdu.kind != Kind::Response || pdu.request_id != open.request_id {
             return Heard::NotOurs;
@@ -200,9 +214,17 @@ impl Session {
         Heard::Answer(pdu)
     }
 
+    fn not_read(&mut self, why: Bad) -> Heard {
+        self.unread = Some(why);
+        Heard::NotOurs
+    }
+
     fn unseal(&mut self, user: &User, sealed: &Sealed<'_>, now: SpanNs) -> Result<Pdu, Heard> {
         if !sealed.is_signed() {
-            let (_, pdu) = sealed.unsigned().map_err(|_| Heard::NotOurs)?;
+            let (_, pdu) = sealed.unsigned().map_err(|why| match why {
+                NotOpened::Bad(why) => self.not_read(why),
+                _ => Heard::NotOurs,
+            })?;
             return Err(self.report(user, sealed, &pdu, now, false));
         }
         let Some(known) = self.known.as_mut().filter(|k| k.engine.id == sealed.engine.id) else {
@@ -212,7 +234,12 @@ impl Session {
             return Err(self.report(user, sealed, &pdu, now, true));
         }
         let opened = sealed.open(&known.keys);
-        let (_, pdu) = opened.map_err(|why| Heard::Failed(why.into()))?;
+        let (_, pdu) = opened.map_err(|why| {
+            Heard::Failed(match why {
+                NotOpened::Bad(why) => SessionError::NotRead(why),
+                why => SessionError::NotOpened(why),
+            })
+        })?;
         if pdu.kind == Kind::Report {
             return Err(self.report(user, sealed, &pdu, now, true));
         }
@@ -241,15 +268,22 @@ impl Session {
             // That, and unknownEngineIDs.
             Some(2 | 4) if self.learnt < LEARNT_MAX => {
                 self.learnt += 1;
-                let keys = match self.known.take() {
-                    Some(known) if known.engine.id == sealed.engine.id => known.keys,
-                    _ => user.keys(&sealed.engine.id),
-                };
                 if sealed.engine.id.is_empty() {
                     return Heard::Failed(SessionError::NoAgreement);
                 }
                 let engine = sealed.engine.clone();
-                self.known = Some(Known { engine, at: now, keys });
+                match &mut self.known {
+                    Some(known) if known.engine.id == engine.id => {
+                        // What is not signed says nothing of a clock that is known.
+                        if is_signed {
+                            (known.engine, known.at) = (engine, now);
+                        }
+                    }
+                    known => {
+                        let keys = user.keys(&engine.id);
+                        *known = Some(Known { engine, at: now, keys });
+                    }
+                }
                 return Heard::AskAgain;
             }
             Some(2 | 4) => SessionError::NoAgreement,
@@ -442,6 +476,24 @@ mod tests {
         }
     }
 
+    /// Somebody's report, which is signed by nobody, could set the clock of a device ahead, so that its own answers looked old.
+    #[test]
+    fn a_report_that_nobody_signed_leaves_a_known_clock_as_it_is() {
+        let user = user("ops", AuthProtocol::Sha1, true);
+        let (device, mut session) = (Device::new(&user), Session::new(Access::User(user.clone()), 1));
+        talk(&mut session, &device, secs(1));
+        session.begin();
+        session.ask(&question(), secs(2));
+        let mut somebody = Device::new(&user);
+        (somebody.engine.boots, somebody.engine.time) = (99, 1_000_000);
+        let heard = session.hear(&somebody.report(session.open.unwrap().msg_id, 4, false), secs(2));
+        assert_eq!((heard, session.learnt), (Heard::AskAgain, 1));
+        let asked = session.ask(&question(), secs(2));
+        assert_eq!(Sealed::read(&asked).unwrap().engine.boots, device.engine.boots);
+        let heard = session.hear(&device.answer(&asked), secs(2));
+        assert!(matches!(heard, Heard::Answer(_)), "{heard:?}");
+    }
+
     #[test]
     fn what_answers_nothing_that_is_open_is_not_ours() {
         let mut session = Session::new(Access::Community(b"public".to_vec()), 41);
@@ -460,6 +512,58 @@ mod tests {
         let right = answer(asked.pdu.request_id);
         assert!(matches!(session.hear(&right, secs(0)), Heard::Answer(_)));
         assert_eq!(session.hear(&right, secs(0)), Heard::NotOurs, "once");
+    }
+
+    /// The device was said to be away, or to have another password.
+    #[test]
+    fn an_answer_that_cannot_be_read_is_what_is_said() {
+        let oid: Oid = "1.3.6.1.2.1.31.1.1.1.6.1".parse().unwrap();
+        let varbinds = vec![(oid, Value::Octets(b"123456789".to_vec()))];
+        let with = |message: &[u8], before: usize, byte: u8| {
+            let at = message.windows(9).position(|w| w == b"123456789").unwrap();
+            let mut message = message.to_vec();
+            message[at - before] = byte;
+            message
+        };
+        // The last part of the name never ends.
+        let broken = |message: &[u8]| with(message, 3, 0x81);
+        // As a counter of 64 bits, the value has nine bytes and is not below 2^64: that is this value's own affair.
+        let odd = |message: &[u8]| with(message, 2, 0x46);
+        let is_odd = |heard: Heard| match heard {
+            Heard::Answer(pdu) => matches!(pdu.varbinds[..], [(_, Value::Unread(_))]),
+            _ => false,
+        };
+        let mut session = Session::new(Access::Community(b"public".to_vec()), 41);
+        session.begin();
+        let asked = Community::decode(&session.ask(&question(), secs(0))).unwrap();
+        let pdu = Pdu {
+            varbinds: varbinds.clone(),
+            ..asked.pdu.answer()
+        };
+        let answer = Community { pdu, ..asked }.encode();
+        assert_eq!(session.hear(&broken(&answer), secs(0)), Heard::NotOurs);
+        let why = session.unread().unwrap();
+        assert!(Community::decode(&broken(&answer)).unwrap_err() == why, "{why}");
+        assert!(is_odd(session.hear(&odd(&answer), secs(0))));
+        session.begin();
+        assert_eq!(session.unread(), None, "of another question");
+
+        for privacy in [false, true] {
+            let user = user("ops", AuthProtocol::Sha1, privacy);
+            let (device, mut session) = (Device::new(&user), Session::new(Access::User(user), 1));
+            talk(&mut session, &device, secs(1));
+            session.ask(&question(), secs(2));
+            let open = session.open.unwrap();
+            let pdu = Pdu {
+                request_id: open.request_id,
+                varbinds: varbinds.clone(),
+                ..question().answer()
+            };
+            let answer = device.say(open.msg_id, &pdu, true);
+            let heard = session.hear(&device.keys.altered(&answer, &broken), secs(2));
+            assert_eq!(heard, Heard::Failed(SessionError::NotRead(why)));
+            assert!(is_odd(session.hear(&device.keys.altered(&answer, &odd), secs(2))));
+        }
     }
 
     #[test]

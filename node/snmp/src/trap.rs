@@ -5,7 +5,8 @@
 //!
 //! Invariants
 //! - Nothing is remembered of whom no community or signature vouches for.
-//! - A trap whose time is older than [`WINDOW_SECS`] before the newest one of its engine is refused: somebody kept it.
+//! - A trap that is no newer than the newest one of its engine, and older than [`WINDOW_SECS`] before what its clock stands at by now, is
+//!   refused: somebody kept it. A newer one sets the clock, which may be slower than ours (RFC 3414, 3.2, 7b).
 //!
 //! Bounds: [`ENGINES_MAX`] senders' engines; one more takes the place of the one that was not heard of for longest.
 
@@ -70,6 +71,27 @@ impl Refused {
     pub fn as_str(self) -> &'static str {
         Self::ALL[self as usize].1
     }
+
+    /// What is wrong and whose move is next, in words for people.
+    pub const fn advice(self) -> &'static str {
+        match self {
+            Self::Malformed => "it cannot be read as a trap or inform; see what that sender is and what it sends here",
+            Self::Version => "it is of version 1, which is not supported; set the sender to 2c or 3",
+            Self::Community => {
+                "no sender in traps.senders of --snmp-config has its community; correct it there or at the sender"
+            }
+            Self::User => "no sender in traps.senders of --snmp-config has its user; correct it there or at the sender",
+            Self::Signature => {
+                "its signature or its encryption does not fit its user in traps.senders of --snmp-config: another password, or another hash"
+            }
+            Self::Level => {
+                "its user signs and encrypts in traps.senders of --snmp-config otherwise than at the sender: set both alike"
+            }
+            Self::Time => {
+                "it is older than it may be: somebody sent it again, or the sender's clock went back without a count of its boots"
+            }
+        }
+    }
 }
 
 /// What came of a datagram.
@@ -88,7 +110,10 @@ pub enum Heard {
 #[derive(Clone, Debug)]
 struct Known {
     boots: u32,
+    /// Of the newest trap.
     time: u32,
+    /// When that one came.
+    at: SpanNs,
     heard: SpanNs,
 }
 
@@ -209,16 +234,17 @@ impl Receiver {
         Ok(Heard::Notice { notice, answer })
     }
 
-    /// A sender's clock, as its signed messages tell it, never goes back.
+    /// A sender's clock, as its signed messages tell it, never goes back, and goes on while nothing is heard.
     fn follow(&mut self, engine: &Engine, now: SpanNs) -> Result<(), Refused> {
         let (boots, time) = (engine.boots, engine.time);
         if let Some(known) = self.engines.get_mut(&engine.id) {
-            let is_old = boots < known.boots || boots == known.boots && time.saturating_add(WINDOW_SECS) < known.time;
-            if is_old {
-                return Err(Refused::Time);
-            }
             if (boots, time) > (known.boots, known.time) {
-                (known.boots, known.time) = (boots, time);
+                (known.boots, known.time, known.at) = (boots, time, now);
+            }
+            let passed = now.0.saturating_sub(known.at.0) / 1_000_000_000;
+            let by_now = u64::from(known.time).saturating_add(passed);
+            if boots < known.boots || u64::from(time) + u64::from(WINDOW_SECS) < by_now {
+                return Err(Refused::Time);
             }
             known.heard = now;
             return Ok(());
@@ -232,8 +258,8 @@ impl Receiver {
         {
             self.engines.remove(&oldest);
         }
-        let heard = now;
-        self.engines.insert(engine.id.clone(), Known { boots, time, heard });
+        let (at, heard) = (now, now);
+        self.engines.insert(engine.id.clone(), Known { boots, time, at, heard });
         Ok(())
     }
 
@@ -423,6 +449,31 @@ pub(crate) mod tests {
         assert_eq!(hear(&user("ops", AuthProtocol::Sha256, false), 3, 0), "level");
     }
 
+    /// The last trap of a switch that was quiet since could be sent again for ever, by anybody.
+    #[test]
+    fn the_newest_trap_of_a_quiet_switch_is_not_taken_again_later() {
+        let (mut r, ops) = (receiver(), user("ops", AuthProtocol::Sha256, true));
+        let mut hear = |boots, time, now: u64| {
+            let engine = Engine {
+                id: b"a switch".to_vec(),
+                boots,
+                time,
+            };
+            said(&r.hear(&signed(&ops, &engine, Kind::Trap), SpanNs::from_secs(now)))
+        };
+        let (taken, window) = ("1.3.6.1.6.3.1.1.5.3 of Some(\"ops\") version 3", u64::from(WINDOW_SECS));
+        assert_eq!(hear(2, 1000, 200), taken);
+        assert_eq!(hear(2, 1000, 200 + window), taken, "on the way for so long it may be");
+        assert_eq!(hear(2, 1000, 201 + window), "time");
+        assert_eq!(hear(2, 1000, 200 + 1_000_000), "time");
+        assert_eq!(hear(2, 999, 200 + 1_000_000), "time");
+        // Its own clock lost five minutes in these days: what is new is taken, and the clock followed from there.
+        assert_eq!(hear(2, 1000 + 1_000_000 - 300, 200 + 1_000_000), taken);
+        assert_eq!(hear(2, 1000 + 1_000_000 - 300, 201 + 1_000_000 + window), "time");
+        assert_eq!(hear(3, 0, 500 + 1_000_000), taken);
+        assert_eq!(hear(2, 2_000_000, 500 + 1_000_000), "time");
+    }
+
     /// As a sender does it: it asks for our engine, learns the clock, and is answered.
     #[test]
     fn an_inform_is_of_our_engine_and_is_answered_with_a_signature() {
@@ -513,6 +564,18 @@ pub(crate) mod tests {
         for (at, (why, _)) in Refused::ALL.into_iter().enumerate() {
             assert_eq!(why as usize, at);
         }
+    }
+
+    /// Whoever had a trap refused for its time looked for the mistake in traps.senders.
+    #[test]
+    fn a_refusal_points_to_the_list_where_the_list_can_be_wrong() {
+        let by_list = Refused::ALL
+            .iter()
+            .filter(|(why, _)| why.advice().contains("traps.senders"));
+        let names: Vec<_> = by_list.map(|(_, name)| *name).collect();
+        assert_eq!(names, ["community", "user", "signature", "level"]);
+        let all: std::collections::BTreeSet<_> = Refused::ALL.iter().map(|(why, _)| why.advice()).collect();
+        assert_eq!(all.len(), Refused::ALL.len());
     }
 
     proptest! {

@@ -334,21 +334,28 @@ impl<'m> Sealed<'m> {
                 let mut plain = data.octets()?.to_vec();
                 let iv = iv(&self.engine, self.salt).ok_or(NotOpened::Decryption)?;
                 Decryptor::<Aes128>::new(key.into(), &iv.into()).decrypt(&mut plain);
-                // A wrong key gives bytes that are no PDU.
-                scoped(Reader::new(&plain)).map_err(|_| NotOpened::Decryption)
+                // A wrong key gives bytes without a scope. Where that is there, the key is right.
+                let (scope, mut inner) = scope(Reader::new(&plain)).map_err(|_| NotOpened::Decryption)?;
+                Ok((scope, Pdu::read(&mut inner)?))
             }
             _ => Err(NotOpened::Level),
         }
     }
 }
 
-fn scoped(mut data: Reader<'_>) -> Result<(Scope, Pdu), Bad> {
+fn scoped(data: Reader<'_>) -> Result<(Scope, Pdu), Bad> {
+    let (scope, mut inner) = scope(data)?;
+    Ok((scope, Pdu::read(&mut inner)?))
+}
+
+/// And what stands after it: the PDU.
+fn scope(mut data: Reader<'_>) -> Result<(Scope, Reader<'_>), Bad> {
     let mut inner = data.expect(SEQUENCE)?;
     let scope = Scope {
         engine_id: inner.octets()?.to_vec(),
         name: inner.octets()?.to_vec(),
     };
-    Ok((scope, Pdu::read(&mut inner)?))
+    Ok((scope, inner))
 }
 
 fn iv(engine: &Engine, salt: &[u8]) -> Option<[u8; 16]> {
@@ -444,6 +451,31 @@ pub(crate) mod tests {
             protocol,
             auth: Stretched::new(protocol, b"maplesyrup"),
             privacy: privacy.then(|| Stretched::new(protocol, b"another one")),
+        }
+    }
+
+    impl Keys {
+        /// A message that the user sealed, with other bytes in it, and sealed again: as a device does that writes a value wrongly.
+        pub fn altered(&self, message: &[u8], alter: &dyn Fn(&[u8]) -> Vec<u8>) -> Vec<u8> {
+            let sealed = Sealed::read(message).unwrap();
+            let mut message = message.to_vec();
+            match &self.privacy {
+                None => message = alter(&message),
+                Some(key) => {
+                    let (mut data, iv) = (sealed.data, iv(&sealed.engine, sealed.salt).unwrap());
+                    let mut plain = data.octets().unwrap().to_vec();
+                    let at = message.len() - plain.len();
+                    Decryptor::<Aes128>::new(key.into(), &iv.into()).decrypt(&mut plain);
+                    plain = alter(&plain);
+                    Encryptor::<Aes128>::new(key.into(), &iv.into()).encrypt(&mut plain);
+                    message[at..].copy_from_slice(&plain);
+                }
+            }
+            let at = sealed.mac.clone();
+            message[at.clone()].fill(0);
+            let mac = self.protocol.mac(&self.auth, [&message, &[], &[]], None).unwrap();
+            message[at].copy_from_slice(&mac);
+            message
         }
     }
 
@@ -579,10 +611,47 @@ pub(crate) mod tests {
             prop_assert!(Sealed::read(&message).is_err());
         }
 
+        /// Random bytes are hardly ever a message: so these are some with other bytes in them, signed again, or not.
         #[test]
-        fn no_bytes_panic(message in proptest::collection::vec(any::<u8>(), 0..300)) {
-            if let Ok(sealed) = Sealed::read(&message) {
-                let _ = sealed.unsigned();
+        fn no_bytes_panic_and_what_is_not_signed_again_is_not_believed(
+            pdu in any_pdu(),
+            privacy: bool,
+            signed_again: bool,
+            changes in proptest::collection::vec((any::<usize>(), any::<u8>()), 1..4),
+            cut in 0usize..3,
+        ) {
+            let keys = user("ops", AuthProtocol::Sha1, privacy).keys(&engine().id);
+            let whole = sealed(Some(&keys), &pdu);
+            let change = |bytes: &[u8]| {
+                let mut bytes = bytes.to_vec();
+                for (at, byte) in &changes {
+                    let len = bytes.len();
+                    bytes[at % len] = *byte;
+                }
+                bytes
+            };
+            if signed_again {
+                // What is inside, after the right key: the reader of PDUs sees it.
+                let clear = |bytes: &[u8]| {
+                    let mut bytes = bytes.to_vec();
+                    let tail = bytes.len().min(16);
+                    let from = bytes.len() - tail;
+                    let changed = change(&bytes[from..]);
+                    bytes[from..].copy_from_slice(&changed);
+                    bytes
+                };
+                let message = keys.altered(&whole, &clear);
+                if let Ok(sealed) = Sealed::read(&message) {
+                    prop_assert!(sealed.open(&keys) != Err(NotOpened::Signature));
+                }
+            } else {
+                let mut message = change(&whole);
+                let is_same = message == whole;
+                message.truncate(message.len() - cut);
+                if let Ok(sealed) = Sealed::read(&message) {
+                    let _ = (sealed.unsigned(), sealed.report(&keys));
+                    prop_assert_eq!(sealed.open(&keys).is_ok(), is_same && cut == 0);
+                }
             }
         }
     }

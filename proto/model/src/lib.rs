@@ -11,6 +11,7 @@ pub mod limits;
 pub mod matcher;
 pub mod resource;
 pub mod retention;
+pub mod setting;
 pub mod severity;
 pub mod slot;
 pub mod time;

@@ -361,6 +361,11 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "Questions to devices that were asked again, because no answer came in time.",
     ),
     (
+        "hindcast_snmp_poll_unread_values_total",
+        "counter",
+        "Values that were left out of polls, because they cannot be read or are no numbers; the others of the device are stored.",
+    ),
+    (
         "hindcast_snmp_polls_failed_total",
         "counter",
         "Polls of devices that failed; /api/v1/targets says why.",
@@ -371,6 +376,16 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "Polls of devices that this node made.",
     ),
     (
+        "hindcast_snmp_trap_name_failures_total",
+        "counter",
+        "Times that the host name of a device was not found; traps are taken to come from where it was found before.",
+    ),
+    (
+        "hindcast_snmp_trap_questions_total",
+        "counter",
+        "Questions of senders of informs for this node's engine or clock, which were answered.",
+    ),
+    (
         "hindcast_snmp_trap_write_waits_total",
         "counter",
         "Times that a batch of traps had to wait and be written again.",
@@ -378,7 +393,7 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     (
         "hindcast_snmp_traps_dropped_total",
         "counter",
-        "Traps that are lost, by reason; kernel: dropped before this node saw them.",
+        "Traps and informs that are lost, by reason; kernel: dropped before this node saw them; owner_unknown: they may be of a device of another tenant whose name was not found. No such inform is answered.",
     ),
     (
         "hindcast_snmp_traps_refused_total",
@@ -861,6 +876,7 @@ impl View {
         plain("hindcast_scrape_under_way", gauges.under_way as f64);
         plain("hindcast_snmp_poll_questions_total", count(&of.polls.questions));
         plain("hindcast_snmp_poll_retries_total", count(&of.polls.retries));
+        plain("hindcast_snmp_poll_unread_values_total", count(&of.polls.unread));
         plain("hindcast_snmp_polls_failed_total", count(&of.polls.failed));
         plain("hindcast_snmp_polls_total", count(&of.polls.polls));
         let own = gauges.up + gauges.down + gauges.unknown;

@@ -502,8 +502,10 @@ impl Scraper {
         let polling = snmp::poll(device, &*self.0.clock, &self.0.room, stats);
         let polled = match tokio::time::timeout(timeout.as_duration(), polling).await {
             Ok(polled) => polled,
+            // It may have been its name, its answers, or the room for them.
             Err(_) => Err(format!(
-                "not all of its tables were read within the interval of {timeout}"
+                "the poll was not done within its interval of {timeout}: the device answers slowly or has much, or its name or room for it \
+                 was waited for; give it a longer interval, or fewer retries"
             )),
         };
         stats.polls.fetch_add(1, Relaxed);

@@ -4,7 +4,9 @@
 //! which node's it is, decides the pool of targets: [`super::scrape`] asks here instead of over HTTP.
 
 mod files;
+mod names;
 mod poll;
+mod queue;
 #[cfg(test)]
 mod tests;
 mod traps;

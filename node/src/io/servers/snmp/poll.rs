@@ -1,7 +1,8 @@
 //! One poll of a device: its name looked up, a socket for it, a question at a time.
 //!
-//! A question without an answer is asked again as often as the list says. Answers take room from that of scraped pages until their
-//! samples are stored.
+//! A question without an answer is asked again as often as the list says. What is kept of answers takes room from that of scraped
+//! pages until the samples are stored. For its first room a poll waits; one that holds some and finds no more breaks off, so that polls
+//! never wait for each other.
 
 use super::files::Polled;
 use hindcast_env::io::os_rng;
@@ -17,9 +18,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tokio::net::UdpSocket;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What a byte of an answer comes to in memory, about: names and labels are written out.
-const MEMORY_PER_BYTE: usize = 16;
-
 /// Counts since the node started.
 #[derive(Debug, Default)]
 pub struct PollStats {
@@ -28,6 +26,8 @@ pub struct PollStats {
     pub questions: AtomicU64,
     /// Questions that were asked again, because no answer came in time.
     pub retries: AtomicU64,
+    /// Values that were left out of polls, because they cannot be read or are no numbers.
+    pub unread: AtomicU64,
 }
 
 /// A poll that went through, and the room that it holds.
@@ -81,24 +81,40 @@ pub async fn poll(
             Ok(None) => break Ok(()),
             Err(why) => break Err(why.to_string()),
         };
-        let (answer, bytes) = match asking.ask(&question).await {
-            Ok(answered) => answered,
+        let answer = match asking.ask(&question).await {
+            Ok(answer) => answer,
             Err(why) => break Err(why),
         };
-        let more = u32::try_from(bytes * MEMORY_PER_BYTE).unwrap_or(u32::MAX);
-        let Ok(more) = room.clone().acquire_many_owned(more).await else {
-            break Err("the node ends".to_owned());
-        };
-        match &mut held {
-            Some(held) => held.merge(more),
-            None => held = Some(more),
-        }
-        if let Err(why) = poll.take(answer) {
+        let unread_before = poll.unread();
+        let taken = poll.take(answer);
+        stats.unread.fetch_add(poll.unread() - unread_before, Relaxed);
+        if let Err(why) = taken {
             break Err(why.to_string());
+        }
+        if let Err(why) = take_room(&mut held, poll.bytes(), room).await {
+            break Err(why);
         }
     };
     *polled.session.lock() = Some(asking.session);
     done.map(|()| Polling { poll, room: held })
+}
+
+/// Holds room for `bytes` in all.
+async fn take_room(held: &mut Option<OwnedSemaphorePermit>, bytes: usize, room: &Arc<Semaphore>) -> Result<(), String> {
+    let has = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+    let more = u32::try_from(bytes.saturating_sub(has)).unwrap_or(u32::MAX);
+    match held {
+        Some(held) => held.merge(room.clone().try_acquire_many_owned(more).map_err(|_| {
+            "there is no room for more of its answers: what is scraped and polled elsewhere takes it all; let fewer be asked at once, or by \
+             more nodes"
+                .to_owned()
+        })?),
+        None => {
+            let first = room.clone().acquire_many_owned(more).await;
+            *held = Some(first.map_err(|_| "the node ends".to_owned())?);
+        }
+    }
+    Ok(())
 }
 
 async fn connect(polled: &Polled) -> Result<UdpSocket, String> {
@@ -133,8 +149,7 @@ struct Asking<'a> {
 }
 
 impl Asking<'_> {
-    /// The answer, and how many bytes it had.
-    async fn ask(&mut self, question: &Pdu) -> Result<(Pdu, usize), String> {
+    async fn ask(&mut self, question: &Pdu) -> Result<Pdu, String> {
         let (timeout, retries) = (self.polled.device.timeout, self.polled.device.retries);
         self.session.begin();
         for attempt in 0..=retries {
@@ -144,13 +159,18 @@ impl Asking<'_> {
                 Err(_) => continue,
             }
         }
-        Err(format!(
-            "no answer within {timeout}, asked {} times: it is away, or does not know the community, or this node may not ask it",
-            retries + 1
-        ))
+        let asked = retries + 1;
+        Err(match self.session.unread() {
+            Some(why) => format!(
+                "no answer that can be read within {timeout}, asked {asked} times; of what came from there last: {why}"
+            ),
+            None => format!(
+                "no answer within {timeout}, asked {asked} times: it is away, or does not know the community, or this node may not ask it"
+            ),
+        })
     }
 
-    async fn ask_once(&mut self, question: &Pdu) -> Result<(Pdu, usize), String> {
+    async fn ask_once(&mut self, question: &Pdu) -> Result<Pdu, String> {
         loop {
             let datagram = self.session.ask(question, self.clock.monotonic());
             self.stats.questions.fetch_add(1, Relaxed);
@@ -158,7 +178,7 @@ impl Asking<'_> {
             loop {
                 let bytes = self.socket.recv(&mut self.buffer).await.map_err(|e| self.broken(&e))?;
                 match self.session.hear(&self.buffer[..bytes], self.clock.monotonic()) {
-                    Heard::Answer(pdu) => return Ok((pdu, bytes)),
+                    Heard::Answer(pdu) => return Ok(pdu),
                     Heard::AskAgain => break,
                     Heard::NotOurs => {}
                     Heard::Failed(why) => return Err(why.to_string()),
