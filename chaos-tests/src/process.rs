@@ -4,8 +4,10 @@ use anyhow::{Context, Result, bail};
 use hindcast_proto::v1;
 use hindcast_proto::v1::cluster_client::ClusterClient;
 use std::net::{SocketAddr, TcpListener};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::transport::{Channel, Endpoint};
@@ -28,15 +30,26 @@ pub struct Cluster {
     peers: Vec<SocketAddr>,
 }
 
-/// Loopback addresses that were free a moment ago, all different.
+/// Ports of this machine that nobody listens on, each handed out once by this process. They lie below those that the kernel gives to clients,
+/// so that a node that was killed finds its own free when it is started again.
 pub fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
-    let held = (0..count)
-        .map(|_| TcpListener::bind(("127.0.0.1", 0)))
-        .collect::<std::io::Result<Vec<_>>>()?;
-    Ok(held
-        .iter()
-        .map(TcpListener::local_addr)
-        .collect::<std::io::Result<_>>()?)
+    const PORTS: Range<u32> = 12_000..32_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let mut free = vec![];
+    for _ in PORTS {
+        if free.len() == count {
+            return Ok(free);
+        }
+        // Other test programs may run beside this one: each begins elsewhere.
+        let n = NEXT
+            .fetch_add(1, Ordering::Relaxed)
+            .wrapping_add(std::process::id().wrapping_mul(101));
+        let port = PORTS.start + n % (PORTS.end - PORTS.start);
+        if let Ok(held) = TcpListener::bind(("127.0.0.1", port as u16)) {
+            free.push(held.local_addr()?);
+        }
+    }
+    bail!("{count} free ports of {PORTS:?} cannot be found")
 }
 
 /// An answer over HTTP, head and all.

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_hindcast-under-test");
-const METRICS_DOC: &str = include_str!("../../ops/hindcast/METRICS.md");
+const METRICS_DOC: &str = include_str!("../../../ops/hindcast/METRICS.md");
 /// Told only where there is a cold store.
 const ABSENT: [&str; 3] = [
     "hindcast_cold_cache_hits_total",
