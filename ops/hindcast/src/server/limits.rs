@@ -9,7 +9,7 @@ use std::path::Path;
 pub fn load(path: Option<&Path>) -> Result<Limits, String> {
     let Some(path) = path else { return Ok(Limits::default()) };
     let name = path.display().to_string();
-    let unreadable = |why: String| format!("{name}: {why}");
+    let unreadable = |why: String| format!("{name} cannot be read: {why}");
     parse(&name, &read(path).map_err(unreadable)?).map_err(|e| e.to_string())
 }
 
@@ -22,7 +22,7 @@ fn read(path: &Path) -> Result<String, String> {
     let mut bytes = vec![];
     let read = file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes);
     read.map_err(|e| e.to_string())?;
-    String::from_utf8(bytes).map_err(|_| "is not UTF-8 text".to_owned())
+    String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned())
 }
 
 fn rate_json(rate: Option<Rate>) -> Value {

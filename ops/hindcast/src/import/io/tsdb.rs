@@ -36,7 +36,12 @@ pub fn bytes(path: &Path) -> Result<u64, ImportError> {
 
 fn disk(path: &Path) -> Result<RealDisk, ImportError> {
     if !path.is_dir() {
-        return Err(cannot_read(path, &std::io::Error::other("not a folder")));
+        let why = if path.exists() {
+            "it is no folder"
+        } else {
+            "there is no such folder"
+        };
+        return Err(cannot_read(path, &std::io::Error::other(why)));
     }
     RealDisk::new(path).map_err(|e| cannot_read(path, &e.source))
 }
