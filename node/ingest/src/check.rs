@@ -304,6 +304,15 @@ impl Rejections {
         }
     }
 
+    /// Adds what was refused of another part of the same batch.
+    pub fn merge(&mut self, other: Self) {
+        for (code, items) in other.by_code {
+            *self.by_code.entry(code).or_default() += items;
+        }
+        let room = REJECTED_LISTED_MAX - self.listed.len();
+        self.listed.extend(other.listed.into_iter().take(room));
+    }
+
     /// At most [`REJECTED_LISTED_MAX`] of them.
     pub fn listed(&self) -> &[Rejected] {
         &self.listed

@@ -16,10 +16,11 @@ pub enum Protocol {
     Syslog,
     Scrape,
     Snmp,
+    Kafka,
 }
 
 impl Protocol {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Own,
         Self::OtlpMetrics,
         Self::OtlpLogs,
@@ -30,6 +31,7 @@ impl Protocol {
         Self::Syslog,
         Self::Scrape,
         Self::Snmp,
+        Self::Kafka,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -44,6 +46,7 @@ impl Protocol {
             Self::Syslog => "syslog",
             Self::Scrape => "scrape",
             Self::Snmp => "snmp",
+            Self::Kafka => "kafka",
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::otlp::{self, DeltaState, LogsRequest, MetricsRequest, TracesRequest};
 use crate::own::SeriesRefs;
 use crate::remote_write::Version;
 use crate::{
-    Books, Described, LimitsContext, Naming, Protocol, SeriesCache, influx, loki, own, remote_write, syslog,
+    Books, Described, LimitsContext, Naming, Protocol, SeriesCache, influx, loki, own, records, remote_write, syslog,
     tenant_limits, tsdb,
 };
 use bytes::Bytes;
@@ -90,6 +90,11 @@ pub const TARGETS: &[Target] = &[
         name: "ingest-influx",
         run: influx_lines,
         seeds: influx_seeds,
+    },
+    Target {
+        name: "ingest-records",
+        run: record_values,
+        seeds: record_seeds,
     },
     Target {
         name: "ingest-limits",
@@ -697,6 +702,56 @@ fn influx_seeds() -> Vec<Vec<u8>> {
     let text = "# a comment\ncpu,host=web-1,cp\\ u=a\\,b usage=97.5,n=3i,m=4u,ok=t,t=\"a \\\"b\\\"\n c\" 1700000000000000000\n\
                 up value=1\nbad\n";
     vec![text.as_bytes().to_vec()]
+}
+
+/// The first byte says what the others are.
+fn record_values(bytes: &[u8]) {
+    let Some((form, value)) = bytes.split_first() else {
+        return;
+    };
+    let lines = records::Lines {
+        labels: vec![("kafka_topic".to_owned(), "t".to_owned())],
+        label_fields: vec![("a".to_owned(), "a.b".to_owned())],
+        time_field: None,
+    };
+    let signals = [records::Signal::Metrics, records::Signal::Logs, records::Signal::Traces];
+    let form = match form % 9 {
+        0 => records::Form::Text(lines),
+        1 => records::Form::Json(lines),
+        2 => records::Form::Influx(influx::Precision::Seconds),
+        n => records::Form::Otlp {
+            signal: signals[usize::from(n % 3)],
+            json: n < 6,
+        },
+    };
+    let one = |offset| records::Record {
+        partition: 0,
+        offset,
+        at: None,
+        key: None,
+        value: Bytes::copy_from_slice(value),
+    };
+    let mut known = records::Known {
+        deltas: &mut DeltaState::new(100),
+        ties: &mut otlp::Ties::default(),
+        described: &Described::default(),
+    };
+    let read = records::adapt(&TenantId::default(), &form, &[one(1), one(2)], &LIMITS, &mut known);
+    if let records::Form::Text(_) | records::Form::Json(_) = form {
+        let accounted = read.adapted.batch.lines() + read.adapted.rejected.items() + read.unreadable;
+        assert_eq!(accounted, 2, "a record is a line or refused");
+    }
+}
+
+fn record_seeds() -> Vec<Vec<u8>> {
+    let with = |form: u8| move |body: Vec<u8>| [&[form][..], &body].concat();
+    let json = br#"{"@timestamp":"2023-11-14T22:13:20.5Z","level":"Warn","a":{"b":"c"},"message":"m"}"#;
+    let mut seeds = vec![with(0)(b"a line\r\n".to_vec()), with(1)(json.to_vec())];
+    seeds.extend(influx_seeds().into_iter().map(with(2)));
+    seeds.extend(otlp_logs_json_seeds().into_iter().map(with(4)));
+    seeds.extend(otlp_logs_seeds().into_iter().map(with(7)));
+    seeds.extend(otlp_metrics_seeds().into_iter().map(with(6)));
+    seeds
 }
 
 fn compressed(bytes: &[u8]) {

@@ -32,6 +32,7 @@ pub mod otlp;
 pub mod own;
 mod owners;
 pub mod rates;
+pub mod records;
 pub mod remote_write;
 pub mod scraped;
 pub mod syslog;

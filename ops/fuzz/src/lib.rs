@@ -13,6 +13,7 @@ pub fn targets() -> impl Iterator<Item = &'static Target> {
         hindcast_ingest::fuzz::TARGETS,
         hindcast_scrape::fuzz::TARGETS,
         hindcast_snmp::fuzz::TARGETS,
+        hindcast_kafka::fuzz::TARGETS,
         hindcast_node::fuzz::TARGETS,
         languages::TARGETS,
     ];

@@ -66,6 +66,8 @@ enum Command {
     Limits(cli::limits::LimitsArgs),
     /// Shows which devices a list would poll by SNMP.
     Snmp(cli::snmp::SnmpArgs),
+    /// Shows which topics of Kafka a file would consume, and how far nodes have come.
+    Kafka(cli::kafka::KafkaArgs),
     /// Shows nodes and Raft groups; adds, moves and removes nodes.
     Cluster(cli::cluster::ClusterArgs),
     /// Makes certificates: for a cluster, its nodes and its clients.
@@ -155,6 +157,7 @@ async fn run(command: Command) -> cli::Done {
         Command::Cardinality(args) => cli::cardinality::run(args).await,
         Command::Limits(args) => cli::limits::run(args),
         Command::Snmp(args) => cli::snmp::run(args).await,
+        Command::Kafka(args) => cli::kafka::run(args).await,
         Command::Cluster(args) => cli::cluster::run(args).await,
         Command::Cert(args) => cli::cert::run(args),
         Command::Storage(args) => cli::storage::run(args).await,

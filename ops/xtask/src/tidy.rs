@@ -25,6 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("hindcast-scrape", &["hindcast-model", "hindcast-env"]),
     ("hindcast-snmp", &["hindcast-model", "hindcast-env"]),
+    ("hindcast-kafka", &["hindcast-model", "hindcast-env", "hindcast-ingest"]),
     ("hindcast-promql", &["hindcast-model"]),
     // The two languages share a lexer, operators and durations.
     ("hindcast-logql", &["hindcast-model", "hindcast-promql"]),

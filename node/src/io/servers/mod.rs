@@ -10,6 +10,7 @@
 mod counters;
 mod grpc;
 mod http;
+pub mod kafka;
 #[cfg(test)]
 mod masking_tests;
 pub mod scrape;

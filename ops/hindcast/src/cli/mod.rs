@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod export;
 pub mod import;
 pub mod incident;
+pub mod kafka;
 pub mod limits;
 pub mod masking;
 pub mod query;

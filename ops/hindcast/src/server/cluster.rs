@@ -10,6 +10,7 @@ use hindcast_masking::InForce;
 use hindcast_model::{GroupId, NodeId};
 use hindcast_node::disk_guard::DiskState;
 use hindcast_node::io::node::Node;
+use hindcast_node::io::servers::kafka::Kafka;
 use hindcast_node::io::servers::scrape::Scraper;
 use hindcast_node::io::servers::snmp::Traps;
 use hindcast_node::io::servers::syslog::SyslogStats;
@@ -47,6 +48,7 @@ pub struct View {
     pub(super) tenants: Arc<Tenants>,
     pub(super) scraper: Option<Scraper>,
     pub(super) traps: Option<Traps>,
+    pub(super) kafka: Option<Kafka>,
 }
 
 impl View {
@@ -80,6 +82,7 @@ impl View {
             tenants: ingest.tenants.clone(),
             scraper: None,
             traps: None,
+            kafka: None,
         }
     }
 
@@ -89,6 +92,10 @@ impl View {
 
     pub fn with_traps(self, traps: Option<Traps>) -> Self {
         Self { traps, ..self }
+    }
+
+    pub fn with_kafka(self, kafka: Option<Kafka>) -> Self {
+        Self { kafka, ..self }
     }
 
     async fn nodes(&self) -> Vec<v1::NodeStatus> {

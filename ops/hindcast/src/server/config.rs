@@ -36,6 +36,8 @@ const KEEP_DEFAULT: &str = "30d";
       scrapes what the file names; `hindcast scrape check prometheus.yml` shows it before
   hindcast server --data-dir d --snmp-config devices.yml --snmp-trap-listen 0.0.0.0:162
       polls the devices that the file names, and takes their traps; `hindcast snmp check devices.yml` shows them before
+  hindcast server --data-dir d --kafka kafka.yml
+      consumes the topics that the file names; `hindcast kafka check kafka.yml` shows them before
   hindcast server --data-dir d --retention 1y --cold-store s3://bucket/prefix --cold-after 30d
       files whose newest row is older than 30 days go to a bucket; AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION
       and AWS_ENDPOINT say how to reach it")]
@@ -140,6 +142,9 @@ pub struct ServerArgs {
         value_delimiter = ','
     )]
     pub snmp_trap_listen: Vec<SocketAddr>,
+    /// Brokers and topics of Kafka that are consumed (YAML). Give all nodes the same file; the group's partitions are shared out among them.
+    #[arg(long, env = "HINDCAST_KAFKA", value_name = "FILE")]
+    pub kafka: Option<PathBuf>,
     /// Where files of old rows go: file:///an/absolute/folder or s3://bucket/prefix. Every node has its own part of it.
     #[arg(long, env = "HINDCAST_COLD_STORE", value_name = "URL")]
     pub cold_store: Option<String>,
@@ -280,6 +285,8 @@ pub struct ServerConfig {
     /// Which devices are polled, and who may send traps.
     pub snmp: Option<PathBuf>,
     pub snmp_traps: Vec<SocketAddr>,
+    /// Which topics are consumed.
+    pub kafka: Option<PathBuf>,
     /// Of the client port; `None`: without TLS.
     pub tls: Option<TlsFiles>,
     /// Of the peer port; `None`: without TLS, or there are no peers.
@@ -390,6 +397,7 @@ impl ServerArgs {
             } else {
                 self.snmp_trap_listen
             },
+            kafka: self.kafka.or(file.kafka),
             cold_store: self.cold_store.or(file.cold_store),
             cold_after: self.cold_after.or(file.cold_after),
             cold_cache_bytes: self.cold_cache_bytes.or(file.cold_cache_bytes),
@@ -440,6 +448,7 @@ impl ServerArgs {
             limits: self.limits,
             snmp: self.snmp_config,
             snmp_traps: self.snmp_trap_listen,
+            kafka: self.kafka,
             file: self.config,
             masking: self.masking,
             disk_reserve: self

@@ -143,6 +143,77 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "Spans that were stored and left out of request metrics, because too many are counted on this node.",
     ),
     (
+        "hindcast_kafka_batches_total",
+        "counter",
+        "Batches of consumed records that were stored, those among them that were stored before.",
+    ),
+    (
+        "hindcast_kafka_bytes_total",
+        "counter",
+        "Bytes of values of records that were stored.",
+    ),
+    (
+        "hindcast_kafka_commits_total",
+        "counter",
+        "Offsets that were committed, each with a note of the batch that is under way behind it.",
+    ),
+    (
+        "hindcast_kafka_failures_total",
+        "counter",
+        "Times that a broker could not be reached or refused something, and was asked again; /api/hindcast/v1/kafka says why.",
+    ),
+    (
+        "hindcast_kafka_fetches_total",
+        "counter",
+        "Answers of brokers that were asked for records.",
+    ),
+    (
+        "hindcast_kafka_known_batches_total",
+        "counter",
+        "Batches that were stored before, and came again after a crash or because the group dealt anew.",
+    ),
+    (
+        "hindcast_kafka_lag_records",
+        "gauge",
+        "Offsets between what is stored and the end of the log, of each partition that this node has; those beyond 1000 are added up.",
+    ),
+    (
+        "hindcast_kafka_lost_offsets_total",
+        "counter",
+        "Offsets whose records a broker deleted before they were consumed.",
+    ),
+    ("hindcast_kafka_partitions", "gauge", "Partitions that this node has."),
+    (
+        "hindcast_kafka_rebalances_total",
+        "counter",
+        "Times that a group dealt its partitions anew while this node was a member.",
+    ),
+    (
+        "hindcast_kafka_records_total",
+        "counter",
+        "Consumed records that were stored, or refused in their parts.",
+    ),
+    (
+        "hindcast_kafka_refused_records_total",
+        "counter",
+        "Records that were passed over, by reason; each is in the log, or one of its kind.",
+    ),
+    (
+        "hindcast_kafka_reload_failures_total",
+        "counter",
+        "Times that the file of topics was refused at a reload.",
+    ),
+    (
+        "hindcast_kafka_waiting_bytes",
+        "gauge",
+        "Bytes of records that came and are not stored yet; the bound of a node is 64 MiB.",
+    ),
+    (
+        "hindcast_kafka_write_waits_total",
+        "counter",
+        "Times that a batch of records had to wait and be written again.",
+    ),
+    (
         "hindcast_masked_total",
         "counter",
         "Matches of personal data that were hidden in lines where they came in, by type.",
@@ -722,6 +793,7 @@ impl View {
         });
         out.put("hindcast_retention_dropped_total", rows.collect());
         self.put_scraping(&mut out);
+        self.put_kafka(&mut out);
         let counts = self.masks.counts();
         let masked = counts.by_type().into_iter();
         let masked = masked.map(|(name, n)| (format!("{{type={name:?}}}"), n as f64));
@@ -890,6 +962,20 @@ impl View {
         ];
         let rows = by_state.map(|(state, n)| (format!("{{state=\"{state}\"}}"), n));
         out.put("hindcast_scrape_targets", rows.to_vec());
+    }
+
+    fn put_kafka(&self, out: &mut Exposition) {
+        let mut named = std::collections::BTreeMap::<&str, Vec<(String, f64)>>::new();
+        // Named all the same where nothing is consumed, so that whoever looks for one finds it.
+        let own = METRICS.iter().map(|(name, ..)| *name);
+        own.filter(|n| n.starts_with("hindcast_kafka_"))
+            .for_each(|name| _ = named.insert(name, vec![]));
+        for (name, labels, value) in self.kafka.iter().flat_map(|k| k.rows()) {
+            named.entry(name).or_default().push((labels, value));
+        }
+        for (name, rows) in named {
+            out.put(name, rows);
+        }
     }
 
     fn put_admission(&self, out: &mut Exposition) {

@@ -6,6 +6,7 @@ pub mod catalog;
 pub mod cluster;
 pub mod config;
 mod history;
+pub mod kafka;
 mod keeper;
 pub mod limits;
 mod maintain;
@@ -29,6 +30,7 @@ use hindcast_itsm::DeskPart;
 use hindcast_model::NodeId;
 use hindcast_node::io::cold::ObjectCold;
 use hindcast_node::io::node::{Node, NodeCold, NodeConfig};
+use hindcast_node::io::servers::kafka::{self as consuming, Kafka};
 use hindcast_node::io::servers::scrape::{self as scraping, Scraper};
 use hindcast_node::io::servers::snmp::{self, BoundTraps, Traps};
 use hindcast_node::io::servers::syslog::{Bound, Bounds, Syslog};
@@ -122,6 +124,11 @@ fn load_targets(config: &ServerConfig) -> Result<Option<scraping::Loaded>, Strin
     Ok(Some(scraped.unwrap_or_default().with_devices(devices)))
 }
 
+fn load_kafka(config: &ServerConfig) -> Result<Option<consuming::Loaded>, String> {
+    let loaded = config.kafka.as_deref().map(consuming::load).transpose();
+    loaded.map_err(|e| e.to_string())
+}
+
 /// Who may send traps from now on, and how devices are called.
 fn put_senders(traps: Option<&Traps>, loaded: Option<&scraping::Loaded>) {
     let (Some(traps), Some(loaded)) = (traps, loaded) else {
@@ -164,6 +171,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let files = rules::read(&config).map_err(|e| Failure::usage(e.to_string()))?;
     let scrape = load_targets(&config).map_err(Failure::usage)?;
     let limits = limits::load(config.limits.as_deref()).map_err(Failure::usage)?;
+    let topics = load_kafka(&config).map_err(Failure::usage)?;
     let open = |files: &Option<TlsFiles>, port| {
         let opened = files.clone().map(|f| Tls::open(f, port, Arc::new(SystemClock::new())));
         opened.transpose().map_err(|e| Failure::usage(e.to_string()))
@@ -267,6 +275,8 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
             writer_of("scrape", node.id())?,
         )),
     };
+    let peers = config.has_peers().then(|| node.peers.clone());
+    let kafka = topics.map(|loaded| Kafka::new(loaded, ingest.clone(), peers, node.id()));
     let player = Arc::new(Player::new(engine.clone(), shards.clone()));
     let replay_catalog = Arc::new(Catalog {
         cuts: node.cuts.clone(),
@@ -283,7 +293,8 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         sends,
     )
     .with_scraper(scraper.clone())
-    .with_traps(traps.clone());
+    .with_traps(traps.clone())
+    .with_kafka(kafka.clone());
 
     let maintenance = view.maintenance.clone();
     tokio::spawn(maintenance.clone().look_at_suspects(node.clone()));
@@ -334,6 +345,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         ingest: ingest.clone(),
         scraper: scraper.clone(),
         traps: traps.clone(),
+        kafka: kafka.clone(),
     };
     let http = axum::Router::new()
         .merge(ingest_router(ingest))
@@ -345,6 +357,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
         .merge(cluster::router(view))
         .merge(masking::router(masks))
         .merge(scrape::router(scraper.clone()))
+        .merge(kafka::router(kafka.clone()))
         .route(
             "/-/reload",
             axum::routing::post(move || reload(reload_config, reload_meta, reloaded)),
@@ -362,6 +375,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     let taking_syslog = clients.spawn(syslog.serve(syslog_bound, ended.clone()));
     let scraping = scraper.map(|s| clients.spawn(s.run(ended.clone())));
     let taking_traps = traps.map(|t| clients.spawn(t.serve(traps_bound, ended.clone())));
+    let consuming = kafka.map(|k| clients.spawn(k.run(ended.clone())));
     let serving = clients.spawn(serve::serve(listener, tls, grpc, http, ended));
     let mut removed = node.peers.removed();
     let failure = tokio::select! {
@@ -384,6 +398,9 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     }
     if let Some(taking) = taking_traps {
         let _ = taking.await;
+    }
+    if let Some(consuming) = consuming {
+        let _ = consuming.await;
     }
     clients.shutdown_background();
     node.raft.shutdown();
@@ -456,13 +473,19 @@ struct Reloaded {
     ingest: IngestState,
     scraper: Option<Scraper>,
     traps: Option<Traps>,
+    kafka: Option<Kafka>,
 }
 
 /// Masking, limits and what is scraped are this node's own affair and come into force at once; rules and routes are the cluster's.
 async fn reload(
     config: ServerConfig,
     meta: Arc<dyn Meta>,
-    Reloaded { ingest, scraper, traps }: Reloaded,
+    Reloaded {
+        ingest,
+        scraper,
+        traps,
+        kafka,
+    }: Reloaded,
 ) -> (axum::http::StatusCode, String) {
     use axum::http::StatusCode;
     let masks = &ingest.masking;
@@ -488,6 +511,13 @@ async fn reload(
         Ok(limits) => limits,
         Err(e) => return unchanged(&e),
     };
+    let topics = match load_kafka(&config) {
+        Ok(topics) => topics,
+        Err(e) => {
+            kafka.iter().for_each(Kafka::reload_failed);
+            return unchanged(&e);
+        }
+    };
     if let Some(file) = &config.file {
         let before = masks.current();
         let replaced = ServerArgs::masking_of(file).and_then(|settings| Ok(masks.replace(settings)?));
@@ -501,6 +531,9 @@ async fn reload(
     }
     ingest.limit(limits);
     put_senders(traps.as_ref(), scrape.as_ref());
+    if let (Some(kafka), Some(loaded)) = (&kafka, topics) {
+        kafka.replace(loaded);
+    }
     if let (Some(scraper), Some(loaded)) = (&scraper, scrape) {
         // It reads the files of targets.
         let scraper = scraper.clone();
@@ -513,15 +546,14 @@ async fn reload(
     }
     match rules::replace(&*meta, &config, commands).await {
         Ok(()) => {
-            tracing::info!("rules, routes, masking, limits and targets are as the files say");
-            let said =
-                "reloaded: rules, routes, masking, limits and targets; what else the file says needs a restart\n";
+            tracing::info!("rules, routes, masking, limits, targets and topics are as the files say");
+            let said = "reloaded: rules, routes, masking, limits, targets and topics; what else the file says needs a restart\n";
             (StatusCode::OK, said.to_owned())
         }
         Err(e) => (
             StatusCode::SERVICE_UNAVAILABLE,
             format!(
-                "{e}\nmasking, limits and targets are as the files say; rules and routes are as they were, or partly new: reload again\n"
+                "{e}\nmasking, limits, targets and topics are as the files say; rules and routes are as they were, or partly new: reload again\n"
             ),
         ),
     }

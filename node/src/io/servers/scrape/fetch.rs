@@ -71,7 +71,8 @@ impl Client {
     }
 }
 
-fn tls(settings: &TlsConfig) -> Result<ClientConfig, String> {
+/// What a client of these settings is. Reads the files that they name.
+pub(in crate::io::servers) fn tls(settings: &TlsConfig) -> Result<ClientConfig, String> {
     use crate::io::tls::{read_key, read_roots};
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let said = |e: &dyn std::fmt::Display| format!("tls_config: {e}");
