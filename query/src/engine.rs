@@ -4,7 +4,7 @@
 //! tasks now and then. Drop the future to cancel: the evaluation ends there, reads in the shards end at the next series.
 //! Times are `TimestampNs`, taken at PromQL's resolution: whole milliseconds, rounded down.
 
-use crate::column::{Steps, is_absent};
+use crate::column::{Column, Point, Steps, is_absent};
 use crate::eval::{Evaluator, Out};
 use crate::fetch::{Cancels, Fetch};
 use crate::pages::Pages;
@@ -480,26 +480,33 @@ fn instant_value(out: Out, at_ms: i64, ordered: bool) -> Value {
         Out::Scalar(values) => Value::Scalar(values.first().copied().unwrap_or(f64::NAN)),
         Out::Text(text) => Value::String(text),
         Out::Vector(columns) => {
-            let present = columns.into_iter().filter(|c| !is_absent(c.values[0]));
-            let mut samples: Vec<VectorSample> = present
-                .map(|c| VectorSample {
+            let sample = |c: Column| {
+                let (value, histogram) = match c.at(0)? {
+                    Point::Float(v) => (v, None),
+                    Point::Native(h) => (f64::NAN, Some(h)),
+                };
+                Some(VectorSample {
                     labels: c.labels,
                     at,
-                    value: c.values[0],
+                    value,
+                    histogram,
                 })
-                .collect();
+            };
+            let mut samples: Vec<VectorSample> = columns.into_iter().filter_map(sample).collect();
             if !ordered {
                 samples.sort_by(|a, b| a.labels.cmp(&b.labels));
             }
             Value::Vector(samples)
         }
         Out::Samples(series) => matrix(series.into_iter().map(|raw| {
-            let points = raw
-                .times
-                .iter()
-                .zip(&raw.values)
-                .map(|(t, v)| (TimestampNs::from_ms(*t), *v));
-            (raw.labels.clone(), points.collect())
+            let times = || raw.times.iter().map(|t| TimestampNs::from_ms(*t));
+            let points = times().zip(raw.values.iter().copied()).filter(|(_, v)| !is_absent(*v));
+            let natives = times().zip(raw.natives.iter().flatten());
+            MatrixSeries {
+                points: points.collect(),
+                histograms: natives.filter_map(|(t, h)| Some((t, h.clone()?))).collect(),
+                labels: raw.labels.clone(),
+            }
         })),
     }
 }
@@ -510,16 +517,28 @@ fn range_value(out: Out, steps: Steps) -> Value {
         present.map(|(t, v)| (TimestampNs::from_ms(t), *v)).collect()
     };
     match out {
-        Out::Scalar(values) => matrix([(Labels::empty(), points(&values))].into_iter()),
-        Out::Vector(columns) => matrix(columns.into_iter().map(|c| (c.labels, points(&c.values)))),
+        Out::Scalar(values) => matrix(std::iter::once(MatrixSeries {
+            labels: Labels::empty(),
+            points: points(&values),
+            histograms: vec![],
+        })),
+        Out::Vector(columns) => matrix(columns.into_iter().map(|c| {
+            let natives = steps.iter().zip(c.natives.iter().flatten());
+            MatrixSeries {
+                points: points(&c.values),
+                histograms: natives
+                    .filter_map(|(t, h)| Some((TimestampNs::from_ms(t), h.clone()?)))
+                    .collect(),
+                labels: c.labels,
+            }
+        })),
         Out::Text(_) | Out::Samples(_) => unreachable!("range queries are checked to be scalars or vectors"),
     }
 }
 
-fn matrix(series: impl Iterator<Item = (Labels, Vec<(TimestampNs, f64)>)>) -> Value {
+fn matrix(series: impl Iterator<Item = MatrixSeries>) -> Value {
     let mut series: Vec<MatrixSeries> = series
-        .filter(|(_, points)| !points.is_empty())
-        .map(|(labels, points)| MatrixSeries { labels, points })
+        .filter(|s| !s.points.is_empty() || !s.histograms.is_empty())
         .collect();
     series.sort_by(|a, b| a.labels.cmp(&b.labels));
     Value::Matrix(series)

@@ -62,6 +62,7 @@ impl Shards for Loading {
                 slot: s.slot,
                 values: Reducer::default().points(&r.reduction, &points),
                 old: Default::default(),
+                natives: vec![],
             }
         };
         Ok((by_labels.into_values().map(column).collect(), whole))

@@ -532,12 +532,7 @@ impl<'a> Parser<'a> {
 
     fn call(&mut self, start: Span, word: &str, depth: u16) -> Parsed {
         let Some(function) = functions::find(word) else {
-            let message = if functions::needs_native_histograms(word) {
-                format!("function {word:?} works on native histograms, which are not supported")
-            } else {
-                format!("unknown function with name {word:?}")
-            };
-            return Err(self.fail(&message));
+            return Err(self.fail(&format!("unknown function with name {word:?}")));
         };
         self.next();
         self.expect("(", "function call")?;
