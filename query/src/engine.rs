@@ -13,8 +13,9 @@ use crate::shards::{Budget, Completeness, Consistency, LabelsRequest, LinesRead,
 use crate::value::{Answer, LogsValue, MatrixSeries, Value, VectorSample};
 use crate::{load, logs, piped};
 use hindcast_logql::{LogSelector, Metric, Pipeline, Stage};
-use hindcast_model::{Class, Classify, Labels, Positions, ResourceId, SpanNs, TenantId, TimestampNs};
+use hindcast_model::{Class, Classify, Labels, MatchOp, Matcher, Positions, ResourceId, SpanNs, TenantId, TimestampNs};
 use hindcast_promql::{AggregateOp, Expr, ParseError, QueryRange, ValueType};
+use hindcast_proto::trace::{NATIVE, TRACE_LABEL};
 use hindcast_storage::cardinality::Cardinality;
 use hindcast_storage::read::{Direction, LabelTexts};
 use std::collections::BTreeSet;
@@ -315,12 +316,50 @@ impl Engine {
 
     /// Label sets, sorted.
     pub async fn series(&self, q: &LabelsQuery) -> Result<Answer<Vec<Labels>>, QueryError> {
-        let (value, completeness) = self.shards.label_sets(self.labels_request(q)?).await?;
+        let mut request = self.labels_request(q)?;
+        let natives = natives_request(&request);
+        if q.streams {
+            self.leave_natives_out(&mut request).await?;
+        }
+        let (mut value, mut completeness) = self.shards.label_sets(request).await?;
+        if let Some(natives) = natives.filter(|_| !q.streams) {
+            let (sets, seen) = self.shards.label_sets(natives).await?;
+            completeness.merge(seen);
+            if !sets.is_empty() {
+                value.extend(sets.iter().map(|set| set.without(TRACE_LABEL)));
+                value.sort_unstable();
+                value.dedup();
+            }
+        }
         Ok(Answer {
             value,
             completeness,
             warnings: vec![],
         })
+    }
+
+    /// Streams of native histograms are no logs, unless they are asked for by their mark.
+    async fn leave_natives_out(&self, request: &mut LabelsRequest) -> Result<(), QueryError> {
+        let of_mark = |matchers: &Vec<Matcher>| matchers.iter().any(|m| m.name == TRACE_LABEL);
+        if request.any_of.iter().any(of_mark) {
+            return Ok(());
+        }
+        // Mostly there are none, and then all streams are told faster.
+        let marks = LabelsRequest {
+            any_of: vec![native_streams()],
+            ..request.clone()
+        };
+        let of = LabelTexts::Values(TRACE_LABEL.to_owned());
+        if self.shards.label_texts(marks, of).await?.0.is_empty() {
+            return Ok(());
+        }
+        if request.any_of.is_empty() {
+            request.any_of.push(vec![]);
+        }
+        for matchers in &mut request.any_of {
+            matchers.extend(Matcher::new(TRACE_LABEL, MatchOp::NotEqual, NATIVE));
+        }
+        Ok(())
     }
 
     /// What a tenant's active series are.
@@ -349,7 +388,22 @@ impl Engine {
     }
 
     async fn label_texts(&self, q: &LabelsQuery, of: LabelTexts) -> Result<Answer<Vec<String>>, QueryError> {
-        let (value, completeness) = self.shards.label_texts(self.labels_request(q)?, of).await?;
+        let mut request = self.labels_request(q)?;
+        let natives = natives_request(&request);
+        if q.streams {
+            self.leave_natives_out(&mut request).await?;
+        }
+        let of_mark = matches!(&of, LabelTexts::Values(name) if name == TRACE_LABEL);
+        let (mut value, mut completeness) = self.shards.label_texts(request, of.clone()).await?;
+        if let Some(natives) = natives.filter(|_| !q.streams && !of_mark) {
+            let (texts, seen) = self.shards.label_texts(natives, of).await?;
+            completeness.merge(seen);
+            if !texts.is_empty() {
+                value.extend(texts.into_iter().filter(|text| text != TRACE_LABEL));
+                value.sort_unstable();
+                value.dedup();
+            }
+        }
         Ok(Answer {
             value,
             completeness,
@@ -459,6 +513,23 @@ impl Engine {
         };
         Ok((out, answer))
     }
+}
+
+fn native_streams() -> Vec<Matcher> {
+    Matcher::new(TRACE_LABEL, MatchOp::Equal, NATIVE).into_iter().collect()
+}
+
+/// The streams of native histograms whose series a request for label sets means. `None`: there are none.
+fn natives_request(request: &LabelsRequest) -> Option<LabelsRequest> {
+    let mut any_of: Vec<_> = request.any_of.iter().filter_map(|m| load::of_natives(m)).collect();
+    if request.any_of.is_empty() {
+        any_of.push(native_streams());
+    }
+    (!any_of.is_empty()).then(|| LabelsRequest {
+        streams: true,
+        any_of,
+        ..request.clone()
+    })
 }
 
 fn lookback_ms(options: &Options) -> i64 {

@@ -123,7 +123,7 @@ impl Fetch<'_> {
 
     async fn samples(&self, source: &Source, matchers: &[Matcher], said: &mut Notes) -> Result<Found, QueryError> {
         let request = self.series_request(source, matchers);
-        let lines = self.native_lines(&request);
+        let lines = native_lines(&request);
         let (series, mut completeness) = self.shards.series(request).await?;
         let old = old_forms(&series);
         let raws = load::series(series, self.options, self.limits.series_max)?;
@@ -142,21 +142,6 @@ impl Fetch<'_> {
             all.insert(raw.labels.clone(), native::merged(floats, raw));
         }
         Ok((Loaded::Samples(all.into_values().collect()), completeness, old))
-    }
-
-    /// The lines of native histograms that belong to the samples of a request.
-    fn native_lines(&self, r: &SeriesRequest) -> Option<LinesRequest> {
-        Some(LinesRequest {
-            tenant: r.tenant.clone(),
-            matchers: load::of_natives(&r.matchers)?,
-            from: r.from,
-            to: r.to,
-            as_of: r.as_of.clone(),
-            owners: r.owners.clone(),
-            filter: Filter::And(vec![]),
-            limit: Some(NATIVE_LINES_MAX),
-            direction: Direction::Forward,
-        })
     }
 
     /// Decodes native histograms, within the budget of the query.
@@ -368,6 +353,21 @@ impl Fetch<'_> {
             OldForms::default(),
         ))
     }
+}
+
+/// The lines of native histograms that belong to the samples of a request.
+pub fn native_lines(r: &SeriesRequest) -> Option<LinesRequest> {
+    Some(LinesRequest {
+        tenant: r.tenant.clone(),
+        matchers: load::of_natives(&r.matchers)?,
+        from: r.from,
+        to: r.to,
+        as_of: r.as_of.clone(),
+        owners: r.owners.clone(),
+        filter: Filter::And(vec![]),
+        limit: Some(NATIVE_LINES_MAX),
+        direction: Direction::Forward,
+    })
 }
 
 fn old_forms(series: &[SeriesData]) -> OldForms {

@@ -719,6 +719,10 @@ fn compressed_seeds() -> Vec<Vec<u8>> {
 struct Counted(u64);
 
 impl tsdb::Sink for Counted {
+    fn native(&mut self, _: &Labels, _: i64, _: Option<&hindcast_model::Histogram>) -> tsdb::Flow {
+        self.0 += 1;
+        tsdb::Flow::Continue(())
+    }
     fn row(&mut self, _: &Labels, _: i64, _: f64) -> tsdb::Flow {
         self.0 += 1;
         tsdb::Flow::Continue(())
@@ -763,9 +767,9 @@ fn tsdb_chunk(bytes: &[u8]) {
     if let Some((encoding, data)) = bytes.split_first() {
         let _ = tsdb::chunk::read(*encoding, data, &mut |_, value| {
             if let tsdb::chunk::Value::Native(native) = value
-                && let Ok(held) = native.held()
+                && let Ok(line) = native.line()
             {
-                let _ = held.buckets();
+                assert!(hindcast_model::Histogram::of_line(line.as_bytes()).is_ok(), "{line}");
             }
         });
     }
@@ -855,8 +859,8 @@ mod tests {
             )
             .unwrap();
             assert_eq!(
-                (read.intake.samples - read.native.rows, read.native.histograms),
-                (12, 1)
+                (read.intake.samples, read.intake.lines, read.native.histograms),
+                (12, 1, 1)
             );
             let read = remote_write::adapt(
                 Version::Two,
@@ -867,7 +871,7 @@ mod tests {
                 &mut vec![],
             );
             let read = read.unwrap();
-            assert_eq!((read.intake.samples - read.native.rows, read.native.histograms), (6, 1));
+            assert_eq!((read.intake.samples, read.native.histograms), (6, 1));
             assert_eq!((read.due.len(), read.rejected.items()), (2, 0));
             let read = loki::adapt_protobuf(tenant, &loki_protobuf_seeds()[0], &LIMITS, books, &mut vec![]).unwrap();
             assert_eq!(read.intake.lines, 6);

@@ -117,11 +117,11 @@ impl Tally {
     }
 }
 
-/// Why each of these series may not begin; `None`: it may, or it is known.
+/// Why each of these series may not begin; `None`: it may, or it is known. `streams`: they are series of native histograms.
 pub(crate) fn refused(
     ids: &dyn Ids,
     gate: &dyn NewSeries,
-    naming: Naming,
+    (naming, streams): (Naming, bool),
     tenant: &TenantId,
     sets: &[(&Labels, &Owner)],
 ) -> Vec<Option<Refusal>> {
@@ -132,7 +132,7 @@ pub(crate) fn refused(
     for of_shard in by_shard.chunk_by(|a, b| a.0 == b.0) {
         let shard = of_shard[0].0;
         let wanted: Vec<_> = of_shard.iter().map(|(_, i)| sets[*i]).collect();
-        let (_, known) = ids.ids(shard, tenant, false, &wanted);
+        let (_, known) = ids.ids(shard, tenant, streams, &wanted);
         for ((_, i), _) in of_shard.iter().zip(known).filter(|(_, id)| id.is_none()) {
             let (labels, owner) = sets[*i];
             refused[*i] = gate.admit(naming, shard, labels, owner).err();
@@ -144,7 +144,7 @@ pub(crate) fn refused(
 /// Takes those series out of a batch that may not begin.
 pub fn keep_allowed(ids: &dyn Ids, gate: &dyn NewSeries, batch: &mut Batch, rejected: &mut Rejections) {
     let sets: Vec<_> = batch.series.iter().map(|s| (&s.labels, &s.owner)).collect();
-    let refused = refused(ids, gate, Naming::Known, &batch.tenant, &sets);
+    let refused = refused(ids, gate, (Naming::Known, false), &batch.tenant, &sets);
     let mut refused = refused.into_iter();
     batch.series.retain(|s| match refused.next().flatten() {
         None => true,

@@ -4,7 +4,7 @@
 use expect_test::expect;
 use hindcast_env::io::RealDisk;
 use hindcast_ingest::tsdb::{Finding, Flow, Place, Sink, Tally, Walk};
-use hindcast_model::Labels;
+use hindcast_model::{Histogram, Labels};
 use std::fmt::Write;
 
 #[derive(Default)]
@@ -13,6 +13,11 @@ struct Shown(String);
 impl Sink for Shown {
     fn row(&mut self, labels: &Labels, at_ms: i64, value: f64) -> Flow {
         let _ = writeln!(self.0, "{labels} {at_ms} {value}");
+        Flow::Continue(())
+    }
+    fn native(&mut self, labels: &Labels, at_ms: i64, histogram: Option<&Histogram>) -> Flow {
+        let line = histogram.map_or_else(|| "stale".to_owned(), |h| h.to_line().unwrap());
+        let _ = writeln!(self.0, "{labels} {at_ms} {line}");
         Flow::Continue(())
     }
     fn at(&mut self, _: &Place, tally: &Tally, _: u64) -> Flow {

@@ -935,7 +935,6 @@ mod tests {
             rate(foo[5m], 1)
             foo[5m] + 1
             nope(1)
-            histogram_avg(x)
             1 and foo
             1 < 2
             foo offset 5m offset 5m
@@ -973,8 +972,6 @@ mod tests {
                     1:1: parse error: binary expression must contain only scalar and instant vector types
                 nope(1)
                     1:1: parse error: unknown function with name "nope"
-                histogram_avg(x)
-                    1:1: parse error: function "histogram_avg" works on native histograms, which are not supported
                 1 and foo
                     1:3: parse error: set operator "and" not allowed in binary scalar expression
                 1 < 2

@@ -1,21 +1,25 @@
 //! Prometheus remote read: another Prometheus asks for samples as they came, in protobuf under snappy.
 //!
-//! Answers in the form `SAMPLES` of the protocol, whole or with an error: a reader cannot be told that something is missing,
+//! Answers in the form `SAMPLES` of the protocol, native histograms among them, whole or with an error: a reader cannot be told that something is missing,
 //! so an answer that is not whole is refused. Bounded by the engine's limits, all queries of a request together.
 //! Source: `remote.proto` and `types.proto` of Prometheus 2.42.
 
 use super::http::Refusal;
 use super::params::tenant;
 use crate::engine::{Engine, QueryError};
+use crate::fetch::{NATIVE_LINES_MAX, native_lines};
 use crate::shards::{Budget, SeriesRequest};
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::response::Response;
-use hindcast_model::{MatchOp, Matcher, TenantId, TimestampNs};
+use hindcast_model::{Histogram, Labels, MatchOp, Matcher, TenantId, TimestampNs};
+use hindcast_proto::native::message;
+use hindcast_proto::trace::TRACE_LABEL;
 use hindcast_storage::read::SeriesData;
 use prost::Message;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Bytes of a request when it is unpacked: selectors, nothing else.
@@ -70,6 +74,9 @@ struct TimeSeries {
     labels: Vec<Label>,
     #[prost(message, repeated, tag = "2")]
     samples: Vec<Sample>,
+    /// Each is Prometheus' message `Histogram`.
+    #[prost(bytes, repeated, tag = "4")]
+    histograms: Vec<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -160,6 +167,46 @@ pub(super) async fn samples_as_they_came(
     Ok(found)
 }
 
+/// Native histograms in between, as messages, by their series. Not whole is an error here, too.
+async fn natives(engine: &Engine, request: &SeriesRequest) -> Result<BTreeMap<Labels, Vec<Vec<u8>>>, Refusal> {
+    let mut found: BTreeMap<Labels, Vec<(i64, Vec<u8>)>> = BTreeMap::new();
+    let Some(lines) = native_lines(request) else {
+        return Ok(BTreeMap::new());
+    };
+    let read = engine.shards.lines(lines).await;
+    let (streams, completeness) = read.map_err(|e| Refusal::of(&QueryError::from(e)))?;
+    let all: usize = streams.iter().map(|s| s.lines.len()).sum();
+    let is_more = request.budget.read(all).is_break();
+    if all >= NATIVE_LINES_MAX || is_more {
+        return Err(Refusal::of(&QueryError::TooLarge {
+            what: "native histograms",
+            max: NATIVE_LINES_MAX,
+        }));
+    }
+    if !completeness.is_complete() {
+        let missing = completeness.missing.join("; ");
+        return Err(Refusal::unavailable(format!("the answer is not whole: {missing}")));
+    }
+    for stream in streams {
+        let of_series = found.entry(stream.labels.without(TRACE_LABEL)).or_default();
+        for line in stream.lines {
+            let at_ms = line.at.as_ms();
+            let read = Histogram::of_line(&line.line);
+            let read = read.map_err(|e| Refusal::unavailable(format!("{}: {e}", stream.labels)))?;
+            of_series.push((at_ms, message(read.as_ref(), at_ms)));
+        }
+    }
+    let in_order = |mut all: Vec<(i64, Vec<u8>)>| {
+        all.sort_by_key(|(at, _)| *at);
+        // Of those of one time, the one that came last counts.
+        all.reverse();
+        all.dedup_by_key(|(at, _)| *at);
+        all.reverse();
+        all.into_iter().map(|(_, message)| message).collect()
+    };
+    Ok(found.into_iter().map(|(labels, all)| (labels, in_order(all))).collect())
+}
+
 async fn result(
     engine: &Engine,
     tenant: &TenantId,
@@ -171,13 +218,25 @@ async fn result(
     if to < from {
         return Ok(QueryResult::default());
     }
-    let matchers = query.matchers.iter().map(matcher).collect::<Result<_, _>>()?;
+    let matchers: Vec<_> = query.matchers.iter().map(matcher).collect::<Result<_, _>>()?;
+    let request = SeriesRequest {
+        tenant: tenant.clone(),
+        matchers: matchers.clone(),
+        from,
+        to,
+        as_of: None,
+        owners: None,
+        only: None,
+        budget: budget.clone(),
+    };
+    let mut natives = natives(engine, &request).await?;
     let series = samples_as_they_came(engine, tenant, matchers, (from, to), budget).await?;
     let label = |(name, value): (&str, &str)| Label {
         name: name.to_owned(),
         value: value.to_owned(),
     };
-    let of_one = |s: SeriesData| TimeSeries {
+    let mut of_one = |s: SeriesData| TimeSeries {
+        histograms: natives.remove(&s.labels).unwrap_or_default(),
         labels: s.labels.iter().map(label).collect(),
         samples: s
             .samples
@@ -188,8 +247,18 @@ async fn result(
             })
             .collect(),
     };
+    let mut all: Vec<(Labels, TimeSeries)> = series.into_iter().map(|s| (s.labels.clone(), of_one(s))).collect();
+    all.extend(natives.into_iter().map(|(labels, histograms)| {
+        let of_series = TimeSeries {
+            labels: labels.iter().map(label).collect(),
+            samples: vec![],
+            histograms,
+        };
+        (labels, of_series)
+    }));
+    all.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(QueryResult {
-        series: series.into_iter().map(of_one).collect(),
+        series: all.into_iter().map(|(_, series)| series).collect(),
     })
 }
 

@@ -391,6 +391,15 @@ impl Sink for Heard {
         self.rows.push((labels.to_string(), at_ms, value.to_bits()));
         Flow::Continue(())
     }
+    /// Its line stands with the labels.
+    fn native(&mut self, labels: &Labels, at_ms: i64, histogram: Option<&hindcast_model::Histogram>) -> Flow {
+        if self.rows.len() == self.rows_max {
+            return Flow::Break(());
+        }
+        let line = histogram.map_or_else(|| "stale".to_owned(), |h| h.to_line().unwrap());
+        self.rows.push((format!("{labels} {line}"), at_ms, 0));
+        Flow::Continue(())
+    }
     fn at(&mut self, place: &Place, tally: &Tally, _: u64) -> Flow {
         self.place = *place;
         self.tally = tally.clone();
@@ -653,7 +662,7 @@ fn histograms(is_float: bool, samples: &[Hist]) -> Vec<u8> {
 }
 
 #[test]
-fn native_histograms_of_chunks_become_classic_ones() {
+fn native_histograms_of_chunks_are_told() {
     let stale = f64::from_bits(STALE_NAN_BITS);
     let samples = || {
         vec![

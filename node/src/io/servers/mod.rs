@@ -42,7 +42,7 @@ use hindcast_ingest::{
 use hindcast_masking::{InForce, Masker};
 use hindcast_model::ids::BadTenant;
 use hindcast_model::{Batch, BatchId, Class, Classify, LogLine, SpanNs, StreamBlock, TenantId, TimestampNs};
-use hindcast_proto::trace::TRACE_LABEL;
+use hindcast_proto::trace::{NATIVE, TRACE_LABEL};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
@@ -174,9 +174,24 @@ struct ReadOwn {
 
 /// Bytes of a batch's lines with their metadata, as limits count them.
 fn log_bytes(batch: &Batch) -> usize {
-    let lines = batch.streams.iter().flat_map(|s| &s.lines);
+    let lines = batch
+        .streams
+        .iter()
+        .filter(|s| !is_native(&s.labels))
+        .flat_map(|s| &s.lines);
     let of = |l: &LogLine| l.line.len() + l.metadata.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>();
     lines.map(of).sum()
+}
+
+/// Whether the lines of a stream are native histograms.
+fn is_native(stream: &hindcast_model::Labels) -> bool {
+    stream.get(TRACE_LABEL) == Some(NATIVE)
+}
+
+/// Native histograms of a batch: each is a sample.
+fn natives(batch: &Batch) -> u64 {
+    let natives = batch.streams.iter().filter(|s| is_native(&s.labels));
+    natives.map(|s| s.lines.len() as u64).sum()
 }
 
 /// Takes out the ids of spans, with their places. They are nobody's data, and some of them look like the number of a card:
@@ -260,7 +275,7 @@ impl IngestState {
     }
 
     fn charge_batch(&self, batch: &Batch) -> Result<(), TooFastError> {
-        self.charge(&batch.tenant, batch.samples(), log_bytes(batch))
+        self.charge(&batch.tenant, batch.samples() + natives(batch), log_bytes(batch))
     }
 
     fn refused(&self, protocol: Protocol, tenant: &TenantId, rejected: &Rejections) {
@@ -297,7 +312,8 @@ impl IngestState {
     /// what is hidden lies across the cut. `mark` says so in the metadata.
     fn mask(&self, batch: &mut Batch, bounds: &Bounds, mark: Option<&str>) {
         self.mask_whole(batch);
-        let cut = batch.streams.iter_mut().map(|s| bounds.cut_lines(&mut s.lines, mark));
+        let of_lines = batch.streams.iter_mut().filter(|s| !is_native(&s.labels));
+        let cut = of_lines.map(|s| bounds.cut_lines(&mut s.lines, mark));
         self.tenants.cut(cut.sum());
     }
 
@@ -307,7 +323,9 @@ impl IngestState {
             return;
         };
         let mut session = masker.session();
-        for stream in &mut batch.streams {
+        // Numbers are nobody's data: nothing of a native histogram is masked.
+        let of_lines = batch.streams.iter_mut().filter(|s| !is_native(&s.labels));
+        for stream in of_lines {
             let ids = take_ids_of_spans(stream);
             session.lines(&mut stream.lines);
             for (line, entry, id) in ids {
@@ -409,13 +427,15 @@ impl IngestState {
                 lines_cut,
             }) => {
                 let tenant = intake.tenant.clone();
-                if let Err(why) = self.charge(&tenant, intake.samples, intake.text_bytes()) {
+                // A histogram is a sample, not a line.
+                let (items, text_bytes) = (intake.samples + native.histograms, intake.text_bytes() - native.bytes);
+                if let Err(why) = self.charge(&tenant, items, text_bytes) {
                     self.counters.failed(protocol, "too_fast");
                     return Err(why.into());
                 }
                 self.refused(protocol, &tenant, &rejected);
                 self.tenants.cut(lines_cut);
-                let samples = intake.samples.saturating_sub(native.rows);
+                let samples = intake.samples;
                 // Nothing to store is nothing to commit: an empty request, or one that was refused in all parts.
                 let written = if intake.is_empty() {
                     Ok(Written::default())
@@ -495,8 +515,9 @@ impl IngestState {
         let read = request.map(|r| {
             let exemplars = otlp::metrics::describe(tenant, &r, &limits, &self.described, &mut beside.due);
             let adapted = otlp::metrics::adapt(tenant, r, &limits, &mut self.deltas.lock());
-            // They are the only lines of metrics.
-            beside.exemplars = adapted.batch.streams.iter().map(|s| s.lines.len() as u64).sum();
+            let lines: u64 = adapted.batch.streams.iter().map(|s| s.lines.len() as u64).sum();
+            // There are no other lines of metrics.
+            beside.exemplars = lines - natives(&adapted.batch);
             beside.exemplars_left_out = exemplars - beside.exemplars;
             adapted
         });
