@@ -72,7 +72,7 @@ impl Shards for Loading {
     }
     async fn lines(&self, _: LinesRequest) -> Answer<StreamData> {
         // There are no native histograms.
-        Ok((vec![], Completeness::default()))
+        Ok((vec![], hindcast_query::shards::Completeness::default()))
     }
     async fn label_sets(&self, _: LabelsRequest) -> Answer<Labels> {
         unreachable!("no test asks")

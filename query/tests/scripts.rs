@@ -71,13 +71,20 @@ fn natives(item: &str) -> Vec<Histogram> {
     };
     let of = |text: &str| {
         let line = format!("h1 {}", text.trim_start_matches("{{").trim_end_matches("}}"));
-        Histogram::of_line(line.as_bytes()).unwrap_or_else(|e| panic!("{line}: {e}")).unwrap()
+        Histogram::of_line(line.as_bytes())
+            .unwrap_or_else(|e| panic!("{line}: {e}"))
+            .unwrap()
     };
     let (first, step) = match body.split_once("}}+{{") {
         Some((first, step)) => (of(first), Some(of(step))),
         None => (of(body), None),
     };
-    let next = |h: &Histogram| Some(step.as_ref().map_or_else(|| h.clone(), |s| h.plus(s).unwrap().histogram));
+    let next = |h: &Histogram| {
+        Some(
+            step.as_ref()
+                .map_or_else(|| h.clone(), |s| h.plus(s).unwrap().histogram),
+        )
+    };
     std::iter::successors(Some(first), next).take(times).collect()
 }
 
@@ -210,7 +217,9 @@ fn check(case: &Case, got: Result<Answer<Value>, QueryError>) {
         Value::Vector(samples) => samples
             .into_iter()
             .map(|s| {
-                let item = s.histogram.map_or(Item::Float(s.value), |h| Item::Native(Histogram::clone(&h)));
+                let item = s
+                    .histogram
+                    .map_or(Item::Float(s.value), |h| Item::Native(Histogram::clone(&h)));
                 (s.labels, vec![(s.at.as_ms(), item)])
             })
             .collect(),
@@ -218,7 +227,10 @@ fn check(case: &Case, got: Result<Answer<Value>, QueryError>) {
             .into_iter()
             .map(|s| {
                 let floats = s.points.iter().map(|(t, v)| (t.as_ms(), Item::Float(*v)));
-                let natives = s.histograms.iter().map(|(t, h)| (t.as_ms(), Item::Native(Histogram::clone(h))));
+                let natives = s
+                    .histograms
+                    .iter()
+                    .map(|(t, h)| (t.as_ms(), Item::Native(Histogram::clone(h))));
                 let mut all: Vec<(i64, Item)> = floats.chain(natives).collect();
                 all.sort_by_key(|(t, _)| *t);
                 (s.labels, all)

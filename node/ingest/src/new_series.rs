@@ -9,7 +9,8 @@
 
 use crate::intake::{Ids, Naming};
 use crate::{Refusal, Rejections};
-use hindcast_model::{Batch, Labels, Owner, ShardId, SpanNs, TenantId, TimestampNs};
+use hindcast_model::{Batch, Labels, Owner, ShardId, SpanNs, StreamBlock, TenantId, TimestampNs};
+use hindcast_proto::trace::{NATIVE, TRACE_LABEL};
 use std::collections::HashMap;
 
 /// Series let in that no replica here has seen yet, of one tenant.
@@ -153,6 +154,28 @@ pub fn keep_allowed(ids: &dyn Ids, gate: &dyn NewSeries, batch: &mut Batch, reje
             false
         }
     });
+    let is_native = |s: &StreamBlock| s.labels.get(TRACE_LABEL) == Some(NATIVE);
+    let sets: Vec<_> = batch
+        .streams
+        .iter()
+        .filter(|s| is_native(s))
+        .map(|s| (&s.labels, &s.owner))
+        .collect();
+    if sets.is_empty() {
+        return;
+    }
+    let refused = self::refused(ids, gate, (Naming::Known, true), &batch.tenant, &sets);
+    let mut refused = refused.into_iter();
+    batch
+        .streams
+        .retain(|s| match is_native(s).then(|| refused.next()).flatten().flatten() {
+            None => true,
+            Some(why) => {
+                let shown = || s.labels.without(TRACE_LABEL).to_string();
+                rejected.add(s.lines.len() as u64, &why, shown);
+                false
+            }
+        });
 }
 
 #[cfg(test)]

@@ -196,7 +196,7 @@ impl Evaluator {
         }
         if self.is_range {
             self.note(format!(
-                "PromQL warning: {name} is ineffective for range queries since results are always ordered by labels (1:{})",
+                "PromQL warning: sort is ineffective for range queries since results are always ordered by labels (1:{})",
                 span.start + 1
             ));
             return Ok(columns);

@@ -413,16 +413,7 @@ pub(crate) mod tests {
         check(
             &few(7),
             expect![[r#"
-                h_bucket{le="-0.5"} 2
-                h_bucket{le="0.001"} 3
-                h_bucket{le="0.5"} 3
-                h_bucket{le="1"} 5
-                h_bucket{le="2"} 8
-                h_bucket{le="4"} 8
-                h_bucket{le="8"} 9
-                h_bucket{le="+Inf"} 9
-                h_sum 12.5
-                h_count 9
+                h{hindcast_trace="histogram"} 7 h1 s=0 c=9 sum=12.5 zt=0.001 zc=1 p=0:2,3,0,1 n=0:2
             "#]],
         );
     }
@@ -447,11 +438,7 @@ pub(crate) mod tests {
         check(
             &own,
             expect![[r#"
-                h_bucket{le="-1"} 0
-                h_bucket{le="0.25"} 4
-                h_bucket{le="+Inf"} 6
-                h_sum 3
-                h_count 6
+                h{hindcast_trace="histogram"} 7 h1 s=-53 c=6 sum=3 p=1:4,2 b=-1,0.25
             "#]],
         );
     }
@@ -470,12 +457,7 @@ pub(crate) mod tests {
         check(
             &float,
             expect![[r#"
-                h_bucket{le="0.0000152587890625"} 0
-                h_bucket{le="1"} 0.5
-                h_bucket{le="65536"} 2.5
-                h_bucket{le="+Inf"} 2.5
-                h_sum 1
-                h_count 2.5
+                h{hindcast_trace="histogram"} 0 h1 s=-4 c=2.5 sum=1 p=0:0.5,2
             "#]],
         );
         let stale = Histogram {
@@ -485,9 +467,7 @@ pub(crate) mod tests {
         check(
             &stale,
             expect![[r#"
-                h_bucket{le="+Inf"} stale
-                h_sum stale
-                h_count stale
+                h{hindcast_trace="histogram"} 0 h1 stale
             "#]],
         );
     }
@@ -540,8 +520,8 @@ pub(crate) mod tests {
                 ..few(1)
             },
             expect![[r#"
-            bad_buckets: its buckets are not readable: 603 buckets, more than 512
-        "#]],
+                native_histogram: its histogram cannot be read: it has more than 2048 buckets in use on one side, or one beyond all numbers
+            "#]],
         );
         let most = Histogram {
             count: u64::MAX,
