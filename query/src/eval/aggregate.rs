@@ -114,8 +114,11 @@ fn fold_natives(op: AggregateOp, column: &mut Column, columns: &[Column], (notes
             ));
             continue;
         }
-        let first = columns.iter().find(|c| c.native(i).is_some());
-        let metric = first.and_then(|c| c.labels.metric_name()).unwrap_or("");
+        // If they do not fit together, the first one that does not fit is named.
+        let misfit = columns
+            .iter()
+            .find(|c| c.native(i).is_some_and(|h| h.is_custom() != natives[0].is_custom()));
+        let metric = misfit.and_then(|c| c.labels.metric_name()).unwrap_or("");
         let mut remarks = Remarks::new(notes, metric, span);
         match folded(&natives, op == AggregateOp::Avg) {
             Ok(Some(folded)) => {
