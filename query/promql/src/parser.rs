@@ -256,6 +256,8 @@ impl<'a> Parser<'a> {
             Token::Sign("<=") => BinaryOp::Le,
             Token::Sign(">") => BinaryOp::Gt,
             Token::Sign(">=") => BinaryOp::Ge,
+            Token::Sign("</") => BinaryOp::TrimUpper,
+            Token::Sign(">/") => BinaryOp::TrimLower,
             Token::Sign("+") => BinaryOp::Add,
             Token::Sign("-") => BinaryOp::Sub,
             Token::Sign("*") => BinaryOp::Mul,
@@ -332,6 +334,10 @@ impl<'a> Parser<'a> {
             .count();
         if scalars == 2 && op.is_comparison() && !as_bool {
             return Err(self.fail_at(op_span, "comparisons between scalars must use BOOL modifier".to_owned()));
+        }
+        if scalars == 2 && op.is_trim() {
+            let message = format!("operator {:?} not allowed for Scalar operations", op.as_str());
+            return Err(self.fail_at(op_span, message));
         }
         if scalars > 0 && op.is_set() {
             let message = format!("set operator {:?} not allowed in binary scalar expression", op.as_str());
@@ -1070,6 +1076,8 @@ mod tests {
                 "!= bool",
                 "<",
                 ">= bool",
+                "</",
+                ">/ on(a)",
                 "and",
                 "or",
                 "unless",

@@ -27,6 +27,8 @@ fn calculate(op: BinaryOp, a: f64, b: f64) -> f64 {
         BinaryOp::Le => flag(a <= b),
         BinaryOp::Gt => flag(a > b),
         BinaryOp::Ge => flag(a >= b),
+        // Of two numbers there is nothing to be cut off.
+        BinaryOp::TrimUpper | BinaryOp::TrimLower => return ABSENT,
         BinaryOp::Or | BinaryOp::And | BinaryOp::Unless => unreachable!("set operators look at labels only"),
     };
     canonical(value)
@@ -50,6 +52,8 @@ fn of_natives(op: BinaryOp, a: &Point, b: &Point, as_bool: bool, remarks: &mut R
             native(h.times(*v))
         }
         (BinaryOp::Div, Point::Native(h), Point::Float(v)) => native(h.over(*v)),
+        (BinaryOp::TrimUpper, Point::Native(h), Point::Float(v)) => native(h.trimmed(*v, true)),
+        (BinaryOp::TrimLower, Point::Native(h), Point::Float(v)) => native(h.trimmed(*v, false)),
         (BinaryOp::Add | BinaryOp::Sub, Point::Native(a), Point::Native(b)) => {
             let (combined, by) = match op {
                 BinaryOp::Add => (a.plus(b), "addition"),
@@ -137,6 +141,9 @@ impl Evaluator {
         scalar_first: bool,
     ) -> Vec<Column> {
         let mut remarks = Remarks::new(&mut self.notes, "", span);
+        if op.is_trim() && columns.iter().any(|c| c.values.iter().any(|v| !is_absent(*v))) {
+            remarks.incompatible_kinds(op, "float", "float");
+        }
         for natives in columns.iter_mut().filter_map(|c| c.natives.as_mut()) {
             for (native, v) in natives.iter_mut().zip(scalar) {
                 let Some(held) = native.take() else { continue };
@@ -156,7 +163,7 @@ impl Evaluator {
 }
 
 fn drops_name(op: BinaryOp, as_bool: bool) -> bool {
-    !op.is_comparison() || as_bool
+    !(op.is_comparison() || op.is_trim()) || as_bool
 }
 
 fn with_scalar(
@@ -287,6 +294,9 @@ fn matched(
                     at_step(op, l, r, as_bool, l)
                 };
                 let values: Vec<f64> = a.values.iter().zip(&b.values).map(value).collect();
+                if op.is_trim() && (0..steps.count).any(|i| !is_absent(a.values[i]) && !is_absent(b.values[i])) {
+                    Remarks::new(notes, "", span).incompatible_kinds(op, "float", "float");
+                }
                 let mut column = Column {
                     labels: result_labels(op, &a.labels, &b.labels, as_bool, m),
                     place: a.place,

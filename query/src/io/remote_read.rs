@@ -176,8 +176,13 @@ async fn natives(engine: &Engine, request: &SeriesRequest) -> Result<BTreeMap<La
     let read = engine.shards.lines(lines).await;
     let (streams, completeness) = read.map_err(|e| Refusal::of(&QueryError::from(e)))?;
     let all: usize = streams.iter().map(|s| s.lines.len()).sum();
-    let is_more = request.budget.read(all).is_break();
-    if all >= NATIVE_LINES_MAX || is_more {
+    if request.budget.read(all).is_break() {
+        return Err(Refusal::of(&QueryError::TooLarge {
+            what: "samples",
+            max: engine.limits.samples_max,
+        }));
+    }
+    if all >= NATIVE_LINES_MAX {
         return Err(Refusal::of(&QueryError::TooLarge {
             what: "native histograms",
             max: NATIVE_LINES_MAX,
@@ -295,7 +300,8 @@ mod tests {
     use crate::io::prometheus_router;
     use crate::testing::OneShard;
     use expect_test::{Expect, expect};
-    use hindcast_model::{Labels, STALE_NAN_BITS};
+    use hindcast_model::{Labels, LogLine, Owner, STALE_NAN_BITS};
+    use hindcast_proto::trace::NATIVE;
     use http_body_util::BodyExt;
     use tower::ServiceExt;
 
@@ -313,6 +319,21 @@ mod tests {
                 Labels::from_pairs([("__name__", "up"), ("job", job)]),
                 [sample(10, value), sample(20, value + 0.5), sample(30, gone)],
             );
+        }
+        // `up{job="b"}` is a histogram later on, and one was sent twice.
+        for (job, at_s, line) in [
+            ("b", 40, "h1 s=0 c=9"),
+            ("b", 40, "h1 s=1 c=3 sum=2 p=-1:1;5:2"),
+            ("n", 15, "h1 s=-53 c=1 p=1:1 b=5"),
+            ("n", 16, "h1 stale"),
+        ] {
+            let stream = Labels::from_pairs([("__name__", "up"), ("job", job), (TRACE_LABEL, NATIVE)]);
+            let line = LogLine {
+                at: TimestampNs::from_secs(at_s),
+                line: line.into(),
+                metadata: vec![],
+            };
+            shard.add_lines(&tenant, stream, Owner::None, [line]);
         }
         let app = prometheus_router(Arc::new(Engine::new(Arc::new(shard), limits)));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -371,6 +392,9 @@ mod tests {
                 let samples = series.samples.iter().map(|s| format!("{}@{}", s.value, s.at_ms));
                 let samples: Vec<String> = samples.collect();
                 shown.push_str(&format!("{i}: {} {}\n", labels.join(","), samples.join(" ")));
+                for histogram in &series.histograms {
+                    shown.push_str(&format!("     {histogram:02x?}\n"));
+                }
             }
         }
         expected.assert_eq(&shown);
@@ -379,11 +403,12 @@ mod tests {
     #[test]
     fn a_reader_gets_samples_as_they_came_both_ends_included() {
         let name = (0, "__name__", "up");
+        let job = (2, "job", "a|b");
         check(
             &[
-                (&[name], 10, 20),
+                (&[name, job], 10, 20),
                 (&[name, (2, "job", "a|c")], 20, 30),
-                (&[name, (1, "job", "a")], 11, 19),
+                (&[name, job, (1, "job", "a")], 11, 19),
                 (&[name, (3, "job", "b")], 30, 10),
             ],
             &[1, 0],
@@ -393,6 +418,24 @@ mod tests {
                 0: __name__=up,job=a 1@10000 1.5@20000
                 0: __name__=up,job=b 2@10000 2.5@20000
                 1: __name__=up,job=a 1.5@20000 NaN@30000
+            "#]],
+        );
+    }
+
+    #[test]
+    fn histograms_are_messages_of_their_series() {
+        let name = (0, "__name__", "up");
+        check(
+            &[(&[name, (1, "job", "a")], 15, 50)],
+            &[],
+            Limits::default(),
+            expect![[r#"
+                200
+                0: __name__=up,job=b 2.5@20000 NaN@30000
+                     [11, 00, 00, 00, 00, 00, 00, 08, 40, 19, 00, 00, 00, 00, 00, 00, 00, 40, 20, 02, 5a, 04, 08, 01, 10, 01, 5a, 04, 08, 0a, 10, 01, 6a, 10, 00, 00, 00, 00, 00, 00, f0, 3f, 00, 00, 00, 00, 00, 00, 00, 40, 78, c0, b8, 02]
+                0: __name__=up,job=n 
+                     [11, 00, 00, 00, 00, 00, 00, f0, 3f, 20, 69, 5a, 04, 08, 02, 10, 01, 6a, 08, 00, 00, 00, 00, 00, 00, f0, 3f, 78, 98, 75, 82, 01, 08, 00, 00, 00, 00, 00, 00, 14, 40]
+                     [11, 02, 00, 00, 00, 00, 00, f0, 7f, 19, 02, 00, 00, 00, 00, 00, f0, 7f, 78, 80, 7d]
             "#]],
         );
     }
@@ -434,8 +477,8 @@ mod tests {
             &[],
             few,
             expect![[r#"
-            422
-            the query needs more than 3 samples; ask for less time, fewer series or a longer step"#]],
+                422
+                the query needs more than 3 samples; ask for less time, fewer series or a longer step"#]],
         );
         let many = ReadRequest {
             queries: vec![Query::default(); QUERIES_MAX + 1],

@@ -268,36 +268,24 @@ impl Histogram {
         falls(&before.positive, &self.positive) || falls(&before.negative, &self.negative)
     }
 
-    /// Keeps the observations below (`upper`) or above a bound; a bucket that it cuts is cut by the rule of quantiles. The sum is
-    /// estimated from the middles of what is left.
+    /// Keeps the observations below (`upper`) or above a bound. A bucket that the bound cuts is cut by the rule of quantiles, one
+    /// without an end goes as a whole or stays as one. When anything went, the sum is estimated from the middles of what is left.
     pub fn trimmed(&self, bound: f64, upper: bool) -> Self {
-        if bound.is_nan() {
-            return self.clone();
-        }
         let mut trimmed = self.clone();
-        let (mut count, mut sum, mut cuts) = (0.0, 0.0, false);
+        let (mut count, mut sum, mut has_cut) = (0.0, 0.0, false);
         let mut keep = |bucket: Bucket| {
-            let (below, above) = (bucket.upper <= bound, bucket.lower >= bound);
-            let part = match (below, above) {
-                (true, _) => f64::from(u8::from(upper)),
-                (_, true) => f64::from(u8::from(!upper)),
-                _ => {
-                    let below = self.part_below(&bucket, bound);
-                    if upper { below } else { 1.0 - below }
-                }
-            };
+            let (part, middle) = self.cut(&bucket, bound, upper);
             let kept = bucket.count * part;
-            cuts |= part < 1.0;
-            if kept > 0.0 {
-                let (low, high) = match upper {
-                    true => (bucket.lower, bucket.upper.min(bound)),
-                    false => (bucket.lower.max(bound), bucket.upper),
-                };
-                sum += kept * self.middle(low, high);
+            has_cut |= part != 1.0;
+            if kept != 0.0 {
+                sum += kept * middle;
                 count += kept;
             }
             kept
         };
+        for (index, n) in &mut trimmed.positive {
+            *n = keep(self.positive_bucket((*index, *n)));
+        }
         for (index, n) in &mut trimmed.negative {
             let mirrored = self.positive_bucket((*index, *n));
             *n = keep(Bucket {
@@ -309,16 +297,43 @@ impl Histogram {
         if self.zero_count > 0.0 {
             trimmed.zero_count = keep(self.zero_as_used());
         }
-        for (index, n) in &mut trimmed.positive {
-            *n = keep(self.positive_bucket((*index, *n)));
-        }
         for side in [&mut trimmed.positive, &mut trimmed.negative] {
             side.retain(|(_, n)| *n != 0.0);
         }
-        if cuts {
+        if has_cut {
             (trimmed.count, trimmed.sum) = (count, sum);
         }
         trimmed
+    }
+
+    /// Which part of a bucket is left, and what stands for it.
+    fn cut(&self, bucket: &Bucket, bound: f64, upper: bool) -> (f64, f64) {
+        let even = self.is_even(bucket);
+        let (low, high) = (bucket.lower, bucket.upper);
+        let (is_below, is_above) = (high <= bound, low >= bound);
+        if if upper { is_below } else { is_above } {
+            return (1.0, self.middle(low, high, even));
+        }
+        if is_below || is_above || bound.is_nan() {
+            return (0.0, 0.0);
+        }
+        if low == f64::NEG_INFINITY {
+            // Whose end is above zero is taken to begin there.
+            return match upper {
+                true if bound > 0.0 && high.is_finite() => (bound / high, bound / 2.0),
+                true if high <= 0.0 => (1.0, bound),
+                false if bound >= 0.0 && high.is_finite() => (1.0 - bound / high, f64::midpoint(bound, high)),
+                _ => (0.0, 0.0),
+            };
+        }
+        if high == f64::INFINITY {
+            return if upper { (0.0, 0.0) } else { (1.0, bound) };
+        }
+        let below = self.part_below(bucket, bound);
+        match upper {
+            true => (below, self.middle(low, bound, even)),
+            false => (1.0 - below, self.middle(bound, high, even)),
+        }
     }
 }
 

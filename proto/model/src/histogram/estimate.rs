@@ -39,7 +39,7 @@ impl Histogram {
         bucket
     }
 
-    fn is_even(&self, bucket: &Bucket) -> bool {
+    pub(super) fn is_even(&self, bucket: &Bucket) -> bool {
         self.is_custom() || (bucket.lower <= 0.0 && bucket.upper >= 0.0)
     }
 
@@ -62,18 +62,15 @@ impl Histogram {
         }
     }
 
-    /// What stands for the observations between two values of one bucket.
-    pub(super) fn middle(&self, lower: f64, upper: f64) -> f64 {
-        if self.is_custom() {
+    /// What stands for the observations between two values of one bucket, in which they lie evenly or not.
+    pub(super) fn middle(&self, lower: f64, upper: f64, even: bool) -> f64 {
+        if even || lower.is_infinite() || upper.is_infinite() {
             return match (lower.is_finite(), upper.is_finite()) {
                 (true, true) => f64::midpoint(lower, upper),
                 (true, false) => lower,
                 _ if upper > 0.0 => upper / 2.0,
                 _ => upper,
             };
-        }
-        if lower <= 0.0 && upper >= 0.0 {
-            return f64::midpoint(lower, upper);
         }
         let middle = lower.abs().sqrt() * upper.abs().sqrt();
         if upper < 0.0 { -middle } else { middle }
@@ -182,7 +179,7 @@ impl Histogram {
             let value = match (self.is_custom(), bucket.lower <= 0.0 && bucket.upper >= 0.0) {
                 (true, _) => (bucket.upper + bucket.lower) / 2.0,
                 (_, true) => 0.0,
-                _ => self.middle(bucket.lower, bucket.upper),
+                _ => self.middle(bucket.lower, bucket.upper, false),
             };
             let more = bucket.count * (value - mean) * (value - mean);
             let next = total + more;
