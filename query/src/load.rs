@@ -97,7 +97,9 @@ pub fn natives(
             let at = line.at.as_ms();
             // Of lines of one time, the one that came last counts.
             if times.last() == Some(&at) {
-                (times.pop(), values.pop(), kept.pop());
+                times.pop();
+                values.pop();
+                kept.pop();
             }
             times.push(at);
             values.push(ABSENT);

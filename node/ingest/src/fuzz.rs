@@ -42,6 +42,11 @@ pub const TARGETS: &[Target] = &[
         seeds: remote_write_2_seeds,
     },
     Target {
+        name: "ingest-native-line",
+        run: native_line,
+        seeds: native_line_seeds,
+    },
+    Target {
         name: "ingest-loki-protobuf",
         run: loki_protobuf,
         seeds: loki_protobuf_seeds,
@@ -756,6 +761,44 @@ const TSDB_WAL: &[u8] = include_bytes!("../tests/golden/tsdb/wal/00000000");
 
 fn tsdb_index(bytes: &[u8]) {
     tsdb_walk(&[("index", bytes), ("chunks/000001", TSDB_CHUNKS)]);
+}
+
+/// A native histogram as it is stored; what is made of it must hold up, too.
+fn native_line(bytes: &[u8]) {
+    use hindcast_model::Histogram as Native;
+    let Ok(Some(h)) = Native::of_line(bytes) else { return };
+    let line = h.to_line().expect("what was read can be written");
+    assert!(Native::of_line(line.as_bytes()).is_ok(), "{line}");
+    for q in [-1.0, 0.0, 0.5, 1.0, f64::NAN] {
+        let _ = (
+            h.quantile(q),
+            h.fraction(q, 3.0),
+            h.trimmed(q, true),
+            h.trimmed(q, false),
+        );
+    }
+    let _ = (h.variance(), h.is_reset_after(&h), h.clone().coarser(-4));
+    let wide = Native {
+        zero_threshold: 1.0,
+        ..Native::default()
+    };
+    for other in [&h, &wide] {
+        let _ = (
+            h.plus(other),
+            other.minus(&h),
+            other.is_reset_after(&h),
+            h.is_reset_after(other),
+        );
+    }
+}
+
+fn native_line_seeds() -> Vec<Vec<u8>> {
+    let lines = [
+        "h1 s=3 c=9 sum=12.5 zt=0.001 zc=1 r=g p=-2:2,3,0,1;7:1 n=0:2",
+        "h1 s=-53 c=6 sum=3 r=n p=1:4,2 b=-1,0.25",
+        "h1 stale",
+    ];
+    lines.map(|l| l.as_bytes().to_vec()).to_vec()
 }
 
 fn tsdb_index_seeds() -> Vec<Vec<u8>> {
