@@ -191,6 +191,32 @@ mod tests {
     use prost::Message;
 
     #[test]
+    fn native_histograms_travel_beside_samples_and_are_counted_with_them() {
+        let labels = metric("h", &[]);
+        let one = Histogram {
+            count: 2.0,
+            positive: vec![(1, 2.0)],
+            ..Histogram::default()
+        };
+        let mut batcher = Batcher::new("w", &[]);
+        assert!(batcher.sample(&labels, 1, 1.0).is_none());
+        assert!(batcher.native(&labels, 2, Some(&one)).is_none());
+        assert!(batcher.native(&labels, 3, None).is_none());
+        let request = batcher.finish().unwrap();
+        assert_eq!(items(&request), (3, 0));
+        assert_eq!(
+            (
+                request.series.len(),
+                request.histograms.len(),
+                request.histograms[0].histograms.len()
+            ),
+            (1, 1, 2)
+        );
+        let full = (0..).find_map(|at| batcher.native(&labels, at, Some(&one))).unwrap();
+        assert_eq!(items(&full), (BATCH_SAMPLES_MAX as u64, 0));
+    }
+
+    #[test]
     fn a_request_is_cut_at_each_of_its_bounds() {
         let labels = metric("up", &[]);
         let mut b = Batcher::new("w", &[]);

@@ -22,7 +22,7 @@ const READ_AHEAD_MAX: usize = 4;
 /// What the reading thread tells.
 enum Told {
     /// A batch, and a place that it and those before it reach.
-    Batch(v1::WriteRequest, Place, Tally),
+    Batch(Box<v1::WriteRequest>, Place, Tally),
     Found(Finding),
     Ended(Tally),
 }
@@ -175,7 +175,7 @@ impl Feeder {
     }
 
     fn batch(&self, batch: v1::WriteRequest) -> Flow {
-        self.tell(Told::Batch(batch, self.place, self.tally.clone()))
+        self.tell(Told::Batch(Box::new(batch), self.place, self.tally.clone()))
     }
 
     fn end(&mut self) {
