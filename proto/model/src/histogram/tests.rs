@@ -1,3 +1,5 @@
+//! Properties of histograms, and what their lines say.
+
 use super::*;
 use expect_test::expect;
 use proptest::prelude::*;
