@@ -5,6 +5,7 @@
 pub mod edge;
 pub mod history;
 pub mod metric_info;
+pub mod native;
 pub mod topology;
 pub mod trace;
 

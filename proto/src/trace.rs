@@ -1,4 +1,4 @@
-//! Spans and exemplars as log lines. A span is a line in a stream of the resource that made it, an exemplar one in a stream of its metric;
+//! Spans, exemplars and native histograms as log lines. A span is a line in a stream of the resource that made it, an exemplar one in a stream of its metric;
 //! what identifies the span is metadata of both. So queries, retention, masking, cuts and pins treat them like any other lines.
 //!
 //! Who asks for lines without naming [`TRACE_LABEL`] gets none of these.
@@ -6,12 +6,15 @@
 use hindcast_model::Labels;
 use std::collections::BTreeMap;
 
-/// The label that marks streams of spans and exemplars.
+/// The label that marks streams of spans, exemplars and native histograms.
 pub const TRACE_LABEL: &str = "hindcast_trace";
 /// Its value for spans.
 pub const SPAN: &str = "span";
 /// Its value for exemplars.
 pub const EXEMPLAR: &str = "exemplar";
+/// Its value for native histograms: the other labels of such a stream are those of the series, and each line is a sample
+/// (`hindcast_model::histogram`).
+pub const NATIVE: &str = "histogram";
 /// The label of a stream of exemplars that names their metric.
 pub const METRIC_LABEL: &str = "hindcast_metric";
 

@@ -60,6 +60,7 @@ impl Shards for One {
                 owner: s.owner,
                 slot: s.slot,
                 old: Default::default(),
+                natives: vec![],
             }
         };
         Ok((series.into_iter().map(column).collect(), whole))

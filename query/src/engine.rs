@@ -4,7 +4,7 @@
 //! tasks now and then. Drop the future to cancel: the evaluation ends there, reads in the shards end at the next series.
 //! Times are `TimestampNs`, taken at PromQL's resolution: whole milliseconds, rounded down.
 
-use crate::column::{Steps, is_absent};
+use crate::column::{Column, Point, Steps, is_absent};
 use crate::eval::{Evaluator, Out};
 use crate::fetch::{Cancels, Fetch};
 use crate::pages::Pages;
@@ -13,8 +13,9 @@ use crate::shards::{Budget, Completeness, Consistency, LabelsRequest, LinesRead,
 use crate::value::{Answer, LogsValue, MatrixSeries, Value, VectorSample};
 use crate::{load, logs, piped};
 use hindcast_logql::{LogSelector, Metric, Pipeline, Stage};
-use hindcast_model::{Class, Classify, Labels, Positions, ResourceId, SpanNs, TenantId, TimestampNs};
+use hindcast_model::{Class, Classify, Labels, MatchOp, Matcher, Positions, ResourceId, SpanNs, TenantId, TimestampNs};
 use hindcast_promql::{AggregateOp, Expr, ParseError, QueryRange, ValueType};
+use hindcast_proto::trace::{NATIVE, TRACE_LABEL};
 use hindcast_storage::cardinality::Cardinality;
 use hindcast_storage::read::{Direction, LabelTexts};
 use std::collections::BTreeSet;
@@ -315,12 +316,50 @@ impl Engine {
 
     /// Label sets, sorted.
     pub async fn series(&self, q: &LabelsQuery) -> Result<Answer<Vec<Labels>>, QueryError> {
-        let (value, completeness) = self.shards.label_sets(self.labels_request(q)?).await?;
+        let mut request = self.labels_request(q)?;
+        let natives = natives_request(&request);
+        if q.streams {
+            self.leave_natives_out(&mut request).await?;
+        }
+        let (mut value, mut completeness) = self.shards.label_sets(request).await?;
+        if let Some(natives) = natives.filter(|_| !q.streams) {
+            let (sets, seen) = self.shards.label_sets(natives).await?;
+            completeness.merge(seen);
+            if !sets.is_empty() {
+                value.extend(sets.iter().map(|set| set.without(TRACE_LABEL)));
+                value.sort_unstable();
+                value.dedup();
+            }
+        }
         Ok(Answer {
             value,
             completeness,
             warnings: vec![],
         })
+    }
+
+    /// Streams of native histograms are no logs, unless they are asked for by their mark.
+    async fn leave_natives_out(&self, request: &mut LabelsRequest) -> Result<(), QueryError> {
+        let of_mark = |matchers: &Vec<Matcher>| matchers.iter().any(|m| m.name == TRACE_LABEL);
+        if request.any_of.iter().any(of_mark) {
+            return Ok(());
+        }
+        // Mostly there are none, and then all streams are told faster.
+        let marks = LabelsRequest {
+            any_of: vec![native_streams()],
+            ..request.clone()
+        };
+        let of = LabelTexts::Values(TRACE_LABEL.to_owned());
+        if self.shards.label_texts(marks, of).await?.0.is_empty() {
+            return Ok(());
+        }
+        if request.any_of.is_empty() {
+            request.any_of.push(vec![]);
+        }
+        for matchers in &mut request.any_of {
+            matchers.extend(Matcher::new(TRACE_LABEL, MatchOp::NotEqual, NATIVE));
+        }
+        Ok(())
     }
 
     /// What a tenant's active series are.
@@ -349,7 +388,22 @@ impl Engine {
     }
 
     async fn label_texts(&self, q: &LabelsQuery, of: LabelTexts) -> Result<Answer<Vec<String>>, QueryError> {
-        let (value, completeness) = self.shards.label_texts(self.labels_request(q)?, of).await?;
+        let mut request = self.labels_request(q)?;
+        let natives = natives_request(&request);
+        if q.streams {
+            self.leave_natives_out(&mut request).await?;
+        }
+        let of_mark = matches!(&of, LabelTexts::Values(name) if name == TRACE_LABEL);
+        let (mut value, mut completeness) = self.shards.label_texts(request, of.clone()).await?;
+        if let Some(natives) = natives.filter(|_| !q.streams && !of_mark) {
+            let (texts, seen) = self.shards.label_texts(natives, of).await?;
+            completeness.merge(seen);
+            if !texts.is_empty() {
+                value.extend(texts.into_iter().filter(|text| text != TRACE_LABEL));
+                value.sort_unstable();
+                value.dedup();
+            }
+        }
         Ok(Answer {
             value,
             completeness,
@@ -461,6 +515,23 @@ impl Engine {
     }
 }
 
+fn native_streams() -> Vec<Matcher> {
+    Matcher::new(TRACE_LABEL, MatchOp::Equal, NATIVE).into_iter().collect()
+}
+
+/// The streams of native histograms whose series a request for label sets means. `None`: there are none.
+fn natives_request(request: &LabelsRequest) -> Option<LabelsRequest> {
+    let mut any_of: Vec<_> = request.any_of.iter().filter_map(|m| load::of_natives(m)).collect();
+    if request.any_of.is_empty() {
+        any_of.push(native_streams());
+    }
+    (!any_of.is_empty()).then(|| LabelsRequest {
+        streams: true,
+        any_of,
+        ..request.clone()
+    })
+}
+
 fn lookback_ms(options: &Options) -> i64 {
     i64::try_from(options.lookback.as_ms()).unwrap_or(i64::MAX)
 }
@@ -480,26 +551,33 @@ fn instant_value(out: Out, at_ms: i64, ordered: bool) -> Value {
         Out::Scalar(values) => Value::Scalar(values.first().copied().unwrap_or(f64::NAN)),
         Out::Text(text) => Value::String(text),
         Out::Vector(columns) => {
-            let present = columns.into_iter().filter(|c| !is_absent(c.values[0]));
-            let mut samples: Vec<VectorSample> = present
-                .map(|c| VectorSample {
+            let sample = |c: Column| {
+                let (value, histogram) = match c.at(0)? {
+                    Point::Float(v) => (v, None),
+                    Point::Native(h) => (f64::NAN, Some(h)),
+                };
+                Some(VectorSample {
                     labels: c.labels,
                     at,
-                    value: c.values[0],
+                    value,
+                    histogram,
                 })
-                .collect();
+            };
+            let mut samples: Vec<VectorSample> = columns.into_iter().filter_map(sample).collect();
             if !ordered {
                 samples.sort_by(|a, b| a.labels.cmp(&b.labels));
             }
             Value::Vector(samples)
         }
         Out::Samples(series) => matrix(series.into_iter().map(|raw| {
-            let points = raw
-                .times
-                .iter()
-                .zip(&raw.values)
-                .map(|(t, v)| (TimestampNs::from_ms(*t), *v));
-            (raw.labels.clone(), points.collect())
+            let times = || raw.times.iter().map(|t| TimestampNs::from_ms(*t));
+            let points = times().zip(raw.values.iter().copied()).filter(|(_, v)| !is_absent(*v));
+            let natives = times().zip(raw.natives.iter().flatten());
+            MatrixSeries {
+                points: points.collect(),
+                histograms: natives.filter_map(|(t, h)| Some((t, h.clone()?))).collect(),
+                labels: raw.labels.clone(),
+            }
         })),
     }
 }
@@ -510,16 +588,28 @@ fn range_value(out: Out, steps: Steps) -> Value {
         present.map(|(t, v)| (TimestampNs::from_ms(t), *v)).collect()
     };
     match out {
-        Out::Scalar(values) => matrix([(Labels::empty(), points(&values))].into_iter()),
-        Out::Vector(columns) => matrix(columns.into_iter().map(|c| (c.labels, points(&c.values)))),
+        Out::Scalar(values) => matrix(std::iter::once(MatrixSeries {
+            labels: Labels::empty(),
+            points: points(&values),
+            histograms: vec![],
+        })),
+        Out::Vector(columns) => matrix(columns.into_iter().map(|c| {
+            let natives = steps.iter().zip(c.natives.iter().flatten());
+            MatrixSeries {
+                points: points(&c.values),
+                histograms: natives
+                    .filter_map(|(t, h)| Some((TimestampNs::from_ms(t), h.clone()?)))
+                    .collect(),
+                labels: c.labels,
+            }
+        })),
         Out::Text(_) | Out::Samples(_) => unreachable!("range queries are checked to be scalars or vectors"),
     }
 }
 
-fn matrix(series: impl Iterator<Item = (Labels, Vec<(TimestampNs, f64)>)>) -> Value {
+fn matrix(series: impl Iterator<Item = MatrixSeries>) -> Value {
     let mut series: Vec<MatrixSeries> = series
-        .filter(|(_, points)| !points.is_empty())
-        .map(|(labels, points)| MatrixSeries { labels, points })
+        .filter(|s| !s.points.is_empty() || !s.histograms.is_empty())
         .collect();
     series.sort_by(|a, b| a.labels.cmp(&b.labels));
     Value::Matrix(series)

@@ -3,10 +3,10 @@
 //! Columns made by the shards come first, counts of lines next; samples and lines themselves only where nothing less
 //! will do. A series whose samples lie in several places has its samples put together here before it is reduced.
 
-use crate::column::{Column, Steps};
+use crate::column::{Column, Raw, Steps};
 use crate::engine::{Limits, Options, QueryError};
-use crate::eval::{Evaluator, Loaded, rolled, window};
-use crate::load;
+use crate::eval::{Evaluator, Loaded, Notes, native, rolled, window};
+use crate::load::{self, NativeSeries};
 use crate::pages::{PAGE_LINES, Pages};
 use crate::piped::Sampler;
 use crate::plan::{Made, Piped, Read, Source, SourceKind, When, Windows};
@@ -16,6 +16,7 @@ use crate::shards::{
 };
 use hindcast_logql::LineFilter;
 use hindcast_model::{Labels, Matcher, TenantId, TimestampNs};
+use hindcast_storage::logs::Filter;
 use hindcast_storage::read::{Direction, SeriesData};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -48,6 +49,9 @@ pub struct Fetched {
 /// What was read, and in which form it was there.
 type Found = (Loaded, Completeness, OldForms);
 
+/// Lines of native histograms that one selector may read: each is decoded and held as a whole.
+pub const NATIVE_LINES_MAX: usize = 500_000;
+
 impl Fetch<'_> {
     pub async fn source(&self, source: &Source) -> Result<Fetched, QueryError> {
         if source.to_ms < source.from_ms {
@@ -61,11 +65,12 @@ impl Fetch<'_> {
                 notes: vec![],
             });
         }
+        let mut said = Notes::new();
         let (loaded, completeness, old) = match (&source.kind, &source.read) {
-            (SourceKind::Series(matchers), Read::Samples) => self.samples(source, matchers).await?,
+            (SourceKind::Series(matchers), Read::Samples) => self.samples(source, matchers, &mut said).await?,
             (SourceKind::Series(matchers), Read::Columns { made, steps, when }) => {
                 let reduction = self.reduction(made, *steps, *when).await?;
-                self.columns(source, matchers, reduction).await?
+                self.columns(source, matchers, reduction, &mut said).await?
             }
             (SourceKind::Lines { matchers, filters, .. }, Read::Columns { made, steps, when }) => {
                 let windows = load::CountWindows::new(made, *steps, *when);
@@ -84,10 +89,12 @@ impl Fetch<'_> {
             }
         };
         self.check_budget()?;
+        let mut notes = notes(&source.read, old);
+        notes.extend(said);
         Ok(Fetched {
             loaded,
             completeness,
-            notes: notes(&source.read, old),
+            notes,
         })
     }
 
@@ -114,11 +121,50 @@ impl Fetch<'_> {
         }
     }
 
-    async fn samples(&self, source: &Source, matchers: &[Matcher]) -> Result<Found, QueryError> {
-        let (series, completeness) = self.shards.series(self.series_request(source, matchers)).await?;
+    async fn samples(&self, source: &Source, matchers: &[Matcher], said: &mut Notes) -> Result<Found, QueryError> {
+        let request = self.series_request(source, matchers);
+        let lines = native_lines(&request);
+        let (series, mut completeness) = self.shards.series(request).await?;
         let old = old_forms(&series);
         let raws = load::series(series, self.options, self.limits.series_max)?;
-        Ok((Loaded::Samples(raws), completeness, old))
+        let Some(lines) = lines else {
+            return Ok((Loaded::Samples(raws), completeness, old));
+        };
+        let (streams, seen) = self.shards.lines(lines).await?;
+        completeness.merge(seen);
+        if streams.is_empty() {
+            return Ok((Loaded::Samples(raws), completeness, old));
+        }
+        let natives = self.natives(streams.into_iter().map(NativeSeries::from).collect(), said)?;
+        let mut all: BTreeMap<Labels, Raw> = raws.into_iter().map(|raw| (raw.labels.clone(), raw)).collect();
+        for (_, raw) in natives {
+            let floats = all.remove(&raw.labels);
+            all.insert(raw.labels.clone(), native::merged(floats, raw));
+        }
+        Ok((Loaded::Samples(all.into_values().collect()), completeness, old))
+    }
+
+    /// Decodes native histograms, within the budget of the query.
+    fn natives(&self, given: Vec<NativeSeries>, said: &mut Notes) -> Result<Vec<(Labels, Raw)>, QueryError> {
+        let lines: usize = given.iter().map(|s| s.lines.len()).sum();
+        if lines >= NATIVE_LINES_MAX {
+            return Err(QueryError::TooLarge {
+                what: "native histograms",
+                max: NATIVE_LINES_MAX,
+            });
+        }
+        let (natives, bad) = load::natives(given, self.options, self.limits.series_max)?;
+        if bad > 0 {
+            said.insert(format!(
+                "PromQL warning: {bad} native histograms could not be read and were left out"
+            ));
+        }
+        let all = natives
+            .iter()
+            .flat_map(|(_, raw)| raw.natives.iter().flatten().flatten());
+        let _ = self.budget.read(all.map(|h| h.weight()).sum());
+        self.check_budget()?;
+        Ok(natives)
     }
 
     async fn reduction(&self, made: &Made, steps: Steps, when: When) -> Result<Reduction, QueryError> {
@@ -129,6 +175,7 @@ impl Fetch<'_> {
             },
             Made::Window {
                 name,
+                span,
                 kernel,
                 range_ms,
                 params,
@@ -140,6 +187,8 @@ impl Fetch<'_> {
                     *scalar = arithmetic.scalar(p, steps).await?;
                 }
                 How::Window {
+                    name,
+                    span: *span,
                     kernel: *kernel,
                     of_windows: rolled::kernel(name),
                     stretch: window::stretch(name),
@@ -152,14 +201,27 @@ impl Fetch<'_> {
         Ok(Reduction { how, steps, when })
     }
 
-    async fn columns(&self, source: &Source, matchers: &[Matcher], reduction: Reduction) -> Result<Found, QueryError> {
+    async fn columns(
+        &self,
+        source: &Source,
+        matchers: &[Matcher],
+        reduction: Reduction,
+        said: &mut Notes,
+    ) -> Result<Found, QueryError> {
         let reduction = Arc::new(reduction);
         let series = self.series_request(source, matchers);
         let request = ColumnsRequest {
             series: series.clone(),
             reduction: reduction.clone(),
         };
-        let (found, mut completeness) = self.shards.columns(request).await?;
+        let (mut found, mut completeness) = self.shards.columns(request).await?;
+        let of_natives = found.extract_if(.., |c| !c.natives.is_empty()).map(|c| NativeSeries {
+            stream: c.labels,
+            owner: c.owner,
+            slot: c.slot,
+            lines: c.natives,
+        });
+        let natives = self.natives(of_natives.collect(), said)?;
         let load::Columns {
             whole: mut columns,
             split,
@@ -167,12 +229,46 @@ impl Fetch<'_> {
         } = load::columns(found, self.options, self.limits.series_max)?;
         self.check_budget()?;
         if !split.is_empty() {
-            let (more, seen, forms) = self.put_together(series, &split, &reduction).await?;
+            let (more, seen, forms) = self.put_together(series.clone(), &split, &reduction).await?;
+            completeness.merge(seen);
+            old.merge(forms);
+            columns.extend(more);
+        }
+        if !natives.is_empty() {
+            let named: BTreeSet<&Labels> = natives.iter().map(|(_, raw)| &raw.labels).collect();
+            columns.retain(|c| !named.contains(&c.labels));
+            let (more, seen, forms) = self.with_floats(series, natives, &reduction, said).await?;
             completeness.merge(seen);
             old.merge(forms);
             columns.extend(more);
         }
         Ok((Loaded::Columns(columns), completeness, old))
+    }
+
+    /// Columns of series that have native histograms, with the floats that they may have as well: mostly none, at times a staleness
+    /// marker or what they were before.
+    async fn with_floats(
+        &self,
+        series: SeriesRequest,
+        natives: Vec<(Labels, Raw)>,
+        reduction: &Reduction,
+        said: &mut Notes,
+    ) -> Result<(Vec<Column>, Completeness, OldForms), QueryError> {
+        let request = SeriesRequest {
+            only: Some(Arc::new(natives.iter().map(|(stored, _)| stored.clone()).collect())),
+            budget: Arc::new(self.budget.uncounted()),
+            ..series
+        };
+        let (floats, completeness) = self.shards.series(request).await?;
+        let old = old_forms(&floats);
+        let floats = load::series(floats, self.options, self.limits.series_max)?;
+        let mut floats: BTreeMap<Labels, Raw> = floats.into_iter().map(|raw| (raw.labels.clone(), raw)).collect();
+        let mut reducer = Reducer::default();
+        let columns = natives.into_iter().filter_map(|(_, raw)| {
+            let all = native::merged(floats.remove(&raw.labels), raw);
+            all.reduced(&mut reducer, reduction, said)
+        });
+        Ok((columns.collect(), completeness, old))
     }
 
     /// Columns of series whose samples lie in several places: rows between each other's, so that of windows no more is
@@ -192,11 +288,12 @@ impl Fetch<'_> {
         let (series, completeness) = self.shards.series(request).await?;
         let old = old_forms(&series);
         let raws = load::series(series, self.options, self.limits.series_max)?;
-        let mut reducer = Reducer::default();
+        // Floats alone: nothing is said about them.
+        let (mut reducer, mut said) = (Reducer::default(), Notes::new());
         let columns = raws
             .into_iter()
             .filter(|raw| split.contains_key(&raw.labels))
-            .filter_map(|raw| raw.reduced(&mut reducer, reduction));
+            .filter_map(|raw| raw.reduced(&mut reducer, reduction, &mut said));
         Ok((columns.collect(), completeness, old))
     }
 
@@ -256,6 +353,21 @@ impl Fetch<'_> {
             OldForms::default(),
         ))
     }
+}
+
+/// The lines of native histograms that belong to the samples of a request.
+pub fn native_lines(r: &SeriesRequest) -> Option<LinesRequest> {
+    Some(LinesRequest {
+        tenant: r.tenant.clone(),
+        matchers: load::of_natives(&r.matchers)?,
+        from: r.from,
+        to: r.to,
+        as_of: r.as_of.clone(),
+        owners: r.owners.clone(),
+        filter: Filter::And(vec![]),
+        limit: Some(NATIVE_LINES_MAX),
+        direction: Direction::Forward,
+    })
 }
 
 fn old_forms(series: &[SeriesData]) -> OldForms {

@@ -1,17 +1,20 @@
 //! What the shards are asked for and what they gave, as the evaluator wants it.
 
-use crate::column::{ABSENT, Column, Place, Raw, Steps};
+use crate::column::{ABSENT, Column, Natives, Place, Raw, Steps};
 use crate::engine::{OWNER_LABEL, Options, QueryError};
+use crate::eval::native;
 use crate::gather::canonical;
 use crate::plan::{Made, When};
 use crate::shards::{OldForms, SeriesColumn};
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use hindcast_logql::{FilterOp, LineFilter};
-use hindcast_model::{Labels, Owner, Slot, TimestampNs};
+use hindcast_model::{Histogram, Labels, LogLine, MatchOp, Matcher, Owner, Slot, TimestampNs};
+use hindcast_proto::trace::{NATIVE, TRACE_LABEL};
 use hindcast_storage::logs::{BadFilter, Filter};
-use hindcast_storage::read::{SeriesData, StreamCounts};
+use hindcast_storage::read::{SeriesData, StreamCounts, StreamData};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 fn labels(labels: Labels, owner: &Owner, options: &Options) -> Labels {
     match owner.id() {
@@ -29,6 +32,7 @@ pub fn series(given: Vec<SeriesData>, options: &Options, series_max: usize) -> R
             place,
             times: s.samples.iter().map(|s| s.at.as_ms()).collect(),
             values: s.samples.iter().map(|s| s.value).collect(),
+            natives: None,
         }
     });
     joined(raws, series_max, merge_by_time)
@@ -43,6 +47,87 @@ fn place(slot: Slot, stored: &Labels) -> Place {
 
 fn too_many_series(max: usize) -> QueryError {
     QueryError::TooLarge { what: "series", max }
+}
+
+/// The streams that hold the native histograms of the series that a selector means. `None`: it means no such series.
+pub fn of_natives(matchers: &[Matcher]) -> Option<Vec<Matcher>> {
+    // The mark is no label of the series.
+    let (of_mark, mut of_series): (Vec<_>, Vec<_>) = matchers.iter().cloned().partition(|m| m.name == TRACE_LABEL);
+    of_series.extend(Matcher::new(TRACE_LABEL, MatchOp::Equal, NATIVE));
+    of_mark.iter().all(|m| m.matches_value("")).then_some(of_series)
+}
+
+/// Series of native histograms as shards gave them.
+pub struct NativeSeries {
+    /// With the mark of the stream.
+    pub stream: Labels,
+    pub owner: Owner,
+    pub slot: Slot,
+    pub lines: Vec<LogLine>,
+}
+
+impl From<StreamData> for NativeSeries {
+    fn from(s: StreamData) -> Self {
+        Self {
+            stream: s.labels,
+            owner: s.owner,
+            slot: s.slot,
+            lines: s.lines,
+        }
+    }
+}
+
+/// Their samples, by the labels with which the series are stored; and how many lines could not be read.
+pub fn natives(
+    given: Vec<NativeSeries>,
+    options: &Options,
+    series_max: usize,
+) -> Result<(Vec<(Labels, Raw)>, usize), QueryError> {
+    let mut by_labels: BTreeMap<Labels, (Labels, Raw)> = BTreeMap::new();
+    let mut bad = 0;
+    for s in given {
+        let stored = s.stream.without(TRACE_LABEL);
+        let named = labels(stored.clone(), &s.owner, options);
+        let (mut times, mut values, mut kept): (Vec<i64>, Vec<f64>, Natives) = (vec![], vec![], vec![]);
+        for line in s.lines {
+            let Ok(native) = Histogram::of_line(&line.line) else {
+                bad += 1;
+                continue;
+            };
+            let at = line.at.as_ms();
+            // Of lines of one time, the one that came last counts.
+            if times.last() == Some(&at) {
+                times.pop();
+                values.pop();
+                kept.pop();
+            }
+            times.push(at);
+            values.push(ABSENT);
+            kept.push(native.map(Arc::new));
+        }
+        let raw = Raw {
+            place: place(s.slot, &stored),
+            labels: named.clone(),
+            times,
+            values,
+            natives: Some(kept),
+        };
+        match by_labels.remove(&named) {
+            Some((stored, before)) => {
+                let (low, high) = if before.place <= raw.place {
+                    (before, raw)
+                } else {
+                    (raw, before)
+                };
+                by_labels.insert(named, (stored, native::merged(Some(high), low)));
+            }
+            None if by_labels.len() == series_max => return Err(too_many_series(series_max)),
+            None => {
+                by_labels.insert(named, (stored, raw));
+            }
+        }
+    }
+    Ok((by_labels.into_values().collect(), bad))
 }
 
 /// What shards made of series.
@@ -68,6 +153,7 @@ pub fn columns(given: Vec<SeriesColumn>, options: &Options, series_max: usize) -
             labels: labels(c.labels, &c.owner, options),
             place,
             values: c.values,
+            natives: None,
         };
         (column, stored, c.old)
     };
@@ -193,6 +279,7 @@ pub fn counts(
         labels,
         place,
         values: windows.values(&counts),
+        natives: None,
     });
     Ok(columns.filter(|c| !c.is_empty()).collect())
 }

@@ -1,5 +1,6 @@
 //! Numbers as Prometheus writes them.
 
+use hindcast_model::Histogram;
 use std::fmt::Write;
 
 /// Shortest digits that read back the same, never with an exponent: `count_values`, `le` labels.
@@ -45,6 +46,26 @@ pub fn put_json(out: &mut String, v: f64) {
     let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
     let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |e| ('-', e));
     let _ = write!(out, "{digits}e{sign}{exponent:0>2}");
+}
+
+/// A histogram in a few words, as `count_values` names it.
+pub fn go_histogram(h: &Histogram) -> String {
+    let mut out = format!("{{count:{}, sum:{}", go_json(h.count), go_json(h.sum));
+    for b in h.buckets() {
+        let (open, close) = (
+            if b.holds_lower { '[' } else { '(' },
+            if b.holds_upper { ']' } else { ')' },
+        );
+        let _ = write!(
+            out,
+            ", {open}{},{}{close}:{}",
+            go_json(b.lower),
+            go_json(b.upper),
+            go_json(b.count)
+        );
+    }
+    out.push('}');
+    out
 }
 
 #[cfg(test)]

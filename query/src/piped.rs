@@ -164,6 +164,7 @@ impl Sampler {
 
     pub fn finish(self) -> Vec<Raw> {
         let raws = self.series.into_iter().map(|s| Raw {
+            natives: None,
             place: Place::computed(&s.labels),
             labels: s.labels,
             times: s.samples.iter().map(|(at, _)| load::ms_rounded_up(*at)).collect(),

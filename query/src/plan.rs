@@ -106,6 +106,8 @@ pub enum Made {
     /// A function of a window; its arguments read nothing.
     Window {
         name: &'static str,
+        /// Of the range.
+        span: Span,
         kernel: Kernel,
         range_ms: i64,
         params: Vec<Plan>,
@@ -140,6 +142,8 @@ pub enum Plan {
     /// A function of a window.
     Window {
         name: &'static str,
+        /// Of the range.
+        span: Span,
         kernel: Kernel,
         over: Box<Over>,
         params: Vec<Plan>,
@@ -158,6 +162,8 @@ pub enum Plan {
         /// `absent`: what the selector says of the labels.
         labels: Vec<(String, String)>,
         span: Span,
+        /// Of the arguments.
+        spans: Vec<Span>,
     },
     Aggregate {
         op: AggregateOp,
@@ -165,8 +171,11 @@ pub enum Plan {
         param: Option<Box<Plan>>,
         input: Box<Plan>,
         span: Span,
+        /// Of the input.
+        input_span: Span,
     },
     Binary {
+        span: Span,
         op: BinaryOp,
         lhs: Box<Plan>,
         rhs: Box<Plan>,
@@ -267,11 +276,19 @@ impl Planner {
     }
 
     /// A function of a window over plain series is computed where they are read.
-    fn push_down(&mut self, name: &'static str, kernel: Kernel, over: &Over, params: &[Plan], steps: Steps) {
+    fn push_down(
+        &mut self,
+        (name, span): (&'static str, Span),
+        kernel: Kernel,
+        over: &Over,
+        params: &[Plan],
+        steps: Steps,
+    ) {
         let Input::Source(source) = over.input else { return };
         if params.iter().all(Plan::reads_nothing) {
             let made = Made::Window {
                 name,
+                span,
                 kernel,
                 range_ms: over.range_ms,
                 params: params.to_vec(),
@@ -314,6 +331,7 @@ impl Planner {
                 param: param.as_ref().map(|p| Box::new(self.expr(p, steps))),
                 input: Box::new(self.expr(input, steps)),
                 span: param.as_ref().map_or(expr.span, |p| p.span),
+                input_span: input.span,
             },
             Kind::Binary {
                 op,
@@ -322,6 +340,7 @@ impl Planner {
                 as_bool,
                 matching,
             } => Plan::Binary {
+                span: expr.span,
                 op: *op,
                 lhs: Box::new(self.expr(lhs, steps)),
                 rhs: Box::new(self.expr(rhs, steps)),
@@ -379,7 +398,7 @@ impl Planner {
             let over = self.over(&args[0], steps);
             let name = "present_over_time";
             self.push_down(
-                name,
+                (name, args[0].span),
                 window::kernel(name).expect("a kernel of the table"),
                 &over,
                 &[],
@@ -392,16 +411,20 @@ impl Planner {
         }
         if let Some(kernel) = window::kernel(name) {
             let is_window = |a: &&Expr| matches!(a.value_type(), hindcast_promql::ValueType::Matrix);
-            let over = args.iter().find(is_window).map(|a| self.over(a, steps));
+            let range = args
+                .iter()
+                .find(is_window)
+                .expect("window functions take a range vector");
+            let over = self.over(range, steps);
             let params = args
                 .iter()
                 .filter(|a| !is_window(a))
                 .map(|a| self.expr(a, steps))
                 .collect::<Vec<Plan>>();
-            let over = over.expect("window functions take a range vector");
-            self.push_down(name, kernel, &over, &params, steps);
+            self.push_down((name, range.span), kernel, &over, &params, steps);
             return Plan::Window {
                 name,
+                span: range.span,
                 kernel,
                 over: Box::new(over),
                 params,
@@ -425,6 +448,7 @@ impl Planner {
             },
             args: planned,
             span,
+            spans: args.iter().map(|a| a.span).collect(),
         }
     }
 }
@@ -482,6 +506,7 @@ impl Planner {
                     _ => self.metric(inner, steps),
                 }),
                 span: Span::default(),
+                input_span: Span::default(),
             },
             logql::Metric::Sorted { descending, inner } => {
                 let inner = self.metric(inner, steps);
@@ -506,6 +531,7 @@ impl Planner {
                 as_bool,
                 matching,
             } => Plan::Binary {
+                span: Span::default(),
                 op: *op,
                 lhs: Box::new(self.metric(lhs, steps)),
                 rhs: Box::new(self.metric(rhs, steps)),
@@ -605,6 +631,7 @@ impl Planner {
         };
         Plan::Window {
             name,
+            span: Span::default(),
             kernel: window::kernel(name).expect("a kernel of the table"),
             over,
             params: param.iter().map(|p| Plan::Number(*p)).collect(),
@@ -619,6 +646,7 @@ fn call(name: &'static str, args: Vec<Plan>) -> Plan {
         args,
         labels: vec![],
         span: Span::default(),
+        spans: vec![],
     }
 }
 

@@ -16,6 +16,7 @@ use crate::eval::window::{Kernel, Reach, Stretch, Window, lost_to_resets};
 use crate::plan::When;
 use crate::shards::{ColumnsRequest, OldForms, SeriesColumn};
 use hindcast_model::Labels;
+use hindcast_promql::Span;
 use hindcast_storage::VisitedSeries;
 use hindcast_storage::points::Points;
 use hindcast_storage::read::{Rolled, Values};
@@ -36,6 +37,9 @@ pub enum How {
     Newest { lookback_ms: i64, times: bool },
     /// A function of the samples in `(t - range, t]`, staleness markers aside.
     Window {
+        name: &'static str,
+        /// Of the range in the query, for what is said about it.
+        span: Span,
         kernel: Kernel,
         /// The same function where windows stand for samples. `None`: it needs the samples.
         of_windows: Option<rolled::Kernel>,
@@ -380,6 +384,7 @@ impl<'a> Collector<'a> {
             fingerprint,
             values,
             old,
+            natives: vec![],
         };
         self.found.push((rank, column));
         if self.found.len() > budget.series_max {
@@ -510,7 +515,9 @@ mod tests {
             let steps = Steps { start, step, count: 25 };
             let range_ms = whole_steps.map_or(range_ms, |n| n * step);
             let when = When { fixed, offset_ms };
-            let window = |name: &str| How::Window {
+            let window = |name: &'static str| How::Window {
+                name,
+                span: Span::default(),
                 kernel: window::kernel(name).unwrap(),
                 of_windows: rolled::kernel(name),
                 stretch: window::stretch(name),

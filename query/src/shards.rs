@@ -3,7 +3,7 @@
 
 use crate::reduce::Reduction;
 use hindcast_model::{
-    Class, Classify, Labels, Matcher, Owner, Positions, ResourceId, Slot, SpanNs, TenantId, TimestampNs,
+    Class, Classify, Labels, LogLine, Matcher, Owner, Positions, ResourceId, Slot, SpanNs, TenantId, TimestampNs,
 };
 use hindcast_storage::cardinality::{ACTIVE_SPAN, Cardinality};
 use hindcast_storage::logs::Filter;
@@ -147,6 +147,9 @@ pub struct SeriesColumn {
     /// One per step; empty: there are samples, but no value at any step.
     pub values: Vec<f64>,
     pub old: OldForms,
+    /// Lines of native histograms (`hindcast_model::histogram`), ascending. Nothing is made of them where they lie: they come in
+    /// entries of their own, which have no values.
+    pub natives: Vec<LogLine>,
 }
 
 /// How many lines there are, without the lines.

@@ -2,7 +2,9 @@
 //!
 //! Promises what `shards::Shards` promises, and nothing about speed. `as_of` is not kept: all data is always known.
 
+use crate::load;
 use crate::reduce::Collector;
+use crate::replica::native_column;
 use crate::shards::{
     ColumnsRequest, Completeness, CountsRequest, LabelsRequest, LinesRequest, SeriesColumn, SeriesRequest, Shards,
     ShardsError,
@@ -181,7 +183,23 @@ impl Shards for OneShard {
                 break;
             }
         }
-        Ok((collector.finish(), data.completeness()))
+        let mut found = collector.finish();
+        if let Some(matchers) = load::of_natives(&r.series.matchers) {
+            let streams = data
+                .streams
+                .iter()
+                .filter(|(p, s)| selected(&r.series.tenant, &matchers, p) && owned(r.series.owners.as_ref(), &s.owner));
+            for (p, s) in streams {
+                let within = |l: &&LogLine| r.series.from <= l.at && l.at <= r.series.to;
+                found.push(native_column(StreamData {
+                    labels: p.3.clone(),
+                    owner: s.owner,
+                    slot: s.owner.slot(&p.3),
+                    lines: s.lines.iter().filter(within).cloned().collect(),
+                }));
+            }
+        }
+        Ok((found, data.completeness()))
     }
 
     async fn line_counts(&self, r: CountsRequest) -> Result<(Vec<StreamCounts>, Completeness), ShardsError> {

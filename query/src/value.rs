@@ -4,14 +4,18 @@
 //! time; a label set occurs once.
 
 use crate::shards::Completeness;
-use hindcast_model::{Labels, LogLine, TimestampNs};
+use hindcast_model::{Histogram, Labels, LogLine, TimestampNs};
+use std::sync::Arc;
 
 /// One value at one instant.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VectorSample {
     pub labels: Labels,
     pub at: TimestampNs,
+    /// NaN where there is a histogram.
     pub value: f64,
+    /// In place of the value.
+    pub histogram: Option<Arc<Histogram>>,
 }
 
 /// Values of one series over time.
@@ -19,6 +23,8 @@ pub struct VectorSample {
 pub struct MatrixSeries {
     pub labels: Labels,
     pub points: Vec<(TimestampNs, f64)>,
+    /// At other times than the points.
+    pub histograms: Vec<(TimestampNs, Arc<Histogram>)>,
 }
 
 /// The value of a PromQL expression, or of a LogQL metric expression.

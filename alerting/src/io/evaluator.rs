@@ -13,7 +13,7 @@ use hindcast_env::Clock;
 use hindcast_model::{Labels, NodeId, Positions, SpanNs, TimestampNs};
 use hindcast_query::engine::{Engine, InstantQuery, Options};
 use hindcast_query::shards::Shards;
-use hindcast_query::value::Value;
+use hindcast_query::value::{Value, VectorSample};
 use hindcast_raft::Meta;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -220,7 +220,19 @@ fn series(value: Value) -> RuleResult {
             "the expression returned {} series, more than {SERIES_PER_RULE_MAX}; narrow it down",
             samples.len()
         )),
-        Value::Vector(samples) => RuleResult::Series(samples.into_iter().map(|s| (s.labels, s.value)).collect()),
+        Value::Vector(samples) => {
+            // Of a histogram, how much it counts.
+            let value = |s: &VectorSample| s.histogram.as_ref().map_or(s.value, |h| h.count);
+            RuleResult::Series(
+                samples
+                    .into_iter()
+                    .map(|s| {
+                        let v = value(&s);
+                        (s.labels, v)
+                    })
+                    .collect(),
+            )
+        }
         other => RuleResult::Failed(format!(
             "the expression gives a {}, a rule needs a vector",
             other.kind()

@@ -42,6 +42,11 @@ pub const TARGETS: &[Target] = &[
         seeds: remote_write_2_seeds,
     },
     Target {
+        name: "ingest-native-line",
+        run: native_line,
+        seeds: native_line_seeds,
+    },
+    Target {
         name: "ingest-loki-protobuf",
         run: loki_protobuf,
         seeds: loki_protobuf_seeds,
@@ -774,6 +779,10 @@ fn compressed_seeds() -> Vec<Vec<u8>> {
 struct Counted(u64);
 
 impl tsdb::Sink for Counted {
+    fn native(&mut self, _: &Labels, _: i64, _: Option<&hindcast_model::Histogram>) -> tsdb::Flow {
+        self.0 += 1;
+        tsdb::Flow::Continue(())
+    }
     fn row(&mut self, _: &Labels, _: i64, _: f64) -> tsdb::Flow {
         self.0 += 1;
         tsdb::Flow::Continue(())
@@ -809,6 +818,44 @@ fn tsdb_index(bytes: &[u8]) {
     tsdb_walk(&[("index", bytes), ("chunks/000001", TSDB_CHUNKS)]);
 }
 
+/// A native histogram as it is stored; what is made of it must hold up, too.
+fn native_line(bytes: &[u8]) {
+    use hindcast_model::Histogram as Native;
+    let Ok(Some(h)) = Native::of_line(bytes) else { return };
+    let line = h.to_line().expect("what was read can be written");
+    assert!(Native::of_line(line.as_bytes()).is_ok(), "{line}");
+    for q in [-1.0, 0.0, 0.5, 1.0, f64::NAN] {
+        let _ = (
+            h.quantile(q),
+            h.fraction(q, 3.0),
+            h.trimmed(q, true),
+            h.trimmed(q, false),
+        );
+    }
+    let _ = (h.variance(), h.is_reset_after(&h), h.clone().coarser(-4));
+    let wide = Native {
+        zero_threshold: 1.0,
+        ..Native::default()
+    };
+    for other in [&h, &wide] {
+        let _ = (
+            h.plus(other),
+            other.minus(&h),
+            other.is_reset_after(&h),
+            h.is_reset_after(other),
+        );
+    }
+}
+
+fn native_line_seeds() -> Vec<Vec<u8>> {
+    let lines = [
+        "h1 s=3 c=9 sum=12.5 zt=0.001 zc=1 r=g p=-2:2,3,0,1;7:1 n=0:2",
+        "h1 s=-53 c=6 sum=3 r=n p=1:4,2 b=-1,0.25",
+        "h1 stale",
+    ];
+    lines.map(|l| l.as_bytes().to_vec()).to_vec()
+}
+
 fn tsdb_index_seeds() -> Vec<Vec<u8>> {
     vec![TSDB_INDEX.to_vec()]
 }
@@ -818,9 +865,9 @@ fn tsdb_chunk(bytes: &[u8]) {
     if let Some((encoding, data)) = bytes.split_first() {
         let _ = tsdb::chunk::read(*encoding, data, &mut |_, value| {
             if let tsdb::chunk::Value::Native(native) = value
-                && let Ok(held) = native.held()
+                && let Ok(line) = native.line()
             {
-                let _ = held.buckets();
+                assert!(hindcast_model::Histogram::of_line(line.as_bytes()).is_ok(), "{line}");
             }
         });
     }
@@ -910,8 +957,8 @@ mod tests {
             )
             .unwrap();
             assert_eq!(
-                (read.intake.samples - read.native.rows, read.native.histograms),
-                (12, 1)
+                (read.intake.samples, read.intake.lines, read.native.histograms),
+                (12, 1, 1)
             );
             let read = remote_write::adapt(
                 Version::Two,
@@ -922,7 +969,7 @@ mod tests {
                 &mut vec![],
             );
             let read = read.unwrap();
-            assert_eq!((read.intake.samples - read.native.rows, read.native.histograms), (6, 1));
+            assert_eq!((read.intake.samples, read.native.histograms), (6, 1));
             assert_eq!((read.due.len(), read.rejected.items()), (2, 0));
             let read = loki::adapt_protobuf(tenant, &loki_protobuf_seeds()[0], &LIMITS, books, &mut vec![]).unwrap();
             assert_eq!(read.intake.lines, 6);

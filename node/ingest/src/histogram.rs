@@ -1,14 +1,9 @@
-//! Histograms with buckets of growing width, as classic ones: what OpenTelemetry's exponential histograms and Prometheus' native ones
-//! have in common.
-//!
-//! A classic histogram is one series per bound (`_bucket` with `le`, each counting all below), `_sum` and `_count`. Buckets are
-//! made coarser to at most four per doubling, so that the bounds stay the same while the sender's scale moves, and so that
-//! they stay few (decision 0022).
+//! Classic histograms of OpenTelemetry: one series per bound (`_bucket` with `le`, each counting all below), `_sum` and `_count`. And
+//! what the histograms of one request may take, classic ones and native ones.
 //!
 //! Invariants
 //! - A count that was sent is in exactly one bucket, or above all bounds.
-//! - A histogram has at most `2 * HISTOGRAM_BUCKETS_MAX + 2` bounds; those of one request take no more than [`Budget`] allows.
-//! - A few bytes say hundreds of bounds: [`Coarse`] knows how many before there is any of them, so that room is taken first.
+//! - The histograms of one request take no more than [`Budget`] allows.
 
 use crate::Refusal;
 use crate::otlp::names::{derived, number};
@@ -19,10 +14,6 @@ use std::collections::BTreeMap;
 
 /// Buckets of one histogram, or of one of its sides; each becomes a series.
 pub const HISTOGRAM_BUCKETS_MAX: usize = 512;
-/// The finest scale that is stored: 2^2 buckets per doubling.
-pub const SCALE_MAX: i32 = 2;
-/// Below it one bucket spans more than all doubles.
-pub const SCALE_MIN: i32 = -11;
 /// Rows that the histograms of one request may become: a few bytes of a histogram make hundreds.
 pub const HISTOGRAM_ROWS_MAX: usize = 64_000;
 /// What the labels of these rows may take in memory.
@@ -65,119 +56,6 @@ pub(crate) fn bad_buckets(why: impl Into<String>) -> Refusal {
 
 pub(crate) fn too_many(what: &str, n: u64) -> Refusal {
     bad_buckets(format!("{n} {what}, more than {HISTOGRAM_BUCKETS_MAX}"))
-}
-
-/// An exponential histogram. Bucket `i` of a side lies between `base^i` and `base^(i + 1)`, where base is `2^(2^-scale)`.
-pub(crate) struct Exponential<P, N> {
-    pub scale: i32,
-    pub zero_threshold: f64,
-    pub zero_count: f64,
-    pub positive: P,
-    pub negative: N,
-}
-
-impl<P: Iterator<Item = (i64, f64)>, N: Iterator<Item = (i64, f64)>> Exponential<P, N> {
-    /// Made coarser, and seen to be narrow enough.
-    pub fn coarse(self) -> Result<Coarse, Refusal> {
-        if self.scale < SCALE_MIN {
-            return Err(bad_buckets(format!("scale {} is less than {SCALE_MIN}", self.scale)));
-        }
-        let shift = self.scale.saturating_sub(SCALE_MAX).clamp(0, 63) as u32;
-        Ok(Coarse {
-            scale: self.scale.min(SCALE_MAX),
-            zero: (self.zero_count > 0.0).then_some((self.zero_threshold.max(0.0), self.zero_count)),
-            positive: Side::new(self.positive, shift)?,
-            negative: Side::new(self.negative, shift)?,
-        })
-    }
-}
-
-/// An exponential histogram of few buckets, of which only those in use are there.
-#[derive(Debug)]
-pub(crate) struct Coarse {
-    scale: i32,
-    /// What lies about zero, by its upper edge.
-    zero: Option<(f64, f64)>,
-    positive: Side,
-    negative: Side,
-}
-
-impl Coarse {
-    fn edge(&self, index: i64) -> f64 {
-        (index as f64 * f64::from(-self.scale).exp2()).exp2()
-    }
-
-    /// How many bounds it has at most, and what the longest of them takes as text.
-    pub fn width(&self) -> Width {
-        // The length of a text grows to both ends. Beyond all doubles there is no bound, but there may be some before that.
-        let at = |index| self.edge(index).clamp(f64::from_bits(1), f64::MAX);
-        let ends = |side: &Side| side.ends().map(|(first, last)| [at(first), at(last + 1)]);
-        let edges = [
-            ends(&self.positive),
-            ends(&self.negative),
-            self.zero.map(|(at, _)| [at; 2]),
-        ];
-        let texts = edges.into_iter().flatten().flatten().map(text_bytes_max);
-        Width {
-            // The lower edge of the first positive bucket is one, too.
-            bounds: self.positive.len() + self.negative.len() + usize::from(self.zero.is_some()) + 1,
-            text_bytes: texts.max().unwrap_or_default(),
-        }
-    }
-
-    /// Classic buckets: each bound of its own between the first and the last bucket in use, and the lower edge of the
-    /// first, so that quantiles are not drawn down to zero.
-    pub fn classic(&self) -> Buckets {
-        #[cfg(test)]
-        tests::EXPANDED.set(tests::EXPANDED.get() + 1);
-        let mut buckets = Buckets::new();
-        for (index, n) in self.negative.all() {
-            *buckets.entry(Bound(-self.edge(index))).or_default() += n;
-        }
-        if let Some((threshold, n)) = self.zero {
-            buckets.insert(Bound(threshold), n);
-        }
-        if let Some((first, _)) = self.positive.ends() {
-            buckets.entry(Bound(self.edge(first))).or_default();
-        }
-        for (index, n) in self.positive.all() {
-            *buckets.entry(Bound(self.edge(index + 1))).or_default() += n;
-        }
-        buckets.retain(|bound, _| bound.0.is_finite());
-        buckets
-    }
-}
-
-/// Counts by bucket, of the buckets in use; the first and the last are at most [`HISTOGRAM_BUCKETS_MAX`] apart.
-#[derive(Debug)]
-struct Side(BTreeMap<i64, f64>);
-
-impl Side {
-    fn new(counts: impl Iterator<Item = (i64, f64)>, shift: u32) -> Result<Self, Refusal> {
-        let mut side = Self(BTreeMap::new());
-        for (index, n) in counts.filter(|(_, n)| *n > 0.0) {
-            *side.0.entry(index >> shift).or_default() += n;
-        }
-        match side.ends().map_or(0, |(first, last)| last.abs_diff(first) + 1) {
-            span if span > HISTOGRAM_BUCKETS_MAX as u64 => Err(too_many("buckets", span)),
-            _ => Ok(side),
-        }
-    }
-
-    fn ends(&self) -> Option<(i64, i64)> {
-        Some((*self.0.first_key_value()?.0, *self.0.last_key_value()?.0))
-    }
-
-    fn len(&self) -> usize {
-        self.ends().map_or(0, |(first, last)| last.abs_diff(first) as usize + 1)
-    }
-
-    /// With no gap between the first and the last.
-    fn all(&self) -> impl Iterator<Item = (i64, f64)> {
-        let indices = self.ends().map(|(first, last)| first..=last);
-        let count = |index| (index, self.0.get(&index).copied().unwrap_or_default());
-        indices.into_iter().flatten().map(count)
-    }
 }
 
 /// How wide a histogram is before it is one.
@@ -276,19 +154,25 @@ impl Budget {
         self.entry_bytes -= entry_bytes;
         Ok(())
     }
+
+    /// Takes a native histogram, which is one line. Labels are taken to be new each time.
+    pub fn take_line(&mut self, base: &Labels, line: &str) -> Result<(), Refusal> {
+        let of_labels: usize = base.iter().map(|(n, v)| n.len() + v.len() + LABEL_BYTES).sum();
+        let entry_bytes = ROW_BYTES + of_labels + line.len();
+        if self.rows == 0 || entry_bytes > self.entry_bytes {
+            return Err(Refusal::TooManyRows);
+        }
+        self.rows -= 1;
+        self.entry_bytes -= entry_bytes;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
     use hindcast_model::resource::metric;
     use proptest::prelude::*;
-    use std::cell::Cell;
-
-    thread_local! {
-        /// Histograms that became classic ones on this thread.
-        pub static EXPANDED: Cell<usize> = const { Cell::new(0) };
-    }
 
     const WIDEST: Width = Width {
         bounds: HISTOGRAM_BUCKETS_MAX,
@@ -323,23 +207,6 @@ pub(crate) mod tests {
     }
 
     proptest! {
-        /// Room is taken for no less than what becomes of a histogram.
-        #[test]
-        fn a_histogram_is_no_wider_than_was_told(
-            scale in -11i32..9, at in prop_oneof![-5000i64..5000, any::<i32>().prop_map(i64::from)],
-            counts in proptest::collection::vec(0u8..3, 0..600), zero in 0u8..2, threshold in 0.0f64..1e-3,
-        ) {
-            let side = |from: i64| counts.iter().zip(from..).map(|(n, i)| (i, f64::from(*n)));
-            let all = Exponential { scale, zero_threshold: threshold, zero_count: f64::from(zero), positive: side(at), negative: side(-at) };
-            let Ok(coarse) = all.coarse() else { return Ok(()) };
-            let (told, buckets) = (coarse.width(), coarse.classic());
-            prop_assert!(buckets.len() <= told.bounds && told.bounds <= 2 * HISTOGRAM_BUCKETS_MAX + 2);
-            for bound in buckets.keys() {
-                prop_assert!(number(bound.0).len() <= told.text_bytes, "{}", bound.0);
-            }
-            prop_assert!(Width::of(&buckets).text_bytes <= told.text_bytes);
-        }
-
         #[test]
         fn a_bound_is_no_longer_than_was_told(bits: u64) {
             let bound = f64::from_bits(bits);

@@ -9,7 +9,8 @@
 
 use crate::intake::{Ids, Naming};
 use crate::{Refusal, Rejections};
-use hindcast_model::{Batch, Labels, Owner, ShardId, SpanNs, TenantId, TimestampNs};
+use hindcast_model::{Batch, Labels, Owner, ShardId, SpanNs, StreamBlock, TenantId, TimestampNs};
+use hindcast_proto::trace::{NATIVE, TRACE_LABEL};
 use std::collections::HashMap;
 
 /// Series let in that no replica here has seen yet, of one tenant.
@@ -22,12 +23,8 @@ const LOOK_PAUSE: SpanNs = SpanNs::from_ms(100);
 /// Says whether a series that nobody knows may begin.
 pub trait NewSeries: Sync {
     /// `naming`: a request that is laid out again must be answered as it was before.
-    /// All of these begin, or none does.
-    fn admit(&self, naming: Naming, series: &[New<'_>]) -> Result<(), Refusal>;
+    fn admit(&self, naming: Naming, shard: ShardId, labels: &Labels, owner: &Owner) -> Result<(), Refusal>;
 }
-
-/// A series that no shard knows, and the one that would take it.
-pub type New<'a> = (ShardId, &'a Labels, &'a Owner);
 
 /// What the replicas of a node counted: active series of a tenant, and from which id on series of a shard are new.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,24 +80,20 @@ impl Tally {
         self.counted.active + since + self.pending.len() as u64
     }
 
-    /// Lets new series in if there is room for all of them. `since` and `is_known` say what replicas know; `now` is monotonic.
+    /// Lets a new series in if there is room for it. `since` and `is_known` say what replicas know; `now` is monotonic.
     pub fn admit(
         &mut self,
-        series: &[New<'_>],
+        (shard, labels, owner): (ShardId, &Labels, &Owner),
         max: u64,
         since: u64,
         is_known: impl Fn(ShardId, &Labels, &Owner) -> bool,
         now: SpanNs,
     ) -> bool {
-        let keyed = series.iter().map(|new| (key_of(new.1, new.2), new));
-        let mut new: Vec<_> = keyed.filter(|(key, _)| !self.pending.contains_key(key)).collect();
-        new.sort_unstable_by_key(|(key, _)| *key);
-        new.dedup_by_key(|(key, _)| *key);
-        if new.is_empty() {
+        let key = key_of(labels, owner);
+        if self.pending.contains_key(&key) {
             return true;
         }
-        let count = new.len();
-        let is_full = |t: &Self| t.now(since) + count as u64 > max || t.pending.len() + count > PENDING_MAX;
+        let is_full = |t: &Self| t.now(since) >= max || t.pending.len() >= PENDING_MAX;
         if is_full(self) {
             let is_news = |(at, then): (SpanNs, u64)| since != then || now.0.saturating_sub(at.0) >= LOOK_PAUSE.0;
             if !self.looked.is_none_or(is_news) {
@@ -114,72 +107,47 @@ impl Tally {
                 return false;
             }
         }
-        self.pending
-            .extend(new.into_iter().map(|(key, (shard, labels, owner))| {
-                let pending = Pending {
-                    shard: *shard,
-                    labels: (*labels).clone(),
-                    owner: **owner,
-                    until: SpanNs(now.0.saturating_add(PENDING_SPAN.0)),
-                };
-                (key, pending)
-            }));
+        self.pending.insert(
+            key,
+            Pending {
+                shard,
+                labels: labels.clone(),
+                owner: *owner,
+                until: SpanNs(now.0.saturating_add(PENDING_SPAN.0)),
+            },
+        );
         true
     }
 }
 
-/// Those of these series that no shard knows, with their places among them.
-fn unknown<'a>(ids: &dyn Ids, tenant: &TenantId, sets: &[(&'a Labels, &'a Owner)]) -> Vec<(usize, New<'a>)> {
-    let shard_of = |(labels, owner): &(&Labels, &Owner)| ids.shard_of(owner.slot(labels), TimestampNs::MAX);
-    let mut by_shard: Vec<(ShardId, usize)> = sets.iter().map(shard_of).zip(0..).collect();
-    by_shard.sort_unstable();
-    let mut unknown = vec![];
-    for of_shard in by_shard.chunk_by(|a, b| a.0 == b.0) {
-        let shard = of_shard[0].0;
-        let wanted: Vec<_> = of_shard.iter().map(|(_, i)| sets[*i]).collect();
-        let (_, known) = ids.ids(shard, tenant, false, &wanted);
-        for ((_, i), _) in of_shard.iter().zip(known).filter(|(_, id)| id.is_none()) {
-            let (labels, owner) = sets[*i];
-            unknown.push((*i, (shard, labels, owner)));
-        }
-    }
-    unknown
-}
-
-/// Why each of these series may not begin; `None`: it may, or it is known.
+/// Why each of these series may not begin; `None`: it may, or it is known. `streams`: they are series of native histograms.
 pub(crate) fn refused(
     ids: &dyn Ids,
     gate: &dyn NewSeries,
-    naming: Naming,
+    (naming, streams): (Naming, bool),
     tenant: &TenantId,
     sets: &[(&Labels, &Owner)],
 ) -> Vec<Option<Refusal>> {
+    let shard_of = |(labels, owner): &(&Labels, &Owner)| ids.shard_of(owner.slot(labels), TimestampNs::MAX);
+    let mut by_shard: Vec<(ShardId, usize)> = sets.iter().map(shard_of).zip(0..).collect();
+    by_shard.sort_unstable();
     let mut refused = vec![None; sets.len()];
-    for (i, new) in unknown(ids, tenant, sets) {
-        refused[i] = gate.admit(naming, &[new]).err();
+    for of_shard in by_shard.chunk_by(|a, b| a.0 == b.0) {
+        let shard = of_shard[0].0;
+        let wanted: Vec<_> = of_shard.iter().map(|(_, i)| sets[*i]).collect();
+        let (_, known) = ids.ids(shard, tenant, streams, &wanted);
+        for ((_, i), _) in of_shard.iter().zip(known).filter(|(_, id)| id.is_none()) {
+            let (labels, owner) = sets[*i];
+            refused[*i] = gate.admit(naming, shard, labels, owner).err();
+        }
     }
     refused
-}
-
-/// As [`refused`], of series that mean nothing without each other.
-pub(crate) fn refused_together(
-    ids: &dyn Ids,
-    gate: &dyn NewSeries,
-    naming: Naming,
-    tenant: &TenantId,
-    sets: &[(&Labels, &Owner)],
-) -> Result<(), Refusal> {
-    let new: Vec<_> = unknown(ids, tenant, sets).into_iter().map(|(_, new)| new).collect();
-    match new.is_empty() {
-        true => Ok(()),
-        false => gate.admit(naming, &new),
-    }
 }
 
 /// Takes those series out of a batch that may not begin.
 pub fn keep_allowed(ids: &dyn Ids, gate: &dyn NewSeries, batch: &mut Batch, rejected: &mut Rejections) {
     let sets: Vec<_> = batch.series.iter().map(|s| (&s.labels, &s.owner)).collect();
-    let refused = refused(ids, gate, Naming::Known, &batch.tenant, &sets);
+    let refused = refused(ids, gate, (Naming::Known, false), &batch.tenant, &sets);
     let mut refused = refused.into_iter();
     batch.series.retain(|s| match refused.next().flatten() {
         None => true,
@@ -188,6 +156,28 @@ pub fn keep_allowed(ids: &dyn Ids, gate: &dyn NewSeries, batch: &mut Batch, reje
             false
         }
     });
+    let is_native = |s: &StreamBlock| s.labels.get(TRACE_LABEL) == Some(NATIVE);
+    let sets: Vec<_> = batch
+        .streams
+        .iter()
+        .filter(|s| is_native(s))
+        .map(|s| (&s.labels, &s.owner))
+        .collect();
+    if sets.is_empty() {
+        return;
+    }
+    let refused = self::refused(ids, gate, (Naming::Known, true), &batch.tenant, &sets);
+    let mut refused = refused.into_iter();
+    batch
+        .streams
+        .retain(|s| match is_native(s).then(|| refused.next()).flatten().flatten() {
+            None => true,
+            Some(why) => {
+                let shown = || s.labels.without(TRACE_LABEL).to_string();
+                rejected.add(s.lines.len() as u64, &why, shown);
+                false
+            }
+        });
 }
 
 #[cfg(test)]
@@ -215,31 +205,11 @@ mod tests {
         }
 
         fn admit(&mut self, n: u64, max: u64) -> bool {
-            self.admit_all(&[n], max)
-        }
-
-        fn admit_all(&mut self, ns: &[u64], max: u64) -> bool {
-            let (all, since) = (
-                ns.iter().map(|n| labels(*n)).collect::<Vec<_>>(),
-                self.seen.len() as u64,
-            );
+            let (labels, since) = (labels(n), self.seen.len() as u64);
             let is_known = |_: ShardId, l: &Labels, _: &Owner| self.seen.contains(&l.to_string());
-            let all: Vec<_> = all.iter().map(|l| (ShardId(1), l, &Owner::None)).collect();
-            self.tally.admit(&all, max, since, is_known, self.at)
+            let of = (ShardId(1), &labels, &Owner::None);
+            self.tally.admit(of, max, since, is_known, self.at)
         }
-    }
-
-    #[test]
-    fn a_histogram_that_does_not_fit_takes_no_room_from_others() {
-        let mut s = Scene::default();
-        s.count(3);
-        assert!(s.admit(1, 6));
-        assert!(!s.admit_all(&[1, 2, 3, 4], 6), "three more, and there is room for two");
-        assert!(
-            s.admit_all(&[2, 3, 3, 1], 6),
-            "two of them, one twice, and one that is under way"
-        );
-        assert!(!s.admit(4, 6));
     }
 
     #[test]

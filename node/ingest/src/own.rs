@@ -55,6 +55,8 @@ fn parts(body: &[u8]) -> Result<Parts<'_>, WireError> {
             5 => parts.streams.push(field.bytes("streams")?),
             6 => parts.definitions.push(field.bytes("definitions")?),
             7 => parts.rows.push(field.bytes("rows")?),
+            // A series that has no points.
+            8 => parts.series.push(field.bytes("histograms")?),
             _ => {}
         }
     }
@@ -129,7 +131,7 @@ fn read(
 struct Form;
 
 impl SampleForm for Form {
-    const HISTOGRAMS: bool = false;
+    const HISTOGRAMS: bool = true;
 
     fn usual(mut rest: &[u8], out: &mut Vec<(i64, u64)>) -> bool {
         while let [0x12, len, after @ ..] = rest {

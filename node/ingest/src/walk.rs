@@ -10,7 +10,7 @@
 
 use crate::described::{Described, Due, Metric};
 use crate::exemplars::Exemplars;
-use crate::histogram::{self, Budget};
+use crate::histogram::Budget;
 use crate::intake::{Ids, Intake, Naming, Numbers, Piece, Rows, put_metadata, split_lines, split_samples};
 use crate::known::{Learned, Lookup, SeriesCache};
 use crate::new_series::{self, NewSeries};
@@ -21,11 +21,10 @@ use crate::{LimitsContext, Refusal, Rejections};
 use bytes::Bytes;
 use hindcast_masking::{Masker, Session};
 use hindcast_model::resource::Edge;
-use hindcast_model::{
-    Labels, LogLine, METRIC_NAME, Owner, STALE_NAN_BITS, Sample, SeriesBlock, ShardId, StreamBlock, TenantId,
-    TimestampNs,
-};
-use std::collections::BTreeSet;
+use hindcast_model::{Labels, LogLine, Owner, Sample, SeriesBlock, ShardId, StreamBlock, TenantId, TimestampNs};
+use hindcast_proto::trace::{NATIVE, TRACE_LABEL};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// What adapters ask for names and places.
@@ -58,11 +57,11 @@ pub struct Laid {
     pub lines_cut: u64,
 }
 
-/// Native histograms that are among the rows, and how many of these they are.
+/// Native histograms that are among the lines, and what they take there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Native {
     pub histograms: u64,
-    pub rows: u64,
+    pub bytes: usize,
 }
 
 /// What a request teaches the cache, once it was confirmed.
@@ -164,8 +163,8 @@ pub(crate) struct Layout<'a> {
     late: BTreeSet<(ShardId, bool, u32)>,
     masks: Option<Session<'a>>,
     budget: Budget,
-    /// Series that native histograms became.
-    of_native: Vec<SeriesBlock>,
+    /// Native histograms, by their series.
+    of_native: BTreeMap<(Labels, Owner), Vec<LogLine>>,
     native: Native,
     pub due: Due,
     pub exemplars: Exemplars,
@@ -215,7 +214,7 @@ impl<'a> Layout<'a> {
             late: BTreeSet::new(),
             masks: books.masker.map(Masker::session),
             budget: Budget::default(),
-            of_native: vec![],
+            of_native: BTreeMap::new(),
             native: Native::default(),
             due: Due::default(),
             exemplars: Exemplars::default(),
@@ -264,8 +263,6 @@ impl<'a> Layout<'a> {
                 blocks.push(block);
             }
         }
-        let of_native = std::mem::take(&mut self.of_native);
-        blocks.extend(of_native.into_iter().map(|block| General { raw: None, block }));
         self.place_series(blocks, &names.scope);
         Ok(())
     }
@@ -353,7 +350,7 @@ impl<'a> Layout<'a> {
         Ok(block.map(|block| General { raw, block }))
     }
 
-    /// Adds the series that native histograms (fields number 4) become, and exemplars (3). How many histograms there are; what belongs
+    /// Adds native histograms (fields number 4) and exemplars (3). How many histograms there are; what belongs
     /// to a set without a name is only read.
     ///
     /// One is read after the other: all of them at once would take many times what the sender sent.
@@ -383,50 +380,34 @@ impl<'a> Layout<'a> {
         Ok(histograms)
     }
 
-    /// Adds the series that a native histogram becomes. Buckets are made of it only once there is room for them.
+    /// Adds a native histogram: a line of a stream that is marked as one of histograms and has the labels of the series.
     fn native(&mut self, named: &Named, histogram: &Histogram) -> Result<(), Refusal> {
         self.limits.time(histogram.at)?;
-        let held = histogram.held()?;
-        // The suffix counts towards the checks: `le` as a label, `_bucket` within the value of the name.
-        let name = format!("{}_bucket", named.labels.metric_name().unwrap_or_default());
-        let widest = named.labels.iter().map(|(n, v)| match n {
-            METRIC_NAME => (n, name.as_str()),
-            _ => (n, v),
-        });
-        self.limits
-            .labels(&widest.chain([("le", "0")]).collect::<Vec<_>>(), true)?;
-        self.budget.take(&named.labels, held.width())?;
-        let buckets = held.buckets();
-        let stale = histogram.is_stale();
-        let of = |value: f64| Sample {
-            at: histogram.at,
-            value: if stale { f64::from_bits(STALE_NAN_BITS) } else { value },
-        };
-        let before = self.of_native.len();
-        histogram::rows(
-            &named.labels,
-            &buckets,
-            histogram.count,
-            Some(histogram.sum),
-            |labels, value| {
-                self.of_native.push(SeriesBlock {
-                    labels,
-                    owner: named.owner,
-                    samples: vec![of(value)],
-                });
-            },
-        );
-        // All of a histogram or nothing: one without some of its buckets would be another one.
-        if let Some(gate) = self.books.new_series {
-            let sets: Vec<_> = self.of_native[before..].iter().map(|b| (&b.labels, &b.owner)).collect();
-            let (ids, naming) = (self.books.ids, self.books.naming);
-            if let Err(why) = new_series::refused_together(ids, gate, naming, self.tenant, &sets) {
-                self.of_native.truncate(before);
-                return Err(why);
+        let line = histogram.line()?;
+        self.budget.take_line(&named.labels, &line)?;
+        let stream = named.labels.with(TRACE_LABEL, NATIVE);
+        let lines = match self.of_native.entry((stream, named.owner)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                if let Some(gate) = self.books.new_series {
+                    let (labels, owner) = new.key();
+                    let sets = [(labels, owner)];
+                    let kind = (self.books.naming, true);
+                    let refused = new_series::refused(self.books.ids, gate, kind, self.tenant, &sets);
+                    if let Some(why) = refused.into_iter().flatten().next() {
+                        return Err(why);
+                    }
+                }
+                new.insert(vec![])
             }
-        }
+        };
         self.native.histograms += 1;
-        self.native.rows += (self.of_native.len() - before) as u64;
+        self.native.bytes += line.len();
+        lines.push(LogLine {
+            at: histogram.at,
+            line: line.into(),
+            metadata: vec![],
+        });
         Ok(())
     }
 
@@ -451,7 +432,7 @@ impl<'a> Layout<'a> {
         let ids = self.books.ids;
         if let Some(gate) = self.books.new_series {
             let sets: Vec<_> = blocks.iter().map(|g| (&g.block.labels, &g.block.owner)).collect();
-            let refused = new_series::refused(ids, gate, self.books.naming, self.tenant, &sets);
+            let refused = new_series::refused(ids, gate, (self.books.naming, false), self.tenant, &sets);
             let mut refused = refused.into_iter();
             blocks.retain(|g| match refused.next().flatten() {
                 None => true,
@@ -640,6 +621,13 @@ impl<'a> Layout<'a> {
                 }
             }
         }
+        // Numbers are nobody's data: nothing of a histogram is masked.
+        let of_native = std::mem::take(&mut self.of_native);
+        blocks.extend(
+            of_native
+                .into_iter()
+                .map(|((labels, owner), lines)| StreamBlock { labels, owner, lines }),
+        );
         let mut pieces = vec![];
         for block in &blocks {
             split_lines(ids, &block.labels, block.owner, &block.lines, &mut pieces);

@@ -4,7 +4,7 @@
 use expect_test::expect;
 use hindcast_env::io::RealDisk;
 use hindcast_ingest::tsdb::{Finding, Flow, Place, Sink, Tally, Walk};
-use hindcast_model::Labels;
+use hindcast_model::{Histogram, Labels};
 use std::fmt::Write;
 
 #[derive(Default)]
@@ -13,6 +13,11 @@ struct Shown(String);
 impl Sink for Shown {
     fn row(&mut self, labels: &Labels, at_ms: i64, value: f64) -> Flow {
         let _ = writeln!(self.0, "{labels} {at_ms} {value}");
+        Flow::Continue(())
+    }
+    fn native(&mut self, labels: &Labels, at_ms: i64, histogram: Option<&Histogram>) -> Flow {
+        let line = histogram.map_or_else(|| "stale".to_owned(), |h| h.to_line().unwrap());
+        let _ = writeln!(self.0, "{labels} {at_ms} {line}");
         Flow::Continue(())
     }
     fn at(&mut self, _: &Place, tally: &Tally, _: u64) -> Flow {
@@ -37,172 +42,28 @@ fn real_files_are_read() {
         temp{room="b"} 1795900000000 -0.25
         temp{room="b"} 1795900075000 1000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000
         plain{job="w"} 1795971003978 0
-        req_bucket{job="w", le="-0.7071067811865476"} 1795971003978 2
-        req_bucket{job="w", le="0.001"} 1795971003978 3
-        req_bucket{job="w", le="0.7071067811865476"} 1795971003978 3
-        req_bucket{job="w", le="1"} 1795971003978 4
-        req_bucket{job="w", le="1.4142135623730951"} 1795971003978 6
-        req_bucket{job="w", le="2"} 1795971003978 6
-        req_bucket{job="w", le="2.8284271247461903"} 1795971003978 9
-        req_bucket{job="w", le="+Inf"} 1795971003978 9
-        req_sum{job="w"} 1795971003978 12.5
-        req_count{job="w"} 1795971003978 9
-        reqf_bucket{job="w", le="-0.7071067811865476"} 1795971003978 2
-        reqf_bucket{job="w", le="0.001"} 1795971003978 3
-        reqf_bucket{job="w", le="0.7071067811865476"} 1795971003978 3
-        reqf_bucket{job="w", le="1"} 1795971003978 4
-        reqf_bucket{job="w", le="1.4142135623730951"} 1795971003978 6
-        reqf_bucket{job="w", le="2"} 1795971003978 6
-        reqf_bucket{job="w", le="2.8284271247461903"} 1795971003978 9
-        reqf_bucket{job="w", le="+Inf"} 1795971003978 9
-        reqf_sum{job="w"} 1795971003978 12.5
-        reqf_count{job="w"} 1795971003978 9
+        req{job="w"} 1795971003978 h1 s=1 c=9 sum=12.5 zt=0.001 zc=1 p=0:1,2,0,3 n=0:2
+        reqf{job="w"} 1795971003978 h1 s=1 c=9 sum=12.5 zt=0.001 zc=1 p=0:1,2,0,3 n=0:2
         plain{job="w"} 1795971004233 0.5
-        req_bucket{job="w", le="-0.7071067811865476"} 1795971004233 2
-        req_bucket{job="w", le="0.001"} 1795971004233 3
-        req_bucket{job="w", le="0.7071067811865476"} 1795971004233 3
-        req_bucket{job="w", le="1"} 1795971004233 5
-        req_bucket{job="w", le="1.4142135623730951"} 1795971004233 8
-        req_bucket{job="w", le="2"} 1795971004233 8
-        req_bucket{job="w", le="2.8284271247461903"} 1795971004233 11
-        req_bucket{job="w", le="+Inf"} 1795971004233 11
-        req_sum{job="w"} 1795971004233 13.5
-        req_count{job="w"} 1795971004233 11
-        reqf_bucket{job="w", le="-0.7071067811865476"} 1795971004233 2
-        reqf_bucket{job="w", le="0.001"} 1795971004233 3
-        reqf_bucket{job="w", le="0.7071067811865476"} 1795971004233 3
-        reqf_bucket{job="w", le="1"} 1795971004233 5
-        reqf_bucket{job="w", le="1.4142135623730951"} 1795971004233 8
-        reqf_bucket{job="w", le="2"} 1795971004233 8
-        reqf_bucket{job="w", le="2.8284271247461903"} 1795971004233 11
-        reqf_bucket{job="w", le="+Inf"} 1795971004233 11
-        reqf_sum{job="w"} 1795971004233 13.5
-        reqf_count{job="w"} 1795971004233 11
+        req{job="w"} 1795971004233 h1 s=1 c=11 sum=13.5 zt=0.001 zc=1 p=0:2,3,0,3 n=0:2
+        reqf{job="w"} 1795971004233 h1 s=1 c=11 sum=13.5 zt=0.001 zc=1 p=0:2,3,0,3 n=0:2
         plain{job="w"} 1795971004485 1
-        req_bucket{job="w", le="-0.7071067811865476"} 1795971004485 2
-        req_bucket{job="w", le="0.001"} 1795971004485 3
-        req_bucket{job="w", le="0.7071067811865476"} 1795971004485 3
-        req_bucket{job="w", le="1"} 1795971004485 6
-        req_bucket{job="w", le="1.4142135623730951"} 1795971004485 10
-        req_bucket{job="w", le="2"} 1795971004485 10
-        req_bucket{job="w", le="2.8284271247461903"} 1795971004485 13
-        req_bucket{job="w", le="+Inf"} 1795971004485 13
-        req_sum{job="w"} 1795971004485 14.5
-        req_count{job="w"} 1795971004485 13
-        reqf_bucket{job="w", le="-0.7071067811865476"} 1795971004485 2
-        reqf_bucket{job="w", le="0.001"} 1795971004485 3
-        reqf_bucket{job="w", le="0.7071067811865476"} 1795971004485 3
-        reqf_bucket{job="w", le="1"} 1795971004485 6
-        reqf_bucket{job="w", le="1.4142135623730951"} 1795971004485 10
-        reqf_bucket{job="w", le="2"} 1795971004485 10
-        reqf_bucket{job="w", le="2.8284271247461903"} 1795971004485 13
-        reqf_bucket{job="w", le="+Inf"} 1795971004485 13
-        reqf_sum{job="w"} 1795971004485 14.5
-        reqf_count{job="w"} 1795971004485 13
+        req{job="w"} 1795971004485 h1 s=1 c=13 sum=14.5 zt=0.001 zc=1 p=0:3,4,0,3 n=0:2
+        reqf{job="w"} 1795971004485 h1 s=1 c=13 sum=14.5 zt=0.001 zc=1 p=0:3,4,0,3 n=0:2
         plain{job="w"} 1795971004737 1.5
-        req_bucket{job="w", le="-0.7071067811865476"} 1795971004737 2
-        req_bucket{job="w", le="0.001"} 1795971004737 3
-        req_bucket{job="w", le="0.7071067811865476"} 1795971004737 3
-        req_bucket{job="w", le="1"} 1795971004737 7
-        req_bucket{job="w", le="1.4142135623730951"} 1795971004737 12
-        req_bucket{job="w", le="2"} 1795971004737 12
-        req_bucket{job="w", le="2.8284271247461903"} 1795971004737 15
-        req_bucket{job="w", le="+Inf"} 1795971004737 15
-        req_sum{job="w"} 1795971004737 15.5
-        req_count{job="w"} 1795971004737 15
-        reqf_bucket{job="w", le="-0.7071067811865476"} 1795971004737 2
-        reqf_bucket{job="w", le="0.001"} 1795971004737 3
-        reqf_bucket{job="w", le="0.7071067811865476"} 1795971004737 3
-        reqf_bucket{job="w", le="1"} 1795971004737 7
-        reqf_bucket{job="w", le="1.4142135623730951"} 1795971004737 12
-        reqf_bucket{job="w", le="2"} 1795971004737 12
-        reqf_bucket{job="w", le="2.8284271247461903"} 1795971004737 15
-        reqf_bucket{job="w", le="+Inf"} 1795971004737 15
-        reqf_sum{job="w"} 1795971004737 15.5
-        reqf_count{job="w"} 1795971004737 15
+        req{job="w"} 1795971004737 h1 s=1 c=15 sum=15.5 zt=0.001 zc=1 p=0:4,5,0,3 n=0:2
+        reqf{job="w"} 1795971004737 h1 s=1 c=15 sum=15.5 zt=0.001 zc=1 p=0:4,5,0,3 n=0:2
         plain{job="w"} 1795971004989 2
-        req_bucket{job="w", le="-0.7071067811865476"} 1795971004989 2
-        req_bucket{job="w", le="0.001"} 1795971004989 3
-        req_bucket{job="w", le="0.7071067811865476"} 1795971004989 3
-        req_bucket{job="w", le="1"} 1795971004989 8
-        req_bucket{job="w", le="1.4142135623730951"} 1795971004989 14
-        req_bucket{job="w", le="2"} 1795971004989 14
-        req_bucket{job="w", le="2.8284271247461903"} 1795971004989 17
-        req_bucket{job="w", le="+Inf"} 1795971004989 17
-        req_sum{job="w"} 1795971004989 16.5
-        req_count{job="w"} 1795971004989 17
-        reqf_bucket{job="w", le="-0.7071067811865476"} 1795971004989 2
-        reqf_bucket{job="w", le="0.001"} 1795971004989 3
-        reqf_bucket{job="w", le="0.7071067811865476"} 1795971004989 3
-        reqf_bucket{job="w", le="1"} 1795971004989 8
-        reqf_bucket{job="w", le="1.4142135623730951"} 1795971004989 14
-        reqf_bucket{job="w", le="2"} 1795971004989 14
-        reqf_bucket{job="w", le="2.8284271247461903"} 1795971004989 17
-        reqf_bucket{job="w", le="+Inf"} 1795971004989 17
-        reqf_sum{job="w"} 1795971004989 16.5
-        reqf_count{job="w"} 1795971004989 17
+        req{job="w"} 1795971004989 h1 s=1 c=17 sum=16.5 zt=0.001 zc=1 p=0:5,6,0,3 n=0:2
+        reqf{job="w"} 1795971004989 h1 s=1 c=17 sum=16.5 zt=0.001 zc=1 p=0:5,6,0,3 n=0:2
         plain{job="w"} 1795971005241 2.5
-        req_bucket{job="w", le="-0.7071067811865476"} 1795971005241 2
-        req_bucket{job="w", le="0.001"} 1795971005241 3
-        req_bucket{job="w", le="0.7071067811865476"} 1795971005241 3
-        req_bucket{job="w", le="1"} 1795971005241 9
-        req_bucket{job="w", le="1.4142135623730951"} 1795971005241 16
-        req_bucket{job="w", le="2"} 1795971005241 16
-        req_bucket{job="w", le="2.8284271247461903"} 1795971005241 19
-        req_bucket{job="w", le="+Inf"} 1795971005241 19
-        req_sum{job="w"} 1795971005241 17.5
-        req_count{job="w"} 1795971005241 19
-        reqf_bucket{job="w", le="-0.7071067811865476"} 1795971005241 2
-        reqf_bucket{job="w", le="0.001"} 1795971005241 3
-        reqf_bucket{job="w", le="0.7071067811865476"} 1795971005241 3
-        reqf_bucket{job="w", le="1"} 1795971005241 9
-        reqf_bucket{job="w", le="1.4142135623730951"} 1795971005241 16
-        reqf_bucket{job="w", le="2"} 1795971005241 16
-        reqf_bucket{job="w", le="2.8284271247461903"} 1795971005241 19
-        reqf_bucket{job="w", le="+Inf"} 1795971005241 19
-        reqf_sum{job="w"} 1795971005241 17.5
-        reqf_count{job="w"} 1795971005241 19
+        req{job="w"} 1795971005241 h1 s=1 c=19 sum=17.5 zt=0.001 zc=1 p=0:6,7,0,3 n=0:2
+        reqf{job="w"} 1795971005241 h1 s=1 c=19 sum=17.5 zt=0.001 zc=1 p=0:6,7,0,3 n=0:2
         plain{job="w"} 1795971005493 3
-        req_bucket{job="w", le="-0.7071067811865476"} 1795971005493 2
-        req_bucket{job="w", le="0.001"} 1795971005493 3
-        req_bucket{job="w", le="0.7071067811865476"} 1795971005493 3
-        req_bucket{job="w", le="1"} 1795971005493 10
-        req_bucket{job="w", le="1.4142135623730951"} 1795971005493 18
-        req_bucket{job="w", le="2"} 1795971005493 18
-        req_bucket{job="w", le="2.8284271247461903"} 1795971005493 21
-        req_bucket{job="w", le="+Inf"} 1795971005493 21
-        req_sum{job="w"} 1795971005493 18.5
-        req_count{job="w"} 1795971005493 21
-        reqf_bucket{job="w", le="-0.7071067811865476"} 1795971005493 2
-        reqf_bucket{job="w", le="0.001"} 1795971005493 3
-        reqf_bucket{job="w", le="0.7071067811865476"} 1795971005493 3
-        reqf_bucket{job="w", le="1"} 1795971005493 10
-        reqf_bucket{job="w", le="1.4142135623730951"} 1795971005493 18
-        reqf_bucket{job="w", le="2"} 1795971005493 18
-        reqf_bucket{job="w", le="2.8284271247461903"} 1795971005493 21
-        reqf_bucket{job="w", le="+Inf"} 1795971005493 21
-        reqf_sum{job="w"} 1795971005493 18.5
-        reqf_count{job="w"} 1795971005493 21
+        req{job="w"} 1795971005493 h1 s=1 c=21 sum=18.5 zt=0.001 zc=1 p=0:7,8,0,3 n=0:2
+        reqf{job="w"} 1795971005493 h1 s=1 c=21 sum=18.5 zt=0.001 zc=1 p=0:7,8,0,3 n=0:2
         plain{job="w"} 1795971005745 3.5
-        req_bucket{job="w", le="-0.7071067811865476"} 1795971005745 2
-        req_bucket{job="w", le="0.001"} 1795971005745 3
-        req_bucket{job="w", le="0.7071067811865476"} 1795971005745 3
-        req_bucket{job="w", le="1"} 1795971005745 11
-        req_bucket{job="w", le="1.4142135623730951"} 1795971005745 20
-        req_bucket{job="w", le="2"} 1795971005745 20
-        req_bucket{job="w", le="2.8284271247461903"} 1795971005745 23
-        req_bucket{job="w", le="+Inf"} 1795971005745 23
-        req_sum{job="w"} 1795971005745 19.5
-        req_count{job="w"} 1795971005745 23
-        reqf_bucket{job="w", le="-0.7071067811865476"} 1795971005745 2
-        reqf_bucket{job="w", le="0.001"} 1795971005745 3
-        reqf_bucket{job="w", le="0.7071067811865476"} 1795971005745 3
-        reqf_bucket{job="w", le="1"} 1795971005745 11
-        reqf_bucket{job="w", le="1.4142135623730951"} 1795971005745 20
-        reqf_bucket{job="w", le="2"} 1795971005745 20
-        reqf_bucket{job="w", le="2.8284271247461903"} 1795971005745 23
-        reqf_bucket{job="w", le="+Inf"} 1795971005745 23
-        reqf_sum{job="w"} 1795971005745 19.5
-        reqf_count{job="w"} 1795971005745 23
+        req{job="w"} 1795971005745 h1 s=1 c=23 sum=19.5 zt=0.001 zc=1 p=0:8,9,0,3 n=0:2
+        reqf{job="w"} 1795971005745 h1 s=1 c=23 sum=19.5 zt=0.001 zc=1 p=0:8,9,0,3 n=0:2
     "#]].assert_eq(&shown.0);
 }

@@ -5,6 +5,7 @@
 pub mod batch;
 pub mod class;
 pub mod codec;
+pub mod histogram;
 pub mod ids;
 pub mod labels;
 pub mod limits;
@@ -18,6 +19,7 @@ pub mod time;
 
 pub use batch::{Batch, BatchId, LogLine, Sample, SeriesBlock, StreamBlock, WriterId};
 pub use class::{Class, Classify};
+pub use histogram::Histogram;
 pub use ids::{CommitPosition, CutId, GroupId, IncidentId, NodeId, Positions, ShardId, TenantId, TicketId};
 pub use labels::{Labels, METRIC_NAME};
 pub use matcher::{MatchOp, Matcher, MatcherSet};

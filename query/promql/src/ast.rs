@@ -218,6 +218,10 @@ pub enum BinaryOp {
     Mod,
     Atan2,
     Pow,
+    /// Keeps the observations of a histogram that lie below a value.
+    TrimUpper,
+    /// Those that lie above it.
+    TrimLower,
 }
 
 impl BinaryOp {
@@ -239,6 +243,8 @@ impl BinaryOp {
             Self::Mod => "%",
             Self::Atan2 => "atan2",
             Self::Pow => "^",
+            Self::TrimUpper => "</",
+            Self::TrimLower => ">/",
         }
     }
 
@@ -250,12 +256,17 @@ impl BinaryOp {
         matches!(self, Self::Eq | Self::Ne | Self::Lt | Self::Le | Self::Gt | Self::Ge)
     }
 
+    /// Of a histogram and a number.
+    pub const fn is_trim(self) -> bool {
+        matches!(self, Self::TrimUpper | Self::TrimLower)
+    }
+
     /// Binds tighter when higher.
     pub const fn precedence(self) -> u8 {
         match self {
             Self::Or => 1,
             Self::And | Self::Unless => 2,
-            Self::Eq | Self::Ne | Self::Lt | Self::Le | Self::Gt | Self::Ge => 3,
+            Self::Eq | Self::Ne | Self::Lt | Self::Le | Self::Gt | Self::Ge | Self::TrimUpper | Self::TrimLower => 3,
             Self::Add | Self::Sub => 4,
             Self::Mul | Self::Div | Self::Mod | Self::Atan2 => 5,
             Self::Pow => 6,

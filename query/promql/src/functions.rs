@@ -85,7 +85,19 @@ pub static FUNCTIONS: &[Function] = &[
     function("exp", &[Vector], Vector),
     function("first_over_time", &[Matrix], Vector),
     function("floor", &[Vector], Vector),
+    function("histogram_avg", &[Vector], Vector),
+    function("histogram_count", &[Vector], Vector),
+    function("histogram_fraction", &[Scalar, Scalar, Vector], Vector),
     function("histogram_quantile", &[Scalar, Vector], Vector),
+    optional(
+        "histogram_quantiles",
+        &[Vector, String, Scalar, Scalar],
+        Optional::Repeated,
+        Vector,
+    ),
+    function("histogram_stddev", &[Vector], Vector),
+    function("histogram_stdvar", &[Vector], Vector),
+    function("histogram_sum", &[Vector], Vector),
     optional("hour", &[Vector], Optional::Last, Vector),
     function("idelta", &[Matrix], Vector),
     function("increase", &[Matrix], Vector),
@@ -144,20 +156,6 @@ pub fn find(name: &str) -> Option<&'static Function> {
         .binary_search_by(|f| f.name.cmp(name))
         .ok()
         .map(|i| &FUNCTIONS[i])
-}
-
-/// Names of Prometheus functions over native histograms, which this build does not have.
-pub fn needs_native_histograms(name: &str) -> bool {
-    matches!(
-        name,
-        "histogram_avg"
-            | "histogram_count"
-            | "histogram_fraction"
-            | "histogram_quantiles"
-            | "histogram_stddev"
-            | "histogram_stdvar"
-            | "histogram_sum"
-    )
 }
 
 #[cfg(test)]

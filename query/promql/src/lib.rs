@@ -5,8 +5,8 @@
 //! - `parse(&expr.to_string())` gives the same tree, for every tree that `parse` gave.
 //! - A tree is at most [`DEPTH_MAX`] deep, so that recursion over it is safe.
 //!
-//! Lengths of time are whole milliseconds (`i64`), PromQL's resolution. Deliberately absent: native histogram
-//! functions, and syntax that Prometheus hides behind feature flags (`anchored`, `fill`).
+//! Lengths of time are whole milliseconds (`i64`), PromQL's resolution. Deliberately absent: syntax that Prometheus
+//! hides behind feature flags (`anchored`, `fill`).
 
 pub mod ast;
 mod durations;

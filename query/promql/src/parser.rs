@@ -256,6 +256,8 @@ impl<'a> Parser<'a> {
             Token::Sign("<=") => BinaryOp::Le,
             Token::Sign(">") => BinaryOp::Gt,
             Token::Sign(">=") => BinaryOp::Ge,
+            Token::Sign("</") => BinaryOp::TrimUpper,
+            Token::Sign(">/") => BinaryOp::TrimLower,
             Token::Sign("+") => BinaryOp::Add,
             Token::Sign("-") => BinaryOp::Sub,
             Token::Sign("*") => BinaryOp::Mul,
@@ -332,6 +334,10 @@ impl<'a> Parser<'a> {
             .count();
         if scalars == 2 && op.is_comparison() && !as_bool {
             return Err(self.fail_at(op_span, "comparisons between scalars must use BOOL modifier".to_owned()));
+        }
+        if scalars == 2 && op.is_trim() {
+            let message = format!("operator {:?} not allowed for Scalar operations", op.as_str());
+            return Err(self.fail_at(op_span, message));
         }
         if scalars > 0 && op.is_set() {
             let message = format!("set operator {:?} not allowed in binary scalar expression", op.as_str());
@@ -532,12 +538,7 @@ impl<'a> Parser<'a> {
 
     fn call(&mut self, start: Span, word: &str, depth: u16) -> Parsed {
         let Some(function) = functions::find(word) else {
-            let message = if functions::needs_native_histograms(word) {
-                format!("function {word:?} works on native histograms, which are not supported")
-            } else {
-                format!("unknown function with name {word:?}")
-            };
-            return Err(self.fail(&message));
+            return Err(self.fail(&format!("unknown function with name {word:?}")));
         };
         self.next();
         self.expect("(", "function call")?;
@@ -940,7 +941,6 @@ mod tests {
             rate(foo[5m], 1)
             foo[5m] + 1
             nope(1)
-            histogram_avg(x)
             1 and foo
             1 < 2
             foo offset 5m offset 5m
@@ -978,8 +978,6 @@ mod tests {
                     1:1: parse error: binary expression must contain only scalar and instant vector types
                 nope(1)
                     1:1: parse error: unknown function with name "nope"
-                histogram_avg(x)
-                    1:1: parse error: function "histogram_avg" works on native histograms, which are not supported
                 1 and foo
                     1:3: parse error: set operator "and" not allowed in binary scalar expression
                 1 < 2
@@ -1078,6 +1076,8 @@ mod tests {
                 "!= bool",
                 "<",
                 ">= bool",
+                "</",
+                ">/ on(a)",
                 "and",
                 "or",
                 "unless",

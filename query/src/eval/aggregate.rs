@@ -1,14 +1,16 @@
 //! Aggregations over series: `sum by (job) (…)` and its kin, in the order of `gather`.
 
-use super::{Evaluator, Out, unique, window};
-use crate::column::{ABSENT, Column, Steps, is_absent};
+use super::native::{Remarks, folded};
+use super::{Evaluator, Notes, Out, at, only_floats, unique, window};
+use crate::column::{ABSENT, Column, Point, Steps, is_absent};
 use crate::engine::QueryError;
 use crate::gather::{self, Cell, Count, Extreme, Mean, Run, Total, Variance};
 use crate::number;
 use hashbrown::HashTable;
-use hindcast_model::{Labels, METRIC_NAME};
+use hindcast_model::{Histogram, Labels, METRIC_NAME};
 use hindcast_promql::{AggregateOp, Grouping, Span};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 type Groups = BTreeMap<Labels, Vec<Column>>;
@@ -20,7 +22,7 @@ impl Evaluator {
         grouping: Option<&Grouping>,
         param: Option<Out>,
         mut input: Vec<Column>,
-        span: Span,
+        (span, input_span): (Span, Span),
         steps: Steps,
     ) -> Result<Vec<Column>, QueryError> {
         self.charge(steps.count * input.len()).await?;
@@ -38,6 +40,9 @@ impl Evaluator {
                 span.start + 1
             ));
         }
+        if input.iter().any(|c| c.natives.is_some()) {
+            input = self.without_natives(op, input, input_span);
+        }
         // The order of summation. Labels settle the rare tie of two fingerprints.
         input.sort_unstable_by(|a, b| a.place.cmp(&b.place).then_with(|| a.labels.cmp(&b.labels)));
         let groups = grouped(input, grouping);
@@ -52,10 +57,76 @@ impl Evaluator {
             _ => {
                 let folded = groups.into_iter().map(|(labels, columns)| {
                     let values = fold(op, &columns, scalar, steps);
-                    Column::computed(labels, values)
+                    let mut column = Column::computed(labels, values);
+                    if columns.iter().any(|c| c.natives.is_some()) {
+                        fold_natives(op, &mut column, &columns, (&mut self.notes, input_span));
+                    }
+                    column
                 });
                 Ok(folded.filter(|c| !c.is_empty()).collect())
             }
+        }
+    }
+
+    /// The input of an aggregation that has no use for histograms: those that count values see one, the others pass them over.
+    fn without_natives(&mut self, op: AggregateOp, input: Vec<Column>, span: Span) -> Vec<Column> {
+        use AggregateOp as Op;
+        match op {
+            Op::Sum | Op::Avg | Op::CountValues | Op::Limitk | Op::LimitRatio => input,
+            Op::Count | Op::Group => {
+                let counted = input.into_iter().map(|mut c| {
+                    for i in 0..c.values.len() {
+                        if c.native(i).is_some() {
+                            c.values[i] = 1.0;
+                        }
+                    }
+                    c.floats()
+                });
+                counted.collect()
+            }
+            Op::Min | Op::Max | Op::Stdvar | Op::Stddev | Op::Quantile | Op::Topk | Op::Bottomk => {
+                if input.iter().any(Column::has_natives) {
+                    let ignored = format!(
+                        "PromQL info: ignored histogram in {} aggregation {}",
+                        op.name(),
+                        at(span)
+                    );
+                    self.note(ignored);
+                }
+                only_floats(input).collect()
+            }
+        }
+    }
+}
+
+/// Sums or means of histograms, at the steps where there are some. Where there are floats, too, there is no value.
+fn fold_natives(op: AggregateOp, column: &mut Column, columns: &[Column], (notes, span): (&mut Notes, Span)) {
+    for i in 0..column.values.len() {
+        let natives: Vec<&Histogram> = columns.iter().filter_map(|c| Some(c.native(i)?.as_ref())).collect();
+        if natives.is_empty() {
+            continue;
+        }
+        if !is_absent(column.values[i]) {
+            column.values[i] = ABSENT;
+            notes.insert(format!(
+                "PromQL warning: encountered a mix of histograms and floats for aggregation {}",
+                at(span)
+            ));
+            continue;
+        }
+        // If they do not fit together, the first one that does not fit is named.
+        let misfit = columns
+            .iter()
+            .find(|c| c.native(i).is_some_and(|h| h.is_custom() != natives[0].is_custom()));
+        let metric = misfit.and_then(|c| c.labels.metric_name()).unwrap_or("");
+        let mut remarks = Remarks::new(notes, metric, span);
+        match folded(&natives, op == AggregateOp::Avg) {
+            Ok(Some(folded)) => {
+                folded.remark(&mut remarks);
+                column.set(i, Some(Point::Native(Arc::new(folded.histogram))));
+            }
+            Ok(None) => {}
+            Err(_) => remarks.mixed_schemas(),
         }
     }
 }
@@ -176,21 +247,22 @@ fn present(columns: &[Column], i: usize) -> impl Iterator<Item = (usize, f64)> {
         .filter(|(_, v)| !is_absent(*v))
 }
 
+/// Likewise, of either kind.
+fn some(columns: &[Column], i: usize) -> impl Iterator<Item = usize> {
+    (0..columns.len()).filter(move |c| columns[*c].is_present(i))
+}
+
 /// Keeps, at each step, the values of the columns that `choose` names.
 fn keep(groups: Groups, choose: impl Fn(&[Column], usize) -> Vec<usize>) -> Vec<Column> {
     let mut out = vec![];
     for columns in groups.into_values() {
         let mut kept: Vec<Column> = columns
             .iter()
-            .map(|c| Column {
-                labels: c.labels.clone(),
-                place: c.place,
-                values: vec![ABSENT; c.values.len()],
-            })
+            .map(|c| Column::blank(c.labels.clone(), c.place, c.values.len()))
             .collect();
         for i in 0..columns.first().map_or(0, |c| c.values.len()) {
             for c in choose(&columns, i) {
-                kept[c].values[i] = columns[c].values[i];
+                kept[c].set(i, columns[c].at(i));
             }
         }
         kept.retain(|c| !c.is_empty());
@@ -236,10 +308,7 @@ fn best(mut groups: Groups, k: &[f64], greatest: bool) -> Vec<Column> {
 
 fn limited(groups: Groups, k: &[f64]) -> Vec<Column> {
     keep(groups, |columns, i| {
-        present(columns, i)
-            .take(k[i].max(0.0) as usize)
-            .map(|(c, _)| c)
-            .collect()
+        some(columns, i).take(k[i].max(0.0) as usize).collect()
     })
 }
 
@@ -256,10 +325,7 @@ fn sampled(groups: Groups, ratios: &[f64]) -> Vec<Column> {
                 place >= 1.0 + ratio
             }
         };
-        present(columns, i)
-            .map(|(c, _)| c)
-            .filter(|c| taken(&columns[*c]))
-            .collect()
+        some(columns, i).filter(|c| taken(&columns[*c])).collect()
     })
 }
 
@@ -270,8 +336,12 @@ fn count_values(groups: Groups, label: &str, steps: Steps) -> Result<Vec<Column>
     let mut counts: BTreeMap<Labels, Vec<f64>> = BTreeMap::new();
     for (labels, columns) in &groups {
         for i in 0..steps.count {
-            for (_, v) in present(columns, i) {
-                let key = labels.with(label, &number::go_fixed(v));
+            for value in columns.iter().filter_map(|c| c.at(i)) {
+                let text = match value {
+                    Point::Float(v) => number::go_fixed(v),
+                    Point::Native(native) => number::go_histogram(&native),
+                };
+                let key = labels.with(label, &text);
                 let count = &mut counts.entry(key).or_insert_with(|| vec![ABSENT; steps.count])[i];
                 *count = if is_absent(*count) { 1.0 } else { *count + 1.0 };
             }

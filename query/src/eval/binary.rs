@@ -1,12 +1,14 @@
 //! Operators between scalars, between a vector and a scalar, and between two vectors that are matched by labels.
 
-use super::{Evaluator, Out, unique};
-use crate::column::{ABSENT, Column, Steps, is_absent};
+use super::native::Remarks;
+use super::{Evaluator, Notes, Out, unique};
+use crate::column::{ABSENT, Column, Point, Steps, is_absent};
 use crate::engine::QueryError;
 use crate::gather::canonical;
 use hindcast_model::{Labels, METRIC_NAME};
-use hindcast_promql::{BinaryOp, Cardinality, Matching};
+use hindcast_promql::{BinaryOp, Cardinality, Matching, Span};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Arithmetic; comparisons give 1 or 0.
 fn calculate(op: BinaryOp, a: f64, b: f64) -> f64 {
@@ -25,6 +27,8 @@ fn calculate(op: BinaryOp, a: f64, b: f64) -> f64 {
         BinaryOp::Le => flag(a <= b),
         BinaryOp::Gt => flag(a > b),
         BinaryOp::Ge => flag(a >= b),
+        // Of two numbers there is nothing to be cut off.
+        BinaryOp::TrimUpper | BinaryOp::TrimLower => return ABSENT,
         BinaryOp::Or | BinaryOp::And | BinaryOp::Unless => unreachable!("set operators look at labels only"),
     };
     canonical(value)
@@ -40,10 +44,58 @@ fn at_step(op: BinaryOp, a: f64, b: f64, as_bool: bool, kept: f64) -> f64 {
     }
 }
 
+/// What an operator does to one pair of which at least one is a histogram. `None`: nothing that has a value.
+fn of_natives(op: BinaryOp, a: &Point, b: &Point, as_bool: bool, remarks: &mut Remarks<'_>) -> Option<Point> {
+    let native = |h| Some(Point::Native(Arc::new(h)));
+    match (op, a, b) {
+        (BinaryOp::Mul, Point::Native(h), Point::Float(v)) | (BinaryOp::Mul, Point::Float(v), Point::Native(h)) => {
+            native(h.times(*v))
+        }
+        (BinaryOp::Div, Point::Native(h), Point::Float(v)) => native(h.over(*v)),
+        (BinaryOp::TrimUpper, Point::Native(h), Point::Float(v)) => native(h.trimmed(*v, true)),
+        (BinaryOp::TrimLower, Point::Native(h), Point::Float(v)) => native(h.trimmed(*v, false)),
+        (BinaryOp::Add | BinaryOp::Sub, Point::Native(a), Point::Native(b)) => {
+            let (combined, by) = match op {
+                BinaryOp::Add => (a.plus(b), "addition"),
+                _ => (a.minus(b), "subtraction"),
+            };
+            let Ok(combined) = combined else {
+                remarks.incompatible_layouts(op);
+                return None;
+            };
+            if combined.collision {
+                remarks.collision(by);
+            }
+            if combined.reconciled {
+                remarks.reconciled(by);
+            }
+            native(match op {
+                BinaryOp::Add => combined.histogram,
+                _ => combined.histogram.gauge(),
+            })
+        }
+        (BinaryOp::Eq | BinaryOp::Ne, Point::Native(a), Point::Native(b)) => {
+            let holds = a.same(b) == (op == BinaryOp::Eq);
+            match as_bool {
+                true => Some(Point::Float(f64::from(u8::from(holds)))),
+                false => holds.then(|| Point::Native(a.clone())),
+            }
+        }
+        _ => {
+            let kind = |p: &Point| match p {
+                Point::Float(_) => "float",
+                Point::Native(_) => "histogram",
+            };
+            remarks.incompatible_kinds(op, kind(a), kind(b));
+            None
+        }
+    }
+}
+
 impl Evaluator {
     pub(super) async fn binary(
         &mut self,
-        op: BinaryOp,
+        (op, span): (BinaryOp, Span),
         lhs: Out,
         rhs: Out,
         as_bool: bool,
@@ -56,10 +108,12 @@ impl Evaluator {
             )),
             (Out::Vector(columns), Out::Scalar(scalar)) => {
                 self.charge(columns.len() * steps.count).await?;
+                let columns = self.natives_with_scalar((op, span), columns, &scalar, as_bool, false);
                 with_scalar(op, columns, as_bool, |v, i| at_step(op, v, scalar[i], as_bool, v)).map(Out::Vector)
             }
             (Out::Scalar(scalar), Out::Vector(columns)) => {
                 self.charge(columns.len() * steps.count).await?;
+                let columns = self.natives_with_scalar((op, span), columns, &scalar, as_bool, true);
                 with_scalar(op, columns, as_bool, |v, i| at_step(op, scalar[i], v, as_bool, v)).map(Out::Vector)
             }
             (Out::Vector(lhs), Out::Vector(rhs)) => {
@@ -69,17 +123,47 @@ impl Evaluator {
                 let columns = if op.is_set() {
                     set(op, lhs, rhs, matching, steps)?
                 } else {
-                    matched(op, lhs, rhs, as_bool, matching, steps)?
+                    matched((op, span), lhs, rhs, as_bool, matching, (steps, &mut self.notes))?
                 };
                 Ok(Out::Vector(columns))
             }
             _ => unreachable!("the type check wants scalars and instant vectors"),
         }
     }
+
+    /// What an operator with a scalar makes of the histograms; the floats are as they were.
+    fn natives_with_scalar(
+        &mut self,
+        (op, span): (BinaryOp, Span),
+        mut columns: Vec<Column>,
+        scalar: &[f64],
+        as_bool: bool,
+        scalar_first: bool,
+    ) -> Vec<Column> {
+        let mut remarks = Remarks::new(&mut self.notes, "", span);
+        if op.is_trim() && columns.iter().any(|c| c.values.iter().any(|v| !is_absent(*v))) {
+            remarks.incompatible_kinds(op, "float", "float");
+        }
+        for natives in columns.iter_mut().filter_map(|c| c.natives.as_mut()) {
+            for (native, v) in natives.iter_mut().zip(scalar) {
+                let Some(held) = native.take() else { continue };
+                let (held, v) = (Point::Native(held), Point::Float(*v));
+                let made = match scalar_first {
+                    true => of_natives(op, &v, &held, as_bool, &mut remarks),
+                    false => of_natives(op, &held, &v, as_bool, &mut remarks),
+                };
+                // Of a histogram and a float there is either a histogram or nothing.
+                if let Some(Point::Native(made)) = made {
+                    *native = Some(made);
+                }
+            }
+        }
+        columns
+    }
 }
 
 fn drops_name(op: BinaryOp, as_bool: bool) -> bool {
-    !op.is_comparison() || as_bool
+    !(op.is_comparison() || op.is_trim()) || as_bool
 }
 
 fn with_scalar(
@@ -126,6 +210,9 @@ fn any_present<'a>(columns: impl IntoIterator<Item = &'a Column>, steps: Steps) 
         any.iter_mut()
             .zip(&c.values)
             .for_each(|(any, v)| *any |= !is_absent(*v));
+        for (any, native) in any.iter_mut().zip(c.natives.iter().flatten()) {
+            *any |= native.is_some();
+        }
     }
     any
 }
@@ -155,6 +242,11 @@ fn set(
                 *v = ABSENT;
             }
         }
+        for (i, native) in c.natives.iter_mut().flatten().enumerate() {
+            if mask.is_some_and(|mask| mask[i]) != wanted {
+                *native = None;
+            }
+        }
     }
     let all = whole.into_iter().chain(filtered).filter(|c| !c.is_empty());
     unique(all.collect())
@@ -167,12 +259,12 @@ fn shown(labels: &Labels) -> String {
 
 /// One-to-one, many-to-one and one-to-many matching. Errors are found per step, as an instant query would.
 fn matched(
-    op: BinaryOp,
+    (op, span): (BinaryOp, Span),
     lhs: Vec<Column>,
     rhs: Vec<Column>,
     as_bool: bool,
     m: &Matching,
-    steps: Steps,
+    (steps, notes): (Steps, &mut Notes),
 ) -> Result<Vec<Column>, QueryError> {
     let swapped = m.cardinality == Cardinality::OneToMany;
     let (many, one) = if swapped { (&rhs, &lhs) } else { (&lhs, &rhs) };
@@ -202,19 +294,32 @@ fn matched(
                     at_step(op, l, r, as_bool, l)
                 };
                 let values: Vec<f64> = a.values.iter().zip(&b.values).map(value).collect();
-                let labels = result_labels(op, &a.labels, &b.labels, as_bool, m);
-                out.push((labels, a, b, values));
+                if op.is_trim() && (0..steps.count).any(|i| !is_absent(a.values[i]) && !is_absent(b.values[i])) {
+                    Remarks::new(notes, "", span).incompatible_kinds(op, "float", "float");
+                }
+                let mut column = Column {
+                    labels: result_labels(op, &a.labels, &b.labels, as_bool, m),
+                    place: a.place,
+                    values,
+                    natives: None,
+                };
+                if a.natives.is_some() || b.natives.is_some() {
+                    let (l, r) = if swapped { (b, a) } else { (a, b) };
+                    let mut remarks = Remarks::new(notes, "", span);
+                    for i in (0..steps.count).filter(|i| l.native(*i).is_some() || r.native(*i).is_some()) {
+                        if let (Some(l), Some(r)) = (l.at(i), r.at(i)) {
+                            column.set(i, of_natives(op, &l, &r, as_bool, &mut remarks));
+                        }
+                    }
+                }
+                out.push((column, a, b));
             }
         }
     }
     if m.cardinality != Cardinality::OneToOne {
         check_results(&out)?;
     }
-    let columns = out.into_iter().map(|(labels, many, _, values)| Column {
-        labels,
-        place: many.place,
-        values,
-    });
+    let columns = out.into_iter().map(|(column, _, _)| column);
     unique(columns.filter(|c| !c.is_empty()).collect())
 }
 
@@ -224,7 +329,7 @@ fn check_one_side(signature: &Labels, columns: &[&Column], live: &[bool], side: 
     }
     for (i, _) in live.iter().enumerate().filter(|(_, live)| **live) {
         // In the order of labels: the message does not depend on how the series came.
-        let present = columns.iter().filter(|c| !is_absent(c.values[i]));
+        let present = columns.iter().filter(|c| c.is_present(i));
         let present: BTreeSet<&Labels> = present.map(|c| &c.labels).collect();
         let mut present = present.into_iter();
         if let (Some(first), Some(second)) = (present.next(), present.next()) {
@@ -245,7 +350,7 @@ fn check_many_side(many: &[&Column], one: &[&Column], live: &[bool]) -> Result<(
         return Ok(());
     }
     for (i, _) in live.iter().enumerate().filter(|(_, live)| **live) {
-        let has = |columns: &[&Column]| columns.iter().filter(|c| !is_absent(c.values[i])).count();
+        let has = |columns: &[&Column]| columns.iter().filter(|c| c.is_present(i)).count();
         if has(one) > 0 && has(many) > 1 {
             return Err(QueryError::Execution(
                 "multiple matches for labels: many-to-one matching must be explicit (group_left/group_right)"
@@ -256,18 +361,16 @@ fn check_many_side(many: &[&Column], one: &[&Column], live: &[bool]) -> Result<(
     Ok(())
 }
 
-type Pair<'a> = (Labels, &'a Column, &'a Column, Vec<f64>);
+type Pair<'a> = (Column, &'a Column, &'a Column);
 
 /// Two series of the "many" side must not end with the same labels, whether or not a comparison lets them through.
 fn check_results(pairs: &[Pair]) -> Result<(), QueryError> {
     let mut seen: BTreeMap<&Labels, Vec<bool>> = BTreeMap::new();
-    for (labels, many, one, _) in pairs {
-        let both = many
-            .values
-            .iter()
-            .zip(&one.values)
-            .map(|(a, b)| !is_absent(*a) && !is_absent(*b));
-        let taken = seen.entry(labels).or_insert_with(|| vec![false; many.values.len()]);
+    for (column, many, one) in pairs {
+        let both = (0..many.values.len()).map(|i| many.is_present(i) && one.is_present(i));
+        let taken = seen
+            .entry(&column.labels)
+            .or_insert_with(|| vec![false; many.values.len()]);
         for (taken, both) in taken.iter_mut().zip(both) {
             if both && std::mem::replace(taken, true) {
                 return Err(QueryError::Execution(

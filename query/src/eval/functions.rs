@@ -1,14 +1,16 @@
 //! Functions of instant vectors and scalars: mathematics, calendar, labels, order, classic histograms.
 
-use super::{Evaluator, Out, map_values, non_empty, unique, window};
-use crate::column::{ABSENT, Column, Steps, is_absent};
+use super::{Evaluator, Out, at, map_values, non_empty, only_floats, unique, window};
+use crate::column::{ABSENT, Column, Point, Steps, is_absent};
 use crate::engine::QueryError;
 use crate::gather::canonical;
+use crate::number::go_json;
 use crate::plan::Plan;
-use hindcast_model::{Labels, METRIC_NAME};
+use hindcast_model::histogram::Remark;
+use hindcast_model::{Histogram, Labels, METRIC_NAME};
 use hindcast_promql::Span;
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Refuses smoothing factors outside of (0, 1).
 pub fn check_window_params(name: &str, params: &[Vec<f64>; 2]) -> Result<(), QueryError> {
@@ -84,7 +86,7 @@ impl Evaluator {
         name: &str,
         args: &[Plan],
         labels: &[(String, String)],
-        span: Span,
+        (span, spans): (Span, &[Span]),
         steps: Steps,
     ) -> Result<Out, QueryError> {
         self.charge(steps.count).await?;
@@ -112,7 +114,7 @@ impl Evaluator {
             "absent" => {
                 let columns = self.vector(&args[0], steps).await?;
                 let value = |i: usize| {
-                    if columns.iter().all(|c| is_absent(c.values[i])) {
+                    if columns.iter().all(|c| !c.is_present(i)) {
                         1.0
                     } else {
                         ABSENT
@@ -129,11 +131,13 @@ impl Evaluator {
                 self.sorted(name, args, span, steps).await.map(Out::Vector)
             }
             "label_replace" | "label_join" => self.relabelled(name, args, steps).await.map(Out::Vector),
-            "histogram_quantile" => {
-                let q = self.scalar(&args[0], steps).await?;
-                let columns = self.vector(&args[1], steps).await?;
+            "histogram_quantile" | "histogram_quantiles" | "histogram_fraction" => {
+                self.estimated(name, args, spans, steps).await.map(Out::Vector)
+            }
+            _ if name.starts_with("histogram_") => {
+                let columns = self.vector(&args[0], steps).await?;
                 self.charge(columns.len() * steps.count).await?;
-                histogram_quantile(&q, columns, steps).map(Out::Vector)
+                unique(columns.into_iter().filter_map(|c| of_histograms(name, c)).collect()).map(Out::Vector)
             }
             other => unreachable!("{other} is in the table of functions, but cannot be evaluated"),
         }
@@ -149,6 +153,11 @@ impl Evaluator {
         let mut columns = self.vector(arg, steps).await?;
         for c in &mut columns {
             c.labels = c.labels.without(METRIC_NAME);
+            for i in 0..c.values.len() {
+                if c.native(i).is_some() {
+                    c.set(i, Some(Point::Float(0.0)));
+                }
+            }
             for (v, t) in c.values.iter_mut().zip(steps.iter()).filter(|(v, _)| !is_absent(**v)) {
                 *v = t as f64 / 1000.0;
             }
@@ -157,7 +166,7 @@ impl Evaluator {
     }
 
     async fn bounded(&mut self, name: &str, args: &[Plan], steps: Steps) -> Result<Vec<Column>, QueryError> {
-        let mut columns = self.vector(&args[0], steps).await?;
+        let mut columns: Vec<Column> = only_floats(self.vector(&args[0], steps).await?).collect();
         let mut scalars = vec![];
         for arg in &args[1..] {
             scalars.push(self.scalar(arg, steps).await?);
@@ -182,9 +191,12 @@ impl Evaluator {
 
     async fn sorted(&mut self, name: &str, args: &[Plan], span: Span, steps: Steps) -> Result<Vec<Column>, QueryError> {
         let mut columns = self.vector(&args[0], steps).await?;
+        if matches!(name, "sort" | "sort_desc") {
+            columns = only_floats(columns).collect();
+        }
         if self.is_range {
             self.note(format!(
-                "PromQL warning: {name} is ineffective for range queries since results are always ordered by labels (1:{})",
+                "PromQL warning: sort is ineffective for range queries since results are always ordered by labels (1:{})",
                 span.start + 1
             ));
             return Ok(columns);
@@ -355,79 +367,337 @@ struct Bucket {
     count: f64,
 }
 
-fn histogram_quantile(q: &[f64], mut columns: Vec<Column>, steps: Steps) -> Result<Vec<Column>, QueryError> {
-    // Of one bound written in two ways (1 and 1.0) the counts are taken in the order of labels.
-    columns.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
-    let mut histograms: BTreeMap<Labels, Vec<(f64, Column)>> = BTreeMap::new();
-    for c in columns {
-        let Some(upper) = c.labels.get("le").and_then(parse_bound) else {
-            continue;
+/// What is asked of histograms, at one step.
+#[derive(Clone, Copy)]
+enum Estimate {
+    Quantile(f64),
+    Fraction(f64, f64),
+}
+
+/// Of classic and native histograms, with what is to be said about them.
+struct Estimated {
+    columns: Vec<Column>,
+    remarks: BTreeSet<&'static str>,
+}
+
+impl Evaluator {
+    async fn estimated(
+        &mut self,
+        name: &str,
+        args: &[Plan],
+        spans: &[Span],
+        steps: Steps,
+    ) -> Result<Vec<Column>, QueryError> {
+        // The vector, and the scalars of each estimate.
+        let (vector, scalars) = match name {
+            "histogram_quantile" => (1, 0..1),
+            "histogram_fraction" => (2, 0..2),
+            _ => (0, 2..args.len()),
         };
-        let labels = c.labels.filtered(|n| n != "le" && n != METRIC_NAME);
-        histograms.entry(labels).or_default().push((upper, c));
-    }
-    let computed = histograms.into_iter().map(|(labels, buckets)| {
-        let value = |i: usize| {
-            let at_step: Vec<Bucket> = buckets
-                .iter()
-                .filter(|(_, c)| !is_absent(c.values[i]))
-                .map(|(upper, c)| Bucket {
-                    upper: *upper,
-                    count: c.values[i],
-                })
-                .collect();
-            if at_step.is_empty() {
-                ABSENT
-            } else {
-                canonical(bucket_quantile(q[i], at_step))
+        let mut given = vec![];
+        for arg in scalars.clone() {
+            given.push(self.scalar(&args[arg], steps).await?);
+        }
+        let columns = self.vector(&args[vector], steps).await?;
+        self.charge(columns.len() * steps.count * given.len()).await?;
+        let (label, quantiles) = match name {
+            "histogram_fraction" => (None, vec![]),
+            "histogram_quantile" => (None, given.clone()),
+            _ => match self.eval(&args[1], steps).await? {
+                Out::Text(label) => (Some(label), given.clone()),
+                _ => unreachable!("the type check wants a string here"),
+            },
+        };
+        for (values, arg) in quantiles.iter().zip(scalars) {
+            for q in values.iter().filter(|q| !(0.0..=1.0).contains(*q)) {
+                let q = go_json(*q);
+                let place = at(spans[arg]);
+                self.note(format!(
+                    "PromQL warning: quantile value should be between 0 and 1, got {q} {place}"
+                ));
             }
-        };
-        let values = (0..steps.count).map(value).collect();
-        Column::computed(labels, values)
-    });
-    Ok(computed.filter(|c| !c.is_empty()).collect())
+        }
+        let histograms = self.histograms(columns, steps, at(spans[vector]));
+        let mut all = vec![];
+        if quantiles.is_empty() {
+            let estimate = |i: usize| Estimate::Fraction(given[0][i], given[1][i]);
+            all.push((histograms.estimated(steps, estimate), None));
+        }
+        for values in &quantiles {
+            let estimate = |i: usize| Estimate::Quantile(values[i]);
+            all.push((histograms.estimated(steps, estimate), Some(values)));
+        }
+        let mut out = vec![];
+        for (estimated, values) in all {
+            let place = at(spans[0]);
+            for remark in estimated.remarks {
+                self.note(format!("PromQL info: {remark} {place}"));
+            }
+            let (Some(label), Some(values)) = (&label, values) else {
+                out.extend(estimated.columns);
+                continue;
+            };
+            for column in estimated.columns {
+                out.extend(named_by(column, label, values));
+            }
+        }
+        unique(out)
+    }
+
+    /// Puts buckets of classic histograms together. Where there is a classic and a native one of the same labels, neither counts.
+    fn histograms(&mut self, mut columns: Vec<Column>, steps: Steps, place: String) -> Histograms {
+        // Of one bound written in two ways (1 and 1.0) the counts are taken in the order of labels.
+        columns.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
+        let mut histograms = Histograms::default();
+        for c in columns {
+            let metric = c.labels.metric_name().unwrap_or("");
+            let of_metric = || match metric {
+                "" => String::new(),
+                name => format!(" for metric name {name:?}"),
+            };
+            let labels = c.labels.filtered(|n| n != LE && n != METRIC_NAME);
+            if c.has_natives() {
+                let name = of_metric();
+                let kept = c.labels.without(METRIC_NAME);
+                histograms.native.push((
+                    labels.clone(),
+                    name,
+                    Column {
+                        labels: kept,
+                        ..c.clone()
+                    },
+                ));
+            }
+            if c.values.iter().all(|v| is_absent(*v)) {
+                continue;
+            }
+            match c.labels.get(LE).and_then(parse_bound) {
+                Some(upper) => histograms.classic.entry(labels).or_default().push((upper, c.floats())),
+                None => {
+                    let (le, name) = (c.labels.value(LE), of_metric());
+                    self.note(format!(
+                        "PromQL warning: bucket label \"le\" is missing or has a malformed value of {le:?}{name} {place}"
+                    ));
+                }
+            }
+        }
+        for (labels, name, native) in &mut histograms.native {
+            let Some(buckets) = histograms.classic.get_mut(labels) else {
+                continue;
+            };
+            for i in 0..steps.count {
+                if native.native(i).is_some() && buckets.iter().any(|(_, c)| !is_absent(c.values[i])) {
+                    native.set(i, None);
+                    buckets.iter_mut().for_each(|(_, c)| c.values[i] = ABSENT);
+                    self.note(format!(
+                        "PromQL warning: vector contains a mix of classic and native histograms{name} {place}"
+                    ));
+                }
+            }
+        }
+        histograms
+    }
+}
+
+const LE: &str = "le";
+
+#[derive(Default)]
+struct Histograms {
+    /// By the labels without `le`: bounds, and how many lie below.
+    classic: BTreeMap<Labels, Vec<(f64, Column)>>,
+    /// With the labels that a classic one would have, and how the metric is named in what is said.
+    native: Vec<(Labels, String, Column)>,
+}
+
+impl Histograms {
+    fn estimated(&self, steps: Steps, estimate: impl Fn(usize) -> Estimate) -> Estimated {
+        let (mut columns, mut remarks) = (vec![], BTreeSet::new());
+        for (_, _, native) in &self.native {
+            let mut value = |i: usize| {
+                let Some(h) = native.native(i) else { return ABSENT };
+                let (value, remark) = match estimate(i) {
+                    Estimate::Quantile(q) => h.quantile(q),
+                    Estimate::Fraction(lower, upper) => h.fraction(lower, upper),
+                };
+                remarks.extend(remark.map(said));
+                canonical(value)
+            };
+            let values = (0..steps.count).map(&mut value).collect();
+            columns.push(Column {
+                labels: native.labels.clone(),
+                place: native.place,
+                values,
+                natives: None,
+            });
+        }
+        for (labels, buckets) in &self.classic {
+            let mut value = |i: usize| {
+                let at_step = buckets.iter().filter(|(_, c)| !is_absent(c.values[i]));
+                let at_step: Vec<Bucket> = at_step
+                    .map(|(upper, c)| Bucket {
+                        upper: *upper,
+                        count: c.values[i],
+                    })
+                    .collect();
+                if at_step.is_empty() {
+                    return ABSENT;
+                }
+                canonical(match estimate(i) {
+                    Estimate::Quantile(q) => {
+                        let (value, forced) = bucket_quantile(q, at_step);
+                        remarks.extend(forced.then_some(FORCED));
+                        value
+                    }
+                    Estimate::Fraction(lower, upper) => bucket_fraction(lower, upper, at_step),
+                })
+            };
+            let values = (0..steps.count).map(&mut value).collect();
+            columns.push(Column::computed(labels.clone(), values));
+        }
+        columns.retain(|c| !c.is_empty());
+        Estimated { columns, remarks }
+    }
+}
+
+const FORCED: &str = "input to histogram_quantile needed to be fixed for monotonicity \
+                      (see https://prometheus.io/docs/prometheus/latest/querying/functions/#histogram_quantile)";
+
+fn said(remark: Remark) -> &'static str {
+    match remark {
+        Remark::QuantileIsNan => "input to histogram_quantile has NaN observations, result is NaN",
+        Remark::QuantileIsHigh => "input to histogram_quantile has NaN observations, result is skewed higher",
+        Remark::FractionWithoutNan => {
+            "input to histogram_fraction has NaN observations, which are excluded from all fractions"
+        }
+    }
+}
+
+/// The column with the quantile as a label; where that is another one at each step, a column for each.
+fn named_by(column: Column, label: &str, quantiles: &[f64]) -> Vec<Column> {
+    let mut by_text: BTreeMap<String, Column> = BTreeMap::new();
+    for (i, (q, v)) in quantiles
+        .iter()
+        .zip(&column.values)
+        .enumerate()
+        .filter(|(_, (_, v))| !is_absent(**v))
+    {
+        let mut text = go_json(*q);
+        if text.bytes().all(|b| b.is_ascii_digit() || b == b'-') {
+            text.push_str(".0");
+        }
+        let named = by_text.entry(text).or_insert_with_key(|text| {
+            let labels = column.labels.with(label, text);
+            Column::blank(labels, column.place, column.values.len())
+        });
+        named.values[i] = *v;
+    }
+    by_text.into_values().collect()
+}
+
+/// A number of each histogram. `None`: there is no histogram.
+fn of_histograms(name: &str, c: Column) -> Option<Column> {
+    let of = match name {
+        "histogram_count" => |h: &Histogram| h.count,
+        "histogram_sum" => |h: &Histogram| h.sum,
+        "histogram_avg" => Histogram::average,
+        "histogram_stdvar" => Histogram::variance,
+        "histogram_stddev" => |h: &Histogram| h.variance().sqrt(),
+        other => unreachable!("{other} is in the table of functions, but cannot be evaluated"),
+    };
+    let natives = c.natives?;
+    let values = natives.iter().map(|h| h.as_ref().map_or(ABSENT, |h| canonical(of(h))));
+    let made = Column {
+        labels: c.labels.without(METRIC_NAME),
+        place: c.place,
+        values: values.collect(),
+        natives: None,
+    };
+    Some(made).filter(|c| !c.is_empty())
 }
 
 fn parse_bound(le: &str) -> Option<f64> {
     le.parse().ok().filter(|v: &f64| !v.is_nan())
 }
 
-/// Linear within the bucket that holds the rank; buckets are cumulative, the last must be +Inf.
-fn bucket_quantile(q: f64, mut buckets: Vec<Bucket>) -> f64 {
+/// Linear within the bucket that holds the rank; buckets are cumulative, the last must be +Inf. Also tells whether counts fell and
+/// were lifted.
+fn bucket_quantile(q: f64, mut buckets: Vec<Bucket>) -> (f64, bool) {
     if q.is_nan() {
-        return f64::NAN;
+        return (f64::NAN, false);
     }
     if !(0.0..=1.0).contains(&q) {
-        return if q < 0.0 { f64::NEG_INFINITY } else { f64::INFINITY };
+        let beyond = if q < 0.0 { f64::NEG_INFINITY } else { f64::INFINITY };
+        return (beyond, false);
     }
     buckets.sort_by(|a, b| a.upper.total_cmp(&b.upper));
     if buckets.last().is_none_or(|b| b.upper != f64::INFINITY) {
-        return f64::NAN;
+        return (f64::NAN, false);
     }
-    let buckets = monotonic(buckets);
+    let (buckets, forced) = monotonic(joined(buckets));
     let last = buckets.len() - 1;
     let observations = buckets[last].count;
     if last == 0 || observations == 0.0 || observations.is_nan() {
-        return f64::NAN;
+        return (f64::NAN, false);
     }
     let rank = q * observations;
     let b = buckets[..last].partition_point(|b| b.count < rank);
     if b == last {
-        return buckets[last - 1].upper;
+        return (buckets[last - 1].upper, forced);
     }
     if b == 0 && buckets[0].upper <= 0.0 {
-        return buckets[0].upper;
+        return (buckets[0].upper, forced);
     }
     let (start, below) = if b == 0 {
         (0.0, 0.0)
     } else {
         (buckets[b - 1].upper, buckets[b - 1].count)
     };
-    start + (buckets[b].upper - start) * ((rank - below) / (buckets[b].count - below))
+    let value = start + (buckets[b].upper - start) * ((rank - below) / (buckets[b].count - below));
+    (value, forced)
 }
 
-/// Joins equal bounds, and lifts counts that fall, as scrapes of a moving histogram can make them.
-fn monotonic(buckets: Vec<Bucket>) -> Vec<Bucket> {
+/// Which part of the observations of a classic histogram lies between two values: linear within buckets, from zero on when the first
+/// bound is above it.
+fn bucket_fraction(lower: f64, upper: f64, mut buckets: Vec<Bucket>) -> f64 {
+    buckets.sort_by(|a, b| a.upper.total_cmp(&b.upper));
+    if buckets.last().is_none_or(|b| b.upper != f64::INFINITY) {
+        return f64::NAN;
+    }
+    let buckets = joined(buckets);
+    let count = buckets[buckets.len() - 1].count;
+    if count == 0.0 || lower.is_nan() || upper.is_nan() {
+        return f64::NAN;
+    }
+    if lower >= upper {
+        return 0.0;
+    }
+    let start = if buckets[0].upper <= 0.0 {
+        f64::NEG_INFINITY
+    } else {
+        0.0
+    };
+    let below = |value: f64| {
+        let (mut rank, mut from) = (0.0, start);
+        for b in &buckets {
+            if from >= value {
+                return rank;
+            }
+            if b.upper > value {
+                return match from == f64::NEG_INFINITY {
+                    // There is no telling.
+                    true => b.count,
+                    false => rank + (b.count - rank) * (value - from) / (b.upper - from),
+                };
+            }
+            (rank, from) = (b.count, b.upper);
+        }
+        count
+    };
+    (below(upper).min(count) - below(lower).min(count)) / count
+}
+
+/// Joins equal bounds.
+fn joined(buckets: Vec<Bucket>) -> Vec<Bucket> {
     let mut out: Vec<Bucket> = Vec::with_capacity(buckets.len());
     for b in buckets {
         match out.last_mut() {
@@ -435,8 +705,21 @@ fn monotonic(buckets: Vec<Bucket>) -> Vec<Bucket> {
             _ => out.push(b),
         }
     }
-    for i in 1..out.len() {
-        out[i].count = out[i].count.max(out[i - 1].count);
-    }
     out
+}
+
+/// A difference of counts that is nothing but rounding, as a part of the greater one.
+const ROUNDING: f64 = 1e-12;
+
+/// Lifts counts that fall, as scrapes of a moving histogram can make them; whether any fell by more than rounding.
+fn monotonic(mut buckets: Vec<Bucket>) -> (Vec<Bucket>, bool) {
+    let mut forced = false;
+    for i in 1..buckets.len() {
+        let before = buckets[i - 1].count;
+        if buckets[i].count < before {
+            forced |= before - buckets[i].count > ROUNDING * before;
+            buckets[i].count = before;
+        }
+    }
+    (buckets, forced)
 }

@@ -6,22 +6,33 @@
 mod aggregate;
 mod binary;
 mod functions;
+pub mod native;
 pub mod rolled;
 pub mod window;
 
-use crate::column::{ABSENT, Column, Raw, Steps, is_absent};
+use crate::column::{ABSENT, Column, Natives, Raw, Steps, is_absent};
 use crate::engine::{Limits, QueryError};
 use crate::plan::{Input, Over, Plan};
 use crate::reduce::{How, Reducer, Reduction};
 use hashbrown::HashTable;
 use hindcast_model::{Labels, METRIC_NAME};
+use hindcast_promql::Span;
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 /// Work between two pauses, in points.
 const YIELD_POINTS: usize = 1_000_000;
+
+/// What the reader of an answer should know, in words, sorted.
+pub type Notes = BTreeSet<String>;
+
+/// A place in the query's text, as Prometheus writes it.
+pub fn at(span: Span) -> String {
+    format!("(1:{})", span.start + 1)
+}
 
 /// The value of a plan node at all steps.
 pub enum Out {
@@ -50,7 +61,7 @@ pub struct Evaluator {
     unyielded: usize,
     /// A range query: some functions have no effect there.
     is_range: bool,
-    notes: BTreeSet<String>,
+    notes: Notes,
 }
 
 pub type Evaluated<'a, T> = Pin<Box<dyn Future<Output = Result<T, QueryError>> + Send + 'a>>;
@@ -78,7 +89,7 @@ impl Evaluator {
             spent: read,
             unyielded: 0,
             is_range,
-            notes: BTreeSet::new(),
+            notes: Notes::new(),
         }
     }
 
@@ -123,24 +134,27 @@ impl Evaluator {
                     args,
                     labels,
                     span,
-                } => self.call(name, args, labels, *span, steps).await,
+                    spans,
+                } => self.call(name, args, labels, (*span, spans), steps).await,
                 Plan::Aggregate {
                     op,
                     grouping,
                     param,
                     input,
                     span,
+                    input_span,
                 } => {
                     let param = match param {
                         Some(p) => Some(self.eval(p, steps).await?),
                         None => None,
                     };
                     let input = self.vector(input, steps).await?;
-                    self.aggregate(*op, grouping.as_ref(), param, input, *span, steps)
+                    self.aggregate(*op, grouping.as_ref(), param, input, (*span, *input_span), steps)
                         .await
                         .map(Out::Vector)
                 }
                 Plan::Binary {
+                    span,
                     op,
                     lhs,
                     rhs,
@@ -149,11 +163,12 @@ impl Evaluator {
                 } => {
                     let lhs = self.eval(lhs, steps).await?;
                     let rhs = self.eval(rhs, steps).await?;
-                    self.binary(*op, lhs, rhs, *as_bool, matching.as_ref(), steps).await
+                    self.binary((*op, *span), lhs, rhs, *as_bool, matching.as_ref(), steps)
+                        .await
                 }
                 Plan::Negate(inner) => match self.eval(inner, steps).await? {
                     Out::Scalar(v) => Ok(Out::Scalar(v.into_iter().map(|v| -v).collect())),
-                    Out::Vector(columns) => Ok(Out::Vector(unique(map_values(columns, |v| -v))?)),
+                    Out::Vector(columns) => Ok(Out::Vector(unique(columns.into_iter().map(negated).collect())?)),
                     other => Ok(other),
                 },
             }
@@ -223,7 +238,7 @@ impl Evaluator {
         let mut columns = vec![];
         for raw in raws {
             self.charge(steps.count).await?;
-            columns.extend(raw.reduced(&mut reducer, &reduction));
+            columns.extend(raw.reduced(&mut reducer, &reduction, &mut self.notes));
         }
         Ok(columns)
     }
@@ -231,6 +246,7 @@ impl Evaluator {
     async fn window(&mut self, plan: &Plan, steps: Steps) -> Result<Vec<Column>, QueryError> {
         let Plan::Window {
             name,
+            span,
             kernel,
             over,
             params,
@@ -245,6 +261,8 @@ impl Evaluator {
         }
         functions::check_window_params(name, &scalars)?;
         let how = How::Window {
+            name,
+            span: *span,
             kernel: *kernel,
             of_windows: None,
             stretch: window::stretch(name),
@@ -253,7 +271,8 @@ impl Evaluator {
         };
         let mut columns = self.reduced(over, how, steps).await?;
         if matches!(name, &"rate" | &"increase" | &"irate") {
-            columns.iter().for_each(|c| self.note_counter(&c.labels));
+            let of_floats = columns.iter().filter(|c| c.values.iter().any(|v| !is_absent(*v)));
+            of_floats.for_each(|c| self.note_counter(&c.labels));
         }
         if *keeps_name {
             // What was read has each label set once.
@@ -285,6 +304,8 @@ impl Evaluator {
         steps: Steps,
     ) -> Result<Vec<Column>, QueryError> {
         let how = How::Window {
+            name: "present_over_time",
+            span: Span::default(),
             kernel: window::kernel("present_over_time").expect("a kernel of the table"),
             of_windows: None,
             stretch: None,
@@ -309,7 +330,7 @@ impl Evaluator {
         };
         let from = at.saturating_sub(over.range_ms);
         let cut = |mut raw: Raw| {
-            raw.retain(|t, v| from < t && t <= at && !is_absent(v));
+            raw.cut(from, at);
             raw
         };
         Ok(series.into_iter().map(cut).filter(|r| !r.times.is_empty()).collect())
@@ -317,13 +338,14 @@ impl Evaluator {
 }
 
 fn as_raw(column: Column, steps: Steps) -> Raw {
-    let present = steps.iter().zip(&column.values).filter(|(_, v)| !is_absent(**v));
-    let (times, values) = present.map(|(t, v)| (t, *v)).unzip();
+    let present = || (0..steps.count).filter(|i| column.is_present(*i));
+    let natives = |n: &Natives| present().map(|i| n[i].clone()).collect();
     Raw {
+        times: present().map(|i| steps.at(i)).collect(),
+        values: present().map(|i| column.values[i]).collect(),
+        natives: column.natives.as_ref().map(natives),
         labels: column.labels,
         place: column.place,
-        times,
-        values,
     }
 }
 
@@ -331,14 +353,31 @@ fn non_empty(column: Column) -> Vec<Column> {
     if column.is_empty() { vec![] } else { vec![column] }
 }
 
-/// Applies `f` to every present value; metric names go, since the values are no longer of that metric.
+/// Applies `f` to every float; metric names go, since the values are no longer of that metric. Histograms go, too.
 fn map_values(columns: Vec<Column>, f: impl Fn(f64) -> f64) -> Vec<Column> {
-    let mapped = columns.into_iter().map(|mut c| {
+    let mapped = only_floats(columns).map(|mut c| {
         c.labels = c.labels.without(METRIC_NAME);
         c.values.iter_mut().filter(|v| !is_absent(**v)).for_each(|v| *v = f(*v));
         c
     });
     mapped.collect()
+}
+
+/// Columns without their histograms, and without those that had nothing else.
+fn only_floats(columns: Vec<Column>) -> impl Iterator<Item = Column> {
+    columns.into_iter().filter_map(|c| match c.natives {
+        None => Some(c),
+        Some(_) => Some(c.floats()).filter(|c| !c.is_empty()),
+    })
+}
+
+fn negated(mut c: Column) -> Column {
+    c.labels = c.labels.without(METRIC_NAME);
+    c.values.iter_mut().filter(|v| !is_absent(**v)).for_each(|v| *v = -*v);
+    for native in c.natives.iter_mut().flatten().flatten() {
+        *native = Arc::new(native.times(-1.0));
+    }
+    c
 }
 
 /// Joins columns of equal labels that have no step in common (`a or b`, renamed series); an error if they do.
@@ -356,17 +395,35 @@ fn unique(columns: Vec<Column>) -> Result<Vec<Column>, QueryError> {
         };
         let kept = &mut out[i];
         kept.place = kept.place.min(column.place);
+        if kept.natives.is_some() || column.natives.is_some() {
+            join_points(kept, &column)?;
+            continue;
+        }
         for (into, v) in kept.values.iter_mut().zip(&column.values) {
             if is_absent(*v) {
                 continue;
             }
             if !is_absent(*into) {
-                return Err(QueryError::Execution(
-                    "vector cannot contain metrics with the same labelset".to_owned(),
-                ));
+                return Err(same_labels());
             }
             *into = *v;
         }
     }
     Ok(out)
+}
+
+fn same_labels() -> QueryError {
+    QueryError::Execution("vector cannot contain metrics with the same labelset".to_owned())
+}
+
+fn join_points(kept: &mut Column, more: &Column) -> Result<(), QueryError> {
+    for i in 0..more.values.len() {
+        if let Some(point) = more.at(i) {
+            if kept.is_present(i) {
+                return Err(same_labels());
+            }
+            kept.set(i, Some(point));
+        }
+    }
+    Ok(())
 }

@@ -245,22 +245,29 @@ impl Reach {
         })
     }
 
+    /// By how much a difference is stretched. `risen`: the part of the difference that the first value is, when nothing may be
+    /// stretched below zero.
+    #[inline]
+    pub fn factor(&self, risen: Option<f64>, range_ms: i64, per_second: bool) -> f64 {
+        let to_start = risen.map_or(self.to_start, |r| self.to_start.min(self.sampled * r));
+        let factor = (self.sampled + to_start + self.to_end) / self.sampled;
+        if per_second {
+            factor / (range_ms as f64 / 1000.0)
+        } else {
+            factor
+        }
+    }
+
     /// The function of a window whose first and last values these are; resets took `lost` away.
     #[inline]
     pub fn stretched(&self, (first, last): (f64, f64), lost: f64, range_ms: i64, stretch: Stretch) -> f64 {
         let mut result = last - first;
-        let mut to_start = self.to_start;
+        let mut risen = None;
         if stretch.counter {
             result += lost;
-            if result > 0.0 && first >= 0.0 {
-                to_start = to_start.min(self.sampled * (first / result));
-            }
+            risen = (result > 0.0 && first >= 0.0).then(|| first / result);
         }
-        let mut factor = (self.sampled + to_start + self.to_end) / self.sampled;
-        if stretch.per_second {
-            factor /= range_ms as f64 / 1000.0;
-        }
-        canonical(result * factor)
+        canonical(result * self.factor(risen, range_ms, stretch.per_second))
     }
 }
 

@@ -1,10 +1,11 @@
 //! `hindcast.v1.Query`: wire messages in and out. Errors by class, through the table of the edge.
 
 use crate::engine::{Engine, InstantQuery, LabelsQuery, LogsQuery, Options, RangeQuery};
+use crate::number::go_histogram;
 use crate::rows::RowsQuery;
 use crate::shards::{Completeness, Consistency, Freshness};
 use crate::value::{Answer, LogStream, LogsValue, Value};
-use hindcast_model::{Labels, SpanNs, TimestampNs};
+use hindcast_model::{Histogram, Labels, SpanNs, TimestampNs};
 use hindcast_proto::edge;
 use hindcast_proto::v1;
 use hindcast_proto::v1::query_server::{Query, QueryServer};
@@ -55,29 +56,49 @@ impl Service {
     }
 }
 
-fn series(labels: &Labels, points: impl IntoIterator<Item = (TimestampNs, f64)>) -> v1::SeriesResult {
+type Histograms<'a> = &'a [(TimestampNs, Arc<Histogram>)];
+
+fn series(
+    labels: &Labels,
+    points: impl IntoIterator<Item = (TimestampNs, f64)>,
+    histograms: Histograms<'_>,
+) -> v1::SeriesResult {
     let point = |(at, value): (TimestampNs, f64)| v1::ResultPoint {
         at_ms: at.as_ms(),
         value: Some(value),
+        histogram: String::new(),
     };
+    let mut points: Vec<v1::ResultPoint> = points.into_iter().map(point).collect();
+    points.extend(histograms.iter().map(|(at, h)| v1::ResultPoint {
+        at_ms: at.as_ms(),
+        value: None,
+        histogram: go_histogram(h),
+    }));
+    points.sort_by_key(|p| p.at_ms);
     v1::SeriesResult {
         labels: edge::labels_to_wire(labels),
-        points: points.into_iter().map(point).collect(),
+        points,
     }
 }
 
 /// Series and text of a value; `at` is the time of a scalar.
 fn value(value: &Value, at: TimestampNs) -> (Vec<v1::SeriesResult>, String) {
     match value {
-        Value::Scalar(v) => (vec![series(&Labels::empty(), [(at, *v)])], String::new()),
+        Value::Scalar(v) => (vec![series(&Labels::empty(), [(at, *v)], &[])], String::new()),
         Value::String(text) => (vec![], text.clone()),
         Value::Vector(samples) => (
-            samples.iter().map(|s| series(&s.labels, [(s.at, s.value)])).collect(),
+            samples
+                .iter()
+                .map(|s| match &s.histogram {
+                    Some(h) => series(&s.labels, [], &[(s.at, h.clone())]),
+                    None => series(&s.labels, [(s.at, s.value)], &[]),
+                })
+                .collect(),
             String::new(),
         ),
         Value::Matrix(all) => (
             all.iter()
-                .map(|s| series(&s.labels, s.points.iter().copied()))
+                .map(|s| series(&s.labels, s.points.iter().copied(), &s.histograms))
                 .collect(),
             String::new(),
         ),
@@ -226,7 +247,7 @@ impl Query for Service {
         };
         let answer = engine.series(&q).await.map_err(|e| edge::status(&e))?;
         Ok(Response::new(v1::SeriesResponse {
-            series: answer.value.iter().map(|labels| series(labels, [])).collect(),
+            series: answer.value.iter().map(|labels| series(labels, [], &[])).collect(),
             completeness: Some(completeness(&answer.completeness)),
         }))
     }
@@ -267,7 +288,7 @@ mod tests {
             .iter()
             .enumerate()
             .map(|(i, v)| (TimestampNs::from_ms(i as i64), *v));
-        let sent = series(&Labels::empty(), points).encode_to_vec();
+        let sent = series(&Labels::empty(), points, &[]).encode_to_vec();
         let got = v1::SeriesResult::decode(&sent[..]).unwrap();
         assert!(got.points.iter().map(|p| p.value().to_bits()).eq(odd.map(f64::to_bits)));
     }

@@ -6,7 +6,7 @@ use crate::value::Value;
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
-use hindcast_model::{Labels, TimestampNs};
+use hindcast_model::{Histogram, Labels, TimestampNs};
 use std::fmt::Write;
 
 pub(super) fn response(status: u16, body: String) -> Response {
@@ -78,6 +78,35 @@ fn value_after(out: &mut String, value: f64) {
     out.push_str("\"]");
 }
 
+/// A time and a histogram: count, sum and the buckets in use, each with the rule of its bounds (0: the upper one is in it, 1: the lower
+/// one, 2: none, 3: both).
+fn histogram_at(out: &mut String, at: TimestampNs, h: &Histogram) {
+    out.push('[');
+    seconds(out, at);
+    out.push_str(",{\"count\":\"");
+    put_json(out, h.count);
+    out.push_str("\",\"sum\":\"");
+    put_json(out, h.sum);
+    out.push('"');
+    for (i, b) in h.buckets().enumerate() {
+        let rule = match (b.holds_lower, b.holds_upper) {
+            (false, true) => 0,
+            (true, false) => 1,
+            (false, false) => 2,
+            (true, true) => 3,
+        };
+        out.push_str(if i == 0 { ",\"buckets\":[" } else { "," });
+        let _ = write!(out, "[{rule}");
+        for v in [b.lower, b.upper, b.count] {
+            out.push_str(",\"");
+            put_json(out, v);
+            out.push('"');
+        }
+        out.push(']');
+    }
+    out.push_str(if h.buckets().next().is_some() { "]}]" } else { "}]" });
+}
+
 /// `{"resultType":…,"result":…}`. `at` is the time of a scalar or a string.
 pub(super) fn query_data(value: &Value, at: TimestampNs) -> String {
     let mut out = format!("{{\"resultType\":\"{}\",\"result\":", value.kind());
@@ -98,8 +127,17 @@ pub(super) fn result(out: &mut String, value: &Value, at: TimestampNs) {
             out.push('[');
             for (i, s) in samples.iter().enumerate() {
                 let comma = if i > 0 { "," } else { "" };
-                let _ = write!(out, "{comma}{{\"metric\":{},\"value\":", labels(&s.labels));
-                point(out, s.at, s.value);
+                let _ = write!(out, "{comma}{{\"metric\":{},", labels(&s.labels));
+                match &s.histogram {
+                    None => {
+                        out.push_str("\"value\":");
+                        point(out, s.at, s.value);
+                    }
+                    Some(h) => {
+                        out.push_str("\"histogram\":");
+                        histogram_at(out, s.at, h);
+                    }
+                }
                 out.push('}');
             }
             out.push(']');
@@ -110,7 +148,10 @@ pub(super) fn result(out: &mut String, value: &Value, at: TimestampNs) {
             let mut stamps: Vec<(TimestampNs, String)> = vec![];
             for (i, s) in series.iter().enumerate() {
                 let comma = if i > 0 { "," } else { "" };
-                let _ = write!(out, "{comma}{{\"metric\":{},\"values\":[", labels(&s.labels));
+                let _ = write!(out, "{comma}{{\"metric\":{}", labels(&s.labels));
+                if !s.points.is_empty() || s.histograms.is_empty() {
+                    out.push_str(",\"values\":[");
+                }
                 for (k, (at, v)) in s.points.iter().enumerate() {
                     if stamps.get(k).is_none_or(|(known, _)| known != at) {
                         let mut text = if k > 0 { ",[" } else { "[" }.to_owned();
@@ -121,7 +162,14 @@ pub(super) fn result(out: &mut String, value: &Value, at: TimestampNs) {
                     out.push_str(&stamps[k].1);
                     value_after(out, *v);
                 }
-                out.push_str("]}");
+                if !s.points.is_empty() || s.histograms.is_empty() {
+                    out.push(']');
+                }
+                for (k, (at, h)) in s.histograms.iter().enumerate() {
+                    out.push_str(if k == 0 { ",\"histograms\":[" } else { "," });
+                    histogram_at(out, *at, h);
+                }
+                out.push_str(if s.histograms.is_empty() { "}" } else { "]}" });
             }
             out.push(']');
         }

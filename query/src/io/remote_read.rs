@@ -1,21 +1,25 @@
 //! Prometheus remote read: another Prometheus asks for samples as they came, in protobuf under snappy.
 //!
-//! Answers in the form `SAMPLES` of the protocol, whole or with an error: a reader cannot be told that something is missing,
+//! Answers in the form `SAMPLES` of the protocol, native histograms among them, whole or with an error: a reader cannot be told that something is missing,
 //! so an answer that is not whole is refused. Bounded by the engine's limits, all queries of a request together.
 //! Source: `remote.proto` and `types.proto` of Prometheus 2.42.
 
 use super::http::Refusal;
 use super::params::tenant;
 use crate::engine::{Engine, QueryError};
+use crate::fetch::{NATIVE_LINES_MAX, native_lines};
 use crate::shards::{Budget, SeriesRequest};
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::response::Response;
-use hindcast_model::{MatchOp, Matcher, TenantId, TimestampNs};
+use hindcast_model::{Histogram, Labels, MatchOp, Matcher, TenantId, TimestampNs};
+use hindcast_proto::native::message;
+use hindcast_proto::trace::TRACE_LABEL;
 use hindcast_storage::read::SeriesData;
 use prost::Message;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Bytes of a request when it is unpacked: selectors, nothing else.
@@ -70,6 +74,9 @@ struct TimeSeries {
     labels: Vec<Label>,
     #[prost(message, repeated, tag = "2")]
     samples: Vec<Sample>,
+    /// Each is Prometheus' message `Histogram`.
+    #[prost(bytes, repeated, tag = "4")]
+    histograms: Vec<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -160,6 +167,51 @@ pub(super) async fn samples_as_they_came(
     Ok(found)
 }
 
+/// Native histograms in between, as messages, by their series. Not whole is an error here, too.
+async fn natives(engine: &Engine, request: &SeriesRequest) -> Result<BTreeMap<Labels, Vec<Vec<u8>>>, Refusal> {
+    let mut found: BTreeMap<Labels, Vec<(i64, Vec<u8>)>> = BTreeMap::new();
+    let Some(lines) = native_lines(request) else {
+        return Ok(BTreeMap::new());
+    };
+    let read = engine.shards.lines(lines).await;
+    let (streams, completeness) = read.map_err(|e| Refusal::of(&QueryError::from(e)))?;
+    let all: usize = streams.iter().map(|s| s.lines.len()).sum();
+    if request.budget.read(all).is_break() {
+        return Err(Refusal::of(&QueryError::TooLarge {
+            what: "samples",
+            max: engine.limits.samples_max,
+        }));
+    }
+    if all >= NATIVE_LINES_MAX {
+        return Err(Refusal::of(&QueryError::TooLarge {
+            what: "native histograms",
+            max: NATIVE_LINES_MAX,
+        }));
+    }
+    if !completeness.is_complete() {
+        let missing = completeness.missing.join("; ");
+        return Err(Refusal::unavailable(format!("the answer is not whole: {missing}")));
+    }
+    for stream in streams {
+        let of_series = found.entry(stream.labels.without(TRACE_LABEL)).or_default();
+        for line in stream.lines {
+            let at_ms = line.at.as_ms();
+            let read = Histogram::of_line(&line.line);
+            let read = read.map_err(|e| Refusal::unavailable(format!("{}: {e}", stream.labels)))?;
+            of_series.push((at_ms, message(read.as_ref(), at_ms)));
+        }
+    }
+    let in_order = |mut all: Vec<(i64, Vec<u8>)>| {
+        all.sort_by_key(|(at, _)| *at);
+        // Of those of one time, the one that came last counts.
+        all.reverse();
+        all.dedup_by_key(|(at, _)| *at);
+        all.reverse();
+        all.into_iter().map(|(_, message)| message).collect()
+    };
+    Ok(found.into_iter().map(|(labels, all)| (labels, in_order(all))).collect())
+}
+
 async fn result(
     engine: &Engine,
     tenant: &TenantId,
@@ -171,13 +223,25 @@ async fn result(
     if to < from {
         return Ok(QueryResult::default());
     }
-    let matchers = query.matchers.iter().map(matcher).collect::<Result<_, _>>()?;
+    let matchers: Vec<_> = query.matchers.iter().map(matcher).collect::<Result<_, _>>()?;
+    let request = SeriesRequest {
+        tenant: tenant.clone(),
+        matchers: matchers.clone(),
+        from,
+        to,
+        as_of: None,
+        owners: None,
+        only: None,
+        budget: budget.clone(),
+    };
+    let mut natives = natives(engine, &request).await?;
     let series = samples_as_they_came(engine, tenant, matchers, (from, to), budget).await?;
     let label = |(name, value): (&str, &str)| Label {
         name: name.to_owned(),
         value: value.to_owned(),
     };
-    let of_one = |s: SeriesData| TimeSeries {
+    let mut of_one = |s: SeriesData| TimeSeries {
+        histograms: natives.remove(&s.labels).unwrap_or_default(),
         labels: s.labels.iter().map(label).collect(),
         samples: s
             .samples
@@ -188,8 +252,18 @@ async fn result(
             })
             .collect(),
     };
+    let mut all: Vec<(Labels, TimeSeries)> = series.into_iter().map(|s| (s.labels.clone(), of_one(s))).collect();
+    all.extend(natives.into_iter().map(|(labels, histograms)| {
+        let of_series = TimeSeries {
+            labels: labels.iter().map(label).collect(),
+            samples: vec![],
+            histograms,
+        };
+        (labels, of_series)
+    }));
+    all.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(QueryResult {
-        series: series.into_iter().map(of_one).collect(),
+        series: all.into_iter().map(|(_, series)| series).collect(),
     })
 }
 
@@ -226,7 +300,8 @@ mod tests {
     use crate::io::prometheus_router;
     use crate::testing::OneShard;
     use expect_test::{Expect, expect};
-    use hindcast_model::{Labels, STALE_NAN_BITS};
+    use hindcast_model::{Labels, LogLine, Owner, STALE_NAN_BITS};
+    use hindcast_proto::trace::NATIVE;
     use http_body_util::BodyExt;
     use tower::ServiceExt;
 
@@ -244,6 +319,21 @@ mod tests {
                 Labels::from_pairs([("__name__", "up"), ("job", job)]),
                 [sample(10, value), sample(20, value + 0.5), sample(30, gone)],
             );
+        }
+        // `up{job="b"}` is a histogram later on, and one was sent twice.
+        for (job, at_s, line) in [
+            ("b", 40, "h1 s=0 c=9"),
+            ("b", 40, "h1 s=1 c=3 sum=2 p=-1:1;5:2"),
+            ("n", 15, "h1 s=-53 c=1 p=1:1 b=5"),
+            ("n", 16, "h1 stale"),
+        ] {
+            let stream = Labels::from_pairs([("__name__", "up"), ("job", job), (TRACE_LABEL, NATIVE)]);
+            let line = LogLine {
+                at: TimestampNs::from_secs(at_s),
+                line: line.into(),
+                metadata: vec![],
+            };
+            shard.add_lines(&tenant, stream, Owner::None, [line]);
         }
         let app = prometheus_router(Arc::new(Engine::new(Arc::new(shard), limits)));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -302,6 +392,9 @@ mod tests {
                 let samples = series.samples.iter().map(|s| format!("{}@{}", s.value, s.at_ms));
                 let samples: Vec<String> = samples.collect();
                 shown.push_str(&format!("{i}: {} {}\n", labels.join(","), samples.join(" ")));
+                for histogram in &series.histograms {
+                    shown.push_str(&format!("     {histogram:02x?}\n"));
+                }
             }
         }
         expected.assert_eq(&shown);
@@ -310,11 +403,12 @@ mod tests {
     #[test]
     fn a_reader_gets_samples_as_they_came_both_ends_included() {
         let name = (0, "__name__", "up");
+        let job = (2, "job", "a|b");
         check(
             &[
-                (&[name], 10, 20),
+                (&[name, job], 10, 20),
                 (&[name, (2, "job", "a|c")], 20, 30),
-                (&[name, (1, "job", "a")], 11, 19),
+                (&[name, job, (1, "job", "a")], 11, 19),
                 (&[name, (3, "job", "b")], 30, 10),
             ],
             &[1, 0],
@@ -324,6 +418,24 @@ mod tests {
                 0: __name__=up,job=a 1@10000 1.5@20000
                 0: __name__=up,job=b 2@10000 2.5@20000
                 1: __name__=up,job=a 1.5@20000 NaN@30000
+            "#]],
+        );
+    }
+
+    #[test]
+    fn histograms_are_messages_of_their_series() {
+        let name = (0, "__name__", "up");
+        check(
+            &[(&[name, (1, "job", "a")], 15, 50)],
+            &[],
+            Limits::default(),
+            expect![[r#"
+                200
+                0: __name__=up,job=b 2.5@20000 NaN@30000
+                     [11, 00, 00, 00, 00, 00, 00, 08, 40, 19, 00, 00, 00, 00, 00, 00, 00, 40, 20, 02, 5a, 04, 08, 01, 10, 01, 5a, 04, 08, 0a, 10, 01, 6a, 10, 00, 00, 00, 00, 00, 00, f0, 3f, 00, 00, 00, 00, 00, 00, 00, 40, 78, c0, b8, 02]
+                0: __name__=up,job=n 
+                     [11, 00, 00, 00, 00, 00, 00, f0, 3f, 20, 69, 5a, 04, 08, 02, 10, 01, 6a, 08, 00, 00, 00, 00, 00, 00, f0, 3f, 78, 98, 75, 82, 01, 08, 00, 00, 00, 00, 00, 00, 14, 40]
+                     [11, 02, 00, 00, 00, 00, 00, f0, 7f, 19, 02, 00, 00, 00, 00, 00, f0, 7f, 78, 80, 7d]
             "#]],
         );
     }
@@ -365,8 +477,8 @@ mod tests {
             &[],
             few,
             expect![[r#"
-            422
-            the query needs more than 3 samples; ask for less time, fewer series or a longer step"#]],
+                422
+                the query needs more than 3 samples; ask for less time, fewer series or a longer step"#]],
         );
         let many = ReadRequest {
             queries: vec![Query::default(); QUERIES_MAX + 1],

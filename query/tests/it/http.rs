@@ -50,11 +50,14 @@ fn app() -> Router {
 
 /// Each line: `GET path` or `POST path body`, or `GET @tenant path`.
 fn check(requests: &str, expected: Expect) {
+    check_on(app(), requests, expected);
+}
+
+fn check_on(app: Router, requests: &str, expected: Expect) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    let app = app();
     let mut shown = String::new();
     for request in requests.lines().map(str::trim).filter(|l| !l.is_empty()) {
         let mut words = request.split(' ').peekable();
@@ -80,6 +83,95 @@ fn check(requests: &str, expected: Expect) {
         ));
     }
     expected.assert_eq(&shown);
+}
+
+/// A native histogram beside a float series and a stream of logs.
+fn app_with_histograms() -> Router {
+    let (shard, tenant) = (OneShard::new(), TenantId::default());
+    let at = TimestampNs::from_secs;
+    let float = Sample { at: at(0), value: 1.0 };
+    shard.add(&tenant, Labels::from_pairs([("__name__", "up"), ("job", "a")]), [float]);
+    let line = |s: i64, text: &'static str| LogLine {
+        at: at(s),
+        line: text.into(),
+        metadata: vec![],
+    };
+    let stream = Labels::from_pairs([("__name__", "h"), ("hindcast_trace", "histogram"), ("path", "/")]);
+    let samples = [
+        line(0, "h1 s=0 c=9 sum=12.5 zt=0.001 zc=1 p=0:2,3,0,1 n=0:2"),
+        line(60, "h1 s=0"),
+        line(120, "what?"),
+    ];
+    shard.add_lines(&tenant, stream, Owner::None, samples);
+    shard.add_lines(
+        &tenant,
+        Labels::from_pairs([("app", "db")]),
+        Owner::None,
+        [line(10, "ok")],
+    );
+    let engine = Arc::new(Engine::new(Arc::new(shard), Limits::default()));
+    prometheus_router(engine.clone()).merge(loki_router(engine))
+}
+
+#[test]
+fn native_histograms_are_answered_as_prometheus_does_and_are_no_logs() {
+    check_on(
+        app_with_histograms(),
+        "
+        GET /api/v1/query?query=h&time=0
+        GET /api/v1/query_range?query=h&start=0&end=60&step=60
+        GET /api/v1/query?query={__name__=~%22h|up%22}[2m]&time=60
+        GET /api/v1/query?query=histogram_count(h)&time=60
+        GET /api/v1/query?query=count_over_time(h[5m])&time=120
+        GET /api/v1/query?query={hindcast_trace=%22x%22}&time=0
+        GET /api/v1/series?match[]={__name__=~%22.%2B%22,path!=%22x%22}
+        GET /api/v1/labels
+        GET /api/v1/label/__name__/values
+        GET /api/v1/label/hindcast_trace/values
+        GET /loki/api/v1/labels?start=0&end=100
+        GET /loki/api/v1/label/app/values?start=0&end=100
+        GET /loki/api/v1/series?match[]={app=%22db%22}&start=0&end=100
+        GET /loki/api/v1/query_range?query={path=%22/%22}&start=0&end=100
+        GET /loki/api/v1/query_range?query={hindcast_trace=%22histogram%22}&start=0&end=50
+        GET /federate?match[]={__name__=~%22.%2B%22,path!=%22x%22}&time=60
+        ",
+        expect![[r#"
+            GET /api/v1/query?query=h&time=0
+                200 {"status":"success","data":{"resultType":"vector","result":[{"metric":{"__name__":"h","path":"/"},"histogram":[0,{"count":"9","sum":"12.5","buckets":[[1,"-1","-0.5","2"],[3,"-0.001","0.001","1"],[0,"0.5","1","2"],[0,"1","2","3"],[0,"4","8","1"]]}]}]},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /api/v1/query_range?query=h&start=0&end=60&step=60
+                200 {"status":"success","data":{"resultType":"matrix","result":[{"metric":{"__name__":"h","path":"/"},"histograms":[[0,{"count":"9","sum":"12.5","buckets":[[1,"-1","-0.5","2"],[3,"-0.001","0.001","1"],[0,"0.5","1","2"],[0,"1","2","3"],[0,"4","8","1"]]}],[60,{"count":"0","sum":"0"}]]}]},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /api/v1/query?query={__name__=~%22h|up%22}[2m]&time=60
+                200 {"status":"success","data":{"resultType":"matrix","result":[{"metric":{"__name__":"h","path":"/"},"histograms":[[0,{"count":"9","sum":"12.5","buckets":[[1,"-1","-0.5","2"],[3,"-0.001","0.001","1"],[0,"0.5","1","2"],[0,"1","2","3"],[0,"4","8","1"]]}],[60,{"count":"0","sum":"0"}]]},{"metric":{"__name__":"up","job":"a"},"values":[[0,"1"]]}]},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /api/v1/query?query=histogram_count(h)&time=60
+                200 {"status":"success","data":{"resultType":"vector","result":[{"metric":{"path":"/"},"value":[60,"0"]}]},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /api/v1/query?query=count_over_time(h[5m])&time=120
+                200 {"status":"success","data":{"resultType":"vector","result":[{"metric":{"path":"/"},"value":[120,"2"]}]},"warnings":["PromQL warning: 1 native histograms could not be read and were left out"],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /api/v1/query?query={hindcast_trace=%22x%22}&time=0
+                200 {"status":"success","data":{"resultType":"vector","result":[]},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /api/v1/series?match[]={__name__=~%22.%2B%22,path!=%22x%22}
+                200 {"status":"success","data":[{"__name__":"h","path":"/"},{"__name__":"up","job":"a"}],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /api/v1/labels
+                200 {"status":"success","data":["__name__","job","path"],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /api/v1/label/__name__/values
+                200 {"status":"success","data":["h","up"],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /api/v1/label/hindcast_trace/values
+                200 {"status":"success","data":[],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /loki/api/v1/labels?start=0&end=100
+                200 {"status":"success","data":["app"],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /loki/api/v1/label/app/values?start=0&end=100
+                200 {"status":"success","data":["db"],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /loki/api/v1/series?match[]={app=%22db%22}&start=0&end=100
+                200 {"status":"success","data":[{"app":"db"}],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /loki/api/v1/query_range?query={path=%22/%22}&start=0&end=100
+                200 {"status":"success","data":{"resultType":"streams","result":[],"stats":{"summary":{"totalLinesProcessed":0,"totalBytesProcessed":0,"totalEntriesReturned":0}}},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /loki/api/v1/query_range?query={hindcast_trace=%22histogram%22}&start=0&end=50
+                200 {"status":"success","data":{"resultType":"streams","result":[{"stream":{"__name__":"h","hindcast_trace":"histogram","path":"/"},"values":[["0","h1 s=0 c=9 sum=12.5 zt=0.001 zc=1 p=0:2,3,0,1 n=0:2"]]}],"stats":{"summary":{"totalLinesProcessed":1,"totalBytesProcessed":51,"totalEntriesReturned":1}}},"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /federate?match[]={__name__=~%22.%2B%22,path!=%22x%22}&time=60
+                200 # TYPE up untyped
+            up{job="a",instance=""} 1 0
+
+        "#]],
+    );
 }
 
 #[test]

@@ -8,9 +8,12 @@
 //!       expect fail msg: TEXT          the whole message, `expect ordered`, `expect warn`, `expect info`,
 //!     eval range from 0 to 5m step 1m EXPR    `expect string "…"`
 //!
+//! A native histogram is written as its line is, `{{s=0 c=3 sum=2 p=1:3}}`; `expect warn msg: TEXT` wants these words.
+//!
 //! Values are compared within 1e-9 of their size; label sets exactly; no series more, none less.
 
-use hindcast_model::{Labels, STALE_NAN_BITS, Sample, SpanNs, TenantId, TimestampNs};
+use hindcast_model::{Histogram, Labels, LogLine, Owner, STALE_NAN_BITS, Sample, SpanNs, TenantId, TimestampNs};
+use hindcast_proto::trace::{NATIVE, TRACE_LABEL};
 use hindcast_query::testing::OneShard;
 use hindcast_query::{Answer, Engine, InstantQuery, Limits, Options, QueryError, RangeQuery, Value};
 use std::path::Path;
@@ -28,8 +31,64 @@ fn number(text: &str) -> f64 {
     text.parse().unwrap_or_else(|_| panic!("number {text:?}"))
 }
 
-/// One item of a value sequence; `None`: no sample.
-fn values(text: &str) -> Vec<Option<f64>> {
+#[derive(Clone, Debug)]
+enum Item {
+    Float(f64),
+    Native(Histogram),
+}
+
+/// Value sequences; `None`: no sample.
+fn values(text: &str) -> Vec<Option<Item>> {
+    let (mut out, mut rest) = (vec![], text.trim());
+    while !rest.is_empty() {
+        let end = match rest.starts_with("{{") {
+            // A step may follow, and how often.
+            true => {
+                let mut end = rest.find("}}").unwrap() + 2;
+                if rest[end..].starts_with("+{{") {
+                    end += rest[end..].find("}}").unwrap() + 2;
+                }
+                end + rest[end..].find(' ').unwrap_or(rest.len() - end)
+            }
+            false => rest.find(' ').unwrap_or(rest.len()),
+        };
+        let (item, after) = rest.split_at(end);
+        if item.starts_with("{{") {
+            out.extend(natives(item).into_iter().map(|h| Some(Item::Native(h))));
+        } else {
+            out.extend(floats(item).into_iter().map(|v| v.map(Item::Float)));
+        }
+        rest = after.trim();
+    }
+    out
+}
+
+/// `{{s=0 c=1 p=0:1}}`, as lines have it; `{{…}}x3` four times, `{{…}}+{{…}}x3` with a step.
+fn natives(item: &str) -> Vec<Histogram> {
+    let (times, body) = match item.rsplit_once('x') {
+        Some((body, n)) => (n.parse::<usize>().unwrap() + 1, body),
+        None => (1, item),
+    };
+    let of = |text: &str| {
+        let line = format!("h1 {}", text.trim_start_matches("{{").trim_end_matches("}}"));
+        Histogram::of_line(line.as_bytes())
+            .unwrap_or_else(|e| panic!("{line}: {e}"))
+            .unwrap()
+    };
+    let (first, step) = match body.split_once("}}+{{") {
+        Some((first, step)) => (of(first), Some(of(step))),
+        None => (of(body), None),
+    };
+    let next = |h: &Histogram| {
+        Some(
+            step.as_ref()
+                .map_or_else(|| h.clone(), |s| h.plus(s).unwrap().histogram),
+        )
+    };
+    std::iter::successors(Some(first), next).take(times).collect()
+}
+
+fn floats(text: &str) -> Vec<Option<f64>> {
     let mut out = vec![];
     for item in text.split_whitespace() {
         let (base, times) = match item.rsplit_once('x') {
@@ -59,10 +118,11 @@ fn values(text: &str) -> Vec<Option<f64>> {
 }
 
 /// `metric{a="b"} 1 2 3`
-fn series(line: &str) -> (Labels, Vec<Option<f64>>) {
-    let end = line
+fn series(line: &str) -> (Labels, Vec<Option<Item>>) {
+    let named = &line[..line.find(" {{").unwrap_or(line.len())];
+    let end = named
         .rfind('}')
-        .map_or_else(|| line.find(' ').unwrap_or(line.len()), |i| i + 1);
+        .map_or_else(|| named.find(' ').unwrap_or(named.len()), |i| i + 1);
     let (written, rest) = line.split_at(end);
     if written == "{}" {
         return (Labels::empty(), values(rest));
@@ -73,6 +133,21 @@ fn series(line: &str) -> (Labels, Vec<Option<f64>>) {
 
 fn close(a: f64, b: f64) -> bool {
     (a.is_nan() && b.is_nan()) || a == b || (a - b).abs() <= 1e-9 * a.abs().max(b.abs())
+}
+
+fn alike(a: &Item, b: &Item) -> bool {
+    match (a, b) {
+        (Item::Float(a), Item::Float(b)) => close(*a, *b),
+        (Item::Native(a), Item::Native(b)) => {
+            let numbers = |h: &Histogram| -> Vec<f64> {
+                let buckets = h.buckets().flat_map(|b| [b.lower, b.upper, b.count]);
+                [h.count, h.sum].into_iter().chain(buckets).collect()
+            };
+            let (a, b) = (numbers(a), numbers(b));
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| close(*a, b))
+        }
+        _ => false,
+    }
 }
 
 struct Case<'a> {
@@ -89,11 +164,16 @@ fn check(case: &Case, got: Result<Answer<Value>, QueryError>) {
     let mut wanted = vec![];
     let (mut fail, mut ordered, mut text, mut scalar) = (None, false, None, None);
     let (mut warn, mut info) = (false, false);
+    let mut said = vec![];
     for line in &case.expected {
         match line.strip_prefix("expect ") {
             Some("ordered") => ordered = true,
             Some("warn") => warn = true,
             Some("info") => info = true,
+            Some(rest) if rest.starts_with("warn msg: ") || rest.starts_with("info msg: ") => {
+                *if rest.starts_with("warn") { &mut warn } else { &mut info } = true;
+                said.push(&rest["warn msg: ".len()..]);
+            }
             Some(rest) if rest.starts_with("fail") => {
                 fail = Some(rest["fail".len()..].trim().trim_start_matches("msg:").trim())
             }
@@ -122,7 +202,10 @@ fn check(case: &Case, got: Result<Answer<Value>, QueryError>) {
         "{at}: {:?}",
         answer.warnings
     );
-    let mut found: Vec<(Labels, Vec<(i64, f64)>)> = match answer.value {
+    for text in said {
+        assert!(answer.warnings.iter().any(|w| w == text), "{at}: {:?}", answer.warnings);
+    }
+    let mut found: Vec<(Labels, Vec<(i64, Item)>)> = match answer.value {
         Value::Scalar(v) => {
             assert!(scalar.is_some_and(|s| close(s, v)), "{at}: {v}, wanted {scalar:?}");
             return;
@@ -133,17 +216,31 @@ fn check(case: &Case, got: Result<Answer<Value>, QueryError>) {
         }
         Value::Vector(samples) => samples
             .into_iter()
-            .map(|s| (s.labels, vec![(s.at.as_ms(), s.value)]))
+            .map(|s| {
+                let item = s
+                    .histogram
+                    .map_or(Item::Float(s.value), |h| Item::Native(Histogram::clone(&h)));
+                (s.labels, vec![(s.at.as_ms(), item)])
+            })
             .collect(),
         Value::Matrix(all) => all
             .into_iter()
-            .map(|s| (s.labels, s.points.iter().map(|(t, v)| (t.as_ms(), *v)).collect()))
+            .map(|s| {
+                let floats = s.points.iter().map(|(t, v)| (t.as_ms(), Item::Float(*v)));
+                let natives = s
+                    .histograms
+                    .iter()
+                    .map(|(t, h)| (t.as_ms(), Item::Native(Histogram::clone(h))));
+                let mut all: Vec<(i64, Item)> = floats.chain(natives).collect();
+                all.sort_by_key(|(t, _)| *t);
+                (s.labels, all)
+            })
             .collect(),
     };
-    let mut wanted: Vec<(Labels, Vec<(i64, f64)>)> = wanted
+    let mut wanted: Vec<(Labels, Vec<(i64, Item)>)> = wanted
         .into_iter()
         .map(|(labels, values)| {
-            let at = |(i, v): (usize, Option<f64>)| v.map(|v| (case.start + case.step * i as i64, v));
+            let at = |(i, v): (usize, Option<Item>)| v.map(|v| (case.start + case.step * i as i64, v));
             (labels, values.into_iter().enumerate().filter_map(at).collect())
         })
         .collect();
@@ -153,7 +250,7 @@ fn check(case: &Case, got: Result<Answer<Value>, QueryError>) {
     }
     let same = found.len() == wanted.len()
         && found.iter().zip(&wanted).all(|((l, p), (m, q))| {
-            l == m && p.len() == q.len() && p.iter().zip(q).all(|((t, v), (u, w))| t == u && close(*v, *w))
+            l == m && p.len() == q.len() && p.iter().zip(q).all(|((t, v), (u, w))| t == u && alike(v, w))
         });
     assert!(same, "{at}: {}\n   got {found:?}\nwanted {wanted:?}", case.expr);
 }
@@ -193,13 +290,21 @@ fn run(path: &Path) -> usize {
                 let step = duration_ms(step);
                 for line in &block {
                     let (labels, values) = series(line);
-                    let sample = |(k, v): (usize, Option<f64>)| {
-                        v.map(|value| Sample {
-                            at: TimestampNs::from_ms(k as i64 * step),
-                            value,
-                        })
-                    };
-                    shard.add(&tenant, labels, values.into_iter().enumerate().filter_map(sample));
+                    for (k, item) in values.into_iter().enumerate() {
+                        let at = TimestampNs::from_ms(k as i64 * step);
+                        match item {
+                            None => {}
+                            Some(Item::Float(value)) => shard.add(&tenant, labels.clone(), [Sample { at, value }]),
+                            Some(Item::Native(h)) => {
+                                let line = LogLine {
+                                    at,
+                                    line: h.to_line().unwrap().into(),
+                                    metadata: vec![],
+                                };
+                                shard.add_lines(&tenant, labels.with(TRACE_LABEL, NATIVE), Owner::None, [line]);
+                            }
+                        }
+                    }
                 }
             }
             ["eval", "instant", "at", at, ..] => {

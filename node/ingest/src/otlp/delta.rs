@@ -12,7 +12,7 @@
 
 use crate::Refusal;
 use crate::histogram::Buckets;
-use hindcast_model::{Labels, SpanNs, TenantId, TimestampNs};
+use hindcast_model::{Histogram, Labels, SpanNs, TenantId, TimestampNs};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
@@ -23,10 +23,11 @@ const QUIET_SPAN_MAX: SpanNs = SpanNs::from_secs(3600);
 /// How often room is looked for.
 const SWEEP_SPAN: SpanNs = SpanNs::from_secs(60);
 
-/// A number, or a histogram whose buckets hold what lies between two bounds (not yet cumulated).
+/// A number, a native histogram, or a classic one whose buckets hold what lies between two bounds (not yet cumulated).
 #[derive(Clone, Debug, PartialEq)]
 pub enum Amount {
     Number(f64),
+    Native(Histogram),
     Histogram {
         buckets: Buckets,
         count: f64,
@@ -52,6 +53,10 @@ impl Amount {
                 *count += c;
                 *sum = sum.zip(*s).map(|(a, b)| a + b);
             }
+            (Self::Native(total), Self::Native(d)) => {
+                // Both have a rule for their bounds.
+                *total = total.plus(d).map_or_else(|_| d.clone(), |sum| sum.histogram);
+            }
             // The metric changed its form: its series start anew.
             (total, delta) => *total = delta.clone(),
         }
@@ -60,6 +65,7 @@ impl Amount {
     fn weight(&self) -> usize {
         match self {
             Self::Number(_) => 1,
+            Self::Native(h) => h.weight(),
             Self::Histogram { buckets, .. } => 2 + buckets.len(),
         }
     }

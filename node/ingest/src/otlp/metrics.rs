@@ -1,8 +1,7 @@
 //! OTLP metrics to Prometheus series.
 //!
 //! - Gauges and sums become one series; explicit histograms `_bucket`, `_sum`, `_count`; summaries a series per
-//!   quantile. Exponential histograms become classic ones with bounds of their own, made coarser to at most four
-//!   buckets per doubling, so that the bounds stay the same while the sender's scale moves.
+//!   quantile. Exponential histograms are native ones: a line each (`hindcast_model::histogram`).
 //! - Delta sums and histograms become cumulative ones ([`DeltaState`]).
 //! - A point that says "no recorded value" becomes the staleness marker.
 //! - Resource attributes become a `target_info` series at the time of the resource's newest point.
@@ -14,10 +13,16 @@ use super::names::{self, Form, derived, label_pairs, metric_name};
 use super::{as_text, attributes_of};
 use crate::described::{Described, Due, MetricType};
 use crate::exemplars::{Exemplar, Exemplars, bucket_of};
-use crate::histogram::{self, Budget, Exponential, HISTOGRAM_BUCKETS_MAX, Width, bad_buckets};
+use crate::histogram::{self, Budget, HISTOGRAM_BUCKETS_MAX, Width, bad_buckets};
 use crate::owners::{Seen, owner_of};
+use crate::remote_write::native::line_of;
 use crate::{Adapted, LimitsContext, Refusal, Rejections, identity};
-use hindcast_model::{Batch, Labels, METRIC_NAME, Owner, STALE_NAN_BITS, Sample, SeriesBlock, TenantId, TimestampNs};
+use hindcast_model::histogram::{Hint, SCHEMAS, STALE_LINE};
+use hindcast_model::{
+    Batch, Histogram, Labels, LogLine, METRIC_NAME, Owner, STALE_NAN_BITS, Sample, SeriesBlock, StreamBlock, TenantId,
+    TimestampNs,
+};
+use hindcast_proto::trace::{NATIVE, TRACE_LABEL};
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::metrics::v1::{
@@ -322,8 +327,10 @@ impl OneResource<'_> {
         } else {
             (amount, None)
         };
-        let Amount::Histogram { buckets, count, sum } = amount else {
-            return;
+        let (buckets, count, sum) = match amount {
+            Amount::Histogram { buckets, count, sum } => (buckets, count, sum),
+            Amount::Native(histogram) => return self.native(place, &histogram, exemplars, reset),
+            Amount::Number(_) => return,
         };
         if let Err(why) = self.budget.take(&place.labels, Width::of(&buckets)) {
             return self.refuse(1, &why, || place.labels.to_string());
@@ -337,6 +344,47 @@ impl OneResource<'_> {
         let value = |v: f64| if place.stale { f64::from_bits(STALE_NAN_BITS) } else { v };
         histogram::rows(&place.labels, &buckets, count, sum, |labels, v| {
             self.emit(labels, place.owner, with_reset(place.at, value(v), reset));
+        });
+    }
+
+    fn native(
+        &mut self,
+        place: Place,
+        histogram: &Histogram,
+        exemplars: Vec<OtlpExemplar>,
+        reset: Option<TimestampNs>,
+    ) {
+        let mut lines = vec![];
+        let none = Histogram {
+            schema: histogram.schema,
+            zero_threshold: histogram.zero_threshold,
+            hint: Hint::Reset,
+            ..Histogram::default()
+        };
+        let zero = reset.map(|at| (at, line_of(&none)));
+        let here = match place.stale {
+            true => Ok(STALE_LINE.to_owned()),
+            false => line_of(histogram),
+        };
+        for (at, line) in zero.into_iter().chain([(place.at, here)]) {
+            let taken = line.and_then(|line| self.budget.take_line(&place.labels, &line).map(|()| line));
+            match taken {
+                Ok(line) => lines.push(LogLine {
+                    at,
+                    line: line.into(),
+                    metadata: vec![],
+                }),
+                Err(why) => return self.refuse(1, &why, || place.labels.to_string()),
+            }
+        }
+        for exemplar in exemplars {
+            let exemplar = exemplar_of(exemplar, place.at);
+            self.exemplars.add(&place.labels, place.owner, exemplar, self.limits);
+        }
+        self.batch.streams.push(StreamBlock {
+            labels: place.labels.with(TRACE_LABEL, NATIVE),
+            owner: place.owner,
+            lines,
         });
     }
 
@@ -454,25 +502,44 @@ fn explicit(point: &HistogramDataPoint) -> Result<Amount, Refusal> {
     })
 }
 
+/// The threshold of a zero bucket whose sender names none: nothing that is measured is nearer to zero.
+const ZERO_THRESHOLD: f64 = 1e-128;
+
 fn exponential(point: &ExponentialHistogramDataPoint) -> Result<Amount, Refusal> {
-    let all = Exponential {
-        scale: point.scale,
-        zero_threshold: point.zero_threshold,
-        zero_count: point.zero_count as f64,
-        positive: side(point.positive.as_ref()),
-        negative: side(point.negative.as_ref()),
-    };
-    Ok(Amount::Histogram {
-        buckets: all.coarse()?.classic(),
+    if point.scale < *SCHEMAS.start() {
+        return Err(bad_buckets(format!(
+            "scale {} is less than {}",
+            point.scale,
+            SCHEMAS.start()
+        )));
+    }
+    let shift = point.scale.saturating_sub(*SCHEMAS.end()).clamp(0, 63) as u32;
+    let threshold = point.zero_threshold;
+    Ok(Amount::Native(Histogram {
+        schema: point.scale.min(*SCHEMAS.end()),
         count: point.count as f64,
-        sum: point.sum,
-    })
+        sum: point.sum.unwrap_or_default(),
+        zero_threshold: if threshold > 0.0 { threshold } else { ZERO_THRESHOLD },
+        zero_count: point.zero_count as f64,
+        positive: side(point.positive.as_ref(), shift)?,
+        negative: side(point.negative.as_ref(), shift)?,
+        ..Histogram::default()
+    }))
 }
 
-fn side(buckets: Option<&Buckets>) -> impl Iterator<Item = (i64, f64)> {
+/// Buckets in use, made coarser by so many halvings. OpenTelemetry names a bucket by its lower edge, Prometheus by its upper one.
+fn side(buckets: Option<&Buckets>, shift: u32) -> Result<Vec<(i32, f64)>, Refusal> {
     let (offset, counts) = buckets.map_or((0, &[][..]), |b| (i64::from(b.offset), &b.bucket_counts[..]));
-    let indexed = counts.iter().enumerate();
-    indexed.map(move |(i, n)| (offset + i as i64, *n as f64))
+    let mut side: Vec<(i32, f64)> = vec![];
+    for (at, n) in (offset..).zip(counts).filter(|(_, n)| **n > 0) {
+        let index = i32::try_from((at >> shift) + 1);
+        let index = index.map_err(|_| bad_buckets(format!("bucket {at} is beyond all numbers")))?;
+        match side.last_mut() {
+            Some((last, more)) if *last == index => *more += *n as f64,
+            _ => side.push((index, *n as f64)),
+        }
+    }
+    Ok(side)
 }
 
 #[cfg(test)]
@@ -528,15 +595,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn buckets_of_any_scale_hold_all_counts_and_stay_few(
+        fn buckets_of_any_scale_hold_all_counts(
             scale in -20i32..25, offset: i32, counts in proptest::collection::vec(0u64..100, 0..2000),
         ) {
             let sent: u64 = counts.iter().sum();
-            if let Ok(Amount::Histogram { buckets, .. }) = exponential(&point(scale, offset, counts)) {
-                prop_assert!(buckets.len() <= 2 * HISTOGRAM_BUCKETS_MAX + 2);
-                // What lies beyond all doubles is in +Inf only.
-                prop_assert!(buckets.values().sum::<f64>() <= 2.0 * sent as f64);
-                prop_assert!(buckets.keys().all(|b| b.0.is_finite()));
+            if let Ok(Amount::Native(h)) = exponential(&point(scale, offset, counts)) {
+                prop_assert_eq!(h.schema, scale.min(8));
+                let all = |side: &[(i32, f64)]| side.iter().map(|(_, n)| n).sum::<f64>();
+                prop_assert_eq!((all(&h.positive), all(&h.negative)), (sent as f64, sent as f64));
+                prop_assert!(h.positive.is_sorted_by(|a, b| a.0 < b.0));
+            } else {
+                prop_assert!(scale < -4 || offset > i32::MAX - 2001);
             }
         }
 
@@ -609,16 +678,66 @@ mod tests {
 
     #[test]
     fn a_finer_scale_is_merged_without_moving_a_count() {
-        let got = exponential(&point(4, 16, vec![1; 16])).unwrap();
-        let Amount::Histogram { buckets, .. } = got else {
-            panic!("{got:?}")
+        let got = exponential(&point(10, 64, vec![1; 16])).unwrap();
+        let Amount::Native(h) = got else { panic!("{got:?}") };
+        assert_eq!(h.to_line().unwrap(), "h1 s=8 c=16 zt=1e-128 p=17:4,4,4,4 n=17:4,4,4,4");
+    }
+
+    #[test]
+    fn exponential_histograms_are_lines_of_their_series() {
+        let of = |temporality: u8, points: &str| {
+            format!(
+                r#"{{"resourceMetrics":[{{"resource":{{"attributes":[{{"key":"service.name","value":{{"stringValue":"shop"}}}}]}},
+                "scopeMetrics":[{{"metrics":[{{"name":"took","unit":"s","exponentialHistogram":
+                    {{"aggregationTemporality":{temporality},"dataPoints":[{points}]}}}}]}}]}}]}}"#
+            )
         };
-        let positive: Vec<_> = buckets
-            .iter()
-            .filter(|(b, _)| b.0 > 0.0)
-            .map(|(b, n)| format!("{:.3}:{n}", b.0))
-            .collect();
-        assert_eq!(positive, ["2.000:0", "2.378:4", "2.828:4", "3.364:4", "4.000:4"]);
+        let point = |at: u64, more: &str| {
+            let start = at - 1;
+            format!(
+                r#"{{"startTimeUnixNano":"{start}000000000","timeUnixNano":"{at}000000000","count":"3","sum":2.5,"scale":1,"zeroCount":"1",
+                "positive":{{"offset":-1,"bucketCounts":["2"]}}{more}}}"#
+            )
+        };
+        let exemplar = r#","exemplars":[{"timeUnixNano":"1000000000","asDouble":0.7,"traceId":"5b8efff798038103d269b633813fc60c"}]"#;
+        let bodies = [
+            of(2, &point(10, exemplar)),
+            of(2, &point(11, r#","flags":1"#)),
+            // Deltas add up; the first one begins with nothing.
+            of(1, &[point(20, ""), point(21, "")].join(",")),
+            of(0, &point(30, "")),
+            of(2, r#"{"timeUnixNano":"40000000000","scale":-5}"#),
+        ];
+        let (tenant, mut deltas, mut shown) = (TenantId::default(), DeltaState::new(100), String::new());
+        for body in bodies {
+            let request = crate::otlp::from_json(crate::Protocol::OtlpMetrics, body.as_bytes()).unwrap();
+            let adapted = adapt(&tenant, request, &LIMITS, &mut deltas);
+            for r in adapted.rejected.listed() {
+                shown += &format!("{}: {}\n", r.code, r.why);
+            }
+            for s in adapted.batch.streams {
+                shown += &format!("{}\n", s.labels);
+                for l in s.lines {
+                    shown += &format!("  {} {}\n", l.at.as_ms(), String::from_utf8_lossy(&l.line));
+                }
+            }
+        }
+        expect_test::expect![[r#"
+            took_seconds{hindcast_trace="histogram", instance="shop", job="shop"}
+              10000 h1 s=1 c=3 sum=2.5 zt=1e-128 zc=1 p=0:2
+            {hindcast_metric="took_seconds", hindcast_trace="exemplar"}
+              1000 {"series":{"__name__":"took_seconds","instance":"shop","job":"shop"},"value":"0.7"}
+            took_seconds{hindcast_trace="histogram", instance="shop", job="shop"}
+              11000 h1 stale
+            took_seconds{hindcast_trace="histogram", instance="shop", job="shop"}
+              19000 h1 s=1 zt=1e-128 r=r
+              20000 h1 s=1 c=3 sum=2.5 zt=1e-128 zc=1 p=0:2
+            took_seconds{hindcast_trace="histogram", instance="shop", job="shop"}
+              21000 h1 s=1 c=6 sum=5 zt=1e-128 zc=2 p=0:4
+            unknown_temporality: its aggregation temporality is neither delta nor cumulative
+            bad_buckets: its buckets are not readable: scale -5 is less than -4
+        "#]]
+        .assert_eq(&shown);
     }
 
     #[test]
@@ -634,14 +753,7 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(explicit(&falling), Err(bad_buckets("the bounds do not rise")));
-        assert!(exponential(&point(-12, 0, vec![1])).is_err());
-        assert!(
-            exponential(&point(
-                0,
-                0,
-                [vec![1], vec![0; HISTOGRAM_BUCKETS_MAX], vec![1]].concat()
-            ))
-            .is_err()
-        );
+        assert!(exponential(&point(-5, 0, vec![1])).is_err());
+        assert!(exponential(&point(0, i32::MAX, vec![1])).is_err());
     }
 }

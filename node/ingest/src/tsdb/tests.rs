@@ -391,6 +391,15 @@ impl Sink for Heard {
         self.rows.push((labels.to_string(), at_ms, value.to_bits()));
         Flow::Continue(())
     }
+    /// Its line stands with the labels.
+    fn native(&mut self, labels: &Labels, at_ms: i64, histogram: Option<&hindcast_model::Histogram>) -> Flow {
+        if self.rows.len() == self.rows_max {
+            return Flow::Break(());
+        }
+        let line = histogram.map_or_else(|| "stale".to_owned(), |h| h.to_line().unwrap());
+        self.rows.push((format!("{labels} {line}"), at_ms, 0));
+        Flow::Continue(())
+    }
     fn at(&mut self, place: &Place, tally: &Tally, _: u64) -> Flow {
         self.place = *place;
         self.tally = tally.clone();
@@ -653,7 +662,7 @@ fn histograms(is_float: bool, samples: &[Hist]) -> Vec<u8> {
 }
 
 #[test]
-fn native_histograms_of_chunks_become_classic_ones() {
+fn native_histograms_of_chunks_are_told() {
     let stale = f64::from_bits(STALE_NAN_BITS);
     let samples = || {
         vec![
@@ -685,40 +694,11 @@ fn native_histograms_of_chunks_become_classic_ones() {
     check(
         &shown[0],
         expect![[r#"
-        h_bucket{job="j", le="-0.7071067811865476"} 1000 2
-        h_bucket{job="j", le="0.0009765625"} 1000 3
-        h_bucket{job="j", le="0.7071067811865476"} 1000 3
-        h_bucket{job="j", le="1"} 1000 4
-        h_bucket{job="j", le="1.4142135623730951"} 1000 6
-        h_bucket{job="j", le="2"} 1000 6
-        h_bucket{job="j", le="2.8284271247461903"} 1000 9
-        h_bucket{job="j", le="+Inf"} 1000 9
-        h_sum{job="j"} 1000 12.5
-        h_count{job="j"} 1000 9
-        h_bucket{job="j", le="-0.7071067811865476"} 2000 2
-        h_bucket{job="j", le="0.0009765625"} 2000 3
-        h_bucket{job="j", le="0.7071067811865476"} 2000 3
-        h_bucket{job="j", le="1"} 2000 5
-        h_bucket{job="j", le="1.4142135623730951"} 2000 8
-        h_bucket{job="j", le="2"} 2000 8
-        h_bucket{job="j", le="2.8284271247461903"} 2000 12
-        h_bucket{job="j", le="+Inf"} 2000 12
-        h_sum{job="j"} 2000 14.5
-        h_count{job="j"} 2000 12
-        h_bucket{job="j", le="-0.7071067811865476"} 3500 3
-        h_bucket{job="j", le="0.0009765625"} 3500 4
-        h_bucket{job="j", le="0.7071067811865476"} 3500 4
-        h_bucket{job="j", le="1"} 3500 14
-        h_bucket{job="j", le="1.4142135623730951"} 3500 18
-        h_bucket{job="j", le="2"} 3500 18
-        h_bucket{job="j", le="2.8284271247461903"} 3500 30
-        h_bucket{job="j", le="+Inf"} 3500 30
-        h_sum{job="j"} 3500 20
-        h_count{job="j"} 3500 30
-        h_bucket{job="j", le="+Inf"} 4500 NaN
-        h_sum{job="j"} 4500 NaN
-        h_count{job="j"} 4500 NaN
-    "#]],
+            h{job="j"} h1 s=1 c=9 sum=12.5 zt=0.0009765625 zc=1 p=0:1,2,0,3 n=0:2 1000 0
+            h{job="j"} h1 s=1 c=12 sum=14.5 zt=0.0009765625 zc=1 p=0:2,3,0,4 n=0:2 2000 0
+            h{job="j"} h1 s=1 c=30 sum=20 zt=0.0009765625 zc=1 p=0:10,4,0,12 n=0:3 3500 0
+            h{job="j"} stale 4500 0
+        "#]],
     );
 }
 

@@ -10,10 +10,9 @@ use super::head::{self, HeadChunk, HeadFile};
 use super::index::{Index, Series};
 use super::wal::{self, Row, Segment};
 use super::{Damage, Finding, NAMES_MAX, SERIES_TABLE_BYTES_MAX, TOMBSTONES_MAX};
-use crate::histogram;
-use crate::remote_write::native::Native;
+use crate::remote_write::native::{Native, line_of};
 use hindcast_env::{Disk, DiskError};
-use hindcast_model::{Labels, STALE_NAN_BITS};
+use hindcast_model::{Histogram, Labels};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use xxhash_rust::xxh3::Xxh3;
@@ -88,6 +87,8 @@ impl Tally {
 /// Who is told.
 pub trait Sink {
     fn row(&mut self, labels: &Labels, at_ms: i64, value: f64) -> Flow;
+    /// A native histogram; `None`: the series ended.
+    fn native(&mut self, labels: &Labels, at_ms: i64, histogram: Option<&Histogram>) -> Flow;
     /// All rows before this place were told.
     fn at(&mut self, place: &Place, tally: &Tally, bytes: u64) -> Flow;
     fn found(&mut self, finding: Finding);
@@ -473,32 +474,23 @@ impl Run<'_> {
 
     /// As remote write takes them.
     fn native(&mut self, labels: &Labels, at_ms: i64, native: &Native) -> Flow {
-        let held = match native.held() {
-            Ok(held) => held,
+        // What has no line is refused by whoever stores it.
+        match native
+            .histogram()
+            .and_then(|h| h.as_ref().map_or(Ok(()), |h| line_of(h).map(drop)).map(|()| h))
+        {
+            Ok(histogram) => {
+                self.tally.histograms += 1;
+                self.sink.native(labels, at_ms, histogram.as_ref())
+            }
             Err(why) => {
                 self.tally.histograms_refused += 1;
                 if self.tally.histograms_why.is_empty() {
                     self.tally.histograms_why = format!("{labels}: {why}");
                 }
-                return GO_ON;
+                GO_ON
             }
-        };
-        self.tally.histograms += 1;
-        let stale = native.is_stale();
-        let mut flow = GO_ON;
-        histogram::rows(
-            labels,
-            &held.buckets(),
-            native.count,
-            Some(native.sum),
-            |labels, value| {
-                let value = if stale { f64::from_bits(STALE_NAN_BITS) } else { value };
-                if flow.is_continue() {
-                    flow = self.sink.row(&labels, at_ms, value);
-                }
-            },
-        );
-        flow
+        }
     }
 
     fn head(&mut self) -> Flow {

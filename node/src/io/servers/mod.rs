@@ -44,7 +44,7 @@ use hindcast_ingest::{
 use hindcast_masking::{InForce, Masker};
 use hindcast_model::ids::BadTenant;
 use hindcast_model::{Batch, BatchId, Class, Classify, LogLine, SpanNs, StreamBlock, TenantId, TimestampNs};
-use hindcast_proto::trace::{EXEMPLAR, TRACE_LABEL};
+use hindcast_proto::trace::{EXEMPLAR, NATIVE, TRACE_LABEL};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
@@ -175,7 +175,7 @@ struct ReadOwn {
 }
 
 fn costs_of(batch: &Batch) -> Costs {
-    costs(batch.samples(), log_bytes(batch))
+    costs(batch.samples() + natives(batch), log_bytes(batch))
 }
 
 fn is_of_exemplars(stream: &StreamBlock) -> bool {
@@ -184,10 +184,23 @@ fn is_of_exemplars(stream: &StreamBlock) -> bool {
 
 /// Bytes of a batch's lines with their metadata, as limits count them: without exemplars, which are none that anybody writes.
 fn log_bytes(batch: &Batch) -> usize {
-    let streams = batch.streams.iter().filter(|s| !is_of_exemplars(s));
-    let lines = streams.flat_map(|s| &s.lines);
+    let streams = batch.streams.iter();
+    let lines = streams
+        .filter(|s| !is_native(&s.labels) && !is_of_exemplars(s))
+        .flat_map(|s| &s.lines);
     let of = |l: &LogLine| l.line.len() + l.metadata.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>();
     lines.map(of).sum()
+}
+
+/// Whether the lines of a stream are native histograms.
+fn is_native(stream: &hindcast_model::Labels) -> bool {
+    stream.get(TRACE_LABEL) == Some(NATIVE)
+}
+
+/// Native histograms of a batch: each is a sample.
+fn natives(batch: &Batch) -> u64 {
+    let natives = batch.streams.iter().filter(|s| is_native(&s.labels));
+    natives.map(|s| s.lines.len() as u64).sum()
 }
 
 /// Takes out the ids of spans, with their places. They are nobody's data, and some of them look like the number of a card:
@@ -307,8 +320,11 @@ impl IngestState {
     /// what is hidden lies across the cut. `mark` says so in the metadata.
     fn mask(&self, batch: &mut Batch, bounds: &Bounds, mark: Option<&str>) {
         self.mask_whole(batch);
-        // The line of an exemplar names a series: a part of it would name none.
-        let lines = batch.streams.iter_mut().filter(|s| !is_of_exemplars(s));
+        // The line of an exemplar names a series, and that of a histogram is one: a part of it would be none.
+        let lines = batch
+            .streams
+            .iter_mut()
+            .filter(|s| !is_native(&s.labels) && !is_of_exemplars(s));
         let cut = lines.map(|s| bounds.cut_lines(&mut s.lines, mark));
         self.tenants.cut(cut.sum());
     }
@@ -319,7 +335,9 @@ impl IngestState {
             return;
         };
         let mut session = masker.session();
-        for stream in &mut batch.streams {
+        // Numbers are nobody's data: nothing of a native histogram is masked.
+        let of_lines = batch.streams.iter_mut().filter(|s| !is_native(&s.labels));
+        for stream in of_lines {
             let ids = take_ids_of_spans(stream);
             let mut series = vec![];
             if is_of_exemplars(stream) {
@@ -436,14 +454,15 @@ impl IngestState {
                 lines_cut,
             }) => {
                 let tenant = intake.tenant.clone();
-                let costs = costs(intake.samples, intake.text_bytes());
+                // A histogram is a sample, not a line.
+                let costs = costs(intake.samples + native.histograms, intake.text_bytes() - native.bytes);
                 if let Err(why) = self.charge(&tenant, &costs) {
                     self.counters.failed(protocol, "too_fast");
                     return Err(why.into());
                 }
                 self.refused(protocol, &tenant, &rejected);
                 self.tenants.cut(lines_cut);
-                let samples = intake.samples.saturating_sub(native.rows);
+                let samples = intake.samples;
                 // Nothing to store is nothing to commit: an empty request, or one that was refused in all parts.
                 let written = if intake.is_empty() {
                     Ok(Written::default())
@@ -534,8 +553,9 @@ impl IngestState {
         let read = request.map(|r| {
             let exemplars = otlp::metrics::describe(tenant, &r, &limits, &self.described, &mut beside.due);
             let adapted = otlp::metrics::adapt(tenant, r, &limits, &mut self.deltas.lock());
-            // They are the only lines of metrics.
-            beside.exemplars = adapted.batch.streams.iter().map(|s| s.lines.len() as u64).sum();
+            let lines: u64 = adapted.batch.streams.iter().map(|s| s.lines.len() as u64).sum();
+            // There are no other lines of metrics.
+            beside.exemplars = lines - natives(&adapted.batch);
             beside.exemplars_left_out = exemplars - beside.exemplars;
             adapted
         });

@@ -8,11 +8,11 @@ use crate::io::peers::Peers;
 use crate::write::BatchSink;
 use bytes::Bytes;
 use hindcast_env::Clock;
-use hindcast_ingest::new_series::{New, NewSeries, Tally, WidestLabel, key_of};
+use hindcast_ingest::new_series::{NewSeries, Tally, WidestLabel, key_of};
 use hindcast_ingest::rates::{Buckets, Costs, Counted, Rates, TooFast, share};
 use hindcast_ingest::tenant_limits::{Limits, LimitsInForce, Rate};
 use hindcast_ingest::{Bounds, Ids, Naming, Refusal, Rejections};
-use hindcast_model::{Class, Classify, Labels, NodeId, Owner, SpanNs, TenantId};
+use hindcast_model::{Class, Classify, Labels, NodeId, Owner, ShardId, SpanNs, TenantId};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -319,11 +319,10 @@ pub(super) struct SeriesGate {
 }
 
 impl NewSeries for SeriesGate {
-    fn admit(&self, naming: Naming, new: &[New<'_>]) -> Result<(), Refusal> {
-        let mut keys = new.iter().map(|(_, labels, owner)| key_of(labels, owner));
+    fn admit(&self, naming: Naming, shard: ShardId, labels: &Labels, owner: &Owner) -> Result<(), Refusal> {
+        let key = key_of(labels, owner);
         if naming == Naming::Defined {
-            let refused = self.refused.lock();
-            return keys.find_map(|key| refused.get(&key).cloned()).map_or(Ok(()), Err);
+            return self.refused.lock().get(&key).cloned().map_or(Ok(()), Err);
         }
         let ids = self.sink.ids();
         let series = self.tenants.series_of(&self.tenant);
@@ -340,7 +339,10 @@ impl NewSeries for SeriesGate {
             let (_, known) = ids.ids(shard, &self.tenant, false, &[(labels, owner)]);
             known.iter().any(Option::is_some)
         };
-        if series.tally.admit(new, self.max, since, is_known, now) {
+        if series
+            .tally
+            .admit((shard, labels, owner), self.max, since, is_known, now)
+        {
             return Ok(());
         }
         series.refused = true;
@@ -351,7 +353,7 @@ impl NewSeries for SeriesGate {
             max: self.max,
             widest: series.widest.clone(),
         };
-        self.refused.lock().extend(keys.map(|key| (key, why.clone())));
+        self.refused.lock().insert(key, why.clone());
         Err(why)
     }
 }

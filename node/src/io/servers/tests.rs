@@ -773,12 +773,7 @@ async fn otlp_over_http_and_grpc_is_stored_alike_and_reports_partial_success() {
         latency_milliseconds_bucket{instance="web-1", job="shop", le="+Inf"} = 3@1700000000.000
         latency_milliseconds_sum{instance="web-1", job="shop"} = 12@1700000000.000
         latency_milliseconds_count{instance="web-1", job="shop"} = 3@1700000000.000
-        sizes_bytes_bucket{instance="web-1", job="shop", le="0"} = 1@1700000000.000
-        sizes_bytes_bucket{instance="web-1", job="shop", le="4"} = 1@1700000000.000
-        sizes_bytes_bucket{instance="web-1", job="shop", le="8"} = 3@1700000000.000
-        sizes_bytes_bucket{instance="web-1", job="shop", le="+Inf"} = 3@1700000000.000
-        sizes_bytes_sum{instance="web-1", job="shop"} = 10@1700000000.000
-        sizes_bytes_count{instance="web-1", job="shop"} = 3@1700000000.000
+        sizes_bytes{hindcast_trace="histogram", instance="web-1", job="shop"} "h1 s=0 c=3 sum=10 zt=1e-128 zc=1 p=3:2" []
         hindcast_metric_info{metric="sizes_bytes", type="histogram", unit="bytes"} = 1700000000@1700000000.000
         hindcast_metric_info{metric="requests_total", type="counter"} = 1700000000@1700000000.000
         hindcast_metric_info{metric="latency_milliseconds", type="histogram", unit="milliseconds"} = 1700000000@1700000000.000

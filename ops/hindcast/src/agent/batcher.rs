@@ -3,7 +3,7 @@
 //! Pure. A request is full at [`BATCH_SAMPLES_MAX`] samples, [`BATCH_LINES_MAX`] lines or about [`BATCH_BYTES_MAX`]
 //! bytes. Its sequence counts from 1, so that equal input gives equal requests: what makes a repeated import harmless.
 
-use hindcast_model::Labels;
+use hindcast_model::{Histogram, Labels};
 use hindcast_proto::edge::labels_to_wire;
 use hindcast_proto::v1;
 use std::collections::BTreeMap;
@@ -31,6 +31,7 @@ pub struct Batcher {
     seq: u64,
     resource: Vec<v1::Label>,
     series: BTreeMap<Labels, Vec<v1::Point>>,
+    natives: BTreeMap<Labels, Vec<Vec<u8>>>,
     streams: BTreeMap<Labels, Vec<v1::Line>>,
     samples: usize,
     lines: usize,
@@ -60,6 +61,7 @@ impl Batcher {
             seq,
             resource: resource.iter().map(|(n, v)| label(n, v)).collect(),
             series: BTreeMap::new(),
+            natives: BTreeMap::new(),
             streams: BTreeMap::new(),
             samples: 0,
             lines: 0,
@@ -82,6 +84,21 @@ impl Batcher {
         }
         self.samples += 1;
         self.bytes += POINT_BYTES;
+        self.cut_when_full()
+    }
+
+    /// Takes a native histogram, `None` where its series ended; gives the request that it filled.
+    pub fn native(&mut self, labels: &Labels, at_ms: i64, histogram: Option<&Histogram>) -> Option<v1::WriteRequest> {
+        let message = hindcast_proto::native::message(histogram, at_ms);
+        self.samples += 1;
+        self.bytes += message.len() + POINT_BYTES;
+        match self.natives.get_mut(labels) {
+            Some(messages) => messages.push(message),
+            None => {
+                self.bytes += labels_bytes(labels);
+                self.natives.insert(labels.clone(), vec![message]);
+            }
+        }
         self.cut_when_full()
     }
 
@@ -138,6 +155,13 @@ impl Batcher {
                     points,
                 })
                 .collect(),
+            histograms: std::mem::take(&mut self.natives)
+                .into_iter()
+                .map(|(labels, histograms)| v1::HistogramSeries {
+                    labels: labels_to_wire(&labels),
+                    histograms: histograms.into_iter().map(Into::into).collect(),
+                })
+                .collect(),
             streams: std::mem::take(&mut self.streams)
                 .into_iter()
                 .map(|(labels, lines)| v1::Stream {
@@ -152,9 +176,10 @@ impl Batcher {
 
 /// Samples and lines in a request.
 pub fn items(request: &v1::WriteRequest) -> (u64, u64) {
-    let samples = request.series.iter().map(|s| s.points.len() as u64).sum();
+    let floats: u64 = request.series.iter().map(|s| s.points.len() as u64).sum();
+    let natives: u64 = request.histograms.iter().map(|s| s.histograms.len() as u64).sum();
     let lines = request.streams.iter().map(|s| s.lines.len() as u64).sum();
-    (samples, lines)
+    (floats + natives, lines)
 }
 
 #[cfg(test)]
@@ -164,6 +189,32 @@ mod tests {
     use hindcast_model::resource::metric;
     use proptest::prelude::*;
     use prost::Message;
+
+    #[test]
+    fn native_histograms_travel_beside_samples_and_are_counted_with_them() {
+        let labels = metric("h", &[]);
+        let one = Histogram {
+            count: 2.0,
+            positive: vec![(1, 2.0)],
+            ..Histogram::default()
+        };
+        let mut batcher = Batcher::new("w", &[]);
+        assert!(batcher.sample(&labels, 1, 1.0).is_none());
+        assert!(batcher.native(&labels, 2, Some(&one)).is_none());
+        assert!(batcher.native(&labels, 3, None).is_none());
+        let request = batcher.finish().unwrap();
+        assert_eq!(items(&request), (3, 0));
+        assert_eq!(
+            (
+                request.series.len(),
+                request.histograms.len(),
+                request.histograms[0].histograms.len()
+            ),
+            (1, 1, 2)
+        );
+        let full = (0..).find_map(|at| batcher.native(&labels, at, Some(&one))).unwrap();
+        assert_eq!(items(&full), (BATCH_SAMPLES_MAX as u64, 0));
+    }
 
     #[test]
     fn a_request_is_cut_at_each_of_its_bounds() {

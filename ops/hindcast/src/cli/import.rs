@@ -157,7 +157,7 @@ fn of_tsdb(tally: &Tally) -> String {
             text += &format!(", {n} {what}");
         }
     };
-    more(tally.histograms, "native histograms as classic ones");
+    more(tally.histograms, "native histograms");
     more(tally.in_blocks, "samples of the head that blocks have, too");
     more(tally.deleted, "samples that were deleted (left out)");
     more(tally.exemplars, "exemplars (not kept)");

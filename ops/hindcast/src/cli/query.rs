@@ -429,7 +429,10 @@ fn shown_values(
         .into_iter()
         .map(|s| (edge::labels_from_wire(s.labels), s.points))
         .collect();
-    let value = |v: f64| hindcast_query::number::go_fixed(v);
+    let value = |p: &v1::ResultPoint| match p.histogram.as_str() {
+        "" => hindcast_query::number::go_fixed(p.value()),
+        histogram => histogram.to_owned(),
+    };
     let mut out = String::new();
     match format {
         Format::Json => {
@@ -438,7 +441,10 @@ fn shown_values(
                 .map(|(labels, points)| {
                     let points: Vec<_> = points
                         .iter()
-                        .map(|p| json!([p.at_ms, number_json(p.value())]))
+                        .map(|p| match p.histogram.as_str() {
+                            "" => json!([p.at_ms, number_json(p.value())]),
+                            histogram => json!([p.at_ms, histogram]),
+                        })
                         .collect();
                     json!({"labels": labels_json(labels), "points": points})
                 })
@@ -453,7 +459,7 @@ fn shown_values(
             for (labels, points) in &series {
                 for p in points {
                     let at = rfc3339(TimestampNs::from_ms(p.at_ms));
-                    let _ = writeln!(out, "{},{at},{}", csv_field(&labels.to_string()), value(p.value()));
+                    let _ = writeln!(out, "{},{at},{}", csv_field(&labels.to_string()), csv_field(&value(p)));
                 }
             }
         }
@@ -465,12 +471,7 @@ fn shown_values(
                 for (labels, points) in &series {
                     let _ = writeln!(out, "{labels}");
                     for p in points {
-                        let _ = writeln!(
-                            out,
-                            "  {}  {}",
-                            rfc3339(TimestampNs::from_ms(p.at_ms)),
-                            value(p.value())
-                        );
+                        let _ = writeln!(out, "  {}  {}", rfc3339(TimestampNs::from_ms(p.at_ms)), value(p));
                     }
                 }
             }
@@ -479,7 +480,7 @@ fn shown_values(
                 let width = names.iter().map(|n| n.chars().count()).max().unwrap_or(0);
                 for (name, (_, points)) in names.iter().zip(&series) {
                     for p in points {
-                        let _ = writeln!(out, "{name:<width$}  {}", value(p.value()));
+                        let _ = writeln!(out, "{name:<width$}  {}", value(p));
                     }
                 }
             }
@@ -550,6 +551,7 @@ mod tests {
             points: vec![v1::ResultPoint {
                 at_ms: 1500,
                 value: Some(value),
+                histogram: String::new(),
             }],
         };
         vec![series("a", 1.0), series("a, \"b\"", f64::NAN)]

@@ -110,7 +110,7 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     (
         "hindcast_ingest_lines_total",
         "counter",
-        "Log lines that were stored, counted where they came in.",
+        "Lines that were stored, counted where they came in: of logs, spans, exemplars and native histograms.",
     ),
     (
         "hindcast_ingest_metadata_left_out_total",

@@ -9,7 +9,7 @@ use crate::import::resume::Mark;
 use crate::import::{FOUND_SHOWN_MAX, ImportError, ImportReport, joined};
 use hindcast_env::io::RealDisk;
 use hindcast_ingest::tsdb::{Finding, Flow, NoWalk, Place, Sink, Tally, Walk};
-use hindcast_model::Labels;
+use hindcast_model::{Histogram, Labels};
 use hindcast_proto::v1;
 use indicatif::ProgressBar;
 use std::path::Path;
@@ -22,7 +22,7 @@ const READ_AHEAD_MAX: usize = 4;
 /// What the reading thread tells.
 enum Told {
     /// A batch, and a place that it and those before it reach.
-    Batch(v1::WriteRequest, Place, Tally),
+    Batch(Box<v1::WriteRequest>, Place, Tally),
     Found(Finding),
     Ended(Tally),
 }
@@ -172,8 +172,15 @@ impl Feeder {
         }
     }
 
+    /// Keeps the labels of a series as they are sent: its rows follow each other.
+    fn remember(&mut self, labels: &Labels) {
+        if self.last.as_ref().is_none_or(|(own, _)| own != labels) {
+            self.last = Some((labels.clone(), joined(labels.clone(), &self.given)));
+        }
+    }
+
     fn batch(&self, batch: v1::WriteRequest) -> Flow {
-        self.tell(Told::Batch(batch, self.place, self.tally.clone()))
+        self.tell(Told::Batch(Box::new(batch), self.place, self.tally.clone()))
     }
 
     fn end(&mut self) {
@@ -186,13 +193,22 @@ impl Feeder {
 
 impl Sink for Feeder {
     fn row(&mut self, labels: &Labels, at_ms: i64, value: f64) -> Flow {
-        if self.last.as_ref().is_none_or(|(own, _)| own != labels) {
-            self.last = Some((labels.clone(), joined(labels.clone(), &self.given)));
-        }
+        self.remember(labels);
         let Some((_, labels)) = &self.last else {
             return Flow::Continue(());
         };
         match self.batcher.sample(labels, at_ms, value) {
+            Some(full) => self.batch(full),
+            None => Flow::Continue(()),
+        }
+    }
+
+    fn native(&mut self, labels: &Labels, at_ms: i64, histogram: Option<&Histogram>) -> Flow {
+        self.remember(labels);
+        let Some((_, labels)) = &self.last else {
+            return Flow::Continue(());
+        };
+        match self.batcher.native(labels, at_ms, histogram) {
             Some(full) => self.batch(full),
             None => Flow::Continue(()),
         }
