@@ -264,11 +264,18 @@ impl Fetch<'_> {
         let floats = load::series(floats, self.options, self.limits.series_max)?;
         let mut floats: BTreeMap<Labels, Raw> = floats.into_iter().map(|raw| (raw.labels.clone(), raw)).collect();
         let mut reducer = Reducer::default();
-        let columns = natives.into_iter().filter_map(|(_, raw)| {
+        let mut columns = vec![];
+        for (_, raw) in natives {
             let all = native::merged(floats.remove(&raw.labels), raw);
-            all.reduced(&mut reducer, reduction, said)
-        });
-        Ok((columns.collect(), completeness, old))
+            let column = all.reduced(&mut reducer, reduction, said);
+            let made = column.iter().flat_map(|c| c.natives.iter().flatten().flatten());
+            if self.budget.computed(made.map(|h| h.weight()).sum()).is_break() {
+                break;
+            }
+            columns.extend(column);
+        }
+        self.check_budget()?;
+        Ok((columns, completeness, old))
     }
 
     /// Columns of series whose samples lie in several places: rows between each other's, so that of windows no more is

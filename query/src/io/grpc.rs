@@ -71,7 +71,8 @@ fn series(
     let mut points: Vec<v1::ResultPoint> = points.into_iter().map(point).collect();
     points.extend(histograms.iter().map(|(at, h)| v1::ResultPoint {
         at_ms: at.as_ms(),
-        value: None,
+        // Who does not know histograms is not to see a zero.
+        value: Some(f64::NAN),
         histogram: go_histogram(h),
     }));
     points.sort_by_key(|p| p.at_ms);

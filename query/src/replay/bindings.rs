@@ -11,9 +11,10 @@
 //! Counters are read over two minutes: long enough for sources that report once a minute.
 
 use hindcast_model::{Domain, Kind};
+use std::sync::LazyLock;
 
 /// The newest revision.
-pub const REVISION: u32 = 1;
+pub const REVISION: u32 = 2;
 
 /// One signal: what it is called, whose it is, where it may be found.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +58,11 @@ pub enum Source {
 
 /// The signals of a revision, by name.
 pub fn table(revision: u32) -> Option<&'static [Signal]> {
-    (revision == 1).then_some(REVISION_1)
+    match revision {
+        1 => Some(REVISION_1),
+        2 => Some(&REVISION_2),
+        _ => None,
+    }
 }
 
 /// The domain of a signal by its name; hypervisors are a sub-domain of servers.
@@ -510,6 +515,107 @@ const REVISION_1: &[Signal] = signals! {
     ]
 };
 
+/// A quantile of the server's request duration: of native histograms, and of what is counted by spans.
+macro_rules! quantiles {
+    ($q:literal) => {
+        &[
+            otel(concat!(
+                "histogram_quantile(",
+                $q,
+                ", sum by (__owner__) (rate(http_server_request_duration_seconds[2m])))"
+            )),
+            otel(concat!(
+                "histogram_quantile(",
+                $q,
+                r#", sum by (__owner__, le) (rate(traces_span_metrics_duration_seconds_bucket{span_kind="SPAN_KIND_SERVER"}[2m])))"#
+            )),
+        ]
+    };
+}
+
+/// Behind the entries of revision 1: native histograms, what nodes count by spans, and devices that nodes poll themselves.
+const ADDED_IN_2: &[(&str, &[Entry])] = &[
+    (
+        "apm.dep.errors",
+        &[otel_by(
+            &["server_address"],
+            r#"histogram_count(sum by (__owner__, server_address) (rate(http_client_request_duration_seconds{error_type!=""}[2m]))) or histogram_count(sum by (__owner__, server_address) (rate(db_client_operation_duration_seconds{error_type!=""}[2m])))"#,
+        )],
+    ),
+    (
+        "apm.dep.latency",
+        &[otel_by(
+            &["server_address"],
+            "histogram_avg(sum by (__owner__, server_address) (rate(http_client_request_duration_seconds[2m]))) or histogram_avg(sum by (__owner__, server_address) (rate(db_client_operation_duration_seconds[2m])))",
+        )],
+    ),
+    (
+        "apm.gc.time",
+        &[otel(
+            "histogram_sum(sum by (__owner__) (rate(jvm_gc_duration_seconds[2m])))",
+        )],
+    ),
+    (
+        "apm.pool.wait",
+        &[otel_by(
+            &["db_client_connection_pool_name"],
+            "histogram_avg(sum by (__owner__, db_client_connection_pool_name) (rate(db_client_connection_wait_time_seconds[2m])))",
+        )],
+    ),
+    (
+        "apm.req.errors",
+        &[
+            otel(
+                r#"histogram_count(sum by (__owner__) (rate(http_server_request_duration_seconds{error_type!=""}[2m])))"#,
+            ),
+            otel(
+                r#"histogram_count(sum by (__owner__) (rate(http_server_request_duration_seconds{http_response_status_code=~"5.."}[2m])))"#,
+            ),
+            otel(
+                r#"sum by (__owner__) (rate(traces_span_metrics_calls_total{span_kind="SPAN_KIND_SERVER",status_code="STATUS_CODE_ERROR"}[2m]))"#,
+            ),
+        ],
+    ),
+    ("apm.req.p50", quantiles!("0.5")),
+    ("apm.req.p95", quantiles!("0.95")),
+    ("apm.req.p99", quantiles!("0.99")),
+    (
+        "apm.req.rate",
+        &[
+            otel("histogram_count(sum by (__owner__) (rate(http_server_request_duration_seconds[2m])))"),
+            otel(r#"sum by (__owner__) (rate(traces_span_metrics_calls_total{span_kind="SPAN_KIND_SERVER"}[2m]))"#),
+        ],
+    ),
+    (
+        "dbms.stmt.calls",
+        &[otel_by(
+            &["db_query_summary"],
+            r#"topk by (__owner__) (10, histogram_count(sum by (__owner__, db_query_summary) (rate(db_client_operation_duration_seconds{db_query_summary!=""}[2m]))))"#,
+        )],
+    ),
+    (
+        "dbms.stmt.time",
+        &[otel_by(
+            &["db_query_summary"],
+            r#"topk by (__owner__) (10, histogram_sum(sum by (__owner__, db_query_summary) (rate(db_client_operation_duration_seconds{db_query_summary!=""}[2m]))))"#,
+        )],
+    ),
+    ("nms.reach", &[prom("max by (__owner__) (snmp_up)")]),
+];
+
+static REVISION_2: LazyLock<Vec<Signal>> = LazyLock::new(|| {
+    let added = |name: &str| ADDED_IN_2.iter().find(|(n, _)| *n == name).map(|(_, entries)| *entries);
+    let with = |signal: &Signal| match added(signal.name) {
+        None => *signal,
+        // Once in a process, for as long as it lives.
+        Some(entries) => Signal {
+            entries: [signal.entries, entries].concat().leak(),
+            ..*signal
+        },
+    };
+    REVISION_1.iter().map(with).collect()
+});
+
 const CPU_IOWAIT: [Entry; 3] = cpu_mode!("iowait", "iowait");
 const CPU_STEAL: [Entry; 3] = cpu_mode!("steal", "steal");
 const CPU_SYSTEM: [Entry; 3] = cpu_mode!("system", "system");
@@ -554,6 +660,19 @@ mod tests {
         }
         expect_test::expect!["30ec0b279c69cde464d52d34fd358dea370adade374ced7f65ce226982d64394"]
             .assert_eq(&h.finalize().to_hex());
+    }
+
+    #[test]
+    fn what_revision_2_adds_stands_behind_the_entries_of_revision_1() {
+        for ((one, two), n) in table(1).unwrap().iter().zip(table(2).unwrap()).zip(0..) {
+            assert_eq!((one.name, n), (two.name, n));
+            let added = ADDED_IN_2.iter().filter(|(name, _)| *name == one.name);
+            let added: usize = added.map(|(_, entries)| entries.len()).sum();
+            assert_eq!(two.entries.len(), one.entries.len() + added, "{}", one.name);
+            assert!(two.entries.iter().zip(one.entries).all(|(a, b)| a.expr == b.expr));
+        }
+        let known = |name: &str| table(1).unwrap().iter().any(|s| s.name == name);
+        assert!(ADDED_IN_2.iter().all(|(name, _)| known(name)));
     }
 
     #[test]

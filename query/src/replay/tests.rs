@@ -21,6 +21,7 @@ use hindcast_model::{
 };
 use hindcast_proto::history::{HistoryKind, HistoryRecord};
 use hindcast_proto::topology::TopologyRecord;
+use hindcast_proto::trace::{NATIVE, TRACE_LABEL};
 use hindcast_storage::read::{SeriesData, StreamCounts, StreamData};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -67,6 +68,7 @@ impl Shards for TwoWorlds {
 ///     T host|database|service|instance|device NAME          first seen
 ///     T edge FROM KIND TO                                    first seen
 ///     T sample NAME METRIC{a="b"} VALUE                      `stale` ends the series
+///     T histogram NAME METRIC{a="b"} LINE…                   a native one, as it is stored
 ///     T log NAME LEVEL TEXT…
 ///     T alert ID PHASE SEVERITY RESOURCE INCIDENT            `-` for none
 ///     T incident|ticket|delivery ID CHANGE RESOURCE|INCIDENT
@@ -118,6 +120,16 @@ impl Script {
                 for shard in self.worlds(late) {
                     shard.add_owned(&tenant(), labels.clone(), owner, [Sample { at, value }]);
                 }
+            }
+            ("histogram", [name, series, text @ ..]) => {
+                let line = LogLine {
+                    at,
+                    line: text.join(" ").into(),
+                    metadata: vec![],
+                };
+                let labels = series_labels(series).with("instance", name).with(TRACE_LABEL, NATIVE);
+                let owner = self.owner(name);
+                self.add_line(late, labels, owner, line);
             }
             ("log", [name, level, text @ ..]) => {
                 let line = LogLine {
@@ -424,7 +436,12 @@ fn a_story_is_told_frame_by_frame() {
 #[test]
 fn a_story_gives_the_same_bytes_for_ever() {
     let s = Script::new(STORY);
-    let frames = s.play(&s.spec(&["shop/1"], 600, 620), Loading::default()).unwrap();
+    // As it was made with the table of its day.
+    let spec = ReplaySpec {
+        binding_revision: 1,
+        ..s.spec(&["shop/1"], 600, 620)
+    };
+    let frames = s.play(&spec, Loading::default()).unwrap();
     let mut golden = String::new();
     for f in &frames {
         let hex: String = f.bytes.iter().map(|b| format!("{b:02x}")).collect();
@@ -575,6 +592,46 @@ fn counters_are_read_as_rates_per_object() {
           topology web-1
     "#]],
     );
+}
+
+#[test]
+fn a_service_of_native_histograms_or_of_spans_alone_has_its_signals() {
+    let script = r#"
+        0 service shop
+        0 service cart
+        0 device sw-1
+        0 histogram shop http_server_request_duration_seconds{http_route="/"} h1 s=0
+        60 histogram shop http_server_request_duration_seconds{http_route="/"} h1 s=0 c=60 sum=45 p=0:60
+        120 histogram shop http_server_request_duration_seconds{http_route="/"} h1 s=0 c=120 sum=90 p=0:120
+        0 sample cart traces_span_metrics_calls_total{span_kind="SPAN_KIND_SERVER",status_code="STATUS_CODE_ERROR"} 0
+        60 sample cart traces_span_metrics_calls_total{span_kind="SPAN_KIND_SERVER",status_code="STATUS_CODE_ERROR"} 30
+        120 sample cart traces_span_metrics_calls_total{span_kind="SPAN_KIND_SERVER",status_code="STATUS_CODE_ERROR"} 60
+        120 sample sw-1 snmp_up 1
+    "#;
+    check(
+        script,
+        &["shop", "cart", "sw-1"],
+        (120, 120),
+        expect![[r#"
+        120
+          APM [cart ok apm.req.errors#4=0.5 apm.req.rate#2=0.5] [shop ok apm.req.p50#1=0.7071067811865476 apm.req.p95#1=0.9659363289248455 apm.req.p99#1=0.9930924954370359 apm.req.rate#1=1]
+          NMS [sw-1 ok nms.reach#1=1]
+          topology cart shop sw-1
+    "#]],
+    );
+    // A replay that was made before plays as it did.
+    let s = Script::new(script);
+    let spec = ReplaySpec {
+        binding_revision: 1,
+        ..s.spec(&["shop", "cart", "sw-1"], 120, 120)
+    };
+    expect![[r#"
+        120
+          APM [cart nodata] [shop nodata]
+          NMS [sw-1 nodata]
+          topology cart shop sw-1
+    "#]]
+    .assert_eq(&s.shown(&spec));
 }
 
 #[test]

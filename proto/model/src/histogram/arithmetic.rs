@@ -40,7 +40,7 @@ impl Layout {
             layout.schema = layout.schema.min(h.schema);
             layout.zero_threshold = layout.zero_threshold.max(h.zero_threshold);
             if !same_bounds(&layout.custom, &h.custom) {
-                layout.custom = layout.custom.iter().filter(|b| h.custom.contains(b)).copied().collect();
+                layout.custom = common(&layout.custom, &h.custom).into();
                 layout.reconciled = true;
             }
         }
@@ -58,6 +58,17 @@ impl Layout {
 
 fn same_bounds(a: &[f64], b: &[f64]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}
+
+/// What stands in both; they ascend.
+fn common(a: &[f64], b: &[f64]) -> Vec<f64> {
+    let mut rest = b;
+    let is_there = |bound: &&f64| {
+        let at = rest.partition_point(|other| other < bound);
+        rest = &rest[at..];
+        rest.first() == Some(bound)
+    };
+    a.iter().filter(is_there).copied().collect()
 }
 
 /// What became of two histograms.

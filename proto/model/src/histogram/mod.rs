@@ -76,7 +76,7 @@ impl Histogram {
 
     /// How many samples it counts as where samples are counted: its numbers.
     pub fn weight(&self) -> usize {
-        4 + self.positive.len() + self.negative.len()
+        4 + self.positive.len() + self.negative.len() + self.custom.len()
     }
 
     /// The upper edge of a positive bucket.
