@@ -279,6 +279,8 @@ struct RawSasl {
     password: Option<String>,
     password_file: Option<PathBuf>,
     password_env: Option<String>,
+    #[serde(default)]
+    without_tls: bool,
 }
 
 #[derive(Deserialize)]
@@ -381,6 +383,13 @@ fn source(name: String, raw: RawSource, folder: &Path, secret: Secrets<'_>) -> R
         }
         topics.push(topic);
     }
+    let is_readable_on_the_way = raw.tls.is_none() && raw.sasl.as_ref().is_some_and(|s| !s.without_tls);
+    let sasl = raw.sasl.map(|s| sasl(s, folder, secret)).transpose()?;
+    if is_readable_on_the_way && sasl.as_ref().is_some_and(|s| s.mechanism == Mechanism::Plain) {
+        return Err(
+            "sasl: PLAIN sends the password as it is: add tls: {}, or write without_tls: true in sasl where nobody listens".to_owned(),
+        );
+    }
     Ok(Source {
         name,
         brokers: raw.brokers.into_iter().map(|Read(Address(h, p))| (h, p)).collect(),
@@ -388,7 +397,7 @@ fn source(name: String, raw: RawSource, folder: &Path, secret: Secrets<'_>) -> R
         start: raw.start.map(|s| s.0).unwrap_or_default(),
         session,
         tls: raw.tls.map(|t| tls(t, folder)).transpose()?,
-        sasl: raw.sasl.map(|s| sasl(s, folder, secret)).transpose()?,
+        sasl,
         topics,
     })
 }
@@ -607,6 +616,9 @@ sources:
             source(&format!(
                 "sasl: {{mechanism: PLAIN, username: u, password_env: NO}}\n    {topics}"
             )),
+            source(&format!(
+                "sasl: {{mechanism: PLAIN, username: u, password: p}}\n    {topics}"
+            )),
             source(&format!("tls: {{cert_file: c}}\n    {topics}")),
             source(&format!("tls: {{ca: c}}\n    {topics}")),
             source(&format!("name: ''\n    {topics}")),
@@ -635,6 +647,7 @@ sources:
             kafka.yml:3: sources[0].sasl: mechanism "GSSAPI" is not supported; write PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512
             kafka.yml: source "source-1": sasl: write one of password, password_file and password_env
             kafka.yml: source "source-1": sasl: Variable("NO") is not there
+            kafka.yml: source "source-1": sasl: PLAIN sends the password as it is: add tls: {}, or write without_tls: true in sasl where nobody listens
             kafka.yml: source "source-1": tls: cert_file and key_file belong together; name both or none
             kafka.yml:3: sources[0].tls: ca is not a setting that is known there; take it out or correct it
             kafka.yml: source "": a name has 1 to 249 bytes, and no control characters

@@ -70,7 +70,9 @@ pub struct Lane {
     /// From where to ask next.
     next: i64,
     waiting: VecDeque<Record>,
+    /// With those of the batch that is being stored.
     bytes: usize,
+    storing: usize,
 }
 
 fn size(record: &Record) -> usize {
@@ -95,6 +97,7 @@ impl Lane {
             next: offset,
             waiting: VecDeque::new(),
             bytes: 0,
+            storing: 0,
         }
     }
 
@@ -187,7 +190,7 @@ impl Lane {
             bytes += size(record);
             records.extend(self.waiting.pop_front());
         }
-        self.bytes -= bytes;
+        self.storing = bytes;
         // What lies behind the last record and before the next one is nothing to store.
         let behind = self.waiting.front().map_or(self.next, |r| r.offset);
         let until = known.unwrap_or(behind);
@@ -196,6 +199,7 @@ impl Lane {
 
     /// A batch is stored, or holds nothing to store.
     pub fn done(&mut self, until: i64) {
+        self.bytes -= std::mem::take(&mut self.storing);
         self.stored = until;
         self.until = None;
     }
@@ -254,6 +258,9 @@ mod tests {
         assert_eq!(shown(other.cut()), "10..15 of 5 records");
         other.done(15);
         assert_eq!(shown(other.cut()), "15..40 of 25 records");
+        // What is being stored takes room until it is.
+        assert_eq!(other.bytes(), 25 * (RECORD_BYTES + 1));
+        other.done(40);
         assert_eq!(other.bytes(), 0);
     }
 

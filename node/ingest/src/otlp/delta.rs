@@ -71,6 +71,7 @@ impl Amount {
     }
 }
 
+#[derive(Clone)]
 struct Running {
     last: TimestampNs,
     touched: TimestampNs,
@@ -84,10 +85,16 @@ pub struct Total {
     pub starts: bool,
 }
 
+/// Totals as they were before some deltas were added; `None`: there was none.
+#[derive(Default)]
+pub struct Before(BTreeMap<(TenantId, Labels), Option<Running>>);
+
 /// Running totals of delta series. The shell owns one per node.
 pub struct DeltaState {
     series: BTreeMap<(TenantId, Labels), Running>,
     weight: usize,
+    /// Kept while what is added may have to be taken back.
+    before: Option<Before>,
     series_max: usize,
     swept: Option<TimestampNs>,
 }
@@ -103,6 +110,7 @@ impl DeltaState {
         Self {
             series: BTreeMap::new(),
             weight: 0,
+            before: None,
             series_max,
             swept: None,
         }
@@ -111,6 +119,28 @@ impl DeltaState {
     /// Series and buckets held.
     pub fn size(&self) -> usize {
         self.weight
+    }
+
+    /// Does something of which it may come out later that it is done again, from the same deltas. What it gives beside is for
+    /// [`Self::take_back`] then.
+    pub fn keeping<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> (T, Before) {
+        self.before = Some(Before::default());
+        let done = work(self);
+        (done, self.before.take().unwrap_or_default())
+    }
+
+    /// Makes totals what they were. What others added to the same series meanwhile goes, too.
+    pub fn take_back(&mut self, before: Before) {
+        for (key, was) in before.0 {
+            let now = match was {
+                Some(was) => {
+                    self.weight += was.total.weight();
+                    self.series.insert(key, was)
+                }
+                None => self.series.remove(&key),
+            };
+            self.weight -= now.map_or(0, |now| now.total.weight());
+        }
     }
 
     /// Adds a delta of the time from `start` (`None`: not told) to `at`, and gives the total.
@@ -123,6 +153,11 @@ impl DeltaState {
         now: TimestampNs,
     ) -> Result<Total, Refusal> {
         let key = (tenant.clone(), labels.clone());
+        if let Some(Before(before)) = &mut self.before
+            && !before.contains_key(&key)
+        {
+            before.insert(key.clone(), self.series.get(&key).cloned());
+        }
         if let Some(running) = self.series.get_mut(&key) {
             running.touched = now;
             let gap = start.is_some_and(|s| s > running.last) && at > running.last;
@@ -185,6 +220,29 @@ mod tests {
     use super::*;
     use expect_test::{Expect, expect};
     use hindcast_model::resource::metric;
+
+    #[test]
+    fn deltas_that_are_read_a_second_time_come_to_the_same_totals() {
+        let mut state = DeltaState::new(10);
+        let add = |state: &mut DeltaState, name: &str, secs: i64, delta: f64| {
+            let (labels, at) = (metric(name, &[]), TimestampNs::from_secs(secs));
+            let total = state.add(&TenantId::default(), &labels, (None, at), &Amount::Number(delta), at);
+            total.map(|t| t.amount)
+        };
+        add(&mut state, "a", 10, 1.0).unwrap();
+        let size = state.size();
+        let read = |state: &mut DeltaState| {
+            state.keeping(|state| {
+                let points = [("a", 20, 2.0), ("b", 20, 5.0), ("a", 30, 4.0)];
+                points.map(|(name, at, delta)| add(state, name, at, delta))
+            })
+        };
+        let (first, before) = read(&mut state);
+        assert!(first.iter().all(Result::is_ok));
+        state.take_back(before);
+        assert_eq!(state.size(), size);
+        assert_eq!(read(&mut state).0, first);
+    }
     use proptest::prelude::*;
 
     /// Each line: time (or start-time), series, delta.

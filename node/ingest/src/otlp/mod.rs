@@ -12,7 +12,7 @@ mod values;
 
 pub(crate) use names::{derived, number};
 
-pub use delta::{DELTA_SERIES_MAX, DeltaState};
+pub use delta::{Before, DELTA_SERIES_MAX, DeltaState};
 pub use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest as LogsRequest;
 pub use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest as MetricsRequest;
 pub use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest as TracesRequest;

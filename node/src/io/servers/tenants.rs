@@ -336,7 +336,7 @@ impl NewSeries for SeriesGate {
         }
         let since = ids.series_since(&self.tenant, series.tally.counted());
         let is_known = |shard, labels: &Labels, owner: &Owner| {
-            let (_, known) = ids.ids(shard, &self.tenant, false, &[(labels, owner)]);
+            let (_, known) = ids.ids(shard, &self.tenant, super::is_native(labels), &[(labels, owner)]);
             known.iter().any(Option::is_some)
         };
         if series

@@ -30,6 +30,8 @@ pub struct Reach {
     /// Instead of the name of the host.
     pub server_name: Option<ServerName<'static>>,
     pub sasl: Option<Sasl>,
+    /// Of the files of certificates as they were read.
+    pub files: u64,
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}

@@ -20,12 +20,13 @@ use hindcast_kafka::messages::{
     read_fetch, read_join_group, read_list_offsets, read_metadata, read_offset_commit, read_offset_fetch,
     read_sync_group,
 };
+use hindcast_kafka::records::Unreadable;
 use hindcast_kafka::{Source, Topic, records};
 use hindcast_model::WriterId;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicI64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -58,6 +59,8 @@ const PARTITION_PAUSE: Duration = Duration::from_millis(500);
 /// How long the end of a batch that was begun may be missing from the log.
 const KNOWN_SPAN_MAX: Duration = Duration::from_secs(60);
 const COMMITS_QUEUED_MAX: usize = 1_024;
+/// A batch with a wrong checksum is fetched again so often, on a new connection each time, before it is passed over.
+const DAMAGED_MAX: u32 = 3;
 
 /// Why consuming came to an end.
 enum Ended {
@@ -85,6 +88,8 @@ struct Slot {
     /// Since when the end of a batch that was begun is waited for, and until when not to ask.
     waits: Mutex<(Option<Instant>, Option<Instant>)>,
     held: AtomicUsize,
+    /// How often what was fetched from here on had a wrong checksum.
+    damaged: AtomicU32,
 }
 
 impl Slot {
@@ -145,9 +150,16 @@ fn epoch() -> Result<u64, String> {
 }
 
 fn by_topic<T>(of: impl Iterator<Item = (String, T)>) -> ByTopic<T> {
-    let mut map: BTreeMap<String, Vec<T>> = BTreeMap::new();
-    of.for_each(|(topic, one)| map.entry(topic).or_default().push(one));
-    map.into_iter().collect()
+    // In their order: a broker that has more than fits sends what is asked for first.
+    let (mut places, mut out) = (BTreeMap::new(), ByTopic::<T>::new());
+    for (topic, one) in of {
+        let place = *places.entry(topic.clone()).or_insert_with(|| {
+            out.push((topic, vec![]));
+            out.len() - 1
+        });
+        out[place].1.push(one);
+    }
+    out
 }
 
 impl Consumer {
@@ -419,6 +431,7 @@ impl Consumer {
                 wake: Notify::new(),
                 end: AtomicI64::new(-1),
                 waits: Mutex::default(),
+                damaged: AtomicU32::new(0),
                 held: AtomicUsize::new(0),
             }));
         }
@@ -733,8 +746,10 @@ impl Consumer {
             let (has_more, note) = {
                 let mut lane = slot.lane.lock();
                 lane.done(until);
+                slot.held.store(lane.bytes(), Relaxed);
                 (lane.has_more(), lane.note(until))
             };
+            shared.hungry.notify_waiters();
             // With more at hand, the next batch's note says it, too.
             let is_due = !has_more || *shared.draining.borrow();
             if is_due && !commit(until, note).await {
@@ -745,13 +760,13 @@ impl Consumer {
 
     /// Asks one broker for what is wanted of the partitions that it leads.
     async fn fetcher(self, shared: Arc<Generation>, broker: Broker) {
-        let (mut conn, mut attempt) = (None, 0);
+        let (mut conn, mut attempt, mut turn) = (None, 0, 0);
         loop {
             if *shared.draining.borrow() {
                 return;
             }
             let now = Instant::now();
-            let wanted: Vec<Arc<Slot>> = {
+            let mut wanted: Vec<Arc<Slot>> = {
                 let leads = |s: &&Arc<Slot>| s.leader.load(Relaxed) == broker.id;
                 let all = shared.slots.iter().filter(leads);
                 let wants = |s: &&Arc<Slot>| !s.has_pause(now) && s.lane.lock().is_hungry();
@@ -764,11 +779,21 @@ impl Consumer {
                 let _ = tokio::time::timeout(IDLE_PAUSE, shared.hungry.notified()).await;
                 continue;
             }
+            // Each is the first one day, and gets what does not fit behind others.
+            let many = wanted.len();
+            wanted.rotate_left(turn % many);
+            turn += 1;
             match self.fetch(&mut conn, &broker, &wanted, &shared).await {
-                Ok(()) => attempt = 0,
+                Ok(()) => {
+                    if attempt > 0 {
+                        self.say("consuming", "");
+                    }
+                    attempt = 0;
+                }
                 Err(why) => {
                     conn = None;
                     self.stats.failures.fetch_add(1, Relaxed);
+                    self.say("consuming", &why);
                     if attempt == 0 {
                         tracing::warn!(
                             source = self.source.name,
@@ -816,11 +841,24 @@ impl Consumer {
                 let Some((slot, from)) = found else { continue };
                 let (slot, from) = (slot.clone(), *from);
                 match part.code {
+                    // One answer may come to much more than its bytes. What is left is asked for again.
+                    Code(0) if self.inner.waiting_bytes() >= self.inner.waiting_bytes_max => {
+                        slot.end.store(part.stable_end, Relaxed);
+                    }
                     Code(0) => {
                         slot.end.store(part.stable_end, Relaxed);
                         let read =
                             tokio::task::spawn_blocking(move || records::read(&part.records, from, &part.aborted));
                         let read = read.await.map_err(|e| format!("reading records broke off: {e}"))?;
+                        let is_damaged = read.passed_over.iter().any(|p| p.why == Unreadable::Checksum);
+                        if is_damaged && slot.damaged.fetch_add(1, Relaxed) < DAMAGED_MAX {
+                            slot.pause();
+                            let partition = slot.partition;
+                            return Err(format!(
+                                "topic {topic} partition {partition}: a batch from offset {from} on has a wrong checksum; it is fetched again"
+                            ));
+                        }
+                        slot.damaged.store(0, Relaxed);
                         self.take(&slot, from, read)?;
                     }
                     Code::OFFSET_OUT_OF_RANGE => self.out_of_range(open, &slot).await?,
@@ -885,9 +923,17 @@ impl Consumer {
     /// The log begins later, because the broker deleted what was not consumed, or ends earlier, because the topic was made anew.
     async fn out_of_range(&self, conn: &mut Conn, slot: &Slot) -> Result<(), String> {
         slot.pause();
-        if !slot.lane.lock().is_idle() {
-            // What came is stored first.
-            return Ok(());
+        {
+            let mut lane = slot.lane.lock();
+            if lane.awaits_known() {
+                // The rest of a batch that was begun does not come any more.
+                lane.give_up_known(epoch()?);
+                slot.wake.notify_one();
+            }
+            if !lane.is_idle() {
+                // What came is stored first.
+                return Ok(());
+            }
         }
         let (topic, partition) = (slot.topic.name.clone(), slot.partition);
         let ask = |place| vec![(topic.clone(), vec![(partition, place)])];

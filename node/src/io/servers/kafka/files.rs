@@ -38,6 +38,7 @@ fn reach(source: &Source) -> Result<Reach, String> {
         tls: None,
         server_name: None,
         sasl: source.sasl.clone(),
+        files: 0,
     };
     let Some(own) = &source.tls else { return Ok(reach) };
     let settings = TlsConfig {
@@ -49,6 +50,11 @@ fn reach(source: &Source) -> Result<Reach, String> {
     };
     let made = tls(&settings).map_err(|e| e.trim_start_matches("tls_config: ").to_owned())?;
     reach.tls = Some(Arc::new(made));
+    // A reload takes up what was renewed under the same name.
+    for file in [&own.ca_file, &own.cert_file, &own.key_file].into_iter().flatten() {
+        let text = read_text(file, SECRET_BYTES_MAX)?;
+        reach.files = xxhash_rust::xxh3::xxh3_64_with_seed(text.as_bytes(), reach.files);
+    }
     if let Some(name) = &own.server_name {
         let name = ServerName::try_from(name.clone()).map_err(|_| format!("server_name {name:?} is no host name"))?;
         reach.server_name = Some(name);

@@ -70,6 +70,7 @@ pub struct Kafka(Arc<Inner>);
 
 struct Running {
     source: Source,
+    files: u64,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -160,6 +161,7 @@ impl Kafka {
         };
         Running {
             source: source.clone(),
+            files: reach.files,
             stop,
             task: tokio::spawn(consumer.run(stopped)),
         }
@@ -178,7 +180,9 @@ impl Kafka {
                 .zip(&now.reaches)
                 .map(|(s, r)| (&s.name, (s, r)))
                 .collect();
-            let is_over = |r: &Running| wanted.get(&r.source.name).is_none_or(|(s, _)| **s != r.source);
+            let is_other =
+                |r: &Running, (source, reach): &(&Source, &Reach)| **source != r.source || reach.files != r.files;
+            let is_over = |r: &Running| wanted.get(&r.source.name).is_none_or(|w| is_other(r, w));
             let over: Vec<String> = running
                 .values()
                 .filter(|r| is_over(r))

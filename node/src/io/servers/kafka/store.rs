@@ -6,7 +6,8 @@
 use super::stats::SourceStats;
 use crate::io::servers::{Beside, IngestError, IngestState, SHOWN_MAX};
 use crate::write::{WriteError, Written};
-use hindcast_ingest::records::{self, Known, Read, Record};
+use hindcast_ingest::otlp::{Before, DeltaState, Ties};
+use hindcast_ingest::records::{self, Form, Known, Read, Record};
 use hindcast_ingest::{Intake, Naming, Protocol};
 use hindcast_kafka::Topic;
 use hindcast_kafka::lane::back_off;
@@ -36,6 +37,27 @@ pub struct Store {
     said: Option<tokio::time::Instant>,
     refused_said: Option<tokio::time::Instant>,
     refused_unsaid: u64,
+}
+
+/// Totals of deltas as they were before a batch was read. Unless it is stored, they become that again, whichever way it ends: the same
+/// records come again, and must come to the same.
+struct Undo {
+    ingest: IngestState,
+    before: Option<Before>,
+}
+
+impl Undo {
+    fn is_stored(mut self) {
+        self.before = None;
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if let Some(before) = self.before.take() {
+            self.ingest.deltas.lock().take_back(before);
+        }
+    }
 }
 
 enum Outcome {
@@ -123,22 +145,38 @@ impl Store {
     }
 
     /// Large batches take long to read.
-    async fn read(&self, records: &Arc<Vec<Record>>) -> Option<(Read, Batch)> {
+    async fn read(&self, records: &Arc<Vec<Record>>) -> Option<(Read, Batch, Undo)> {
         let (ingest, topic, records) = (self.ingest.clone(), self.topic.clone(), records.clone());
         let read = tokio::task::spawn_blocking(move || {
             let limits = ingest.limits(&topic.tenant);
-            let mut read = {
+            let adapt = |deltas: &mut DeltaState, ties: &mut Ties| {
+                let described = &ingest.described;
                 let mut known = Known {
-                    deltas: &mut ingest.deltas.lock(),
-                    ties: &mut ingest.ties.lock(),
-                    described: &ingest.described,
+                    deltas,
+                    ties,
+                    described,
                 };
                 records::adapt(&topic.tenant, &topic.form, &records, &limits, &mut known)
+            };
+            let (mut read, before) = match topic.form {
+                Form::Otlp { .. } => {
+                    let mut deltas = ingest.deltas.lock();
+                    deltas.keeping(|deltas| adapt(deltas, &mut ingest.ties.lock()))
+                }
+                // These have no use for them, and need not wait for others.
+                _ => (
+                    adapt(&mut DeltaState::default(), &mut Ties::default()),
+                    Before::default(),
+                ),
+            };
+            let undo = Undo {
+                ingest: ingest.clone(),
+                before: Some(before),
             };
             let mut batch = std::mem::replace(&mut read.adapted.batch, Batch::new(topic.tenant.clone()));
             ingest.keep_allowed(&mut batch, &mut read.adapted.rejected);
             ingest.mask(&mut batch, &limits.bounds, Some("kafka_cut"));
-            (read, batch)
+            (read, batch, undo)
         });
         match read.await {
             Ok(read) => Some(read),
@@ -153,20 +191,15 @@ impl Store {
 
     async fn store_part(&mut self, writer: WriterId, records: Arc<Vec<Record>>, until: i64, bytes: usize) -> Outcome {
         let tenant = self.topic.tenant.clone();
-        let Some((mut read, mut batch)) = self.read(&records).await else {
+        let Some((mut read, mut batch, mut undo)) = self.read(&records).await else {
             return Outcome::Refused("they cannot be read, by a mistake of this program".to_owned());
         };
-        if read.unreadable > 0 {
-            let (offset, why) = read.reasons.first().cloned().unwrap_or_default();
-            self.refuse("unreadable", read.unreadable, offset, &why);
-        }
         let ingest = self.ingest.clone();
-        ingest.refused(Protocol::Kafka, &tenant, &read.texts);
-        ingest.refused(Protocol::Kafka, &tenant, &read.adapted.rejected);
-        self.say_rejected(&read);
         let (mut attempt, mut too_old, mut is_charged) = (0, 0, false);
         loop {
             if batch.series.is_empty() && batch.streams.is_empty() {
+                undo.is_stored();
+                self.tell(&read);
                 return Outcome::Stored(Written::default());
             }
             batch.id = Some(BatchId::Ordered {
@@ -175,6 +208,8 @@ impl Store {
             });
             let why = match write(&ingest, &batch, bytes, &mut is_charged).await {
                 Ok(written) => {
+                    undo.is_stored();
+                    self.tell(&read);
                     ingest.counters.taken(Protocol::Kafka, &written);
                     if !written.duplicate {
                         ingest.count_requests(&tenant, std::mem::take(&mut read.calls));
@@ -194,10 +229,11 @@ impl Store {
                 // What is kept became shorter meanwhile.
                 (IngestError::Write(WriteError::TooOld { .. }), _) if too_old < TOO_OLD_MAX => {
                     too_old += 1;
-                    let Some((again, laid)) = self.read(&records).await else {
+                    drop(undo);
+                    let Some(again) = self.read(&records).await else {
                         return Outcome::Refused("they cannot be read, by a mistake of this program".to_owned());
                     };
-                    (read, batch) = (again, laid);
+                    (read, batch, undo) = again;
                 }
                 (_, Class::FixRequest) => {
                     ingest.counters.failed(Protocol::Kafka, why.code());
@@ -212,6 +248,18 @@ impl Store {
             tokio::time::sleep(pause.max(told.min(TOLD_PAUSE_MAX))).await;
             attempt += 1;
         }
+    }
+
+    /// Counts what of a batch that is stored is not, once it is known for good.
+    fn tell(&mut self, read: &Read) {
+        if read.unreadable > 0 {
+            let (offset, why) = read.reasons.first().cloned().unwrap_or_default();
+            self.refuse("unreadable", read.unreadable, offset, &why);
+        }
+        let tenant = &self.topic.tenant;
+        self.ingest.refused(Protocol::Kafka, tenant, &read.texts);
+        self.ingest.refused(Protocol::Kafka, tenant, &read.adapted.rejected);
+        self.say_rejected(read);
     }
 
     /// Rows that were refused beside others of their record: counted elsewhere, and named here.

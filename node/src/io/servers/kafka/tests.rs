@@ -450,6 +450,37 @@ async fn masking_and_limits_hold_for_records_as_for_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deltas_of_a_batch_that_is_cut_in_halves_all_count() {
+    let broker = FakeBroker::start(&[("deltas", 1)]).await;
+    let sink = Arc::new(Once::default());
+    // All of them in one batch, which is too large.
+    let points: Vec<String> = (1..=4)
+        .map(|i| {
+            let (start, at) = (1_700_000_000 + 10 * (i - 1), 1_700_000_000 + 10 * i);
+            let point = format!(r#"{{"startTimeUnixNano":"{start}000000000","timeUnixNano":"{at}000000000","asDouble":{i}}}"#);
+            format!(r#"{{"resourceMetrics":[{{"scopeMetrics":[{{"metrics":[{{"name":"calls","sum":{{"aggregationTemporality":1,"isMonotonic":true,"dataPoints":[{point}]}}}}]}}]}}]}}"#)
+        })
+        .collect();
+    broker.produce("deltas", 0, 0, &points.iter().map(String::as_str).collect::<Vec<_>>());
+    sink.recorder.fails.lock().push(WriteError::TooLarge {
+        shard: hindcast_model::ShardId(1),
+        bytes: 9,
+        entry_bytes_max: 1,
+    });
+    let node = NodeUnderTest::start(&sink, &source(&broker, "{topic: deltas, format: otlp_metrics_json}"), 1);
+    until("storing", || broker.committed("deltas", 0) == 4).await;
+    let totals: Vec<f64> = {
+        let batches = sink.recorder.batches.lock();
+        let series = batches.iter().flat_map(|b| &b.series);
+        let calls = series.filter(|s| s.labels.metric_name() == Some("calls_total"));
+        calls.flat_map(|s| s.samples.iter().map(|s| s.value)).collect()
+    };
+    assert_eq!(totals, [0.0, 1.0, 3.0, 6.0, 10.0]);
+    assert!(sink.recorder.batches.lock().len() > 1);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn records_of_each_format_are_stored() {
     use prost::Message;
     let logs = r#"{"resourceLogs":[{"resource":{"attributes":[{"key":"service.name","value":{"stringValue":"shop"}}]},"scopeLogs":[{"logRecords":[{"timeUnixNano":"1700000000000000000","body":{"stringValue":"from json"}}]}]}]}"#;
