@@ -47,7 +47,7 @@ struct Undo {
 }
 
 impl Undo {
-    fn is_stored(mut self) {
+    fn keep(mut self) {
         self.before = None;
     }
 }
@@ -198,7 +198,7 @@ impl Store {
         let (mut attempt, mut too_old, mut is_charged) = (0, 0, false);
         loop {
             if batch.series.is_empty() && batch.streams.is_empty() {
-                undo.is_stored();
+                undo.keep();
                 self.tell(&read);
                 return Outcome::Stored(Written::default());
             }
@@ -208,7 +208,7 @@ impl Store {
             });
             let why = match write(&ingest, &batch, bytes, &mut is_charged).await {
                 Ok(written) => {
-                    undo.is_stored();
+                    undo.keep();
                     self.tell(&read);
                     ingest.counters.taken(Protocol::Kafka, &written);
                     if !written.duplicate {
