@@ -321,9 +321,15 @@ impl Engine {
         if q.streams {
             self.leave_natives_out(&mut request).await?;
         }
-        let (mut value, mut completeness) = self.shards.label_sets(request).await?;
-        if let Some(natives) = natives.filter(|_| !q.streams) {
-            let (sets, seen) = self.shards.label_sets(natives).await?;
+        // Both at once: mostly there are no histograms, and nobody is to wait for that.
+        let of_natives = async {
+            match natives.filter(|_| !q.streams) {
+                Some(natives) => self.shards.label_sets(natives).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        let ((mut value, mut completeness), natives) = futures::try_join!(self.shards.label_sets(request), of_natives)?;
+        if let Some((sets, seen)) = natives {
             completeness.merge(seen);
             if !sets.is_empty() {
                 value.extend(sets.iter().map(|set| set.without(TRACE_LABEL)));
@@ -394,9 +400,15 @@ impl Engine {
             self.leave_natives_out(&mut request).await?;
         }
         let of_mark = matches!(&of, LabelTexts::Values(name) if name == TRACE_LABEL);
-        let (mut value, mut completeness) = self.shards.label_texts(request, of.clone()).await?;
-        if let Some(natives) = natives.filter(|_| !q.streams && !of_mark) {
-            let (texts, seen) = self.shards.label_texts(natives, of).await?;
+        let of_natives = async {
+            match natives.filter(|_| !q.streams && !of_mark) {
+                Some(natives) => self.shards.label_texts(natives, of.clone()).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        let ((mut value, mut completeness), natives) =
+            futures::try_join!(self.shards.label_texts(request, of.clone()), of_natives)?;
+        if let Some((texts, seen)) = natives {
             completeness.merge(seen);
             if !texts.is_empty() {
                 value.extend(texts.into_iter().filter(|text| text != TRACE_LABEL));
