@@ -6,9 +6,9 @@ use crate::scram::Mechanism;
 use hindcast_ingest::influx::Precision;
 use hindcast_ingest::records::{Form, LABEL_FIELDS_MAX, Lines, Signal, is_label_name};
 use hindcast_model::limits::LABEL_VALUE_BYTES_MAX;
+use hindcast_model::setting::{FromText, Parsed};
 use hindcast_model::{SpanNs, TenantId};
 use serde::Deserialize;
-use serde::de::{self, Deserializer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -124,33 +124,6 @@ pub struct KafkaConfig {
     pub sources: Vec<Source>,
 }
 
-/// A text that is checked while it is read: so a mistake has a line.
-#[derive(Clone)]
-struct Read<T>(T);
-
-trait FromText: Sized {
-    fn from_text(text: &str) -> Result<Self, String>;
-}
-
-impl<'de, T: FromText> Deserialize<'de> for Read<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        T::from_text(&text).map(Self).map_err(de::Error::custom)
-    }
-}
-
-impl FromText for SpanNs {
-    fn from_text(text: &str) -> Result<Self, String> {
-        Self::parse(text).ok_or_else(|| format!("{text:?} is no length of time; write 30s or 1m"))
-    }
-}
-
-impl FromText for TenantId {
-    fn from_text(text: &str) -> Result<Self, String> {
-        Self::new(text).map_err(|e| e.to_string())
-    }
-}
-
 impl FromText for Mechanism {
     fn from_text(text: &str) -> Result<Self, String> {
         Self::parse(text)
@@ -167,9 +140,14 @@ impl FromText for Start {
     }
 }
 
-impl FromText for Precision {
+/// The unit of times of line protocol.
+struct Unit(Precision);
+
+impl FromText for Unit {
     fn from_text(text: &str) -> Result<Self, String> {
-        Self::parse(text).ok_or_else(|| format!("precision {text:?} is none of ns, us, ms, s, m and h"))
+        Precision::parse(text)
+            .map(Self)
+            .ok_or_else(|| format!("precision {text:?} is none of ns, us, ms, s, m and h"))
     }
 }
 
@@ -250,11 +228,11 @@ struct RawFile {
 struct RawSource {
     name: Option<String>,
     #[serde(default)]
-    brokers: Vec<Read<Address>>,
+    brokers: Vec<Parsed<Address>>,
     group: Option<String>,
-    start: Option<Read<Start>>,
-    session_timeout: Option<Read<SpanNs>>,
-    tenant: Option<Read<TenantId>>,
+    start: Option<Parsed<Start>>,
+    session_timeout: Option<Parsed<SpanNs>>,
+    tenant: Option<Parsed<TenantId>>,
     tls: Option<RawTls>,
     sasl: Option<RawSasl>,
     #[serde(default)]
@@ -274,7 +252,7 @@ struct RawTls {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawSasl {
-    mechanism: Option<Read<Mechanism>>,
+    mechanism: Option<Parsed<Mechanism>>,
     username: Option<String>,
     password: Option<String>,
     password_file: Option<PathBuf>,
@@ -287,12 +265,12 @@ struct RawSasl {
 #[serde(deny_unknown_fields)]
 struct RawTopic {
     topic: Option<String>,
-    format: Option<Read<Named>>,
-    tenant: Option<Read<TenantId>>,
+    format: Option<Parsed<Named>>,
+    tenant: Option<Parsed<TenantId>>,
     labels: Option<BTreeMap<String, String>>,
     label_fields: Option<BTreeMap<String, String>>,
     time_field: Option<String>,
-    precision: Option<Read<Precision>>,
+    precision: Option<Parsed<Unit>>,
 }
 
 type Secrets<'a> = &'a dyn Fn(&Elsewhere) -> Result<String, String>;
@@ -392,7 +370,7 @@ fn source(name: String, raw: RawSource, folder: &Path, secret: Secrets<'_>) -> R
     }
     Ok(Source {
         name,
-        brokers: raw.brokers.into_iter().map(|Read(Address(h, p))| (h, p)).collect(),
+        brokers: raw.brokers.into_iter().map(|Parsed(Address(h, p))| (h, p)).collect(),
         group,
         start: raw.start.map(|s| s.0).unwrap_or_default(),
         session,
@@ -505,7 +483,7 @@ fn topic(raw: RawTopic, tenant: &TenantId) -> Result<Topic, String> {
         form: match format.0 {
             Named::Text => Form::Text(lines),
             Named::Json => Form::Json(lines),
-            Named::Influx => Form::Influx(raw.precision.map(|p| p.0).unwrap_or_default()),
+            Named::Influx => Form::Influx(raw.precision.map(|p| p.0.0).unwrap_or_default()),
             Named::Otlp { signal, json } => Form::Otlp { signal, json },
         },
         tenant: raw.tenant.map_or_else(|| tenant.clone(), |t| t.0),
@@ -632,9 +610,9 @@ sources:
             kafka.yml: it names no sources; write sources: with brokers and topics
             kafka.yml:1: sauces is not a setting that is known there; take it out or correct it
             kafka.yml: source "source-1": topics: name 1 to 256 of them
-            kafka.yml:2: sources[0].brokers: the broker "k:x" is not like kafka-1.example.org:9092 or [2001:db8::1]:9092
+            kafka.yml:2: sources[0].brokers[0]: the broker "k:x" is not like kafka-1.example.org:9092 or [2001:db8::1]:9092
             kafka.yml: source "source-1": topic "t": format is missing; write one of text, json, influx, otlp_metrics, otlp_logs, otlp_traces, otlp_metrics_json, otlp_logs_json, otlp_traces_json
-            kafka.yml:3: sources[0].topics[0]: format "avro" is not known; write one of text, json, influx, otlp_metrics, otlp_logs, otlp_traces, otlp_metrics_json, otlp_logs_json, otlp_traces_json
+            kafka.yml:3: sources[0].topics[0].format: format "avro" is not known; write one of text, json, influx, otlp_metrics, otlp_logs, otlp_traces, otlp_metrics_json, otlp_logs_json, otlp_traces_json
             kafka.yml: source "source-1": topic "a b": a topic's name has 1 to 249 letters, digits, dots, underscores and dashes
             kafka.yml: source "source-1": topic "t" is there twice; its records have one format
             kafka.yml: source "source-1": topic "t": labels are for the formats text and json; other records bring their own
@@ -642,9 +620,9 @@ sources:
             kafka.yml: source "source-1": topic "t": precision is for the format influx
             kafka.yml: source "source-1": topic "t": "kafka_topic" cannot be the name of a label here; write letters, digits and underscores
             kafka.yml: source "source-1": topic "t": the label "a" stands in labels and in label_fields
-            kafka.yml:2: sources[0]: start "middle" is not known; write earliest or latest
+            kafka.yml:3: sources[0].start: start "middle" is not known; write earliest or latest
             kafka.yml: source "source-1": session_timeout: 1s is not between 6s and 5m
-            kafka.yml:3: sources[0].sasl: mechanism "GSSAPI" is not supported; write PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512
+            kafka.yml:3: sources[0].sasl.mechanism: mechanism "GSSAPI" is not supported; write PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512
             kafka.yml: source "source-1": sasl: write one of password, password_file and password_env
             kafka.yml: source "source-1": sasl: Variable("NO") is not there
             kafka.yml: source "source-1": sasl: PLAIN sends the password as it is: add tls: {}, or write without_tls: true in sasl where nobody listens
