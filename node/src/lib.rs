@@ -23,6 +23,7 @@ pub mod membership;
 pub mod memory_guard;
 pub mod node_rows;
 pub mod pace;
+pub mod placement;
 pub mod route;
 pub mod shard_machine;
 pub mod sources;

@@ -6,6 +6,10 @@
 //!
 //! Leaders are spread over the members, and go away from a node whose disk is full as long as another one has room.
 //!
+//! Who has which copies: the meta group is on every node, a shard on as many as there are to be copies of it, and every node has
+//! about as many as another. What is there counts first: a copy moves only to make up for one that goes, or to a node that has
+//! two fewer. It is there before the other one goes, and that one forgets what it had.
+//!
 //! Adding: learner, caught up, voter. Leaving: leaders go first, then the voter, in one joint change with the one that
 //! takes its place, if any. A copy that lost what it had confirmed is taken out, begins again and comes back the same way.
 //! So does a copy with damaged files, which is first told that it counts no more, and only then taken out.
@@ -13,11 +17,13 @@
 //! Invariants
 //! - At most one step per group and round, and none while its membership is joint.
 //! - No step leaves a group without a majority that was heard of.
-//! - A copy is told to begin again only when its group does not count it any more.
+//! - A copy is told to begin again, or to forget what it has, only when its group does not count it any more.
+//! - A copy that is not needed goes only when all that are needed count.
 //! - A copy with damaged files goes only when the others are a majority without it, the group's leader is sound, no other copy
 //!   of the group is lost or on its way back, and no other copy of its node is. The last sound one does not go.
 
 use crate::node_rows::{NodeRow, Wish};
+use crate::placement::{self, Wanted};
 use hindcast_model::{GroupId, NodeId, SpanNs};
 use hindcast_raft::MemberStep;
 use hindcast_raft::members::PROMOTE_LAG_MAX;
@@ -53,6 +59,9 @@ pub struct GroupReport {
     /// This node takes no writes now, for lack of room on its disk: others had better lead.
     #[serde(default)]
     pub is_short_of_room: bool,
+    /// There is something here to forget.
+    #[serde(default)]
+    pub has_state: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +93,11 @@ pub enum Step {
     },
     /// At the node whose copy it is.
     Rebuild {
+        group: GroupId,
+        node: NodeId,
+    },
+    /// At the node whose copy it is: its group has enough of them.
+    Release {
         group: GroupId,
         node: NodeId,
     },
@@ -151,6 +165,8 @@ struct Round<'a> {
     leads: &'a BTreeMap<GroupId, NodeId>,
     reports: &'a Reports,
     now: SpanNs,
+    /// Who is to have a copy of a group.
+    wanted: Wanted,
     /// Groups in which a node is a learner that has not caught up.
     catching_up: BTreeMap<NodeId, usize>,
     /// The copy of a node that is on its way back: one at a time.
@@ -167,11 +183,12 @@ pub fn leader_of(reports: &Reports, group: GroupId) -> Option<(NodeId, &GroupRep
     led.max_by_key(|(_, g)| g.term)
 }
 
-/// All that is to be done now, at most one step per group.
+/// All that is to be done now, at most one step per group. A shard is to have so many copies, if there are so many nodes.
 pub fn next_steps(
     rows: &[NodeRow],
     leads: &BTreeMap<GroupId, NodeId>,
     groups: &[GroupId],
+    copies: usize,
     reports: &Reports,
     now: SpanNs,
     moves: &mut Moves,
@@ -181,6 +198,7 @@ pub fn next_steps(
         leads,
         reports,
         now,
+        wanted: placement::wanted(rows, groups, copies, reports),
         catching_up: BTreeMap::new(),
         coming_back: BTreeMap::new(),
         waiting: Waiting::new(),
@@ -188,6 +206,10 @@ pub fn next_steps(
     for group in groups {
         if let Some((_, report)) = leader_of(reports, *group) {
             for row in rows {
+                let has_one = report.voters.contains(&row.id) || report.learners.contains(&row.id);
+                if !has_one && !round.is_wanted(row.id, *group) {
+                    continue;
+                }
                 let is_there = match row.wish {
                     Wish::Member => report.voters.contains(&row.id),
                     _ => report.learners.contains(&row.id) || !round.is_damaged(row.id, *group),
@@ -206,7 +228,10 @@ pub fn next_steps(
     }
     let mut steps = vec![];
     for group in groups {
-        steps.extend(round.step(*group, moves));
+        match round.step(*group, moves) {
+            Some(step) => steps.push(step),
+            None => steps.extend(round.release(*group)),
+        }
     }
     steps.extend(round.gone(groups));
     moves.waiting = round.waiting;
@@ -253,7 +278,7 @@ impl Round<'_> {
             return Some(step);
         }
         let is_member = |n: NodeId| report.voters.contains(&n) || report.learners.contains(&n);
-        let wanted: Vec<NodeId> = self.wanted().collect();
+        let wanted: Vec<NodeId> = self.wanted(group).collect();
         for node in &wanted {
             let reached = self.report(*node, group).is_some_and(|r| r.quarantined.is_none());
             let busy = self.catching_up.get(node).copied().unwrap_or(0);
@@ -270,15 +295,64 @@ impl Round<'_> {
                 return Some(change(vec![MemberStep::Voter(node)]));
             }
         }
+        if let Some(step) = self.trim(group, leader, &report, moves) {
+            return Some(step);
+        }
         self.spread(group, leader, &report, moves)
     }
 
-    fn wanted(&self) -> impl Iterator<Item = NodeId> {
-        let wanted = self
-            .wishes
-            .iter()
-            .filter(|(_, w)| matches!(w, Wish::Waiting | Wish::Member));
-        wanted.map(|(n, _)| *n)
+    /// Who is to have a copy.
+    fn wanted(&self, group: GroupId) -> impl Iterator<Item = NodeId> {
+        self.wanted.get(&group).into_iter().flatten().copied()
+    }
+
+    fn is_wanted(&self, node: NodeId, group: GroupId) -> bool {
+        self.wanted.get(&group).is_some_and(|w| w.contains(&node))
+    }
+
+    fn is_member(&self, node: NodeId) -> bool {
+        self.wishes.get(&node) == Some(&Wish::Member)
+    }
+
+    /// Copies that the group does not need, once all that it needs count: first they learn, as learners, that they do not.
+    fn trim(&self, group: GroupId, leader: NodeId, report: &GroupReport, moves: &mut Moves) -> Option<Step> {
+        let has_come = |n: &NodeId| !self.is_member(*n) || report.voters.contains(n);
+        if !self.wanted(group).all(|n| has_come(&n)) {
+            return None;
+        }
+        let all = report.voters.iter().chain(&report.learners).copied();
+        let stays = |n: &NodeId| matches!(self.wishes.get(n), Some(Wish::Waiting | Wish::Member));
+        let change = |step| {
+            let steps = vec![step];
+            Some(Step::Change { group, leader, steps })
+        };
+        for node in all.filter(|n| stays(n) && !self.is_wanted(*n, group)) {
+            if report.learners.contains(&node) {
+                let counts_by_itself = self.report(node, group).is_some_and(|own| own.voters.contains(&node));
+                if !counts_by_itself {
+                    return change(MemberStep::Remove(node));
+                }
+            } else if node == leader {
+                let to = self.best_successor(group, leader, report)?;
+                return self.transfer(group, leader, to, TRANSFER_PAUSE, moves);
+            } else if self.stays_whole(group, leader, report, &[node], None) {
+                return change(MemberStep::Learner(node));
+            }
+        }
+        None
+    }
+
+    /// A copy that does not count, that nobody needs, and that has something to forget.
+    fn release(&self, group: GroupId) -> Option<Step> {
+        let (_, report) = leader_of(self.reports, group).filter(|_| group != GroupId::META)?;
+        let counts = |n: &NodeId| {
+            [&report.voters, &report.learners, &report.outgoing]
+                .iter()
+                .any(|l| l.contains(n))
+        };
+        let mut others = self.wishes.keys().filter(|n| !counts(n) && !self.is_wanted(**n, group));
+        let node = others.find(|n| self.report(**n, group).is_some_and(|own| own.has_state))?;
+        Some(Step::Release { group, node: *node })
     }
 
     /// Those that leave, or are gone and still counted.
@@ -293,6 +367,10 @@ impl Round<'_> {
         });
         let change = |steps| Some(Step::Change { group, leader, steps });
         for (node, by) in leaving {
+            // One that is silent may never catch up.
+            let comes = |n: &NodeId| self.is_member(*n) && !report.voters.contains(n) && self.reports.contains_key(n);
+            let by = by.filter(|b| self.is_wanted(*b, group));
+            let by = by.or_else(|| self.wanted(group).find(comes));
             if report.learners.contains(&node) {
                 return change(vec![MemberStep::Remove(node)]);
             }
@@ -339,7 +417,7 @@ impl Round<'_> {
 
     /// Copies that lost what they had confirmed.
     fn heal(&self, group: GroupId, leader: NodeId, report: &GroupReport) -> Option<Step> {
-        for node in self.wanted() {
+        for node in self.wanted(group) {
             let lost = self.report(node, group).is_some_and(|r| r.quarantined.is_some());
             if !lost || node == leader {
                 continue;
@@ -368,7 +446,7 @@ impl Round<'_> {
         if is_led_by_damaged && let Some(to) = self.best_successor(group, leader, report) {
             return self.transfer(group, leader, to, TRANSFER_PAUSE, moves);
         }
-        for node in self.wanted().collect::<Vec<_>>() {
+        for node in self.wanted(group).collect::<Vec<_>>() {
             let own = self.report(node, group);
             let Some(own) = own.filter(|r| r.damaged.is_some() && r.quarantined.is_none() && !r.is_rebuilding) else {
                 continue;
@@ -418,7 +496,7 @@ impl Round<'_> {
     /// Why a damaged copy that counts has to stay.
     fn hindrance(&self, node: NodeId, group: GroupId, leader: NodeId, report: &GroupReport) -> Option<Hindrance> {
         let members = report.voters.iter().chain(&report.learners).copied();
-        let all: BTreeSet<NodeId> = members.chain(self.wanted()).filter(|n| *n != node).collect();
+        let all: BTreeSet<NodeId> = members.chain(self.wanted(group)).filter(|n| *n != node).collect();
         let goes_first = |n: &NodeId| match self.report(*n, group) {
             // Who does not answer is of no majority, below, and nothing else.
             None => false,
@@ -473,8 +551,11 @@ impl Round<'_> {
             let stays = self.wishes.get(&p.node) == Some(&Wish::Member);
             p.node != leader && stays && report.voters.contains(&p.node) && p.is_active && self.is_sound(p.node, group)
         });
-        fit.min_by_key(|p| (!self.has_room(p.node, group), p.lag, p.node))
-            .map(|p| p.node)
+        fit.min_by_key(|p| {
+            let goes = !self.is_wanted(p.node, group);
+            (goes, !self.has_room(p.node, group), p.lag, p.node)
+        })
+        .map(|p| p.node)
     }
 
     fn transfer(&self, group: GroupId, leader: NodeId, to: NodeId, pause: SpanNs, moves: &mut Moves) -> Option<Step> {
@@ -495,7 +576,7 @@ impl Round<'_> {
             return self.transfer(group, leader, to, TRANSFER_PAUSE, moves);
         }
         let mut able = report.voters.clone();
-        able.retain(|n| self.wishes.get(n) == Some(&Wish::Member));
+        able.retain(|n| self.is_member(*n) && self.is_wanted(*n, group));
         able.sort_unstable();
         let wished = self.leads.get(&group).filter(|n| able.contains(n)).copied();
         let by_turn = able.get((group.0 % able.len().max(1) as u64) as usize).copied();
@@ -550,6 +631,10 @@ mod tests {
         rows: Vec<NodeRow>,
         leads: BTreeMap<GroupId, NodeId>,
         groups: BTreeMap<GroupId, Group>,
+        /// Of a shard; the meta group is group 0.
+        copies: usize,
+        /// Copies with data, whether they count or not.
+        stored: BTreeSet<(NodeId, GroupId)>,
         dead: BTreeSet<NodeId>,
         lost: BTreeSet<(NodeId, GroupId)>,
         damaged: BTreeSet<(NodeId, GroupId)>,
@@ -591,6 +676,8 @@ mod tests {
                 rows: (1..=3).map(|n| row(n, Wish::Member)).collect(),
                 leads: BTreeMap::new(),
                 groups: (0..groups).map(group).collect(),
+                copies: usize::MAX,
+                stored: BTreeSet::new(),
                 dead: BTreeSet::new(),
                 lost: BTreeSet::new(),
                 damaged: BTreeSet::new(),
@@ -638,6 +725,7 @@ mod tests {
                 quarantined: lost.then(|| "lost".to_owned()),
                 damaged: self.damaged.contains(&(node, group)).then(|| "a file".to_owned()),
                 is_short_of_room: self.full.contains(&node),
+                has_state: self.stored.contains(&(node, group)),
                 ..GroupReport::default()
             }
         }
@@ -651,8 +739,21 @@ mod tests {
 
         fn round(&mut self) -> Vec<Step> {
             let groups: Vec<GroupId> = self.groups.keys().copied().collect();
+            for (id, g) in &self.groups {
+                let all = g.voters.iter().chain(&g.learners);
+                self.stored.extend(all.map(|n| (*n, *id)));
+            }
             let reports = self.reports();
-            let steps = next_steps(&self.rows, &self.leads, &groups, &reports, self.now, &mut self.moves);
+            let copies = self.copies;
+            let steps = next_steps(
+                &self.rows,
+                &self.leads,
+                &groups,
+                copies,
+                &reports,
+                self.now,
+                &mut self.moves,
+            );
             for step in &steps {
                 self.carry_out(step);
             }
@@ -698,6 +799,14 @@ mod tests {
                     self.lost.remove(&(*node, *group));
                     self.damaged.remove(&(*node, *group));
                 }
+                Step::Release { group, node } => {
+                    let g = &self.groups[group];
+                    let counts = g.voters.contains(node) || g.learners.contains(node);
+                    assert!(!counts, "{node} counts in {group} and is told to forget it");
+                    self.stored.remove(&(*node, *group));
+                    self.lost.remove(&(*node, *group));
+                    self.damaged.remove(&(*node, *group));
+                }
                 Step::Gone { node } => {
                     let row = self.rows.iter_mut().find(|r| r.id == *node).unwrap();
                     row.wish = Wish::Removed;
@@ -728,6 +837,7 @@ mod tests {
             }
             Step::Transfer { group, leader, to } => format!("{group}: lead {leader} -> {to}"),
             Step::Rebuild { group, node } => format!("{group}: {node} begins again"),
+            Step::Release { group, node } => format!("{group}: {node} forgets"),
             Step::Gone { node } => format!("{node} is gone"),
         }
     }
@@ -735,7 +845,13 @@ mod tests {
     /// Commands: `wait N`, `add N`, `remove N`, `move N M`, `die N`, `live N`, `lose N GROUP`, `damage N GROUP`, `slow N`,
     /// `fast N`, `fill N`, `free N`, `deaf N`, `hear N`, `lead GROUP N`, `rounds N`. Told after the rounds: which damaged copies stay, and why.
     fn check(groups: u64, script: &str, expected: Expect) {
+        check_copies(usize::MAX, groups, script, expected);
+    }
+
+    /// Groups beside the meta group have so many copies.
+    fn check_copies(copies: usize, groups: u64, script: &str, expected: Expect) {
         let mut world = World::new(groups);
+        world.copies = copies;
         let mut out = String::new();
         for line in script.lines().map(str::trim).filter(|l| !l.is_empty()) {
             writeln!(out, "{line}").unwrap();
@@ -1225,10 +1341,72 @@ mod tests {
     }
 
     #[test]
+    fn a_node_more_takes_copies_over_until_all_have_about_as_many() {
+        check_copies(
+            3,
+            5,
+            "
+            lead 0 1
+            lead 1 1
+            lead 2 1
+            lead 3 1
+            lead 4 1
+            wait 4
+            rounds 3
+            add 4
+            rounds 40
+            ",
+            expect![[""]],
+        );
+    }
+
+    #[test]
+    fn a_node_that_leaves_is_made_up_for_before_it_goes() {
+        check_copies(
+            3,
+            3,
+            "
+            lead 0 1
+            lead 1 1
+            lead 2 1
+            add 4
+            rounds 40
+            remove 4
+            rounds 40
+            ",
+            expect![[""]],
+        );
+    }
+
+    #[test]
+    fn a_damaged_or_lost_copy_comes_back_where_it_was_and_one_that_moved_is_forgotten() {
+        check_copies(
+            3,
+            3,
+            "
+            lead 0 1
+            lead 1 1
+            lead 2 1
+            add 4
+            add 5
+            rounds 40
+            damage 2 1
+            rounds 12
+            lose 3 2
+            rounds 12
+            ",
+            expect![[""]],
+        );
+    }
+
+    #[test]
     fn whatever_is_wished_and_dies_the_groups_get_there_and_keep_their_majority() {
-        for seed in 0..100 {
+        for seed in 0..200 {
             let mut rng = SeededRng::new(seed);
             let mut world = World::new(3);
+            if seed % 2 == 1 {
+                world.copies = 3;
+            }
             let mut next = 4;
             for _ in 0..120 {
                 match rng.below(12) {
@@ -1283,7 +1461,7 @@ mod tests {
                 }
             }
             world.dead.clear();
-            for _ in 0..60 {
+            for _ in 0..200 {
                 world.round();
             }
             let wished = |wish: Wish| {
@@ -1301,9 +1479,27 @@ mod tests {
                 "seed {seed}: somebody still leaves: {:?}",
                 world.rows
             );
+            let mut loads: BTreeMap<NodeId, usize> = members.iter().map(|n| (*n, 0)).collect();
             for (id, g) in &world.groups {
-                assert_eq!(g.voters, members, "seed {seed}: voters of group {id}");
-                assert_eq!(g.learners, waiting, "seed {seed}: learners of group {id}");
+                if *id == GroupId::META || members.len() + waiting.len() <= world.copies {
+                    assert_eq!(g.voters, members, "seed {seed}: voters of group {id}");
+                    assert_eq!(g.learners, waiting, "seed {seed}: learners of group {id}");
+                    continue;
+                }
+                let count = (g.voters.len() + g.learners.len(), g.voters.len());
+                let wanted = (world.copies, members.len().min(world.copies));
+                assert_eq!(count, wanted, "seed {seed}: copies of group {id}, and those that count");
+                g.voters.iter().for_each(|n| *loads.get_mut(n).unwrap() += 1);
+                let stored = world.stored.iter().filter(|(_, of)| of == id).map(|(n, _)| *n);
+                let stored: BTreeSet<NodeId> = stored.filter(|n| members.contains(n)).collect();
+                assert!(
+                    stored.is_subset(&g.voters),
+                    "seed {seed}: group {id} is forgotten elsewhere"
+                );
+            }
+            if waiting.is_empty() && world.damaged.is_empty() && members.len() > world.copies {
+                let (least, most) = (loads.values().min(), loads.values().max());
+                assert!(most <= least.map(|n| n + 1).as_ref(), "seed {seed}: {loads:?}");
             }
             assert!(world.round().is_empty(), "seed {seed}: and then it is quiet");
             let waiting: BTreeSet<_> = world.moves.waiting().keys().map(|(g, n)| (*n, *g)).collect();

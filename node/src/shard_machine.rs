@@ -512,6 +512,15 @@ impl Machine for ShardMachine {
         Ok(())
     }
 
+    fn forget(&mut self) -> Result<(), MachineError> {
+        self.shard.forget().map_err(machine_error)?;
+        self.aux = Aux::default();
+        *self.handle.sources.write() = Sources::default();
+        self.forget_aside();
+        tracing::info!(group = %self.handle.group, "this copy is not needed any more, and its files are gone");
+        Ok(())
+    }
+
     fn digest(&self) -> [u8; 32] {
         self.aux.digest
     }

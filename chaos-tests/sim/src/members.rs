@@ -133,14 +133,16 @@ impl Members {
             .moves
             .entry((node, life))
             .or_insert_with(|| Moves::starting(now));
-        for step in next_steps(&rows, &leads, &groups, reports, now, moves) {
+        // All nodes have all shards.
+        let copies = usize::MAX;
+        for step in next_steps(&rows, &leads, &groups, copies, reports, now, moves) {
             let to = match &step {
                 Step::Gone { node: gone } => {
                     call(world, node, &ClusterCommand::NodeGone { node: *gone }, Then::Nothing);
                     continue;
                 }
                 Step::Change { leader, .. } | Step::Transfer { leader, .. } => leader.0,
-                Step::Rebuild { node, .. } => node.0,
+                Step::Rebuild { node, .. } | Step::Release { node, .. } => node.0,
             };
             world.note(|| format!("node {node} has this done by node {to}: {step:?}"));
             if let Some(delay) = world.flight(node, to) {

@@ -175,6 +175,7 @@ enum Job {
     Export { group: GroupId, to: NodeId, dir: String },
     Install { group: GroupId, index: u64, dir: String },
     Discard { dir: String },
+    Forget(GroupId),
 }
 
 /// A round that is written and not synced.
@@ -496,6 +497,10 @@ impl Running {
                 }
                 Step::Transfer { group, to, .. } => self.transfer(group, to.0, env),
                 Step::Rebuild { group, .. } => self.step(group, Input::Rebuild, env),
+                Step::Release { group, .. } => {
+                    let why = "other nodes have the copies".to_owned();
+                    self.step(group, Input::Release { why }, env)
+                }
                 Step::Gone { .. } => Ok(()),
             },
         }
@@ -610,6 +615,7 @@ impl Running {
                         self.queue(group, Job::Export { group, to, dir }, env);
                     }
                     Output::Discard { dir } => self.queue(group, Job::Discard { dir }, env),
+                    Output::Forget => self.queue(group, Job::Forget(group), env),
                     Output::SendSnapshot { to, message, dir } => {
                         let names = self.disk.list(&dir)?;
                         let read = |name: String| Ok((name.clone(), self.disk.read(&format!("{dir}/{name}"))?));
@@ -750,6 +756,11 @@ impl Running {
                 }
             }
             Some(Job::Discard { dir }) => self.disk.remove_dir_all(&dir)?,
+            Some(Job::Forget(group)) => {
+                let machine = self.machines.get_mut(&group).expect("jobs are of our groups");
+                machine.forget()?;
+                self.step(group, Input::Forgotten, env)?;
+            }
             None => {}
         }
         self.wake(worker, env);

@@ -141,6 +141,12 @@ pub enum Input {
     },
     /// This quarantined copy counts no more in the group: it is to begin again from a snapshot.
     Rebuild,
+    /// This copy counts no more in the group, which has enough of them: it is to forget what it has.
+    Release {
+        why: String,
+    },
+    /// The machine has forgotten what it had.
+    Forgotten,
     /// The machine's files are damaged, and the others have taken this copy out: it is to begin again like one that lost
     /// what it had confirmed. As long as it counts by its own log, it does nothing.
     GiveUp {
@@ -182,6 +188,8 @@ pub enum Output {
     Discard {
         dir: String,
     },
+    /// The machine is to forget what it has.
+    Forget,
     Answer {
         id: ProposalId,
         outcome: Outcome,
@@ -375,6 +383,8 @@ pub struct Driver {
     joint_since: Option<u64>,
     /// Nothing but a snapshot is taken: the machine may hold anything until then.
     rebuilding: bool,
+    /// The machine was told to forget what it has, and has not yet.
+    forgetting: bool,
     /// Numbers of tasks of earlier lives of this copy lie at or below it.
     numbers_from: u64,
     number: u64,
@@ -425,6 +435,7 @@ impl Driver {
             machine_index: start.applied,
             joint_since: None,
             rebuilding: false,
+            forgetting: false,
             numbers_from: 0,
             number: 0,
             handed: 0,
@@ -663,6 +674,8 @@ impl Driver {
             // It is well.
             Input::Rebuild => {}
             Input::GiveUp { why } => self.give_up(why),
+            Input::Release { why } => self.release(why),
+            Input::Forgotten => self.forgotten(),
         }
         self.draw();
     }
@@ -673,6 +686,7 @@ impl Driver {
                 self.answer(id, Outcome::Refused(Refused::NotLeader(None)));
             }
             Input::Rebuild | Input::GiveUp { .. } => self.rebuild(),
+            Input::Release { .. } => self.forget(),
             Input::Snapshot { dir, .. }
             | Input::Exported {
                 result: Some((_, dir)), ..
@@ -799,6 +813,37 @@ impl Driver {
         }
         self.quarantine(why);
         self.rebuild();
+    }
+
+    /// As `give_up`, for a copy that nobody needs: it does not wait for a snapshot, and the machine forgets what it has.
+    fn release(&mut self, why: String) {
+        let me = self.config.node;
+        let counts = self.raft(|node| members::is_voter(node.store().confs.now(), me));
+        let is_installing = self.installing.is_some() || self.resetting.is_some();
+        let is_alone = self.config.voters.iter().all(|v| *v == me);
+        // Who is spoken to is a member again, whatever those believed who ask: what it confirms must stay.
+        let is_spoken_to = self.heard.keys().any(|n| self.is_heard(NodeId(*n)));
+        if counts || self.may_count_soon() || is_installing || is_alone || is_spoken_to || self.forgetting {
+            return;
+        }
+        self.quarantine(why);
+        self.forget();
+    }
+
+    /// The log goes first: a crash between the two leaves a state without its log, which is noticed at the next start.
+    fn forget(&mut self) {
+        self.rebuild();
+        if self.rebuilding {
+            self.forgetting = true;
+            self.out.push(Output::Forget);
+        }
+    }
+
+    /// From here on this copy is as that of a node that was never a member.
+    fn forgotten(&mut self) {
+        if std::mem::take(&mut self.forgetting) && self.installing.is_none() {
+            self.rebuilding = false;
+        }
     }
 
     /// For raft a change of members counts when it is applied, and what was confirmed before that counts with it: a change that stands

@@ -68,6 +68,10 @@ pub trait Machine: Send {
     /// files included, and the call is made again a little later.
     fn install(&mut self, dir: &str, index: u64) -> Result<(), MachineError>;
 
+    /// Gives up the whole state, durably, and the room that it took: afterwards `applied()` and `durable()` are 0. Asked only of a
+    /// copy that its group does not count any more.
+    fn forget(&mut self) -> Result<(), MachineError>;
+
     /// Digest of the logical state at `applied()` (I3): equal on all nodes, whatever their files look like.
     fn digest(&self) -> [u8; 32];
 }

@@ -638,6 +638,13 @@ impl<S: MetaStore + 'static> Machine for MetaMachine<S> {
         Ok(())
     }
 
+    fn forget(&mut self) -> Result<(), MachineError> {
+        // `RaftHost::release` does not ask for it.
+        Err(MachineError::Damaged(
+            "the meta group is on every node and is not given up".into(),
+        ))
+    }
+
     fn digest(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.applied.to_le_bytes());

@@ -6,8 +6,9 @@
 //!   and acknowledgements are forgotten.
 //! - A node that joins later draws a token first, and gets one id for it, however often it asks.
 
+use crate::placement;
 use hindcast_env::disk::{self, Disk, DiskError};
-use hindcast_model::NodeId;
+use hindcast_model::{GroupId, NodeId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +29,17 @@ pub struct Identity {
     pub replicas: u64,
     /// Nodes that have written their own file; kept by the founder.
     pub welcomed: BTreeSet<NodeId>,
+}
+
+impl Identity {
+    /// Who has a group in the beginning of its log.
+    pub fn founders(&self, group: GroupId) -> Vec<NodeId> {
+        if self.nodes.is_empty() {
+            return vec![self.node];
+        }
+        let copies = usize::try_from(self.replicas).unwrap_or(usize::MAX);
+        placement::founding(group, &self.nodes.keys().copied().collect(), copies.max(1))
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -56,6 +56,7 @@ enum Order {
     Change { group: GroupId, steps: Vec<MemberStep> },
     Transfer { group: GroupId, to: NodeId },
     Rebuild { group: GroupId },
+    Release { group: GroupId },
 }
 
 /// Whether it is to be looked at again soon.
@@ -294,6 +295,7 @@ impl Members {
                 nodes.sort_unstable();
                 nodes
             };
+            let has_state = s.applied > 0 || s.quarantined.is_some() || s.is_rebuilding;
             GroupReport {
                 group,
                 is_leader: s.role == hindcast_raft::Role::Leader,
@@ -306,6 +308,7 @@ impl Members {
                 is_rebuilding: s.is_rebuilding,
                 damaged: self.damaged(group),
                 is_short_of_room,
+                has_state,
             }
         };
         self.0.raft.groups().into_iter().map(report).collect()
@@ -398,10 +401,16 @@ impl Members {
         let reports = self.reports().await;
         let groups = self.0.raft.groups();
         let now = self.0.clock.monotonic();
-        let steps = next_steps(&rows, &leads, &groups, &reports, now, moves);
+        let copies = self.copies();
+        let steps = next_steps(&rows, &leads, &groups, copies, &reports, now, moves);
         let is_quiet = steps.is_empty() && !reports.values().flatten().any(is_odd);
         join_all(steps.into_iter().map(|step| self.carry_out(step))).await;
         Ok(is_quiet)
+    }
+
+    /// How many nodes have a shard, as was said when the cluster was founded.
+    fn copies(&self) -> usize {
+        usize::try_from(self.0.identity.replicas).unwrap_or(usize::MAX).max(1)
     }
 
     async fn carry_out(&self, step: Step) {
@@ -410,6 +419,7 @@ impl Members {
             Step::Change { group, leader, steps } => self.send(leader, Order::Change { group, steps }).await,
             Step::Transfer { group, leader, to } => self.send(leader, Order::Transfer { group, to }).await,
             Step::Rebuild { group, node } => self.send(node, Order::Rebuild { group }).await,
+            Step::Release { group, node } => self.send(node, Order::Release { group }).await,
             Step::Gone { node } => self
                 .propose(ClusterCommand::NodeGone { node })
                 .await
@@ -447,6 +457,11 @@ impl Members {
                     }
                     None => self.0.raft.rebuild(group),
                 }
+                Ok(())
+            }
+            Order::Release { group } => {
+                let why = "other nodes have all the copies of it that there are to be".to_owned();
+                self.0.raft.release(group, why);
                 Ok(())
             }
         }

@@ -15,6 +15,7 @@ use super::writer::{Room, Writer};
 use crate::cluster_part::ClusterPart;
 use crate::cold_moves::Jobs;
 use crate::entry::Control;
+use crate::placement::COPIES_DEFAULT;
 use crate::shard_machine::{ShardHandle, ShardMachine};
 use bytes::Bytes;
 use hindcast_env::io::{FolderLock, PowerCutDisk, RealDisk, SystemClock, os_rng};
@@ -48,7 +49,7 @@ pub struct NodeConfig {
     /// nothing.
     pub join_cluster: Vec<String>,
     pub shards: u64,
-    /// `None`: 3, or 1 alone.
+    /// Nodes that have a copy of each shard. `None`: 3, or all when there are fewer.
     pub replicas: Option<u64>,
     pub retention: Vec<RetentionRule>,
     pub test_only: TestOnly,
@@ -168,9 +169,9 @@ pub enum StartError {
     #[error(transparent)]
     Shards(#[from] BadShardCount),
     #[error(
-        "{replicas} replicas need as many nodes, and there are {nodes}: this version keeps every shard on every node, so list one address per replica with --join, or leave --replicas out"
+        "{replicas} copies of each shard cannot be made on {nodes} nodes: say --replicas from 1 to {nodes}, list more addresses with --join, or leave --replicas out"
     )]
-    Replicas { replicas: u64, nodes: usize },
+    Replicas { replicas: u64, nodes: u64 },
     #[error("shard {group} does not open: {source}")]
     Shard { group: GroupId, source: StorageError },
     #[error("the meta group does not open: {0}")]
@@ -303,6 +304,7 @@ impl Node {
             let handle = machine.handle();
             groups.push(GroupSpec {
                 group: handle.group,
+                voters: identity.founders(handle.group),
                 machine: Box::new(machine),
             });
             shards.insert(handle.group, handle);
@@ -323,18 +325,13 @@ impl Node {
             0,
             GroupSpec {
                 group: GroupId::META,
+                voters: identity.founders(GroupId::META),
                 machine: Box::new(machine),
             },
         );
 
-        let voters = if identity.nodes.is_empty() {
-            vec![config.id]
-        } else {
-            identity.nodes.keys().copied().collect()
-        };
         let raft_config = config.test_only.raft(RaftConfig {
             node: config.id,
-            voters,
             ..RaftConfig::default()
         });
         let raft = RaftHost::start(disk, "raft", raft_config, groups, peers.clone(), clock.clone(), rng)?;
@@ -587,9 +584,9 @@ fn new_identity(
     rng: &mut SeededRng,
 ) -> Result<Identity, StartError> {
     ShardMap::even(config.shards)?;
-    let count = nodes.len().max(1);
-    let replicas = config.replicas.unwrap_or(count as u64);
-    if replicas != count as u64 {
+    let count = nodes.len().max(1) as u64;
+    let replicas = config.replicas.unwrap_or(COPIES_DEFAULT.min(count));
+    if replicas == 0 || replicas > count {
         return Err(StartError::Replicas { replicas, nodes: count });
     }
     Ok(Identity {

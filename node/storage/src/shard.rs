@@ -283,18 +283,7 @@ impl Shard {
         let mut shard = Self {
             objects: Ledger::new(),
             unswept: false,
-            state: Arc::new(RwLock::new(State {
-                directory: Directory::default(),
-                retention: Retention::default(),
-                applied: 0,
-                newest: vec![],
-                active: Head::new(),
-                sealed: vec![],
-                segments: vec![],
-                windows: vec![],
-                forgotten: BTreeMap::new(),
-                sides_damage: None,
-            })),
+            state: Arc::new(RwLock::new(empty_state())),
             frozen_below: i64::MIN,
             dropped: BTreeMap::new(),
             next_number: Arc::new(AtomicU64::new(1)),
@@ -988,6 +977,19 @@ impl Shard {
         Ok(aux)
     }
 
+    /// Gives up everything, durably: the shard is as a new one, but for the numbers of its files.
+    pub fn forget(&mut self) -> Result<(), StorageError> {
+        self.publish(0, Retention::default(), vec![], Sides::default(), false)?;
+        self.frozen_below = i64::MIN;
+        *self.state.write() = empty_state();
+        self.life += 1;
+        (self.flushing, self.merging) = (None, None);
+        (self.written, self.sealed_to) = (0, 0);
+        self.dirty_since.store(0, Ordering::Relaxed);
+        self.found_damage.clear();
+        Ok(())
+    }
+
     /// Reads every segment whole and compares its BLAKE3: finds damage before a reader does.
     pub fn scrub(&self) -> Result<(), StorageError> {
         for s in self.all_segments() {
@@ -1110,6 +1112,22 @@ impl Shard {
             }
         }
         Ok(())
+    }
+}
+
+/// Of a shard that never held anything.
+fn empty_state() -> State {
+    State {
+        directory: Directory::default(),
+        retention: Retention::default(),
+        applied: 0,
+        newest: vec![],
+        active: Head::new(),
+        sealed: vec![],
+        segments: vec![],
+        windows: vec![],
+        forgotten: BTreeMap::new(),
+        sides_damage: None,
     }
 }
 

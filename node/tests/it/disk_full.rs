@@ -67,6 +67,7 @@ async fn start(disk: &SimDisk) -> Node {
     };
     let specs = vec![GroupSpec {
         group,
+        voters: vec![NodeId(1)],
         machine: Box::new(machine),
     }];
     let rng = SeededRng::new(7);

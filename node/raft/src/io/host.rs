@@ -36,14 +36,14 @@ use tokio::sync::{oneshot, watch};
 
 pub struct GroupSpec {
     pub group: GroupId,
+    /// Who has it in a new cluster; later the log knows them. Every node is told the same ones, always.
+    pub voters: Vec<NodeId>,
     pub machine: Box<dyn Machine>,
 }
 
 #[derive(Clone, Debug)]
 pub struct RaftConfig {
     pub node: NodeId,
-    /// All nodes of a new cluster; later the log knows them. A node that joins later is told the same ones.
-    pub voters: Vec<NodeId>,
     pub tick: Duration,
     pub election_ticks: usize,
     /// The election timeout is drawn from `election_ticks..election_ticks + election_spread_ticks`.
@@ -73,7 +73,6 @@ impl Default for RaftConfig {
     fn default() -> Self {
         Self {
             node: NodeId(1),
-            voters: vec![NodeId(1)],
             tick: Duration::from_millis(50),
             election_ticks: 10,
             election_spread_ticks: 6,
@@ -117,8 +116,8 @@ pub enum RaftError {
     Disk(#[from] DiskError),
     #[error("raft does not start group {group}: {why}")]
     Raft { group: GroupId, why: String },
-    #[error("nobody founded this cluster: the list of its first nodes is empty")]
-    NoVoters,
+    #[error("nobody founded group {group}: the list of its first nodes is empty")]
+    NoVoters { group: GroupId },
     #[error("a thread of the replication cannot be started: {0}")]
     Thread(std::io::Error),
 }
@@ -307,8 +306,8 @@ impl RaftHost {
         clock: Arc<dyn Clock>,
         mut rng: SeededRng,
     ) -> Result<Self, RaftError> {
-        if config.voters.is_empty() {
-            return Err(RaftError::NoVoters);
+        if let Some(spec) = groups.iter().find(|g| g.voters.is_empty()) {
+            return Err(RaftError::NoVoters { group: spec.group });
         }
         let snapshot_dir = format!("{dir}/snapshots");
         // Half-sent exports of an earlier life; received ones are the transport's.
@@ -327,7 +326,7 @@ impl RaftHost {
         }
         let mut opened = LogStore::open(disk.clone(), &log_dir, config.log.clone());
         if let Err(e @ (LogError::Damaged { .. } | LogError::Gap { .. })) = &opened
-            && config.voters.len() > 1
+            && groups.iter().all(|g| g.voters.iter().any(|v| *v != config.node))
         {
             tracing::error!(error = %e, "the log is moved aside; its groups begin again from snapshots of the others");
             set_log_aside(disk.as_ref(), dir)?;
@@ -352,9 +351,9 @@ impl RaftHost {
         let mut checks = BTreeMap::new();
         let own_disk = disk.clone();
         let mut owned: Vec<BTreeMap<GroupId, Owned>> = (0..workers).map(|_| BTreeMap::new()).collect();
-        for GroupSpec { group, machine } in groups {
+        for GroupSpec { group, voters, machine } in groups {
             let has_hard = store.recovered(group).has_hard;
-            let mut driver = start_driver(&config, group, machine.as_ref(), &mut store, &mut rng)?;
+            let mut driver = start_driver(&config, group, voters, machine.as_ref(), &mut store, &mut rng)?;
             // One that was rebuilt has a hard state again.
             if is_lost && !has_hard {
                 let why =
@@ -653,6 +652,15 @@ impl RaftHost {
         let _ = self.0.events.send(Event::Inputs(vec![(group, Input::GiveUp { why })]));
     }
 
+    /// The group does not count this copy any more and has enough of them: it is to forget what it has.
+    /// Never the meta group, which every node has.
+    pub fn release(&self, group: GroupId, why: String) {
+        if group == GroupId::META {
+            return;
+        }
+        let _ = self.0.events.send(Event::Inputs(vec![(group, Input::Release { why })]));
+    }
+
     /// Asks the leader (this node) to hand over; proposals meanwhile fail. Does nothing on a follower without leader.
     pub fn transfer_leader(&self, group: GroupId, to: NodeId) {
         let _ = self.0.events.send(Event::Inputs(vec![(group, Input::Transfer { to })]));
@@ -725,11 +733,11 @@ impl Drop for Counted<'_> {
 fn start_driver(
     config: &RaftConfig,
     group: GroupId,
+    mut voters: Vec<NodeId>,
     machine: &dyn Machine,
     store: &mut LogStore,
     rng: &mut SeededRng,
 ) -> Result<Driver, RaftError> {
-    let mut voters = config.voters.clone();
     voters.sort_unstable();
     let preferred = voters[(group.0 % voters.len() as u64) as usize] == config.node;
     let driver_config = DriverConfig {

@@ -315,6 +315,7 @@ impl RaftThread {
                 self.work(group, Job::Export { group, to, dir });
             }
             Output::Discard { dir } => self.work(group, Job::Discard { dir }),
+            Output::Forget => self.work(group, Job::Forget(group)),
             Output::SendSnapshot { to, message, dir } => self.send_snapshot(group, to, message, dir),
             Output::Answer { id, outcome } => {
                 if let Some(reply) = self.proposals.remove(&id) {

@@ -19,6 +19,7 @@ pub enum Job {
     Export { group: GroupId, to: NodeId, dir: String },
     Install { group: GroupId, index: u64, dir: String },
     Discard { dir: String },
+    Forget(GroupId),
     Stop,
 }
 
@@ -108,6 +109,13 @@ impl Worker {
                 if let Err(e) = self.disk.remove_dir_all(&dir) {
                     tracing::warn!(dir, error = %e, "files of a snapshot stay behind until the next start");
                 }
+                Ok(())
+            }
+            Some(Job::Forget(group)) => {
+                let owned = self.owned(group);
+                owned.machine.forget().map_err(|e| (group, e))?;
+                (owned.durable, owned.install) = (0, None);
+                self.tell(group, Input::Forgotten);
                 Ok(())
             }
             Some(Job::Stop) | None => Ok(()),

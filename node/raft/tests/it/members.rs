@@ -229,6 +229,11 @@ impl Net {
             }
             Output::SendSnapshot { message, dir, .. } => self.mail.push((message, Some(self.exports[&dir].clone()))),
             Output::Discard { .. } => {}
+            Output::Forget => {
+                node.to_apply.clear();
+                (node.state, node.saved) = Default::default();
+                node.driver.step(Input::Forgotten);
+            }
             Output::Answer { id, outcome } => {
                 self.outcomes
                     .insert(u64::from_le_bytes(id[..8].try_into().unwrap()), outcome);
@@ -434,7 +439,7 @@ impl Net {
 }
 
 /// Commands: `start N`, `crash N`, `run TICKS`, `propose TIMES`, `save`, `learner N`, `voter N`, `remove N`,
-/// `move FROM TO`, `transfer N`, `rebuild N`; changes go to the leader. Told: what each membership was, and answers.
+/// `move FROM TO`, `transfer N`, `rebuild N`, `release N`; changes go to the leader. Told: what each membership was, and answers.
 fn check(script: &str, expected: Expect) {
     let mut net = Net::new(1, true);
     let mut shown = String::new();
@@ -482,6 +487,12 @@ fn check(script: &str, expected: Expect) {
                 net.step(number(1), Input::Rebuild);
                 None
             }
+            "release" => {
+                let why = "it is not needed".to_owned();
+                net.step(number(1), Input::Release { why });
+                writeln!(shown, "    {} lines", net.nodes[&number(1)].state.lines.len()).unwrap();
+                None
+            }
             "learner" => change(&mut net, vec![MemberStep::Learner(node(1))]),
             "voter" => change(&mut net, vec![MemberStep::Voter(node(1))]),
             "remove" => change(&mut net, vec![MemberStep::Remove(node(1))]),
@@ -516,6 +527,84 @@ fn check(script: &str, expected: Expect) {
         }
     }
     expected.assert_eq(&shown);
+}
+
+#[test]
+fn a_copy_that_is_not_needed_forgets_what_it_has_and_not_while_somebody_speaks_to_it() {
+    check(
+        "
+        run 40
+        propose 5
+        learner 4
+        start 4
+        run 5
+        release 3
+        release 4
+        run 5
+        voter 4
+        run 5
+        learner 3
+        run 5
+        release 3
+        remove 3
+        run 20
+        release 3
+        run 5
+        propose 3
+        save
+        crash 3
+        start 3
+        run 20
+        learner 3
+        run 20
+        ",
+        expect![[r#"
+            run 40
+            propose 5
+            learner 4
+                done
+                voters 1 2 3, learners 4
+            start 4
+            run 5
+            release 3
+                5 lines
+            release 4
+                5 lines
+            run 5
+            voter 4
+                done
+                voters 1 2 3 4 and before 1 2 3
+                voters 1 2 3 4
+            run 5
+            learner 3
+                done
+                voters 1 2 4 and before 1 2 3 4
+                voters 1 2 4, learners 3
+            run 5
+            release 3
+                5 lines
+            remove 3
+                done
+                voters 1 2 4
+            run 20
+            release 3
+                0 lines
+            run 5
+            propose 3
+            save
+            crash 3
+            start 3
+            run 20
+            learner 3
+                done
+                voters 1 2 4, learners 3
+            run 20
+            1: Leader, 8 lines, voters 1 2 4, learners 3
+            2: Follower, 8 lines, voters 1 2 4, learners 3
+            3: Follower, 8 lines, voters 1 2 4, learners 3
+            4: Follower, 8 lines, voters 1 2 4, learners 3
+        "#]],
+    );
 }
 
 #[test]

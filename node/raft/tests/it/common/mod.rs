@@ -120,6 +120,12 @@ impl Machine for ListMachine {
         (self.applied, self.durable) = (index, index);
         Ok(())
     }
+    fn forget(&mut self) -> Result<(), MachineError> {
+        replace_file(&self.disk, &self.path, &encode(0, &[]))?;
+        self.lines.lock().clear();
+        (self.applied, self.durable) = (0, 0);
+        Ok(())
+    }
     fn digest(&self) -> [u8; 32] {
         let mut digest = [0; 32];
         digest[..8].copy_from_slice(&(self.lines.lock().len() as u64).to_le_bytes());
@@ -215,7 +221,6 @@ pub struct Cluster {
 impl Cluster {
     pub fn new(nodes: u64, groups: u64) -> Self {
         let config = RaftConfig {
-            voters: (1..=nodes).map(NodeId).collect(),
             tick: Duration::from_millis(20),
             log: LogConfig {
                 segment_bytes_max: 256 << 10,
@@ -264,6 +269,7 @@ impl Cluster {
             );
             GroupSpec {
                 group: GroupId(g),
+                voters: (1..=self.nodes).map(NodeId).collect(),
                 machine: Box::new(machine),
             }
         });
