@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use hindcast_proto::v1;
 use hindcast_proto::v1::ingest_client::IngestClient;
 use hindcast_proto::v1::query_client::QueryClient;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::{Duration, Instant, SystemTime};
@@ -325,8 +326,12 @@ async fn agree(cluster: &Cluster) -> Result<()> {
         for i in 0..cluster.nodes.len() {
             states.push(shard_states(cluster, i).await?);
         }
-        let told = states[0].iter().all(|(_, _, digest)| !digest.is_empty());
-        if told && states.windows(2).all(|w| w[0] == w[1]) {
+        let told = states.iter().flatten().all(|(_, _, digest)| !digest.is_empty());
+        let mut of_group = BTreeMap::<u64, BTreeSet<(u64, &str)>>::new();
+        for (group, applied, digest) in states.iter().flatten() {
+            of_group.entry(*group).or_default().insert((*applied, digest));
+        }
+        if told && !of_group.is_empty() && of_group.values().all(|states| states.len() == 1) {
             return Ok(());
         }
         ensure!(
@@ -337,10 +342,10 @@ async fn agree(cluster: &Cluster) -> Result<()> {
     }
 }
 
-/// (group, applied, digest) of a node's shards. The meta group moves on with every lease; its digest is compared by
+/// (group, applied, digest) of the shards of which a node has a copy. The meta group moves on with every lease; its digest is compared by
 /// the machine itself.
 async fn shard_states(cluster: &Cluster, i: usize) -> Result<Vec<(u64, u64, String)>> {
     let status = cluster.status(i).await?;
-    let shards = status.groups.into_iter().filter(|g| g.group > 0);
+    let shards = status.groups.into_iter().filter(|g| g.group > 0 && g.has_copy);
     Ok(shards.map(|g| (g.group, g.applied, g.digest)).collect())
 }

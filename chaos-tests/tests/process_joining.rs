@@ -91,8 +91,20 @@ async fn run(program: &str) -> Result<()> {
         // Refused until the node has asked to join.
         let added = client.add_node(v1::AddNodeRequest { node: 4 }).await;
         let status = cluster.status(0).await?;
-        let counts = |m: &v1::GroupMembers| m.voters.contains(&4) && m.outgoing.is_empty();
-        if added.is_ok() && status.members.len() == status.groups.len() && status.members.iter().all(counts) {
+        // It has three of the four shards then, and each of the others has three, too.
+        let copies = |m: &v1::GroupMembers| if m.group == 0 { 4 } else { 3 };
+        let settled =
+            |m: &v1::GroupMembers| m.voters.len() == copies(m) && m.outgoing.is_empty() && m.learners.is_empty();
+        let shards = |n: u64| {
+            status
+                .members
+                .iter()
+                .filter(|m| m.group != 0 && m.voters.contains(&n))
+                .count()
+        };
+        let shares = (1..=4).all(|n| shards(n) == 3);
+        if added.is_ok() && shares && status.members.len() == status.groups.len() && status.members.iter().all(settled)
+        {
             break;
         }
         ensure!(

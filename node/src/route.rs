@@ -6,20 +6,43 @@ use hindcast_model::{Labels, Owner, ShardId, ShardMap, Slot, TenantId, Timestamp
 use hindcast_storage::ShardReader;
 use hindcast_storage::cardinality::{ACTIVE_SPAN, widest_label};
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Whether a copy on this node counts.
+pub type IsHere = Arc<dyn Fn(ShardId) -> bool + Send + Sync>;
 
 /// The shard map, and the replicas of this node.
 pub struct Replicas {
     map: ShardMap,
     readers: BTreeMap<ShardId, ShardReader>,
+    is_here: IsHere,
 }
 
 impl Replicas {
+    /// All `readers` are of copies that count.
     pub fn new(map: ShardMap, readers: BTreeMap<ShardId, ShardReader>) -> Self {
-        Self { map, readers }
+        Self::of_copies(map, readers, Arc::new(|_| true))
+    }
+
+    pub fn of_copies(map: ShardMap, readers: BTreeMap<ShardId, ShardReader>, is_here: IsHere) -> Self {
+        Self { map, readers, is_here }
+    }
+
+    fn copies(&self) -> impl Iterator<Item = (ShardId, &ShardReader)> {
+        let here = self.readers.iter().filter(|(shard, _)| (self.is_here)(**shard));
+        here.map(|(shard, reader)| (*shard, reader))
     }
 
     pub fn map(&self) -> &ShardMap {
         &self.map
+    }
+}
+
+impl Replicas {
+    /// What so many of all shards have, for all of them.
+    fn for_all(&self, series: u64, shards: usize) -> u64 {
+        let all = self.readers.len() as u64;
+        series.saturating_mul(all) / (shards as u64).max(1)
     }
 }
 
@@ -36,6 +59,10 @@ impl Ids for Replicas {
         self.readers.get(&shard).map_or(0, ShardReader::epoch)
     }
 
+    fn is_here(&self, shard: ShardId) -> bool {
+        (self.is_here)(shard)
+    }
+
     /// A shard without a replica here knows nothing: its series travel with their definitions.
     fn ids(
         &self,
@@ -50,26 +77,27 @@ impl Ids for Replicas {
         }
     }
 
-    /// Of all shards that have a replica here.
+    /// Of the shards that have a replica here, as if the others had as many each: series lie evenly in slots, and slots in shards.
     fn active_series(&self, tenant: &TenantId, now: TimestampNs) -> CountedSeries {
         let since = now - ACTIVE_SPAN;
         let mut counted = CountedSeries::default();
-        for (shard, reader) in &self.readers {
+        for (shard, reader) in self.copies() {
             let active = reader.active_series(tenant, since.0);
             counted.active += active.ids.len();
-            counted.marks.push((*shard, active.next_id));
+            counted.marks.push((shard, active.next_id));
         }
+        counted.active = self.for_all(counted.active, counted.marks.len());
         counted
     }
 
     fn series_since(&self, tenant: &TenantId, counted: &CountedSeries) -> u64 {
         let marks = counted.marks.iter();
         let of = marks.filter_map(|(shard, next_id)| Some(self.readers.get(shard)?.series_since(tenant, *next_id)));
-        of.sum()
+        self.for_all(of.sum(), counted.marks.len())
     }
 
     fn widest_label(&self, tenant: &TenantId) -> Option<WidestLabel> {
-        let readers: Vec<ShardReader> = self.readers.values().cloned().collect();
+        let readers: Vec<ShardReader> = self.copies().map(|(_, reader)| reader.clone()).collect();
         let (name, values) = widest_label(&readers, tenant)?;
         Some(WidestLabel { name, values })
     }

@@ -24,6 +24,7 @@ pub mod shards;
 pub mod tail;
 pub mod testing;
 pub mod value;
+pub mod wire;
 
 pub use engine::{Engine, InstantQuery, LabelsQuery, Limits, LogsQuery, OWNER_LABEL, Options, QueryError, RangeQuery};
 pub use value::{Answer, LogStream, LogsValue, MatrixSeries, Value, VectorSample};

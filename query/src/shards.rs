@@ -69,6 +69,15 @@ impl Budget {
         self.count(&self.computed, values)
     }
 
+    /// What may still be read.
+    pub fn left(&self) -> usize {
+        self.samples_max.saturating_sub(self.samples())
+    }
+
+    pub fn computed_values(&self) -> usize {
+        self.computed.load(Ordering::Relaxed)
+    }
+
     pub fn samples(&self) -> usize {
         self.samples.load(Ordering::Relaxed)
     }

@@ -3,6 +3,7 @@
 
 mod agent;
 mod cold;
+mod copies;
 mod membership;
 mod repair;
 mod rollup;

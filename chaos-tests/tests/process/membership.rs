@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_hindcast-under-test");
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_hindcast-under-test");
 const PATIENCE: Duration = Duration::from_secs(120);
 
-const LOAD: Load = Load {
+pub const LOAD: Load = Load {
     writers: 3,
     samples_per_batch: 200,
     lines_per_batch: 20,
@@ -29,7 +29,7 @@ fn client(cluster: &Cluster, i: usize) -> ClusterClient<Channel> {
 }
 
 /// Runs the program's own command, as a person would.
-fn command(cluster: &Cluster, i: usize, words: &[&str]) -> Result<String> {
+pub fn command(cluster: &Cluster, i: usize, words: &[&str]) -> Result<String> {
     let endpoint = format!("http://{}", cluster.nodes[i].client);
     let mut command = Command::new(PROGRAM);
     command
@@ -47,7 +47,12 @@ fn command(cluster: &Cluster, i: usize, words: &[&str]) -> Result<String> {
 }
 
 /// Waits until a node's status is as wanted.
-async fn until(cluster: &Cluster, i: usize, what: &str, wanted: impl Fn(&v1::StatusResponse) -> bool) -> Result<()> {
+pub async fn until(
+    cluster: &Cluster,
+    i: usize,
+    what: &str,
+    wanted: impl Fn(&v1::StatusResponse) -> bool,
+) -> Result<()> {
     let started = Instant::now();
     let mut last = None;
     while started.elapsed() < PATIENCE {
@@ -77,20 +82,35 @@ fn voters(s: &v1::StatusResponse) -> Vec<Vec<u64>> {
         .collect()
 }
 
+/// Every shard has three copies, on these nodes alone, and no node has two more than another.
+pub fn all_share(s: &v1::StatusResponse, nodes: &[u64]) -> bool {
+    let is_still = |m: &v1::GroupMembers| m.outgoing.is_empty() && (m.group == 0 || m.learners.is_empty());
+    let settled = s.members.len() == s.groups.len() && s.members.iter().all(is_still);
+    let of = |n: u64| {
+        let shards = s.members.iter().filter(|m| m.group != 0);
+        shards.filter(|m| m.voters.contains(&n)).count()
+    };
+    let loads: Vec<usize> = nodes.iter().map(|n| of(*n)).collect();
+    let is_even = loads.iter().max() <= loads.iter().min().map(|n| n + 1).as_ref();
+    let copies = |m: &v1::GroupMembers| if m.group == 0 { nodes.len() } else { 3 };
+    let has_all = |m: &v1::GroupMembers| m.voters.len() == copies(m) && m.voters.iter().all(|v| nodes.contains(v));
+    settled && is_even && s.members.iter().all(has_all)
+}
+
 fn all_have(s: &v1::StatusResponse, wanted: &[u64]) -> bool {
     let settled = s.members.iter().all(|m| m.outgoing.is_empty());
     settled && s.members.len() == s.groups.len() && voters(s).iter().all(|v| v == wanted)
 }
 
 /// Writers that go on until they are told to stop.
-struct Writers {
+pub struct Writers {
     stop: watch::Sender<bool>,
     running: Vec<tokio::task::JoinHandle<Result<Progress>>>,
     base_ms: i64,
 }
 
 impl Writers {
-    fn start(cluster: &Cluster) -> Self {
+    pub fn start(cluster: &Cluster) -> Self {
         let (stop, stopped) = watch::channel(false);
         let base_ms = base_ms();
         let nodes = cluster.addresses();
@@ -102,7 +122,7 @@ impl Writers {
         Self { stop, running, base_ms }
     }
 
-    async fn end(self) -> Result<(Vec<std::ops::Range<u64>>, Duration, i64)> {
+    pub async fn end(self) -> Result<(Vec<std::ops::Range<u64>>, Duration, i64)> {
         let _ = self.stop.send(true);
         let mut written = vec![];
         for w in self.running {
@@ -127,7 +147,9 @@ async fn come_and_go(small_files: bool) -> Result<()> {
     let fourth = cluster.start_joining(4, more)?;
     until(&cluster, 0, "the fourth node waits as a learner", |s| {
         let waits = s.nodes.iter().any(|n| n.id == 4 && n.state == "waiting");
-        waits && s.members.len() == s.groups.len() && s.members.iter().all(|m| m.learners == [4])
+        // Of shards it gets a copy when it is to count: three are enough.
+        let learns = |m: &v1::GroupMembers| m.learners == if m.group == 0 { vec![4] } else { vec![] };
+        waits && s.members.len() == s.groups.len() && s.members.iter().all(learns)
     })
     .await?;
     if small_files {
@@ -146,12 +168,15 @@ async fn come_and_go(small_files: bool) -> Result<()> {
     } else {
         command(&cluster, 0, &["add", "4"])?;
     }
-    until(&cluster, 0, "four count everywhere", |s| all_have(s, &[1, 2, 3, 4])).await?;
-    println!("the fourth node counts in every group");
+    until(&cluster, 0, "four share the copies", |s| all_share(s, &[1, 2, 3, 4])).await?;
+    println!("the fourth node counts, and has its share of the shards");
 
-    command(&cluster, 0, &["transfer", "1", "4"])?;
-    until(&cluster, 1, "node 4 leads shard 1", |s| {
-        s.members.iter().any(|m| m.group == 1 && m.leader == 4)
+    let shared = cluster.status(0).await?.members;
+    let of_four = shared.iter().find(|m| m.group != 0 && m.voters.contains(&4));
+    let shard = of_four.context("node 4 has no shard")?.group;
+    command(&cluster, 0, &["transfer", &shard.to_string(), "4"])?;
+    until(&cluster, 1, "node 4 leads a shard", |s| {
+        s.members.iter().any(|m| m.group == shard && m.leader == 4)
     })
     .await?;
 

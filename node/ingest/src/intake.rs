@@ -34,6 +34,12 @@ pub trait Ids: Send + Sync {
         wanted: &[(&Labels, &Owner)],
     ) -> (u64, Vec<Option<u32>>);
 
+    /// Whether what is said of the shard is said of a copy on this node; else nothing is known of its series.
+    fn is_here(&self, shard: ShardId) -> bool {
+        let _ = shard;
+        true
+    }
+
     /// Active series of a tenant: looks at all of them.
     fn active_series(&self, tenant: &TenantId, now: TimestampNs) -> CountedSeries {
         let _ = (tenant, now);

@@ -134,6 +134,10 @@ pub(crate) fn refused(
     let mut refused = vec![None; sets.len()];
     for of_shard in by_shard.chunk_by(|a, b| a.0 == b.0) {
         let shard = of_shard[0].0;
+        // Which are new only a node knows that has the shard.
+        if !ids.is_here(shard) {
+            continue;
+        }
         let wanted: Vec<_> = of_shard.iter().map(|(_, i)| sets[*i]).collect();
         let (_, known) = ids.ids(shard, tenant, streams, &wanted);
         for ((_, i), _) in of_shard.iter().zip(known).filter(|(_, id)| id.is_none()) {

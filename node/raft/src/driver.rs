@@ -587,6 +587,10 @@ impl Driver {
         }
     }
 
+    pub fn node_id(&self) -> NodeId {
+        self.config.node
+    }
+
     pub fn status(&self) -> DriverStatus {
         let mut status = DriverStatus {
             applied: self.applied,

@@ -13,4 +13,5 @@ pub mod servers;
 pub mod snapshots;
 pub mod tls;
 pub mod under_way;
+pub mod whereabouts;
 pub mod writer;

@@ -11,7 +11,8 @@ use super::meta_client::MetaClient;
 use super::peers::{CALL_FOUND, CALL_HELLO, Peers, accept_peers, call_address, peer_service};
 use super::tls::Tls;
 use super::under_way::UnderWay;
-use super::writer::{Room, Writer};
+use super::whereabouts::Whereabouts;
+use super::writer::{Groups, Room, Writer};
 use crate::cluster_part::ClusterPart;
 use crate::cold_moves::Jobs;
 use crate::entry::Control;
@@ -202,6 +203,7 @@ pub struct Node {
     pub writer: Writer,
     pub cuts: Cuts,
     pub members: Members,
+    pub whereabouts: Whereabouts,
     pub shards: Arc<BTreeMap<GroupId, ShardHandle>>,
     pub meta_file: MetaFile,
     pub clock: Arc<dyn Clock>,
@@ -344,11 +346,15 @@ impl Node {
         });
         let readers = readers.collect();
         let under_way = UnderWay::new(clock.clone());
+        let whereabouts = Whereabouts::start(config.id, raft.clone(), peers.clone());
         let writer = Writer::new(
             config.id,
             map,
             readers,
-            raft.clone(),
+            Groups {
+                raft: raft.clone(),
+                whereabouts: whereabouts.clone(),
+            },
             peers.clone(),
             Arc::new(meta.clone()),
             Room {
@@ -379,6 +385,7 @@ impl Node {
             writer,
             cuts,
             members,
+            whereabouts,
             shards,
             meta_file,
             admission: Admission::new(memory.clone(), under_way, clock.clone()),
@@ -412,12 +419,19 @@ impl Node {
         self.identity.node
     }
 
-    /// Every group has a leader, and this node has applied what it had committed: reads and writes will be answered.
+    /// Every group has a leader, and this node has applied what it had committed of those that it has: reads and writes will be
+    /// answered.
     pub fn is_ready(&self) -> bool {
-        let groups = std::iter::once(GroupId::META).chain(self.shards.keys().copied());
-        groups
-            .map(|g| self.raft.status(g))
-            .all(|s| s.leader.is_some() && s.applied >= s.commit)
+        let mut groups = std::iter::once(GroupId::META).chain(self.shards.keys().copied());
+        groups.all(|g| self.is_ready_for(g))
+    }
+
+    pub fn is_ready_for(&self, group: GroupId) -> bool {
+        if group != GroupId::META && !self.whereabouts.is_here(group) {
+            return self.whereabouts.leader(group).is_some();
+        }
+        let status = self.raft.status(group);
+        status.leader.is_some() && status.applied >= status.commit
     }
 
     /// The oldest instant that is accepted and kept for a tenant; `None`: any.

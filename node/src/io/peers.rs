@@ -51,6 +51,13 @@ pub type SnapshotCheck = Box<dyn Fn(GroupId, &str) -> Result<(), String> + Send 
 /// Answers calls of one kind.
 pub type CallHandler = Arc<dyn Fn(NodeId, Bytes) -> BoxFuture<'static, Result<Bytes, Status>> + Send + Sync>;
 
+/// Answers questions of one kind, piece by piece. When nobody listens any more the channel is closed.
+pub type AskHandler =
+    Arc<dyn Fn(NodeId, Bytes, mpsc::Sender<Result<Bytes, Status>>) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// Pieces of an answer that are on their way.
+const PIECES_MAX: usize = 4;
+
 /// Calls that are answered before this node belongs to a cluster.
 pub const CALL_HELLO: &str = "hello";
 pub const CALL_FOUND: &str = "found";
@@ -103,6 +110,8 @@ pub async fn call_address(
 struct PeerLink {
     address: String,
     channel: Channel,
+    /// For answers in pieces, which would stand before Raft's messages.
+    bulk: Channel,
     queue: mpsc::Sender<Vec<WireMessage>>,
     queued: Arc<Queued>,
 }
@@ -132,6 +141,7 @@ pub struct Peers {
     /// Whether a peer said that this node itself was removed.
     removed: watch::Sender<bool>,
     handlers: RwLock<BTreeMap<String, CallHandler>>,
+    ask_handlers: RwLock<BTreeMap<String, AskHandler>>,
     raft: OnceLock<RaftHost>,
     snapshot_check: Arc<OnceLock<SnapshotCheck>>,
     disk: Arc<dyn Disk>,
@@ -153,6 +163,7 @@ impl Peers {
             gone: RwLock::default(),
             removed: watch::Sender::new(false),
             handlers: RwLock::default(),
+            ask_handlers: RwLock::default(),
             raft: OnceLock::new(),
             snapshot_check: Arc::default(),
             disk,
@@ -171,6 +182,10 @@ impl Peers {
         self.handlers.write().insert(kind.to_owned(), handler);
     }
 
+    pub fn register_ask(&self, kind: &str, handler: AskHandler) {
+        self.ask_handlers.write().insert(kind.to_owned(), handler);
+    }
+
     /// From now on calls and messages of this cluster, and no other, are taken.
     pub fn join(&self, cluster: &str, nodes: &BTreeMap<NodeId, String>) -> Result<(), tonic::transport::Error> {
         let _ = self.cluster.set(cluster.to_owned());
@@ -187,6 +202,7 @@ impl Peers {
             return Ok(());
         };
         let channel = channel_to(address, self.tls.as_ref(), Some(id))?;
+        let bulk = channel_to(address, self.tls.as_ref(), Some(id))?;
         let (queue, waiting) = mpsc::channel(QUEUED_LISTS_MAX);
         let (queued, removed) = (Arc::<Queued>::default(), self.removed.clone());
         let sending = send_raft(
@@ -201,6 +217,7 @@ impl Peers {
         let link = PeerLink {
             address: address.to_owned(),
             channel,
+            bulk,
             queue,
             queued,
         };
@@ -269,6 +286,31 @@ impl Peers {
             }
             Err(_) => Err(Status::deadline_exceeded(format!(
                 "node {to} did not answer in {timeout:?}"
+            ))),
+        }
+    }
+
+    /// Asks another node for an answer in pieces; the first comes within `patience`. Dropped, it ends there, too.
+    pub async fn ask(
+        &self,
+        to: NodeId,
+        kind: &str,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<Streaming<v1::CallResponse>, Status> {
+        let channel = self.links.read().get(&to).map(|l| l.bulk.clone());
+        let channel = channel.ok_or_else(|| Status::unavailable(format!("node {to} is not known here")))?;
+        let request = v1::CallRequest {
+            from: self.me.0,
+            cluster: self.cluster.get().cloned().unwrap_or_default(),
+            kind: kind.to_owned(),
+            body,
+        };
+        let mut peer = client(channel);
+        match tokio::time::timeout(patience, peer.ask(request)).await {
+            Ok(answer) => Ok(answer?.into_inner()),
+            Err(_) => Err(Status::deadline_exceeded(format!(
+                "node {to} did not answer in {patience:?}"
             ))),
         }
     }
@@ -756,6 +798,35 @@ impl Peer for PeerService {
             .ok_or_else(|| Status::unimplemented(format!("calls of kind {:?} are not known here", request.kind)))?;
         let body = handler(NodeId(request.from), request.body).await?;
         Ok(Response::new(v1::CallResponse { body }))
+    }
+
+    type AskStream = tokio_stream::wrappers::ReceiverStream<Result<v1::CallResponse, Status>>;
+
+    async fn ask(&self, request: Request<v1::CallRequest>) -> Result<Response<Self::AskStream>, Status> {
+        let speaks_for = check_speaker(&request);
+        let request = request.into_inner();
+        speaks_for(request.from)?;
+        self.0.check_cluster(&request.cluster)?;
+        self.0.check_sender(request.from)?;
+        let handler = self.0.ask_handlers.read().get(&request.kind).cloned();
+        let handler = handler
+            .ok_or_else(|| Status::unimplemented(format!("questions of kind {:?} are not known here", request.kind)))?;
+        let (pieces, mut ready) = mpsc::channel(PIECES_MAX);
+        let (send, stream) = mpsc::channel(1);
+        tokio::spawn(handler(NodeId(request.from), request.body, pieces));
+        // The head of the answer goes out when there is something to say: who asked gives up on a node that hangs.
+        let first = ready.recv().await;
+        tokio::spawn(async move {
+            let mut next = first;
+            while let Some(piece) = next {
+                let piece = piece.map(|body| v1::CallResponse { body });
+                if send.send(piece).await.is_err() {
+                    return;
+                }
+                next = ready.recv().await;
+            }
+        });
+        Ok(Response::new(tokio_stream::wrappers::ReceiverStream::new(stream)))
     }
 
     async fn snapshot(

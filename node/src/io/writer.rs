@@ -7,6 +7,7 @@ use super::disk_watch::DiskWatch;
 use super::memory_watch::MemoryWatch;
 use super::peers::Peers;
 use super::under_way::UnderWay;
+use super::whereabouts::Whereabouts;
 use crate::disk_guard::DiskState;
 use crate::entry::{self, Control};
 use crate::memory_guard::Work;
@@ -87,6 +88,13 @@ pub struct Room {
     pub under_way: UnderWay,
 }
 
+/// Raft, and what of the cluster's groups it does not know.
+#[derive(Clone)]
+pub struct Groups {
+    pub raft: RaftHost,
+    pub whereabouts: Whereabouts,
+}
+
 /// The node's router. Clones share it.
 #[derive(Clone)]
 pub struct Writer(Arc<Inner>);
@@ -95,6 +103,7 @@ struct Inner {
     me: NodeId,
     replicas: Replicas,
     raft: RaftHost,
+    whereabouts: Whereabouts,
     peers: Arc<Peers>,
     clock: Arc<dyn Clock>,
     disk: DiskWatch,
@@ -116,12 +125,12 @@ struct ForwardedControl {
 }
 
 impl Writer {
-    /// `readers` are those of the shards that have a replica here.
+    /// `readers` are those of all shards; where this node has no copy, it is empty.
     pub fn new(
         me: NodeId,
         map: ShardMap,
         readers: BTreeMap<ShardId, ShardReader>,
-        raft: RaftHost,
+        Groups { raft, whereabouts }: Groups,
         peers: Arc<Peers>,
         clock: Arc<dyn Clock>,
         room: Room,
@@ -135,8 +144,12 @@ impl Writer {
         let folds = folds.collect();
         let writer = Self(Arc::new(Inner {
             me,
-            replicas: Replicas::new(map, readers),
+            replicas: {
+                let places = whereabouts.clone();
+                Replicas::of_copies(map, readers, Arc::new(move |shard| places.is_here(shard.into())))
+            },
             raft,
+            whereabouts,
             peers: peers.clone(),
             clock,
             disk: room.disk,
@@ -210,7 +223,7 @@ impl Writer {
 
     /// Ends when `leader` is not the shard's any more, by what this node knows.
     async fn leads_no_more(&self, shard: ShardId, leader: NodeId) {
-        while self.0.raft.status(shard.into()).leader == Some(leader) {
+        while self.0.whereabouts.leader(shard.into()) == Some(leader) {
             tokio::time::sleep(LEADER_PAUSE).await;
         }
     }
@@ -239,7 +252,7 @@ impl Writer {
         let mut leaderless_until = now() + LEADERLESS_TIMEOUT;
         let mut may_be_stored = false;
         loop {
-            let leader = self.0.raft.status(shard.into()).leader;
+            let leader = self.0.whereabouts.leader(shard.into());
             let fate = match leader {
                 None => Fate::NotLeader,
                 // A leader that stands still, or is cut off, answers nothing: the next one is asked as soon as there is
@@ -294,7 +307,7 @@ impl Writer {
     pub async fn control(&self, shard: ShardId, control: Control) -> Result<u64, WriteError> {
         let deadline = self.0.clock.monotonic().as_duration() + WRITE_TIMEOUT;
         loop {
-            let index = match self.0.raft.status(shard.into()).leader {
+            let index = match self.0.whereabouts.leader(shard.into()) {
                 None => None,
                 Some(leader) if leader == self.0.me => self.control_here(shard, &control).await,
                 Some(leader) => {

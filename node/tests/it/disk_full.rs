@@ -12,7 +12,8 @@ use hindcast_node::io::disk_watch::DiskWatch;
 use hindcast_node::io::memory_watch::MemoryWatch;
 use hindcast_node::io::peers::Peers;
 use hindcast_node::io::under_way::UnderWay;
-use hindcast_node::io::writer::{Room, Writer};
+use hindcast_node::io::whereabouts::Whereabouts;
+use hindcast_node::io::writer::{Groups, Room, Writer};
 use hindcast_node::shard_machine::{ShardHandle, ShardMachine};
 use hindcast_node::write::{BatchSink, WriteError};
 use hindcast_raft::{GroupSpec, LogConfig, RaftConfig, RaftHost};
@@ -81,7 +82,10 @@ async fn start(disk: &SimDisk) -> Node {
         NodeId(1),
         map,
         readers,
-        raft.clone(),
+        Groups {
+            raft: raft.clone(),
+            whereabouts: Whereabouts::start(NodeId(1), raft.clone(), peers.clone()),
+        },
         peers,
         system,
         Room {

@@ -72,6 +72,12 @@ pub fn kernel(name: &str) -> Option<Kernel> {
     })
 }
 
+/// A kernel of PromQL by a name that came from elsewhere, and the name as the table has it.
+pub fn named(name: &str) -> Option<(&'static str, Kernel)> {
+    let name = hindcast_promql::functions::find(name)?.name;
+    Some((name, kernel(name)?))
+}
+
 /// Whether the metric's name stays: the value is still a value of that metric.
 pub fn keeps_name(name: &str) -> bool {
     matches!(name, "last_over_time" | "first_over_time")

@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -237,6 +237,8 @@ pub struct GroupShared {
     pub digest: Mutex<(u64, [u8; 32])>,
     pub leadership: watch::Sender<Leadership>,
     pub backlog_bytes: AtomicUsize,
+    /// This copy counts in the group, by what is applied here, and is whole.
+    pub counts: AtomicBool,
 }
 
 struct Inner {
@@ -366,6 +368,7 @@ impl RaftHost {
                 digest: Mutex::new((machine.applied(), machine.digest())),
                 leadership: watch::Sender::new(Leadership::default()),
                 backlog_bytes: AtomicUsize::new(0),
+                counts: AtomicBool::new(false),
             });
             shared.insert(group, group_shared.clone());
             checks.insert(group, machine.snapshot_check());
@@ -600,6 +603,12 @@ impl RaftHost {
             is_rebuilding: s.is_rebuilding,
             digest: *shared.digest.lock(),
         }
+    }
+
+    /// Whether this node's copy counts in the group and is whole: then it can answer for the group.
+    pub fn counts(&self, group: GroupId) -> bool {
+        let shared = self.0.shared.get(&group);
+        shared.is_some_and(|s| s.counts.load(Ordering::Acquire))
     }
 
     pub fn is_leader(&self, group: GroupId) -> bool {

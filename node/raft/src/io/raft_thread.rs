@@ -373,6 +373,12 @@ impl RaftThread {
         self.published.insert(group, (self.drivers[&group].pulse(), self.ticks));
         let status = self.drivers[&group].status();
         let shared = &self.shared[&group];
+        let is_whole = status.quarantined.is_none() && !status.is_rebuilding;
+        let me = self.drivers[&group].node_id();
+        // Before it is told who leads: who waits for that asks for this next.
+        shared
+            .counts
+            .store(is_whole && status.voters.contains(&me), Ordering::Release);
         let leadership = Leadership {
             role: status.role,
             leader: status.leader,

@@ -20,6 +20,6 @@ pub use crate::container::{FileKind, FileRef, Head};
 pub use crate::retention::Policy;
 pub(crate) use block::fitting;
 pub use block::{BLOCK_ROWS_MAX, Block, BlockEncoder, BlockInfo, LineBuf, PackedBlock};
-pub use search::{BadFilter, Filter, Settled};
+pub use search::{BadFilter, Filter, FilterText, Settled};
 pub use segment::{BLOCK_BYTES, Segment, Tier, Writer};
 pub use times::Times;

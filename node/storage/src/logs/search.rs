@@ -10,6 +10,7 @@ use super::column::{held, holds};
 use super::template::{Digits, Token, Var, put_value};
 use super::words::{Probe, WordFilter};
 use crate::error::ReadError;
+use bytes::Bytes;
 use hashbrown::HashTable;
 use hindcast_model::matcher::REGEX_BYTES_MAX;
 use memchr::memmem;
@@ -18,6 +19,7 @@ use regex_automata::util::primitives::StateID;
 use regex_automata::util::{start, syntax};
 use regex_automata::{Anchored, nfa::thompson};
 use regex_syntax::hir::{Hir, HirKind};
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
@@ -50,6 +52,46 @@ pub enum Filter {
     Not(Box<Filter>),
     And(Vec<Filter>),
     Or(Vec<Filter>),
+}
+
+/// A filter as it is written down: what crosses the wire.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FilterText {
+    Contains(Bytes),
+    Regex(String),
+    Not(Box<FilterText>),
+    And(Vec<FilterText>),
+    Or(Vec<FilterText>),
+}
+
+impl TryFrom<&FilterText> for Filter {
+    type Error = BadFilter;
+
+    fn try_from(text: &FilterText) -> Result<Self, BadFilter> {
+        let all = |parts: &[FilterText]| parts.iter().map(Self::try_from).collect::<Result<Vec<_>, _>>();
+        Ok(match text {
+            FilterText::Contains(needle) => Self::contains(needle),
+            FilterText::Regex(pattern) => Self::regex(pattern)?,
+            FilterText::Not(inner) => Self::try_from(&**inner)?.negated(),
+            FilterText::And(parts) => Self::And(all(parts)?),
+            FilterText::Or(parts) => Self::Or(all(parts)?),
+        })
+    }
+}
+
+impl From<&Filter> for FilterText {
+    fn from(filter: &Filter) -> Self {
+        let all = |parts: &[Filter]| parts.iter().map(Self::from).collect();
+        match filter {
+            Filter::Test(test) => match &test.how {
+                How::Needle(finder) => Self::Contains(Bytes::copy_from_slice(finder.needle())),
+                How::Regex(regex) => Self::Regex(regex.as_str().to_owned()),
+            },
+            Filter::Not(inner) => Self::Not(Box::new(Self::from(&**inner))),
+            Filter::And(parts) => Self::And(all(parts)),
+            Filter::Or(parts) => Self::Or(all(parts)),
+        }
+    }
 }
 
 /// One test of a line.

@@ -44,7 +44,7 @@ enum ClusterAction {
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
-    /// Makes a waiting node count: learner, caught up, voter, in every group.
+    /// Makes a waiting node count, and gives it its share of the shards: learner, caught up, voter, in one after the other.
     #[command(after_help = "Example:\n  hindcast cluster add 4 --endpoint http://127.0.0.1:7400")]
     Add {
         /// Its number, as `hindcast cluster status` shows it.
@@ -88,9 +88,12 @@ pub async fn run(args: ClusterArgs) -> Done {
         ClusterAction::Add { node, waiting } => {
             let mut cluster = connect(&waiting).await?;
             cluster.add_node(v1::AddNodeRequest { node }).await?;
-            wait(cluster, &waiting, &format!("node {node} counts in every group"), |s| {
-                added(s, node)
-            })
+            wait(
+                cluster,
+                &waiting,
+                &format!("node {node} counts, and has its share of the shards"),
+                |s| added(s, node),
+            )
             .await
         }
         ClusterAction::Remove { node, waiting } => {
@@ -164,15 +167,33 @@ fn group_name(group: u64) -> String {
     }
 }
 
+/// Nodes that count, or are to.
+fn members(s: &v1::StatusResponse) -> Vec<u64> {
+    s.nodes.iter().filter(|n| n.state == "member").map(|n| n.id).collect()
+}
+
+/// How many shards a node has.
+fn load(s: &v1::StatusResponse, node: u64) -> usize {
+    let shards = s.members.iter().filter(|m| m.group != 0);
+    shards.filter(|m| m.voters.contains(&node)).count()
+}
+
 fn added(s: &v1::StatusResponse, node: u64) -> Left {
+    let all = members(s);
+    let has_all = all.len() as u64 <= s.copies;
     let left = s.groups.iter().filter_map(|g| {
         let members = s.members.iter().find(|m| m.group == g.group);
         let name = group_name(g.group);
         let Some(m) = members else {
             return Some(format!("{name} has no leader"));
         };
+        let is_joint = (!m.outgoing.is_empty()).then(|| format!("{name} is joint"));
         if m.voters.contains(&node) {
-            return (!m.outgoing.is_empty()).then(|| format!("{name} is joint"));
+            let too_many = g.group != 0 && !has_all && m.voters.len() as u64 > s.copies;
+            return is_joint.or(too_many.then(|| format!("{name} has one copy more than it needs")));
+        }
+        if g.group != 0 && !has_all && !m.learners.contains(&node) {
+            return is_joint;
         }
         let progress = m.progress.iter().find(|p| p.node == node);
         Some(match progress {
@@ -181,7 +202,11 @@ fn added(s: &v1::StatusResponse, node: u64) -> Left {
             None => format!("{name}: not begun"),
         })
     });
-    let left: Vec<String> = left.collect();
+    let mut left: Vec<String> = left.collect();
+    let (own, most) = (load(s, node), all.iter().map(|n| load(s, *n)).max().unwrap_or(0));
+    if !has_all && own + 1 < most {
+        left.push(format!("it has {own} shards, and another node has {most}"));
+    }
     (!left.is_empty()).then(|| left.join(", "))
 }
 
@@ -269,7 +294,7 @@ pub(crate) fn json(s: &v1::StatusResponse) -> serde_json::Value {
         serde_json::json!({
             "group": g.group, "leader": g.leader, "term": g.term, "commit": g.commit, "applied": g.applied,
             "durable": g.durable, "voters": g.voters, "digest": g.digest, "samples": g.samples, "lines": g.lines,
-            "learners": g.learners, "quarantined": g.quarantined,
+            "learners": g.learners, "quarantined": g.quarantined, "has_copy": g.has_copy,
         })
     };
     let progress = |p: &v1::MemberProgress| {
@@ -286,7 +311,7 @@ pub(crate) fn json(s: &v1::StatusResponse) -> serde_json::Value {
         })
     };
     serde_json::json!({
-        "node": s.node, "cluster": s.cluster, "ready": s.ready,
+        "node": s.node, "cluster": s.cluster, "ready": s.ready, "copies": s.copies,
         "nodes": s.nodes.iter().map(node).collect::<Vec<_>>(),
         "groups": s.groups.iter().map(group).collect::<Vec<_>>(),
         "members": s.members.iter().map(members).collect::<Vec<_>>(),
@@ -329,6 +354,10 @@ fn table(s: &v1::StatusResponse) -> String {
         } else {
             g.leader.to_string()
         };
+        if !g.has_copy {
+            let _ = writeln!(out, "{name:<8}{leader:>7}       no copy that counts on this node");
+            continue;
+        }
         let _ = writeln!(
             out,
             "{name:<8}{leader:>7}{:>7}{:>12}{:>12}{:>12}{:>14}{:>12}",

@@ -183,7 +183,7 @@ impl View {
             let stats = self.node.shards.get(&g).map(|s| s.stats());
             v1::GroupStatus {
                 group: g.0,
-                leader: s.leader.map_or(0, |l| l.0),
+                leader: self.node.whereabouts.leader(g).map_or(0, |l| l.0),
                 term: s.term,
                 commit: s.commit,
                 applied: s.applied,
@@ -194,6 +194,7 @@ impl View {
                 lines: stats.as_ref().map_or(0, |s| s.lines),
                 learners: s.learners.iter().map(|v| v.0).collect(),
                 quarantined: s.quarantined.unwrap_or_default(),
+                has_copy: self.node.whereabouts.is_here(g),
             }
         };
         ids.map(group).collect()
@@ -207,6 +208,7 @@ impl View {
             groups: self.groups(),
             ready: self.node.is_ready(),
             members: self.members().await,
+            copies: self.node.identity.replicas,
         }
     }
 
@@ -262,8 +264,9 @@ async fn ready(State(v): State<View>) -> (axum::http::StatusCode, String) {
     let waiting: Vec<String> = v
         .groups()
         .iter()
-        .filter(|g| g.leader == 0 || g.applied < g.commit)
-        .map(|g| g.group.to_string())
+        .map(|g| GroupId(g.group))
+        .filter(|g| !v.node.is_ready_for(*g))
+        .map(|g| g.to_string())
         .collect();
     let words = format!(
         "not ready: Raft groups {} have no leader or are behind\n",

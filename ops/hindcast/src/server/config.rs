@@ -87,7 +87,7 @@ pub struct ServerArgs {
     /// Shards; fixed at the first start: a power of two up to 64 [default: 4].
     #[arg(long, env = "HINDCAST_SHARDS")]
     pub shards: Option<u64>,
-    /// Copies of everything; fixed at the first start [default: one per node].
+    /// Nodes that have a copy of each shard; fixed at the first start [default: 3, or all when there are fewer].
     #[arg(long, env = "HINDCAST_REPLICAS")]
     pub replicas: Option<u64>,
     /// Rule files, `*` allowed in the file name; may be given more than once.

@@ -41,7 +41,7 @@ use hindcast_node::io::tls::{Port, Tls, TlsFiles};
 use hindcast_query::shards::Shards;
 use hindcast_query::{Engine, Limits, replay::Player};
 use hindcast_raft::{Meta, Part};
-use shards::LocalShards;
+use shards::ClusterShards;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -222,7 +222,8 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     }
 
     let meta: Arc<dyn Meta> = Arc::new(node.meta.clone());
-    let shards: Arc<dyn Shards> = Arc::new(LocalShards::new(node.clone()));
+    let clients = ClientThreads::start()?;
+    let shards: Arc<dyn Shards> = Arc::new(ClusterShards::new(node.clone(), clients.handle().clone()));
     let engine = Arc::new(Engine::new(shards.clone(), Limits::default()));
     let floor_node = node.clone();
     let ingest = IngestState::new(
@@ -371,7 +372,6 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
 
     let mut fatal = node.raft.fatal();
     let (end, ended) = watch::channel(false);
-    let clients = client_threads()?;
     let taking_syslog = clients.spawn(syslog.serve(syslog_bound, ended.clone()));
     let scraping = scraper.map(|s| clients.spawn(s.run(ended.clone())));
     let taking_traps = traps.map(|t| clients.spawn(t.serve(traps_bound, ended.clone())));
@@ -402,7 +402,7 @@ pub async fn start(config: ServerConfig, mut stopped: watch::Receiver<bool>) -> 
     if let Some(consuming) = consuming {
         let _ = consuming.await;
     }
-    clients.shutdown_background();
+    drop(clients);
     node.raft.shutdown();
     match failure {
         None => Ok(ExitCode::SUCCESS),
@@ -415,16 +415,38 @@ const CLIENTS_NICE: i32 = 5;
 
 /// Threads for whatever clients ask. Apart from those that carry messages of peers, alerts and tickets: however many clients ask, these
 /// are not behind them in one queue.
-fn client_threads() -> Result<tokio::runtime::Runtime, Failure> {
-    let threads = tokio::runtime::Builder::new_multi_thread()
-        .thread_name("clients")
-        .on_thread_start(|| {
-            // Where it is not allowed, they are equals.
-            let _ = rustix::process::nice(CLIENTS_NICE);
-        })
-        .enable_all()
-        .build();
-    threads.map_err(|e| Failure::no(format!("no threads for clients can be started: {e}")))
+struct ClientThreads(Option<tokio::runtime::Runtime>);
+
+impl ClientThreads {
+    fn start() -> Result<Self, Failure> {
+        let threads = tokio::runtime::Builder::new_multi_thread()
+            .thread_name("clients")
+            .on_thread_start(|| {
+                // Where it is not allowed, they are equals.
+                let _ = rustix::process::nice(CLIENTS_NICE);
+            })
+            .enable_all()
+            .build();
+        let threads = threads.map_err(|e| Failure::no(format!("no threads for clients can be started: {e}")))?;
+        Ok(Self(Some(threads)))
+    }
+}
+
+impl std::ops::Deref for ClientThreads {
+    type Target = tokio::runtime::Runtime;
+
+    fn deref(&self) -> &Self::Target {
+        self.0.as_ref().expect("taken in `drop` only")
+    }
+}
+
+/// From within other threads of tokio one may not wait for them.
+impl Drop for ClientThreads {
+    fn drop(&mut self) {
+        if let Some(threads) = self.0.take() {
+            threads.shutdown_background();
+        }
+    }
 }
 
 /// Nobody is asked yet: a node starts while its store is away.

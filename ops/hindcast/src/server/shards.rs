@@ -1,30 +1,39 @@
-//! The seam `Shards` over this node's own replicas.
+//! The seam `Shards` over the replicas of the cluster.
 //!
-//! Every node holds every shard (as many replicas as nodes, so far), so no sample crosses the wire for a read: the
-//! replica waits until it has applied what the leader had committed (ReadIndex), or what a cut names, then answers. A query
-//! that says so does not wait: it gets what is applied here, and how old that may be.
+//! A shard of which this node has a copy that counts is read here: the replica waits until it has applied what the leader had
+//! committed (ReadIndex), or what a cut names, then answers. Of another one, a node that has it is asked the same, and does the
+//! same; only what it makes of its samples crosses the wire. A query that says so does not wait: it gets what is applied,
+//! and how old that may be.
 
+use bytes::Bytes;
 use futures::future::join_all;
-use hindcast_model::{GroupId, Labels, Positions, Sample, SpanNs, TenantId, TimestampNs};
+use futures::future::try_join_all;
+use hindcast_model::{GroupId, Labels, NodeId, Positions, Sample, SpanNs, TenantId, TimestampNs, codec};
 use hindcast_node::io::node::Node;
-use hindcast_node::shard_machine::ShardHandle;
 use hindcast_node::sources::{AWAITED_MAX, Sources};
-use hindcast_query::replica;
 use hindcast_query::shards::{
     ColumnsRequest, Completeness, Consistency, CountsRequest, Freshness, LabelsRequest, LinesRequest, SeriesColumn,
     SeriesRequest, Shards, ShardsError,
 };
-use hindcast_storage::ReadError;
+use hindcast_query::wire::{Answer, Closing, Question};
+use hindcast_storage::ShardReader;
 use hindcast_storage::cardinality::{ACTIVE_SPAN, Cardinality, cardinality};
-use hindcast_storage::read::{Direction, LabelTexts, SearchLabels, SeriesData, StreamCounts, StreamData};
+use hindcast_storage::read::{Direction, LabelTexts, SeriesData, StreamCounts, StreamData};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
+use tonic::Status;
 
 /// How long a read waits for the shard's leader, or for a replica that is behind a cut.
 const FRESH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Another node waits as long for its own replica, and may stand still.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(8);
+/// Of the nodes that have a shard, so many are asked one after the other.
+const HOLDERS_ASKED_MAX: usize = 2;
+const SPOKEN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Reports on series that are made at a time; another one waits so long, and is refused then.
 pub const REPORTS_MAX: usize = 1;
 const REPORT_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -35,8 +44,27 @@ const CONFIRM_PAUSE: SpanNs = SpanNs::from_ms(200);
 /// How long the first such answer waits for that, so that its age is known.
 const FIRST_CONFIRM: Duration = Duration::from_millis(50);
 
+const ASK_READ: &str = "read";
+const CALL_SPOKEN: &str = "spoken";
+
+/// A question to another node, about one of its shards.
+#[derive(Serialize, Deserialize)]
+struct Asked {
+    group: GroupId,
+    as_of: Option<u64>,
+    stale_ok: bool,
+    question: Bytes,
+}
+
+/// Up to where the sources of a shard have spoken: all of them, and those that are waited for.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct Spoken {
+    complete: TimestampNs,
+    awaited: TimestampNs,
+}
+
 #[derive(Clone)]
-pub struct LocalShards {
+pub struct ClusterShards {
     node: Node,
     consistency: Consistency,
     /// Shared by all consistencies.
@@ -51,14 +79,45 @@ struct Confirmed {
     whole_at: Option<SpanNs>,
 }
 
-impl LocalShards {
-    pub fn new(node: Node) -> Self {
+impl ClusterShards {
+    /// Also answers what other nodes ask of the shards of this one; on `threads`, as the queries of its own clients.
+    pub fn new(node: Node, threads: tokio::runtime::Handle) -> Self {
         let confirmed = node.shards.keys().map(|g| (*g, Mutex::default()));
-        Self {
+        let shards = Self {
             confirmed: Arc::new(confirmed.collect()),
             consistency: Consistency::Linearizable,
             reports: Arc::new(Semaphore::new(REPORTS_MAX)),
             node,
+        };
+        let answers = shards.clone();
+        shards.node.peers.register_ask(
+            ASK_READ,
+            Arc::new(move |_, body, pieces| {
+                let answering = threads.spawn(answers.clone().answer(body, pieces));
+                Box::pin(async move { drop(answering.await) })
+            }),
+        );
+        let tells = shards.clone();
+        shards.node.peers.register(
+            CALL_SPOKEN,
+            Arc::new(move |_, body| {
+                let tells = tells.clone();
+                Box::pin(async move {
+                    let asked = codec::from_bytes(&body).map_err(|e| Status::invalid_argument(e.to_string()))?;
+                    let (group, tenant): (GroupId, TenantId) = asked;
+                    let spoken = tells.spoken_here(group, &tenant);
+                    let spoken = spoken.ok_or_else(|| Status::failed_precondition("no copy of it counts here"))?;
+                    Ok(codec::to_bytes(&spoken).into())
+                })
+            }),
+        );
+        shards
+    }
+
+    fn with(&self, consistency: Consistency) -> Self {
+        Self {
+            consistency,
+            ..self.clone()
         }
     }
 
@@ -134,21 +193,177 @@ impl LocalShards {
         }
     }
 
-    /// The least of what the shards' sources say.
-    fn spoken_to(&self, of: impl Fn(&Sources, TimestampNs) -> TimestampNs) -> TimestampNs {
-        let now = self.node.meta.cluster_now();
-        let each = self.node.shards.values().map(|s| of(&s.sources.read(), now));
-        each.min().unwrap_or(TimestampNs::MAX)
+    /// `None`: the shard is not here.
+    fn spoken_here(&self, group: GroupId, tenant: &TenantId) -> Option<Spoken> {
+        let shard = self
+            .node
+            .shards
+            .get(&group)
+            .filter(|_| self.node.whereabouts.is_here(group))?;
+        let (now, sources) = (self.node.meta.cluster_now(), shard.sources.read());
+        let of = |to: fn(&Sources, &TenantId, TimestampNs) -> TimestampNs| to(&sources, tenant, now);
+        Some(Spoken {
+            complete: of(Sources::complete_to),
+            awaited: of(Sources::awaited_to),
+        })
     }
 
-    /// Runs `read` on every shard, each on a thread that may block; answers in the order of shards.
-    async fn scatter<T: Send + 'static>(
+    async fn spoken(&self, group: GroupId, tenant: &TenantId) -> Result<Spoken, ShardsError> {
+        if let Some(spoken) = self.spoken_here(group, tenant) {
+            return Ok(spoken);
+        }
+        let holder = self.node.whereabouts.holders(group).first().copied();
+        let holder = holder.ok_or_else(|| ShardsError::Unavailable(nobody_has(group)))?;
+        let body = codec::to_bytes(&(group, tenant)).into();
+        let told = self.node.peers.call(holder, CALL_SPOKEN, body, SPOKEN_TIMEOUT).await;
+        let told = told.map_err(|status| ShardsError::Unavailable(of_node(group, holder, status.message())))?;
+        codec::from_bytes(&told).map_err(|e| ShardsError::Unavailable(of_node(group, holder, &e.to_string())))
+    }
+
+    /// The least of what the shards' sources say.
+    async fn all_spoken(&self, tenant: &TenantId) -> Result<Spoken, ShardsError> {
+        let all = self.node.shards.keys().map(|group| self.spoken(*group, tenant));
+        let silence = Spoken {
+            complete: TimestampNs::MAX,
+            awaited: TimestampNs::MAX,
+        };
+        let least = |a: Spoken, b: Spoken| Spoken {
+            complete: a.complete.min(b.complete),
+            awaited: a.awaited.min(b.awaited),
+        };
+        Ok(try_join_all(all).await?.into_iter().fold(silence, least))
+    }
+
+    /// Reads this node's copy, on a thread that may block.
+    async fn here(
+        &self,
+        group: GroupId,
+        as_of: Option<u64>,
+        question: &Arc<Question>,
+    ) -> Result<(u64, Freshness, Answer), String> {
+        let shard = self
+            .node
+            .shards
+            .get(&group)
+            .ok_or_else(|| format!("there is no shard {group}"))?;
+        let (applied, freshness) = self.fresh(group, as_of).await?;
+        let (reader, question) = (shard.reader.clone(), question.clone());
+        match tokio::task::spawn_blocking(move || question.ask(&reader, as_of)).await {
+            Ok(Ok(answer)) => Ok((applied, freshness, answer)),
+            Ok(Err(e)) => Err(format!("shard {group}: {e}")),
+            Err(e) => Err(format!("shard {group}: the read ended early: {e}")),
+        }
+    }
+
+    /// Asks nodes that have a copy, the leader first, until one answers.
+    async fn elsewhere(
+        &self,
+        group: GroupId,
+        as_of: Option<u64>,
+        question: &Question,
+    ) -> Result<(u64, Freshness, Answer), String> {
+        let mut why = nobody_has(group);
+        for holder in self.node.whereabouts.holders(group).into_iter().take(HOLDERS_ASKED_MAX) {
+            match self.ask(holder, group, as_of, question).await {
+                Ok(answer) => return Ok(answer),
+                Err(said) => why = of_node(group, holder, &said),
+            }
+        }
+        Err(why)
+    }
+
+    async fn ask(
+        &self,
+        holder: NodeId,
+        group: GroupId,
+        as_of: Option<u64>,
+        question: &Question,
+    ) -> Result<(u64, Freshness, Answer), String> {
+        let asked = Asked {
+            group,
+            as_of,
+            stale_ok: self.consistency == Consistency::StaleOk,
+            question: question.encode(),
+        };
+        let body = codec::to_bytes(&asked).into();
+        let pieces = self.node.peers.ask(holder, ASK_READ, body, PIECE_TIMEOUT).await;
+        let mut pieces = pieces.map_err(|status| status.message().to_owned())?;
+        let mut answer = question.nothing();
+        loop {
+            let Ok(piece) = tokio::time::timeout(PIECE_TIMEOUT, pieces.message()).await else {
+                return Err(format!("it said nothing for {PIECE_TIMEOUT:?}"));
+            };
+            let piece = piece.map_err(|status| status.message().to_owned())?;
+            let piece = piece.ok_or("its answer ended early")?;
+            let taken = answer.take(&piece.body).map_err(|e| e.to_string())?;
+            let of_making = taken.closing.as_ref().map_or(0, |c| c.samples as usize);
+            let fits = question.budget().is_none_or(|budget| {
+                let read = budget.read(taken.samples + of_making);
+                read.is_continue() && budget.computed(taken.values).is_continue()
+            });
+            match taken.closing {
+                Some(closing) => return Ok((closing.applied, closing.freshness(), answer)),
+                // The query is refused for what was counted, so that the rest is of no use.
+                None if !fits => return Ok((0, Freshness::Linearizable, answer)),
+                None => {}
+            }
+        }
+    }
+
+    /// Answers another node about a shard of this one.
+    async fn answer(self, body: Bytes, pieces: mpsc::Sender<Result<Bytes, Status>>) {
+        let ended = pieces.clone();
+        let answering = self.answer_with(body, &pieces);
+        tokio::select! {
+            done = answering => if let Err(status) = done {
+                let _ = ended.send(Err(status)).await;
+            },
+            // Nobody listens any more; a read that is under way is told by its budget.
+            () = ended.closed() => {}
+        }
+    }
+
+    async fn answer_with(&self, body: Bytes, pieces: &mpsc::Sender<Result<Bytes, Status>>) -> Result<(), Status> {
+        let misfit = |e: String| Status::invalid_argument(format!("the question cannot be read: {e}"));
+        let asked: Asked = codec::from_bytes(&body).map_err(|e| misfit(e.to_string()))?;
+        let question = Question::decode(&asked.question).map_err(|e| misfit(e.to_string()))?;
+        if !self.node.whereabouts.is_here(asked.group) {
+            return Err(Status::failed_precondition("no copy of it counts there"));
+        }
+        let consistency = match asked.stale_ok {
+            true => Consistency::StaleOk,
+            false => Consistency::Linearizable,
+        };
+        let question = Arc::new(question);
+        let _cancels = question.budget().map(|budget| CancelsWhenDropped(budget.clone()));
+        let read = self.with(consistency).here(asked.group, asked.as_of, &question).await;
+        let (applied, freshness, answer) = read.map_err(Status::unavailable)?;
+        let is_made = matches!(answer, Answer::Columns(_));
+        let closing = Closing {
+            applied,
+            samples: question.budget().filter(|_| is_made).map_or(0, |b| b.samples() as u64),
+            ..Closing::default()
+        };
+        let pieces = pieces.clone();
+        let sending = tokio::task::spawn_blocking(move || {
+            if answer.send(&mut |piece| pieces.blocking_send(Ok(piece)).is_ok()) {
+                let _ = pieces.blocking_send(Ok(closing.with_freshness(freshness).encode()));
+            }
+        });
+        sending
+            .await
+            .map_err(|e| Status::internal(format!("the answer ended early: {e}")))
+    }
+
+    /// Asks every shard; answers in the order of shards.
+    async fn scatter(
         &self,
         as_of: Option<&Positions>,
-        read: impl Fn(ShardHandle, Option<u64>) -> Result<T, ReadError> + Clone + Send + 'static,
-    ) -> Result<(Vec<T>, Completeness), ShardsError> {
-        let asked = self.node.shards.iter().map(|(group, handle)| {
-            let (group, handle, read) = (*group, handle.clone(), read.clone());
+        question: Question,
+    ) -> Result<(Vec<Answer>, Completeness), ShardsError> {
+        let question = Arc::new(question);
+        let asked = self.node.shards.keys().map(|group| {
+            let (group, question) = (*group, &question);
             let position = as_of.map(|p| p.get(&group).copied());
             async move {
                 // A shard that the cut does not name held nothing then.
@@ -157,13 +372,11 @@ impl LocalShards {
                     Some(Some(index)) => Some(index),
                     None => None,
                 };
-                let (applied, freshness) = self.fresh(group, position).await?;
-                let answer = tokio::task::spawn_blocking(move || read(handle, position)).await;
-                match answer {
-                    Ok(Ok(answer)) => Ok(Some((group, applied, freshness, answer))),
-                    Ok(Err(e)) => Err(format!("shard {group}: {e}")),
-                    Err(e) => Err(format!("shard {group}: the read ended early: {e}")),
-                }
+                let answer = match self.node.whereabouts.is_here(group) {
+                    true => self.here(group, position, question).await,
+                    false => self.elsewhere(group, position, question).await,
+                };
+                answer.map(|(applied, freshness, answer)| Some((group, applied, freshness, answer)))
             }
         });
         let (mut answers, mut completeness) = (vec![], Completeness::default());
@@ -185,6 +398,52 @@ impl LocalShards {
         } else {
             Err(ShardsError::Unavailable(completeness.missing.join("; ")))
         }
+    }
+
+    /// The copies here, if all shards are here.
+    async fn all_readers(&self) -> Result<Option<(Vec<ShardReader>, Completeness)>, ShardsError> {
+        if !self.node.shards.keys().all(|g| self.node.whereabouts.is_here(*g)) {
+            return Ok(None);
+        }
+        let fresh = self.node.shards.iter().map(|(group, shard)| async move {
+            let fresh = self.fresh(*group, None).await;
+            fresh.map(|(applied, freshness)| (*group, applied, freshness, shard.reader.clone()))
+        });
+        let (mut readers, mut completeness) = (vec![], Completeness::default());
+        for one in join_all(fresh).await {
+            match one {
+                Ok((group, applied, freshness, reader)) => {
+                    completeness.positions.insert(group, applied);
+                    completeness.freshness = completeness.freshness.merge(freshness);
+                    readers.push(reader);
+                }
+                Err(why) => completeness.missing.push(why),
+            }
+        }
+        if readers.is_empty() {
+            return Err(ShardsError::Unavailable(completeness.missing.join("; ")));
+        }
+        Ok(Some((readers, completeness)))
+    }
+}
+
+/// Ends a read when who asked for it has gone.
+struct CancelsWhenDropped(Arc<hindcast_query::shards::Budget>);
+
+impl Drop for CancelsWhenDropped {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+fn nobody_has(group: GroupId) -> String {
+    format!("shard {group}: no node that has a copy of it answers; `hindcast cluster status` tells which should")
+}
+
+fn of_node(group: GroupId, node: NodeId, why: &str) -> String {
+    match why.starts_with("shard ") {
+        true => format!("{why} (asked of node {node})"),
+        false => format!("shard {group}, asked of node {node}: {why}"),
     }
 }
 
@@ -257,79 +516,76 @@ fn keep_limit(streams: &mut Vec<StreamData>, limit: usize, direction: Direction)
     streams.retain(|s| !s.lines.is_empty());
 }
 
-fn search(r: LabelsRequest) -> Arc<SearchLabels> {
-    Arc::new(SearchLabels {
-        tenant: r.tenant,
-        streams: r.streams,
-        any_of: r.any_of,
-        from: r.from,
-        to: r.to,
-    })
-}
-
 // A source is behind when no rule waits so long.
 const _: () = assert!(AWAITED_MAX.0 == hindcast_alerting::io::evaluator::WAIT_MAX.0);
 
 #[async_trait::async_trait]
-impl Shards for LocalShards {
+impl Shards for ClusterShards {
     fn read_with(&self, consistency: Consistency) -> Option<Arc<dyn Shards>> {
-        (consistency != self.consistency).then(|| {
-            Arc::new(Self {
-                consistency,
-                ..self.clone()
-            }) as Arc<dyn Shards>
-        })
+        (consistency != self.consistency).then(|| Arc::new(self.with(consistency)) as Arc<dyn Shards>)
     }
 
     async fn series(&self, r: SeriesRequest) -> Result<(Vec<SeriesData>, Completeness), ShardsError> {
-        let r = Arc::new(r);
-        let asked = r.clone();
-        let read = move |shard: ShardHandle, as_of| replica::series(&shard.reader, &asked, as_of);
-        let (answers, completeness) = self.scatter(r.as_of.as_ref(), read).await?;
-        Ok((merge_series(answers.into_iter().flatten().collect()), completeness))
+        let as_of = r.as_of.clone();
+        let (answers, completeness) = self.scatter(as_of.as_ref(), Question::Series(r)).await?;
+        let series = answers.into_iter().flat_map(|a| match a {
+            Answer::Series(series) => series,
+            _ => vec![],
+        });
+        Ok((merge_series(series.collect()), completeness))
     }
 
     async fn columns(&self, r: ColumnsRequest) -> Result<(Vec<SeriesColumn>, Completeness), ShardsError> {
-        let r = Arc::new(r);
-        let asked = r.clone();
-        let read = move |shard: ShardHandle, as_of| replica::columns(&shard.reader, &asked, as_of);
-        let (answers, completeness) = self.scatter(r.series.as_of.as_ref(), read).await?;
-        Ok((answers.into_iter().flatten().collect(), completeness))
+        let as_of = r.series.as_of.clone();
+        let (answers, completeness) = self.scatter(as_of.as_ref(), Question::Columns(r)).await?;
+        let columns = answers.into_iter().flat_map(|a| match a {
+            Answer::Columns(columns) => columns,
+            _ => vec![],
+        });
+        Ok((columns.collect(), completeness))
     }
 
     async fn line_counts(&self, r: CountsRequest) -> Result<(Vec<StreamCounts>, Completeness), ShardsError> {
-        let r = Arc::new(r);
-        let asked = r.clone();
-        let read = move |shard: ShardHandle, as_of| replica::line_counts(&shard.reader, &asked, as_of);
-        let (answers, completeness) = self.scatter(r.as_of.as_ref(), read).await?;
-        Ok((answers.into_iter().flatten().collect(), completeness))
+        let as_of = r.as_of.clone();
+        let (answers, completeness) = self.scatter(as_of.as_ref(), Question::LineCounts(r)).await?;
+        let counts = answers.into_iter().flat_map(|a| match a {
+            Answer::LineCounts(counts) => counts,
+            _ => vec![],
+        });
+        Ok((counts.collect(), completeness))
     }
 
     async fn lines(&self, r: LinesRequest) -> Result<(Vec<StreamData>, Completeness), ShardsError> {
-        let r = Arc::new(r);
-        let asked = r.clone();
-        let read = move |shard: ShardHandle, as_of| replica::lines(&shard.reader, &asked, as_of);
-        let (answers, completeness) = self.scatter(r.as_of.as_ref(), read).await?;
-        let mut streams = merge_streams(answers.into_iter().flatten().collect());
-        if let Some(limit) = r.limit {
-            keep_limit(&mut streams, limit, r.direction);
+        let (as_of, limit, direction) = (r.as_of.clone(), r.limit, r.direction);
+        let (answers, completeness) = self.scatter(as_of.as_ref(), Question::Lines(r)).await?;
+        let streams = answers.into_iter().flat_map(|a| match a {
+            Answer::Lines(streams) => streams,
+            _ => vec![],
+        });
+        let mut streams = merge_streams(streams.collect());
+        if let Some(limit) = limit {
+            keep_limit(&mut streams, limit, direction);
         }
         Ok((streams, completeness))
     }
 
     async fn label_sets(&self, r: LabelsRequest) -> Result<(Vec<Labels>, Completeness), ShardsError> {
-        let search = search(r);
-        let read = move |shard: ShardHandle, _| shard.reader.label_sets(&search);
-        let (answers, completeness) = self.scatter(None, read).await?;
-        let sets: BTreeSet<Labels> = answers.into_iter().flatten().collect();
+        let (answers, completeness) = self.scatter(None, Question::LabelSets(r)).await?;
+        let sets = answers.into_iter().flat_map(|a| match a {
+            Answer::LabelSets(sets) => sets,
+            _ => vec![],
+        });
+        let sets: BTreeSet<Labels> = sets.collect();
         Ok((sets.into_iter().collect(), completeness))
     }
 
     async fn label_texts(&self, r: LabelsRequest, of: LabelTexts) -> Result<(Vec<String>, Completeness), ShardsError> {
-        let search = search(r);
-        let read = move |shard: ShardHandle, _| shard.reader.label_texts(&search, &of);
-        let (answers, completeness) = self.scatter(None, read).await?;
-        let texts: BTreeSet<String> = answers.into_iter().flatten().collect();
+        let (answers, completeness) = self.scatter(None, Question::LabelTexts(r, of)).await?;
+        let texts = answers.into_iter().flat_map(|a| match a {
+            Answer::LabelTexts(texts) => texts,
+            _ => vec![],
+        });
+        let texts: BTreeSet<String> = texts.collect();
         Ok((texts.into_iter().collect(), completeness))
     }
 
@@ -344,12 +600,23 @@ impl Shards for LocalShards {
             let why = format!("{REPORTS_MAX} report on series is under way and takes long; ask again when it is done");
             return Err(ShardsError::Unavailable(why));
         };
-        let (readers, completeness) = self.scatter(None, |shard, _| Ok(shard.reader)).await?;
+        let since = now - ACTIVE_SPAN;
         let tenant = tenant.clone();
+        let Some((readers, completeness)) = self.all_readers().await? else {
+            let active = LabelsRequest {
+                tenant,
+                streams: false,
+                any_of: vec![vec![]],
+                from: since,
+                to: now,
+            };
+            let (sets, completeness) = self.label_sets(active).await?;
+            return Ok((Cardinality::of_sets(&sets, entries), completeness));
+        };
         let counting = tokio::task::spawn_blocking(move || {
             // Held to the end: who asked may be gone by then, and the work goes on.
             let _place = place;
-            cardinality(&readers, &tenant, (now - ACTIVE_SPAN).0, entries)
+            cardinality(&readers, &tenant, since.0, entries)
         });
         match counting.await {
             Ok(Ok(report)) => Ok((report, completeness)),
@@ -359,11 +626,11 @@ impl Shards for LocalShards {
     }
 
     async fn complete_to(&self, tenant: &TenantId) -> Result<TimestampNs, ShardsError> {
-        Ok(self.spoken_to(|sources, now| sources.complete_to(tenant, now)))
+        Ok(self.all_spoken(tenant).await?.complete)
     }
 
     async fn awaited_to(&self, tenant: &TenantId) -> Result<TimestampNs, ShardsError> {
-        Ok(self.spoken_to(|sources, now| sources.awaited_to(tenant, now)))
+        Ok(self.all_spoken(tenant).await?.awaited)
     }
 }
 
