@@ -350,7 +350,13 @@ impl Round<'_> {
                 .iter()
                 .any(|l| l.contains(n))
         };
-        let mut others = self.wishes.keys().filter(|n| !counts(n) && !self.is_wanted(**n, group));
+        // Who leaves ends soon.
+        let stay = self
+            .wishes
+            .iter()
+            .filter(|(_, w)| matches!(w, Wish::Waiting | Wish::Member))
+            .map(|(n, _)| n);
+        let mut others = stay.filter(|n| !counts(n) && !self.is_wanted(**n, group));
         let node = others.find(|n| self.report(**n, group).is_some_and(|own| own.has_state))?;
         Some(Step::Release { group, node: *node })
     }
@@ -1356,7 +1362,32 @@ mod tests {
             add 4
             rounds 40
             ",
-            expect![[""]],
+            expect![[r#"
+                lead 0 1
+                lead 1 1
+                lead 2 1
+                lead 3 1
+                lead 4 1
+                wait 4
+                rounds 3
+                    1. 0: learner 4
+                add 4
+                rounds 40
+                    1. 0: voter 4; 1: learner 4
+                    2. 1: voter 4
+                    3. 1: learner 3
+                    4. 1: remove 3
+                    5. 1: 3 forgets; 2: learner 4
+                    6. 2: voter 4
+                    7. 2: learner 2
+                    8. 2: remove 2
+                    9. 2: 2 forgets; 3: learner 4
+                    10. 3: voter 4
+                    11. 3: lead 1 -> 2
+                    12. 3: learner 1
+                    13. 3: remove 1
+                    14. 3: 1 forgets
+            "#]],
         );
     }
 
@@ -1374,7 +1405,23 @@ mod tests {
             remove 4
             rounds 40
             ",
-            expect![[""]],
+            expect![[r#"
+                lead 0 1
+                lead 1 1
+                lead 2 1
+                add 4
+                rounds 40
+                    1. 0: learner 4; 1: learner 4
+                    2. 0: voter 4; 1: voter 4
+                    3. 1: learner 3
+                    4. 1: remove 3
+                    5. 1: 3 forgets
+                remove 4
+                rounds 40
+                    1. 0: remove 4; 1: learner 3
+                    2. 1: voter 3, remove 4
+                    3. 4 is gone
+            "#]],
         );
     }
 
@@ -1390,12 +1437,42 @@ mod tests {
             add 4
             add 5
             rounds 40
-            damage 2 1
+            damage 2 2
             rounds 12
             lose 3 2
             rounds 12
             ",
-            expect![[""]],
+            expect![[r#"
+                lead 0 1
+                lead 1 1
+                lead 2 1
+                add 4
+                add 5
+                rounds 40
+                    1. 0: learner 4; 1: learner 4
+                    2. 0: learner 5; 1: voter 4
+                    3. 0: voter 4; 1: learner 3
+                    4. 0: voter 5; 1: remove 3
+                    5. 1: learner 5
+                    6. 1: voter 5
+                    7. 1: learner 2
+                    8. 1: remove 2
+                    9. 1: 2 forgets
+                    10. 1: 3 forgets
+                damage 2 2
+                rounds 12
+                    1. 2: learner 2
+                    2. 2: remove 2
+                    3. 2: 2 begins again
+                    4. 2: learner 2
+                    5. 2: voter 2
+                lose 3 2
+                rounds 12
+                    1. 2: remove 3
+                    2. 2: 3 begins again
+                    3. 2: learner 3
+                    4. 2: voter 3
+            "#]],
         );
     }
 
@@ -1504,7 +1581,11 @@ mod tests {
             assert!(world.round().is_empty(), "seed {seed}: and then it is quiet");
             let waiting: BTreeSet<_> = world.moves.waiting().keys().map(|(g, n)| (*n, *g)).collect();
             let gone = |n: &NodeId| world.rows.iter().any(|r| r.id == *n && r.wish == Wish::Removed);
-            let own = |d: &&(NodeId, GroupId)| !gone(&d.0) && !world.lost.contains(*d);
+            let has_copy = |(n, g): &(NodeId, GroupId)| {
+                let group = &world.groups[g];
+                group.voters.contains(n) || group.learners.contains(n)
+            };
+            let own = |d: &&(NodeId, GroupId)| !gone(&d.0) && !world.lost.contains(*d) && has_copy(d);
             let damaged: BTreeSet<_> = world.damaged.iter().filter(own).copied().collect();
             assert_eq!(waiting, damaged, "seed {seed}: what stays damaged is told");
         }

@@ -67,6 +67,15 @@ pub fn wanted(rows: &[NodeRow], groups: &[GroupId], copies: usize, reports: &Rep
             held.insert(node);
             plan.add(node, 1);
         }
+        // One that waits stood in for one that counts.
+        while let Some(waits) = held.iter().copied().find(|n| plan.waits(*n))
+            && let Some(node) = plan.addition(held, *group, report).filter(|n| !plan.waits(*n))
+        {
+            held.remove(&waits);
+            held.insert(node);
+            plan.add(waits, -1);
+            plan.add(node, 1);
+        }
     }
     if led.len() + 1 == groups.len()
         && plan.is_quiet(&led, &wanted)
@@ -133,7 +142,7 @@ impl Plan<'_> {
         let able = able.filter(|(_, own)| !own.is_short_of_room);
         let key = |(n, own): &(NodeId, &GroupReport)| {
             let comes_back = own.quarantined.is_some() || own.is_rebuilding || own.damaged.is_some();
-            (!named.contains(n), !comes_back, self.waits(*n), self.load(*n), *n)
+            (!named.contains(n), self.waits(*n), !comes_back, self.load(*n), *n)
         };
         able.min_by_key(key).map(|(n, _)| n)
     }

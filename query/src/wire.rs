@@ -650,11 +650,10 @@ mod tests {
 
     fn labels() -> impl Strategy<Value = Labels> {
         let pair = ("[a-c]{1,3}", "[a-z가-힣]{1,6}");
-        prop::collection::vec(pair, 0..4).prop_map(|pairs| {
-            let mut pairs = pairs;
+        prop::collection::vec(pair, 0..4).prop_map(|mut pairs| {
             pairs.sort();
             pairs.dedup_by(|a, b| a.0 == b.0);
-            Labels::from_pairs(pairs.iter().map(|(n, v)| (n.as_str(), v.as_str())))
+            Labels::new(pairs)
         })
     }
 
@@ -776,10 +775,11 @@ mod tests {
         fn an_answer_arrives_as_it_was_sent_to_the_bit(answer in answers()) {
             let mut come = empty_like(&answer);
             let mut sent = vec![];
-            prop_assert!(answer.clone().send(&mut |piece| {
+            let is_whole = answer.clone().send(&mut |piece| {
                 sent.push(piece);
                 true
-            }));
+            });
+            prop_assert!(is_whole);
             for piece in &sent {
                 prop_assert_eq!(come.take(piece).unwrap().closing, None);
             }
