@@ -308,9 +308,16 @@ impl Frames {
             false => usize::MAX,
         };
         self.frames.reserve(r.steps.count);
+        // What is scraped regularly has as many samples in one step as in the one before.
+        let mut stride = 0;
         for (i, now) in r.steps.iter().enumerate() {
             let at = r.when.at(now);
-            high = after(times, high, at);
+            let before = high;
+            high = match before + stride {
+                guess if is_after(times, guess, at) => guess,
+                _ => after(times, before, at),
+            };
+            stride = high - before;
             low = match i.checked_sub(steps_back) {
                 Some(before) => self.frames[before].high,
                 None => after(times, low, at.saturating_sub(range_ms)),
@@ -320,6 +327,12 @@ impl Frames {
             self.frames.push(Frame { low, high, reach });
         }
     }
+}
+
+/// Whether that is the place of the first of ascending times after `at`.
+fn is_after(times: &[i64], place: usize, at: i64) -> bool {
+    let ends_before = place == 0 || times.get(place - 1).is_some_and(|t| *t <= at);
+    ends_before && times.get(place).is_none_or(|t| *t > at)
 }
 
 /// So many samples are looked at one by one.
@@ -549,6 +562,10 @@ mod tests {
             let wanted = times.partition_point(|t| *t <= at);
             let from = from.min(wanted);
             prop_assert_eq!(after(&times, from, at), wanted);
+            for place in 0..times.len() + 2 {
+                let is_wanted = place == wanted;
+                prop_assert_eq!(is_after(&times, place, at), is_wanted);
+            }
         }
     }
 }
