@@ -6,17 +6,16 @@
 use crate::column::{Column, Raw, Steps};
 use crate::engine::{Limits, Options, QueryError};
 use crate::eval::{Evaluator, Loaded, Notes, native, rolled, window};
-use crate::load::{self, NativeSeries};
+use crate::load;
 use crate::pages::{PAGE_LINES, Pages};
 use crate::piped::Sampler;
 use crate::plan::{Made, Piped, Read, Source, SourceKind, When, Windows};
 use crate::reduce::{How, Reducer, Reduction};
 use crate::shards::{
-    Budget, ColumnsRequest, Completeness, CountsRequest, LinesRequest, OldForms, SeriesRequest, Shards,
+    Budget, ColumnsRequest, Completeness, CountsRequest, LinesRequest, NativeSeries, OldForms, SeriesRequest, Shards,
 };
 use hindcast_logql::LineFilter;
 use hindcast_model::{Labels, Matcher, TenantId, TimestampNs};
-use hindcast_storage::logs::Filter;
 use hindcast_storage::read::{Direction, SeriesData};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -48,9 +47,6 @@ pub struct Fetched {
 
 /// What was read, and in which form it was there.
 type Found = (Loaded, Completeness, OldForms);
-
-/// Lines of native histograms that one selector may read: each is decoded and held as a whole.
-pub const NATIVE_LINES_MAX: usize = 500_000;
 
 impl Fetch<'_> {
     pub async fn source(&self, source: &Source) -> Result<Fetched, QueryError> {
@@ -123,19 +119,16 @@ impl Fetch<'_> {
 
     async fn samples(&self, source: &Source, matchers: &[Matcher], said: &mut Notes) -> Result<Found, QueryError> {
         let request = self.series_request(source, matchers);
-        let lines = native_lines(&request);
-        let (series, mut completeness) = self.shards.series(request).await?;
+        let (series, mut completeness) = self.shards.series(request.clone()).await?;
         let old = old_forms(&series);
         let raws = load::series(series, self.options, self.limits.series_max)?;
-        let Some(lines) = lines else {
-            return Ok((Loaded::Samples(raws), completeness, old));
-        };
-        let (streams, seen) = self.shards.lines(lines).await?;
+        self.check_budget()?;
+        let (natives, seen) = self.shards.natives(request).await?;
         completeness.merge(seen);
-        if streams.is_empty() {
+        if natives.is_empty() {
             return Ok((Loaded::Samples(raws), completeness, old));
         }
-        let natives = self.natives(streams.into_iter().map(NativeSeries::from).collect(), said)?;
+        let natives = self.natives(natives, said)?;
         let mut all: BTreeMap<Labels, Raw> = raws.into_iter().map(|raw| (raw.labels.clone(), raw)).collect();
         for (_, raw) in natives {
             let floats = all.remove(&raw.labels);
@@ -144,27 +137,16 @@ impl Fetch<'_> {
         Ok((Loaded::Samples(all.into_values().collect()), completeness, old))
     }
 
-    /// Decodes native histograms, within the budget of the query.
+    /// Native histograms that were read, unless they are more than the query may read.
     fn natives(&self, given: Vec<NativeSeries>, said: &mut Notes) -> Result<Vec<(Labels, Raw)>, QueryError> {
-        let lines: usize = given.iter().map(|s| s.lines.len()).sum();
-        if lines >= NATIVE_LINES_MAX {
-            return Err(QueryError::TooLarge {
-                what: "native histograms",
-                max: NATIVE_LINES_MAX,
-            });
-        }
-        let (natives, bad) = load::natives(given, self.options, self.limits.series_max)?;
+        self.check_budget()?;
+        let bad: usize = given.iter().map(|s| s.unreadable).sum();
         if bad > 0 {
             said.insert(format!(
                 "PromQL warning: {bad} native histograms could not be read and were left out"
             ));
         }
-        let all = natives
-            .iter()
-            .flat_map(|(_, raw)| raw.natives.iter().flatten().flatten());
-        let _ = self.budget.read(all.map(|h| h.weight()).sum());
-        self.check_budget()?;
-        Ok(natives)
+        load::natives(given, self.options, self.limits.series_max)
     }
 
     async fn reduction(&self, made: &Made, steps: Steps, when: When) -> Result<Reduction, QueryError> {
@@ -214,19 +196,13 @@ impl Fetch<'_> {
             series: series.clone(),
             reduction: reduction.clone(),
         };
-        let (mut found, mut completeness) = self.shards.columns(request).await?;
-        let of_natives = found.extract_if(.., |c| !c.natives.is_empty()).map(|c| NativeSeries {
-            stream: c.labels,
-            owner: c.owner,
-            slot: c.slot,
-            lines: c.natives,
-        });
-        let natives = self.natives(of_natives.collect(), said)?;
+        let (found, mut completeness) = self.shards.columns(request).await?;
+        let natives = self.natives(found.natives, said)?;
         let load::Columns {
             whole: mut columns,
             split,
             mut old,
-        } = load::columns(found, self.options, self.limits.series_max)?;
+        } = load::columns(found.columns, self.options, self.limits.series_max)?;
         self.check_budget()?;
         if !split.is_empty() {
             let (more, seen, forms) = self.put_together(series.clone(), &split, &reduction).await?;
@@ -360,21 +336,6 @@ impl Fetch<'_> {
             OldForms::default(),
         ))
     }
-}
-
-/// The lines of native histograms that belong to the samples of a request.
-pub fn native_lines(r: &SeriesRequest) -> Option<LinesRequest> {
-    Some(LinesRequest {
-        tenant: r.tenant.clone(),
-        matchers: load::of_natives(&r.matchers)?,
-        from: r.from,
-        to: r.to,
-        as_of: r.as_of.clone(),
-        owners: r.owners.clone(),
-        filter: Filter::And(vec![]),
-        limit: Some(NATIVE_LINES_MAX),
-        direction: Direction::Forward,
-    })
 }
 
 fn old_forms(series: &[SeriesData]) -> OldForms {

@@ -3,7 +3,7 @@
 
 use crate::reduce::Reduction;
 use hindcast_model::{
-    Class, Classify, Labels, LogLine, Matcher, Owner, Positions, ResourceId, Slot, SpanNs, TenantId, TimestampNs,
+    Class, Classify, Histogram, Labels, Matcher, Owner, Positions, ResourceId, Slot, SpanNs, TenantId, TimestampNs,
 };
 use hindcast_storage::cardinality::{ACTIVE_SPAN, Cardinality};
 use hindcast_storage::logs::Filter;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// How much one query may still read, and whether anybody still waits for it. Shared by all its reads: whoever reads
-/// asks after each series, and stops when told to; what it has found so far is then its answer, and not used.
+/// asks after each series (of native histograms: after each of them), and stops when told to; what it has found so far is then its answer, and not used.
 #[derive(Debug)]
 pub struct Budget {
     /// Of all selectors together; of what is read, and again of what is computed while reading.
@@ -147,9 +147,26 @@ pub struct SeriesColumn {
     /// One per step; empty: there are samples, but no value at any step.
     pub values: Vec<f64>,
     pub old: OldForms,
-    /// Lines of native histograms (`hindcast_model::histogram`), ascending. Nothing is made of them where they lie: they come in
-    /// entries of their own, which have no values.
-    pub natives: Vec<LogLine>,
+}
+
+/// The native histograms that one shard has of one series in one slot. Nothing is made of them where they lie.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NativeSeries {
+    /// Of the series: without the mark of the stream.
+    pub labels: Labels,
+    pub owner: Owner,
+    pub slot: Slot,
+    /// Ascending, in whole milliseconds, each once. `None`: the series ended there.
+    pub samples: Vec<(TimestampNs, Option<Arc<Histogram>>)>,
+    /// Lines that are no histograms.
+    pub unreadable: usize,
+}
+
+/// What was made of what was asked for, and native histograms as they are.
+#[derive(Clone, Debug, Default)]
+pub struct Columns {
+    pub columns: Vec<SeriesColumn>,
+    pub natives: Vec<NativeSeries>,
 }
 
 /// How many lines there are, without the lines.
@@ -312,7 +329,9 @@ pub trait Shards: Send + Sync {
     async fn series(&self, request: SeriesRequest) -> Result<(Vec<SeriesData>, Completeness), ShardsError>;
     /// In any order. A series whose samples lie in several places (slots of several owners, shards before and after a
     /// move of slots) comes once for each: its columns are of no use, who asks must put its samples together.
-    async fn columns(&self, request: ColumnsRequest) -> Result<(Vec<SeriesColumn>, Completeness), ShardsError>;
+    async fn columns(&self, request: ColumnsRequest) -> Result<(Columns, Completeness), ShardsError>;
+    /// In any order; like columns, a series may come several times.
+    async fn natives(&self, request: SeriesRequest) -> Result<(Vec<NativeSeries>, Completeness), ShardsError>;
     /// In any order; counts of one label set that come several times add up. Streams without a line are left out.
     async fn line_counts(&self, request: CountsRequest) -> Result<(Vec<StreamCounts>, Completeness), ShardsError>;
     /// Sorted by (slot, fingerprint, labels).

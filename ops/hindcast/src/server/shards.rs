@@ -11,8 +11,8 @@ use hindcast_node::shard_machine::ShardHandle;
 use hindcast_node::sources::{AWAITED_MAX, Sources};
 use hindcast_query::replica;
 use hindcast_query::shards::{
-    ColumnsRequest, Completeness, Consistency, CountsRequest, Freshness, LabelsRequest, LinesRequest, SeriesColumn,
-    SeriesRequest, Shards, ShardsError,
+    Columns, ColumnsRequest, Completeness, Consistency, CountsRequest, Freshness, LabelsRequest, LinesRequest,
+    NativeSeries, SeriesRequest, Shards, ShardsError,
 };
 use hindcast_storage::ReadError;
 use hindcast_storage::cardinality::{ACTIVE_SPAN, Cardinality, cardinality};
@@ -289,11 +289,24 @@ impl Shards for LocalShards {
         Ok((merge_series(answers.into_iter().flatten().collect()), completeness))
     }
 
-    async fn columns(&self, r: ColumnsRequest) -> Result<(Vec<SeriesColumn>, Completeness), ShardsError> {
+    async fn columns(&self, r: ColumnsRequest) -> Result<(Columns, Completeness), ShardsError> {
         let r = Arc::new(r);
         let asked = r.clone();
         let read = move |shard: ShardHandle, as_of| replica::columns(&shard.reader, &asked, as_of);
         let (answers, completeness) = self.scatter(r.series.as_of.as_ref(), read).await?;
+        let mut all = Columns::default();
+        for found in answers {
+            all.columns.extend(found.columns);
+            all.natives.extend(found.natives);
+        }
+        Ok((all, completeness))
+    }
+
+    async fn natives(&self, r: SeriesRequest) -> Result<(Vec<NativeSeries>, Completeness), ShardsError> {
+        let r = Arc::new(r);
+        let asked = r.clone();
+        let read = move |shard: ShardHandle, as_of| replica::natives(&shard.reader, &asked, as_of);
+        let (answers, completeness) = self.scatter(r.as_of.as_ref(), read).await?;
         Ok((answers.into_iter().flatten().collect(), completeness))
     }
 

@@ -141,7 +141,9 @@ fn number(text: &str) -> Result<f64, BadLine> {
 }
 
 fn side(text: &str) -> Result<Buckets, BadLine> {
-    let mut buckets = Buckets::new();
+    // As much room as there are counts: what is read is held as long as a query lasts.
+    let counts = 1 + text.bytes().filter(|b| matches!(b, b',' | b';')).count();
+    let mut buckets = Buckets::with_capacity(counts.min(NATIVE_BUCKETS_MAX));
     let mut next = -INDEX_MAX;
     for run in text.split(';') {
         let (first, counts) = run.split_once(':').ok_or(BadLine)?;

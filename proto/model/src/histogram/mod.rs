@@ -28,6 +28,9 @@ pub const SCHEMAS: RangeInclusive<i32> = -4..=8;
 /// The schema whose bounds are listed.
 pub const CUSTOM_SCHEMA: i32 = -53;
 
+/// What a histogram takes beside its buckets, in samples of sixteen bytes: a bucket is another one.
+pub const BARE_WEIGHT: usize = 12;
+
 /// What the sender says of the sample before this one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Hint {
@@ -74,9 +77,9 @@ impl Histogram {
         self.schema == CUSTOM_SCHEMA
     }
 
-    /// How many samples it counts as where samples are counted: its numbers.
+    /// How many samples it counts as where samples are counted: those that would take as much memory.
     pub fn weight(&self) -> usize {
-        4 + self.positive.len() + self.negative.len() + self.custom.len()
+        BARE_WEIGHT + self.positive.len() + self.negative.len() + self.custom.len()
     }
 
     /// The upper edge of a positive bucket.
