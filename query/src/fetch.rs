@@ -5,7 +5,7 @@
 
 use crate::column::{Column, Raw, Steps};
 use crate::engine::{Limits, Options, QueryError};
-use crate::eval::{Evaluator, Loaded, Notes, native, rolled, window};
+use crate::eval::{Evaluator, Loaded, Meter, Notes, Turn, native, rolled, window};
 use crate::load;
 use crate::pages::{PAGE_LINES, Pages};
 use crate::piped::Sampler;
@@ -239,16 +239,18 @@ impl Fetch<'_> {
         let old = old_forms(&floats);
         let floats = load::series(floats, self.options, self.limits.series_max)?;
         let mut floats: BTreeMap<Labels, Raw> = floats.into_iter().map(|raw| (raw.labels.clone(), raw)).collect();
-        let mut reducer = Reducer::default();
+        let (mut reducer, mut turn) = (Reducer::default(), Turn::default());
+        let mut meter = Meter {
+            budget: &self.budget,
+            turn: &mut turn,
+        };
         let mut columns = vec![];
         for (_, raw) in natives {
             let all = native::merged(floats.remove(&raw.labels), raw);
-            let column = all.reduced(&mut reducer, reduction, said);
-            let made = column.iter().flat_map(|c| c.natives.iter().flatten().flatten());
-            if self.budget.computed(made.map(|h| h.weight()).sum()).is_break() {
+            columns.extend(all.reduced(&mut reducer, reduction, said, &mut meter).await);
+            if meter.spent(reduction.steps.count, 0).await.is_break() {
                 break;
             }
-            columns.extend(column);
         }
         self.check_budget()?;
         Ok((columns, completeness, old))
@@ -271,12 +273,11 @@ impl Fetch<'_> {
         let (series, completeness) = self.shards.series(request).await?;
         let old = old_forms(&series);
         let raws = load::series(series, self.options, self.limits.series_max)?;
-        // Floats alone: nothing is said about them.
-        let (mut reducer, mut said) = (Reducer::default(), Notes::new());
+        let mut reducer = Reducer::default();
         let columns = raws
             .into_iter()
             .filter(|raw| split.contains_key(&raw.labels))
-            .filter_map(|raw| raw.reduced(&mut reducer, reduction, &mut said));
+            .filter_map(|raw| raw.floats_reduced(&mut reducer, reduction));
         Ok((columns.collect(), completeness, old))
     }
 

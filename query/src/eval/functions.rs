@@ -1,6 +1,6 @@
 //! Functions of instant vectors and scalars: mathematics, calendar, labels, order, classic histograms.
 
-use super::{Evaluator, Out, at, map_values, non_empty, only_floats, unique, window};
+use super::{Evaluator, Out, Turn, at, map_values, non_empty, only_floats, unique, window};
 use crate::column::{ABSENT, Column, Point, Steps, is_absent};
 use crate::engine::QueryError;
 use crate::gather::canonical;
@@ -137,7 +137,12 @@ impl Evaluator {
             _ if name.starts_with("histogram_") => {
                 let columns = self.vector(&args[0], steps).await?;
                 self.charge(columns.len() * steps.count).await?;
-                unique(columns.into_iter().filter_map(|c| of_histograms(name, c)).collect()).map(Out::Vector)
+                let mut all = vec![];
+                for column in columns {
+                    self.turn.worked(column.weight()).await;
+                    all.extend(of_histograms(name, column));
+                }
+                unique(all).map(Out::Vector)
             }
             other => unreachable!("{other} is in the table of functions, but cannot be evaluated"),
         }
@@ -421,11 +426,14 @@ impl Evaluator {
         let mut all = vec![];
         if quantiles.is_empty() {
             let estimate = |i: usize| Estimate::Fraction(given[0][i], given[1][i]);
-            all.push((histograms.estimated(steps, estimate), None));
+            all.push((histograms.estimated(steps, estimate, &mut self.turn).await, None));
         }
         for values in &quantiles {
             let estimate = |i: usize| Estimate::Quantile(values[i]);
-            all.push((histograms.estimated(steps, estimate), Some(values)));
+            all.push((
+                histograms.estimated(steps, estimate, &mut self.turn).await,
+                Some(values),
+            ));
         }
         let mut out = vec![];
         for (estimated, values) in all {
@@ -510,9 +518,10 @@ struct Histograms {
 }
 
 impl Histograms {
-    fn estimated(&self, steps: Steps, estimate: impl Fn(usize) -> Estimate) -> Estimated {
+    async fn estimated(&self, steps: Steps, estimate: impl Fn(usize) -> Estimate, turn: &mut Turn) -> Estimated {
         let (mut columns, mut remarks) = (vec![], BTreeSet::new());
         for (_, _, native) in &self.native {
+            turn.worked(native.weight()).await;
             let mut value = |i: usize| {
                 let Some(h) = native.native(i) else { return ABSENT };
                 let (value, remark) = match estimate(i) {

@@ -1,6 +1,7 @@
 //! Native histograms over shards as a node has them: what a query of many of them may take.
 
 use crate::real::Real;
+use futures::FutureExt;
 use futures::executor::block_on;
 use hindcast_model::{Histogram, Labels, LogLine, Matcher, Owner, SpanNs, StreamBlock, TenantId, TimestampNs};
 use hindcast_proto::trace::{NATIVE, TRACE_LABEL};
@@ -95,15 +96,22 @@ fn instant(engine: &Engine, expr: &str) -> Result<(), QueryError> {
 }
 
 fn range(engine: &Engine, expr: &str, step_s: u64) -> Result<(), QueryError> {
-    let q = RangeQuery {
+    range_ms(engine, expr, step_s * 1000)
+}
+
+fn over_samples(expr: &str, step_ms: u64) -> RangeQuery {
+    RangeQuery {
         tenant: TenantId::default(),
         expr: expr.to_owned(),
         start: TimestampNs::from_secs(0),
         end: TimestampNs::from_secs(99),
-        step: SpanNs::from_secs(step_s),
+        step: SpanNs::from_ms(step_ms),
         options: Options::default(),
-    };
-    block_on(engine.range(&q)).map(drop)
+    }
+}
+
+fn range_ms(engine: &Engine, expr: &str, step_ms: u64) -> Result<(), QueryError> {
+    block_on(engine.range(&over_samples(expr, step_ms))).map(drop)
 }
 
 #[test]
@@ -130,5 +138,52 @@ fn a_query_of_too_many_histograms_is_refused_as_one_of_too_many_floats() {
     let engine = limited(read + 1000, stored(5, 100));
     for expr in ["h", "h[2m]", "rate(h[2m])", "histogram_count(sum(h))"] {
         instant(&engine, expr).unwrap_or_else(|e| panic!("{expr}: {e}"));
+    }
+}
+
+/// How often a query let others have their turn.
+fn turns(engine: &Engine, expr: &str, step_ms: u64) -> usize {
+    let q = over_samples(expr, step_ms);
+    let mut run = Box::pin(engine.range(&q));
+    let mut turns = 0;
+    loop {
+        match (&mut run).now_or_never() {
+            Some(answer) => {
+                answer.unwrap();
+                return turns;
+            }
+            None => turns += 1,
+        }
+    }
+}
+
+/// A query of native histograms that was given up went on for minutes, and kept its thread from others.
+#[test]
+fn long_work_on_histograms_gives_way_and_so_can_be_given_up() {
+    let engine = limited(usize::MAX, stored(200, 100));
+    let of_floats = turns(&engine, "count(h)", 200);
+    assert!(turns(&engine, "sum(h)", 200) > of_floats);
+    assert!(turns(&engine, "h + h", 200) > of_floats);
+    assert!(turns(&engine, "histogram_stddev(h)", 200) > of_floats);
+    let engine = limited(usize::MAX, stored(1, 100));
+    assert!(turns(&engine, "rate(h[2m])", 50) > 0);
+    assert!(turns(&engine, "avg_over_time(h[1m:1s])", 50) > 0);
+}
+
+#[test]
+fn what_is_made_of_histograms_counts_as_what_it_takes() {
+    // Two series are read and 1,000 steps made of each; the sums of them are as much again.
+    let steps = 991 * 2 * weight();
+    let made = |times: usize| limited(times * steps, stored(2, 100));
+    range_ms(&made(2), "h", 100).unwrap();
+    for expr in ["h * 2", "h + h", "-h"] {
+        range_ms(&made(8), expr, 100).unwrap_or_else(|e| panic!("{expr}: {e}"));
+        assert!(
+            matches!(
+                range_ms(&made(1), expr, 100),
+                Err(QueryError::TooLarge { what: "samples", .. })
+            ),
+            "{expr}"
+        );
     }
 }
