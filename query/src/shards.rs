@@ -1,10 +1,12 @@
 //! The seam through which queries reach data, wherever it is. `ops/hindcast` ties it to the peer transport;
 //! `testing::OneShard` and the simulator are the other implementations.
 
+use crate::load;
 use crate::reduce::Reduction;
 use hindcast_model::{
     Class, Classify, Histogram, Labels, Matcher, Owner, Positions, ResourceId, Slot, SpanNs, TenantId, TimestampNs,
 };
+use hindcast_proto::trace::TRACE_LABEL;
 use hindcast_storage::cardinality::{ACTIVE_SPAN, Cardinality};
 use hindcast_storage::logs::Filter;
 use hindcast_storage::read::{Direction, LabelTexts, SeriesData, StreamCounts, StreamData};
@@ -366,7 +368,15 @@ pub trait Shards: Send + Sync {
             from: now - ACTIVE_SPAN,
             to: now,
         };
-        let (sets, completeness) = self.label_sets(request).await?;
+        let natives = LabelsRequest {
+            streams: true,
+            any_of: load::of_natives(&[]).into_iter().collect(),
+            ..request.clone()
+        };
+        let (mut sets, mut completeness) = self.label_sets(request).await?;
+        let (streams, seen) = self.label_sets(natives).await?;
+        completeness.merge(seen);
+        sets.extend(streams.iter().map(|s| s.without(TRACE_LABEL)));
         Ok((Cardinality::of_sets(&sets, entries), completeness))
     }
     /// Every source of every shard has sent event time up to here (silent ones aside).

@@ -23,6 +23,10 @@ pub use line::{NATIVE_BUCKETS_MAX, STALE_LINE};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+/// Name and value of the label that marks the streams whose lines are native histograms. Nobody can send it; the other labels of such a
+/// stream are those of the series.
+pub const MARK: (&str, &str) = ("hindcast_trace", "histogram");
+
 /// Schemas whose bounds are a rule.
 pub const SCHEMAS: RangeInclusive<i32> = -4..=8;
 /// The schema whose bounds are listed.
