@@ -612,6 +612,26 @@ pub(crate) mod tests {
         );
     }
 
+    /// One of two thousand buckets was charged as one float.
+    #[test]
+    fn a_histogram_counts_as_samples_by_its_size() {
+        let of = |buckets: u32| {
+            let histogram = Histogram {
+                count: 1 << 30,
+                positive_spans: vec![span(0, buckets)],
+                positive_deltas: std::iter::once(1_000_000).chain((1..buckets).map(|_| 1)).collect(),
+                ..Default::default()
+            };
+            let body = body_of(&[("__name__", "h")], std::iter::once(histogram));
+            let (desk, tenant) = (Desk::new(1), TenantId::default());
+            let laid = super::super::read(&tenant, &body, &LIMITS, &desk.books(Naming::Known)).unwrap();
+            (laid.native.histograms, laid.native.samples)
+        };
+        assert_eq!(of(1), (1, 1));
+        assert_eq!(of(40), (1, 6));
+        assert_eq!(of(160), (1, 21));
+    }
+
     proptest! {
         /// What was sent is what is stored, bucket by bucket.
         #[test]

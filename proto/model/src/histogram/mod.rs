@@ -18,7 +18,7 @@ mod tests;
 
 pub use arithmetic::{Combined, Layout, MixedSchemas};
 pub use estimate::Remark;
-pub use line::{NATIVE_BUCKETS_MAX, STALE_LINE};
+pub use line::{LINE_BYTES_PER_SAMPLE, NATIVE_BUCKETS_MAX, STALE_LINE, line_samples};
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
