@@ -169,12 +169,7 @@ pub(crate) fn read(message: &[u8]) -> Result<Native, WireError> {
             12 => read.positive.deltas(field)?,
             13 => read.positive.counts(field)?,
             14 => {
-                read.hint = match field.varint("a histogram's reset hint")? {
-                    1 => Hint::Reset,
-                    2 => Hint::NotReset,
-                    3 => Hint::Gauge,
-                    _ => Hint::Unknown,
-                }
+                read.hint = hint(field.varint("a histogram's reset hint")?);
             }
             15 => at_ms = field.varint("a histogram's timestamp")? as i64,
             16 => doubles(field, |bound| match read.custom.len() {
@@ -202,6 +197,17 @@ pub(crate) struct Kept<'a> {
     pub positive: (&'a [(i32, u32)], &'a [f64]),
     pub negative: (&'a [(i32, u32)], &'a [f64]),
     pub custom: &'a [f64],
+    pub hint: Hint,
+}
+
+/// As Prometheus numbers what is said of resets.
+pub(crate) fn hint(number: u64) -> Hint {
+    match number {
+        1 => Hint::Reset,
+        2 => Hint::NotReset,
+        3 => Hint::Gauge,
+        _ => Hint::Unknown,
+    }
 }
 
 impl Native {
@@ -227,7 +233,7 @@ impl Native {
             negative: side(kept.negative),
             custom: kept.custom.to_vec(),
             custom_more: 0,
-            hint: Hint::Unknown,
+            hint: kept.hint,
         }
     }
 
