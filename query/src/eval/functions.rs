@@ -452,7 +452,7 @@ impl Evaluator {
         unique(out)
     }
 
-    /// Puts buckets of classic histograms together. Where there is a classic and a native one of the same labels, neither counts.
+    /// Puts buckets of classic histograms together. Where there is a classic and a native one of the same name and labels, neither counts.
     fn histograms(&mut self, mut columns: Vec<Column>, steps: Steps, place: String) -> Histograms {
         // Of one bound written in two ways (1 and 1.0) the counts are taken in the order of labels.
         columns.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
@@ -463,12 +463,11 @@ impl Evaluator {
                 "" => String::new(),
                 name => format!(" for metric name {name:?}"),
             };
-            let labels = c.labels.filtered(|n| n != LE && n != METRIC_NAME);
             if c.has_natives() {
                 let name = of_metric();
                 let kept = c.labels.without(METRIC_NAME);
                 histograms.native.push((
-                    labels.clone(),
+                    c.labels.clone(),
                     name,
                     Column {
                         labels: kept,
@@ -480,7 +479,10 @@ impl Evaluator {
                 continue;
             }
             match c.labels.get(LE).and_then(parse_bound) {
-                Some(upper) => histograms.classic.entry(labels).or_default().push((upper, c.floats())),
+                Some(upper) => {
+                    let of_one = histograms.classic.entry(c.labels.without(LE)).or_default();
+                    of_one.push((upper, c.floats()));
+                }
                 None => {
                     let (le, name) = (c.labels.value(LE), of_metric());
                     self.note(format!(
@@ -511,9 +513,9 @@ const LE: &str = "le";
 
 #[derive(Default)]
 struct Histograms {
-    /// By the labels without `le`: bounds, and how many lie below.
+    /// By the name and the labels without `le`: bounds, and how many lie below.
     classic: BTreeMap<Labels, Vec<(f64, Column)>>,
-    /// With the labels that a classic one would have, and how the metric is named in what is said.
+    /// With the name and labels by which a classic one is told, and how the metric is named in what is said.
     native: Vec<(Labels, String, Column)>,
 }
 
@@ -561,7 +563,7 @@ impl Histograms {
                 })
             };
             let values = (0..steps.count).map(&mut value).collect();
-            columns.push(Column::computed(labels.clone(), values));
+            columns.push(Column::computed(labels.without(METRIC_NAME), values));
         }
         columns.retain(|c| !c.is_empty());
         Estimated { columns, remarks }
