@@ -24,6 +24,7 @@ use crate::rollup::{Covered, WindowFiles, covered, shown};
 use crate::segment::Segment;
 use crate::shard::check_sides;
 use hindcast_env::Disk;
+use hindcast_model::histogram::is_marked;
 use hindcast_model::{Labels, LogLine, Matcher, Owner, ResourceId, Slot, TenantId, TimestampNs, codec};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
@@ -728,7 +729,8 @@ impl ShardReader {
         Ok(answer)
     }
 
-    /// Sorted by (slot, fingerprint, labels, owner); streams without a line are left out.
+    /// Sorted by (slot, fingerprint, labels, owner); streams without a line are left out. Of native histograms of one time, which are samples,
+    /// the last commit is there.
     pub fn lines(&self, q: &SelectLines) -> Result<Vec<StreamData>, ReadError> {
         let mut gather = Gather::new(q);
         let (sources, wanted, closed) = {
@@ -736,6 +738,7 @@ impl ShardReader {
             let sources = state.sources(&q.tenant, true, q.as_of)?;
             let any_of = std::slice::from_ref(&q.matchers);
             let wanted = state.wanted(&q.tenant, true, any_of, q.owners.as_ref(), (q.from, q.to), false);
+            gather.overwrite = wanted.iter().map(|w| is_marked(&w.labels)).collect();
             // Closed lines are shared; open ones are few enough to be read under the lock. They stand after the closed.
             let mut closed = vec![];
             for (rank, w) in wanted.iter().enumerate().filter(|_| sources.active) {
@@ -1022,6 +1025,8 @@ type Key = (i64, usize, usize, usize);
 struct Gather<'q> {
     q: &'q SelectLines,
     kept: BTreeMap<Key, LogLine>,
+    /// Of each stream: whether a line takes the place of those of its time that were committed before.
+    overwrite: Vec<bool>,
     settled: Settled,
 }
 
@@ -1030,6 +1035,7 @@ impl<'q> Gather<'q> {
         Self {
             q,
             kept: BTreeMap::new(),
+            overwrite: vec![],
             settled: Settled::default(),
         }
     }
@@ -1054,6 +1060,16 @@ impl<'q> Gather<'q> {
     }
 
     fn keep(&mut self, key: Key, line: LogLine) {
+        let (at, rank, _, _) = key;
+        if self.overwrite[rank] {
+            let of_its_time = (at, rank, 0, 0)..=(at, rank, usize::MAX, usize::MAX);
+            let other = self.kept.range(of_its_time).next().map(|(other, _)| *other);
+            match other {
+                Some(other) if other > key => return,
+                Some(other) => drop(self.kept.remove(&other)),
+                None => {}
+            }
+        }
         self.kept.insert(key, line);
         if self.q.limit.is_some_and(|limit| self.kept.len() > limit) {
             match self.q.direction {
@@ -1151,8 +1167,9 @@ impl<'q> Gather<'q> {
         for &(from, to) in spans {
             block.matches(&self.q.filter, &mut self.settled, from, to, &mut rows)?;
         }
-        // Lines ascend by time, so that no more than the limit can be kept of one end.
-        if let Some(over) = self.q.limit.map(|limit| rows.len().saturating_sub(limit)) {
+        // Lines ascend by time, so that no more than the limit can be kept of one end; unless some of them take the place of others.
+        let limit = self.q.limit.filter(|_| !self.overwrite[rank]);
+        if let Some(over) = limit.map(|limit| rows.len().saturating_sub(limit)) {
             match self.q.direction {
                 Direction::Backward => drop(rows.drain(..over)),
                 Direction::Forward => rows.truncate(rows.len() - over),

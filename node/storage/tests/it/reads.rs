@@ -409,3 +409,63 @@ fn lines_are_found_alike_open_packed_flushed_and_merged() {
     while shard.compact_fully().unwrap().is_some() {}
     look(&shard);
 }
+
+/// A data directory that was imported twice had each native histogram twice.
+#[test]
+fn a_native_histogram_that_comes_again_takes_the_place_of_the_one_before() {
+    let tenant = TenantId::default();
+    let (mut shard, _) = Shard::open(Arc::new(SimDisk::new()), "s", config()).unwrap();
+    let block = |labels: &Labels, text: &str| StreamBlock {
+        labels: labels.clone(),
+        owner: owners()[1],
+        lines: (0..3000)
+            .map(|i| LogLine {
+                at: TimestampNs::from_secs(i),
+                line: format!("h1 s=0 c={i} sum={text}").into(),
+                metadata: vec![],
+            })
+            .collect(),
+    };
+    let (mark, value) = hindcast_model::histogram::MARK;
+    let log = Labels::from_pairs([("__name__", "h")]);
+    let native = log.with(mark, value);
+    let look = |shard: &Shard, text: &str| {
+        for (limit, direction) in [
+            (None, Direction::Forward),
+            (Some(1000), Direction::Forward),
+            (Some(1000), Direction::Backward),
+        ] {
+            let mut q = all_lines(&tenant);
+            q.matchers = vec![hindcast_model::Matcher::equal(mark, value)];
+            (q.limit, q.direction) = (limit, direction);
+            let found = shard.reader().lines(&q).unwrap().remove(0).lines;
+            let first = match direction {
+                Direction::Forward => 0,
+                Direction::Backward => 2000,
+            };
+            let wanted = (first..)
+                .take(limit.unwrap_or(3000))
+                .map(|i| format!("h1 s=0 c={i} sum={text}"));
+            let found = found.iter().map(|l| String::from_utf8_lossy(&l.line).into_owned());
+            assert!(found.eq(wanted), "{limit:?} {direction:?} {text}");
+        }
+    };
+    for (index, text) in (1..).zip(["1", "2", "3"]) {
+        shard.write(index, &tenant, &[], &[block(&native, text), block(&log, text)]);
+        shard.advance(index);
+        look(&shard, text);
+        shard.flush(b"").unwrap();
+        look(&shard, text);
+    }
+    while shard.compact_fully().unwrap().is_some() {}
+    look(&shard, "3");
+    // Merged, one of each is left; lines of logs stay.
+    let mut left = [0, 0];
+    let all = all_series(&tenant);
+    let counted = shard.reader().visit_lines(&all, &mut |stream, _, _| {
+        left[usize::from(stream.labels == &native)] += 1;
+        ControlFlow::Continue(())
+    });
+    counted.unwrap();
+    assert_eq!(left, [9000, 3000]);
+}

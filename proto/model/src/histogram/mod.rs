@@ -20,12 +20,18 @@ pub use arithmetic::{Combined, Layout, MixedSchemas};
 pub use estimate::Remark;
 pub use line::{LINE_BYTES_PER_SAMPLE, NATIVE_BUCKETS_MAX, STALE_LINE, line_samples};
 
+use crate::labels::Labels;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 /// Name and value of the label that marks the streams whose lines are native histograms. Nobody can send it; the other labels of such a
 /// stream are those of the series.
 pub const MARK: (&str, &str) = ("hindcast_trace", "histogram");
+
+/// Whether the lines of a stream are native histograms.
+pub fn is_marked(stream: &Labels) -> bool {
+    stream.get(MARK.0) == Some(MARK.1)
+}
 
 /// Schemas whose bounds are a rule.
 pub const SCHEMAS: RangeInclusive<i32> = -4..=8;
