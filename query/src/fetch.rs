@@ -12,11 +12,12 @@ use crate::piped::Sampler;
 use crate::plan::{Made, Piped, Read, Source, SourceKind, When, Windows};
 use crate::reduce::{How, Reducer, Reduction};
 use crate::shards::{
-    Budget, ColumnsRequest, Completeness, CountsRequest, LinesRequest, NativeSeries, OldForms, SeriesRequest, Shards,
+    Budget, ColumnsRequest, Completeness, CountsRequest, LabelsRequest, LinesRequest, NativeSeries, OldForms,
+    SeriesRequest, Shards,
 };
 use hindcast_logql::LineFilter;
-use hindcast_model::{Labels, Matcher, TenantId, TimestampNs};
-use hindcast_storage::read::{Direction, SeriesData};
+use hindcast_model::{Labels, METRIC_NAME, MatchOp, Matcher, TenantId, TimestampNs};
+use hindcast_storage::read::{Direction, LabelTexts, SeriesData};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -87,11 +88,45 @@ impl Fetch<'_> {
         self.check_budget()?;
         let mut notes = notes(&source.read, old);
         notes.extend(said);
+        if let SourceKind::Series(matchers) = &source.kind
+            && loaded.is_empty()
+        {
+            notes.extend(self.native_instead(source, matchers).await?);
+        }
         Ok(Fetched {
             loaded,
             completeness,
             notes,
         })
+    }
+
+    /// What may be meant by a selector that found nothing: a series that a classic histogram has, of a metric that is a native one.
+    async fn native_instead(&self, source: &Source, matchers: &[Matcher]) -> Result<Option<String>, QueryError> {
+        let of_name = |m: &&Matcher| m.name == METRIC_NAME && m.op == MatchOp::Equal;
+        let Some(named) = matchers.iter().find(of_name).map(|m| &m.value) else {
+            return Ok(None);
+        };
+        // What was known at a cut is not told by a search for labels.
+        let Some((metric, instead)) = load::native_of(named).filter(|_| self.options.as_of.is_none()) else {
+            return Ok(None);
+        };
+        let others = matchers.iter().filter(|m| m.name != METRIC_NAME && m.name != "le");
+        let mut wanted = vec![Matcher::equal(METRIC_NAME, metric)];
+        wanted.extend(others.cloned());
+        let request = LabelsRequest {
+            tenant: self.tenant.clone(),
+            streams: true,
+            any_of: load::of_natives(&wanted).into_iter().collect(),
+            from: TimestampNs::from_ms(source.from_ms),
+            to: TimestampNs::from_ms(source.to_ms),
+        };
+        let of = LabelTexts::Values(METRIC_NAME.to_owned());
+        if request.any_of.is_empty() || self.shards.label_texts(request, of).await?.0.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(format!(
+            "PromQL info: nothing was found of {named:?}, but {metric:?} is a native histogram: ask {instead}"
+        )))
     }
 
     fn check_budget(&self) -> Result<(), QueryError> {

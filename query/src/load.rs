@@ -56,6 +56,15 @@ pub fn of_natives(matchers: &[Matcher]) -> Option<Vec<Matcher>> {
     of_mark.iter().all(|m| m.matches_value("")).then_some(of_series)
 }
 
+/// Of a series of a classic histogram: the metric that it is of, and how a native one is asked for the same. `None`: the name is of none.
+pub fn native_of(name: &str) -> Option<(&str, String)> {
+    let of = |suffix| name.strip_suffix(suffix).filter(|metric: &&str| !metric.is_empty());
+    let bucket = of("_bucket").map(|m| (m, format!("{m} itself, as in histogram_quantile(0.9, rate({m}[5m]))")));
+    let count = || of("_count").map(|m| (m, format!("histogram_count({m})")));
+    let sum = || of("_sum").map(|m| (m, format!("histogram_sum({m})")));
+    bucket.or_else(count).or_else(sum)
+}
+
 /// Native histograms as shards gave them, by the labels with which the series are stored; two of equal labels become one.
 pub fn natives(
     given: Vec<NativeSeries>,

@@ -54,6 +54,15 @@ pub enum Loaded {
     Columns(Vec<Column>),
 }
 
+impl Loaded {
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Samples(raws) => raws.is_empty(),
+            Self::Columns(columns) => columns.is_empty(),
+        }
+    }
+}
+
 pub struct Evaluator {
     /// Of each source of the plan; one node reads it, once.
     data: Vec<Option<Loaded>>,
