@@ -3,10 +3,10 @@
 use crate::naive::{all_lines, all_series, config, owners};
 use expect_test::{Expect, expect};
 use hindcast_env::SimDisk;
-use hindcast_model::{Labels, LogLine, Sample, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
+use hindcast_model::{Labels, LogLine, Matcher, Sample, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
 use hindcast_storage::logs::Filter;
 use hindcast_storage::read::{CountLines, Direction, SearchLabels};
-use hindcast_storage::{Floor, Pin, Shard, ShardConfig};
+use hindcast_storage::{Floor, Pin, Selector, Shard, ShardConfig};
 use std::fmt::Write;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -436,7 +436,7 @@ fn a_native_histogram_that_comes_again_takes_the_place_of_the_one_before() {
             (Some(1000), Direction::Backward),
         ] {
             let mut q = all_lines(&tenant);
-            q.matchers = vec![hindcast_model::Matcher::equal(mark, value)];
+            q.matchers = vec![Matcher::equal(mark, value)];
             (q.limit, q.direction) = (limit, direction);
             let found = shard.reader().lines(&q).unwrap().remove(0).lines;
             let first = match direction {
@@ -468,4 +468,52 @@ fn a_native_histogram_that_comes_again_takes_the_place_of_the_one_before() {
     });
     counted.unwrap();
     assert_eq!(left, [9000, 3000]);
+}
+
+/// As the rules say that nodes propose: one beside each, for the marked streams.
+#[test]
+fn native_histograms_and_logs_of_one_file_have_floors_of_their_own() {
+    let tenant = TenantId::default();
+    let (mark, value) = hindcast_model::histogram::MARK;
+    let stream = |labels: Labels| StreamBlock {
+        labels,
+        owner: owners()[1],
+        lines: (0..100)
+            .map(|i| LogLine {
+                at: TimestampNs::from_secs(i),
+                line: "h1 s=0".into(),
+                metadata: vec![],
+            })
+            .collect(),
+    };
+    let log = Labels::from_pairs([("__name__", "h")]);
+    let streams = [stream(log.with(mark, value)), stream(log)];
+    let rules = |lines: i64, natives: i64| {
+        let mut of_natives = Floor::at(None, None, TimestampNs::from_secs(natives));
+        of_natives.selector = vec![Selector(Matcher::equal(mark, value))];
+        vec![Floor::at(None, None, TimestampNs::from_secs(lines)), of_natives]
+    };
+    for (lines, natives, files) in [(30, 60, 1), (60, 30, 1), (200, 30, 1), (30, 200, 1), (200, 200, 0)] {
+        let disk = SimDisk::new();
+        let (mut shard, _) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
+        shard.write(1, &tenant, &[], &streams);
+        shard.advance(1);
+        shard.flush(b"").unwrap();
+        shard.retain(rules(lines, natives));
+        shard.advance(2);
+        while shard.compact_fully().unwrap().is_some() {}
+        let left = |of_natives: bool| {
+            let mut q = all_lines(&tenant);
+            q.matchers = vec![Matcher::equal(mark, if of_natives { value } else { "" })];
+            let found = shard.reader().lines(&q).unwrap();
+            found.iter().map(|s| s.lines.len() as i64).sum::<i64>()
+        };
+        let kept = |floor: i64| (100 - floor).max(0);
+        assert_eq!(
+            (left(false), left(true)),
+            (kept(lines), kept(natives)),
+            "{lines} {natives}"
+        );
+        assert_eq!(shard.reader().files().len(), files, "{lines} {natives}");
+    }
 }
