@@ -3,18 +3,18 @@
 //!
 //! Who asks for lines without naming [`TRACE_LABEL`] gets none of these.
 
-use hindcast_model::Labels;
+use hindcast_model::{Labels, histogram};
 use std::collections::BTreeMap;
 
 /// The label that marks streams of spans, exemplars and native histograms.
-pub const TRACE_LABEL: &str = "hindcast_trace";
+pub const TRACE_LABEL: &str = histogram::MARK.0;
 /// Its value for spans.
 pub const SPAN: &str = "span";
 /// Its value for exemplars.
 pub const EXEMPLAR: &str = "exemplar";
 /// Its value for native histograms: the other labels of such a stream are those of the series, and each line is a sample
 /// (`hindcast_model::histogram`).
-pub const NATIVE: &str = "histogram";
+pub const NATIVE: &str = histogram::MARK.1;
 /// The label of a stream of exemplars that names their metric.
 pub const METRIC_LABEL: &str = "hindcast_metric";
 

@@ -9,8 +9,8 @@ use hindcast_model::{Labels, Owner, SpanNs, TenantId, TimestampNs};
 use hindcast_query::reduce::Reducer;
 use hindcast_query::replica;
 use hindcast_query::shards::{
-    ColumnsRequest, Completeness, CountsRequest, LabelsRequest, LinesRequest, SeriesColumn, SeriesRequest, Shards,
-    ShardsError,
+    Columns, ColumnsRequest, Completeness, CountsRequest, LabelsRequest, LinesRequest, NativeSeries, SeriesColumn,
+    SeriesRequest, Shards, ShardsError,
 };
 use hindcast_query::{Engine, Limits, LogsQuery, Options, RangeQuery};
 use hindcast_storage::points::Points;
@@ -43,7 +43,7 @@ impl Shards for One {
         Ok((found, Completeness::default()))
     }
 
-    async fn columns(&self, r: ColumnsRequest) -> Answer<SeriesColumn> {
+    async fn columns(&self, r: ColumnsRequest) -> Result<(Columns, Completeness), ShardsError> {
         if self.pushes {
             let found = replica::columns(&self.reader, &r, None).unwrap();
             return Ok((found, Completeness::default()));
@@ -60,10 +60,16 @@ impl Shards for One {
                 owner: s.owner,
                 slot: s.slot,
                 old: Default::default(),
-                natives: vec![],
             }
         };
-        Ok((series.into_iter().map(column).collect(), whole))
+        let columns = series.into_iter().map(column).collect();
+        let natives = vec![];
+        Ok((Columns { columns, natives }, whole))
+    }
+
+    async fn natives(&self, r: SeriesRequest) -> Answer<NativeSeries> {
+        let found = replica::natives(&self.reader, &r, None).unwrap();
+        Ok((found, Completeness::default()))
     }
 
     async fn lines(&self, r: LinesRequest) -> Answer<StreamData> {

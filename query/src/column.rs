@@ -3,8 +3,7 @@
 //! Values are floats. A series that has native histograms carries them beside its floats, so that those who have none, nearly all,
 //! pay nothing for them. Where there is a histogram there is no float.
 
-use crate::eval::Notes;
-use crate::eval::native;
+use crate::eval::{Meter, Notes, native};
 use crate::reduce::{Reducer, Reduction};
 use hindcast_model::{Histogram, Labels, STALE_NAN_BITS, Slot};
 use std::sync::Arc;
@@ -102,6 +101,12 @@ impl Column {
         self.natives.as_ref().is_some_and(|n| n.iter().any(Option::is_some))
     }
 
+    /// What its histograms count as where samples are counted.
+    pub fn weight(&self) -> usize {
+        let natives = self.natives.iter().flatten().flatten();
+        natives.map(|h| h.weight()).sum()
+    }
+
     pub fn native(&self, i: usize) -> Option<&Arc<Histogram>> {
         self.natives.as_ref()?[i].as_ref()
     }
@@ -171,11 +176,22 @@ impl Raw {
         self.natives = kept.iter().any(Option::is_some).then_some(kept);
     }
 
-    /// One value per step. `None`: no step has one.
-    pub fn reduced(self, reducer: &mut Reducer, reduction: &Reduction, notes: &mut Notes) -> Option<Column> {
-        if self.natives.is_some() {
-            return native::reduced(self, reduction, notes);
+    /// One value per step. `None`: no step has one. What it takes with histograms is charged to `meter`; when that breaks, so does this.
+    pub async fn reduced(
+        self,
+        reducer: &mut Reducer,
+        reduction: &Reduction,
+        notes: &mut Notes,
+        meter: &mut Meter<'_>,
+    ) -> Option<Column> {
+        match self.natives {
+            Some(_) => native::reduced(self, reduction, notes, meter).await,
+            None => self.floats_reduced(reducer, reduction),
         }
+    }
+
+    /// Likewise, of floats alone.
+    pub fn floats_reduced(self, reducer: &mut Reducer, reduction: &Reduction) -> Option<Column> {
         let values = reducer.samples(reduction, &self.times, &self.values);
         (!values.is_empty()).then_some(Column {
             labels: self.labels,

@@ -347,7 +347,7 @@ impl Engine {
     /// Streams of native histograms are no logs, unless they are asked for by their mark.
     async fn leave_natives_out(&self, request: &mut LabelsRequest) -> Result<(), QueryError> {
         let of_mark = |matchers: &Vec<Matcher>| matchers.iter().any(|m| m.name == TRACE_LABEL);
-        if request.any_of.iter().any(of_mark) {
+        if !request.any_of.is_empty() && request.any_of.iter().all(of_mark) {
             return Ok(());
         }
         // Mostly there are none, and then all streams are told faster.
@@ -362,7 +362,7 @@ impl Engine {
         if request.any_of.is_empty() {
             request.any_of.push(vec![]);
         }
-        for matchers in &mut request.any_of {
+        for matchers in request.any_of.iter_mut().filter(|m| !of_mark(m)) {
             matchers.extend(Matcher::new(TRACE_LABEL, MatchOp::NotEqual, NATIVE));
         }
         Ok(())

@@ -5,19 +5,19 @@
 
 use crate::column::{Column, Raw, Steps};
 use crate::engine::{Limits, Options, QueryError};
-use crate::eval::{Evaluator, Loaded, Notes, native, rolled, window};
-use crate::load::{self, NativeSeries};
+use crate::eval::{Evaluator, Loaded, Meter, Notes, Turn, native, rolled, window};
+use crate::load;
 use crate::pages::{PAGE_LINES, Pages};
 use crate::piped::Sampler;
 use crate::plan::{Made, Piped, Read, Source, SourceKind, When, Windows};
 use crate::reduce::{How, Reducer, Reduction};
 use crate::shards::{
-    Budget, ColumnsRequest, Completeness, CountsRequest, LinesRequest, OldForms, SeriesRequest, Shards,
+    Budget, ColumnsRequest, Completeness, CountsRequest, LabelsRequest, LinesRequest, NativeSeries, OldForms,
+    SeriesRequest, Shards,
 };
 use hindcast_logql::LineFilter;
-use hindcast_model::{Labels, Matcher, TenantId, TimestampNs};
-use hindcast_storage::logs::Filter;
-use hindcast_storage::read::{Direction, SeriesData};
+use hindcast_model::{Labels, METRIC_NAME, MatchOp, Matcher, TenantId, TimestampNs};
+use hindcast_storage::read::{Direction, LabelTexts, SeriesData};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -48,9 +48,6 @@ pub struct Fetched {
 
 /// What was read, and in which form it was there.
 type Found = (Loaded, Completeness, OldForms);
-
-/// Lines of native histograms that one selector may read: each is decoded and held as a whole.
-pub const NATIVE_LINES_MAX: usize = 500_000;
 
 impl Fetch<'_> {
     pub async fn source(&self, source: &Source) -> Result<Fetched, QueryError> {
@@ -91,11 +88,45 @@ impl Fetch<'_> {
         self.check_budget()?;
         let mut notes = notes(&source.read, old);
         notes.extend(said);
+        if let SourceKind::Series(matchers) = &source.kind
+            && loaded.is_empty()
+        {
+            notes.extend(self.native_instead(source, matchers).await?);
+        }
         Ok(Fetched {
             loaded,
             completeness,
             notes,
         })
+    }
+
+    /// What may be meant by a selector that found nothing: a series that a classic histogram has, of a metric that is a native one.
+    async fn native_instead(&self, source: &Source, matchers: &[Matcher]) -> Result<Option<String>, QueryError> {
+        let of_name = |m: &&Matcher| m.name == METRIC_NAME && m.op == MatchOp::Equal;
+        let Some(named) = matchers.iter().find(of_name).map(|m| &m.value) else {
+            return Ok(None);
+        };
+        // What was known at a cut is not told by a search for labels.
+        let Some((metric, instead)) = load::native_of(named).filter(|_| self.options.as_of.is_none()) else {
+            return Ok(None);
+        };
+        let others = matchers.iter().filter(|m| m.name != METRIC_NAME && m.name != "le");
+        let mut wanted = vec![Matcher::equal(METRIC_NAME, metric)];
+        wanted.extend(others.cloned());
+        let request = LabelsRequest {
+            tenant: self.tenant.clone(),
+            streams: true,
+            any_of: load::of_natives(&wanted).into_iter().collect(),
+            from: TimestampNs::from_ms(source.from_ms),
+            to: TimestampNs::from_ms(source.to_ms),
+        };
+        let of = LabelTexts::Values(METRIC_NAME.to_owned());
+        if request.any_of.is_empty() || self.shards.label_texts(request, of).await?.0.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(format!(
+            "PromQL info: nothing was found of {named:?}, but {metric:?} is a native histogram: ask {instead}"
+        )))
     }
 
     fn check_budget(&self) -> Result<(), QueryError> {
@@ -123,19 +154,16 @@ impl Fetch<'_> {
 
     async fn samples(&self, source: &Source, matchers: &[Matcher], said: &mut Notes) -> Result<Found, QueryError> {
         let request = self.series_request(source, matchers);
-        let lines = native_lines(&request);
-        let (series, mut completeness) = self.shards.series(request).await?;
+        let (series, mut completeness) = self.shards.series(request.clone()).await?;
         let old = old_forms(&series);
         let raws = load::series(series, self.options, self.limits.series_max)?;
-        let Some(lines) = lines else {
-            return Ok((Loaded::Samples(raws), completeness, old));
-        };
-        let (streams, seen) = self.shards.lines(lines).await?;
+        self.check_budget()?;
+        let (natives, seen) = self.shards.natives(request).await?;
         completeness.merge(seen);
-        if streams.is_empty() {
+        if natives.is_empty() {
             return Ok((Loaded::Samples(raws), completeness, old));
         }
-        let natives = self.natives(streams.into_iter().map(NativeSeries::from).collect(), said)?;
+        let natives = self.natives(natives, said)?;
         let mut all: BTreeMap<Labels, Raw> = raws.into_iter().map(|raw| (raw.labels.clone(), raw)).collect();
         for (_, raw) in natives {
             let floats = all.remove(&raw.labels);
@@ -144,27 +172,16 @@ impl Fetch<'_> {
         Ok((Loaded::Samples(all.into_values().collect()), completeness, old))
     }
 
-    /// Decodes native histograms, within the budget of the query.
+    /// Native histograms that were read, unless they are more than the query may read.
     fn natives(&self, given: Vec<NativeSeries>, said: &mut Notes) -> Result<Vec<(Labels, Raw)>, QueryError> {
-        let lines: usize = given.iter().map(|s| s.lines.len()).sum();
-        if lines >= NATIVE_LINES_MAX {
-            return Err(QueryError::TooLarge {
-                what: "native histograms",
-                max: NATIVE_LINES_MAX,
-            });
-        }
-        let (natives, bad) = load::natives(given, self.options, self.limits.series_max)?;
+        self.check_budget()?;
+        let bad: usize = given.iter().map(|s| s.unreadable).sum();
         if bad > 0 {
             said.insert(format!(
                 "PromQL warning: {bad} native histograms could not be read and were left out"
             ));
         }
-        let all = natives
-            .iter()
-            .flat_map(|(_, raw)| raw.natives.iter().flatten().flatten());
-        let _ = self.budget.read(all.map(|h| h.weight()).sum());
-        self.check_budget()?;
-        Ok(natives)
+        load::natives(given, self.options, self.limits.series_max)
     }
 
     async fn reduction(&self, made: &Made, steps: Steps, when: When) -> Result<Reduction, QueryError> {
@@ -214,19 +231,13 @@ impl Fetch<'_> {
             series: series.clone(),
             reduction: reduction.clone(),
         };
-        let (mut found, mut completeness) = self.shards.columns(request).await?;
-        let of_natives = found.extract_if(.., |c| !c.natives.is_empty()).map(|c| NativeSeries {
-            stream: c.labels,
-            owner: c.owner,
-            slot: c.slot,
-            lines: c.natives,
-        });
-        let natives = self.natives(of_natives.collect(), said)?;
+        let (found, mut completeness) = self.shards.columns(request).await?;
+        let natives = self.natives(found.natives, said)?;
         let load::Columns {
             whole: mut columns,
             split,
             mut old,
-        } = load::columns(found, self.options, self.limits.series_max)?;
+        } = load::columns(found.columns, self.options, self.limits.series_max)?;
         self.check_budget()?;
         if !split.is_empty() {
             let (more, seen, forms) = self.put_together(series.clone(), &split, &reduction).await?;
@@ -263,16 +274,18 @@ impl Fetch<'_> {
         let old = old_forms(&floats);
         let floats = load::series(floats, self.options, self.limits.series_max)?;
         let mut floats: BTreeMap<Labels, Raw> = floats.into_iter().map(|raw| (raw.labels.clone(), raw)).collect();
-        let mut reducer = Reducer::default();
+        let (mut reducer, mut turn) = (Reducer::default(), Turn::default());
+        let mut meter = Meter {
+            budget: &self.budget,
+            turn: &mut turn,
+        };
         let mut columns = vec![];
         for (_, raw) in natives {
             let all = native::merged(floats.remove(&raw.labels), raw);
-            let column = all.reduced(&mut reducer, reduction, said);
-            let made = column.iter().flat_map(|c| c.natives.iter().flatten().flatten());
-            if self.budget.computed(made.map(|h| h.weight()).sum()).is_break() {
+            columns.extend(all.reduced(&mut reducer, reduction, said, &mut meter).await);
+            if meter.spent(reduction.steps.count, 0).await.is_break() {
                 break;
             }
-            columns.extend(column);
         }
         self.check_budget()?;
         Ok((columns, completeness, old))
@@ -295,12 +308,11 @@ impl Fetch<'_> {
         let (series, completeness) = self.shards.series(request).await?;
         let old = old_forms(&series);
         let raws = load::series(series, self.options, self.limits.series_max)?;
-        // Floats alone: nothing is said about them.
-        let (mut reducer, mut said) = (Reducer::default(), Notes::new());
+        let mut reducer = Reducer::default();
         let columns = raws
             .into_iter()
             .filter(|raw| split.contains_key(&raw.labels))
-            .filter_map(|raw| raw.reduced(&mut reducer, reduction, &mut said));
+            .filter_map(|raw| raw.floats_reduced(&mut reducer, reduction));
         Ok((columns.collect(), completeness, old))
     }
 
@@ -360,21 +372,6 @@ impl Fetch<'_> {
             OldForms::default(),
         ))
     }
-}
-
-/// The lines of native histograms that belong to the samples of a request.
-pub fn native_lines(r: &SeriesRequest) -> Option<LinesRequest> {
-    Some(LinesRequest {
-        tenant: r.tenant.clone(),
-        matchers: load::of_natives(&r.matchers)?,
-        from: r.from,
-        to: r.to,
-        as_of: r.as_of.clone(),
-        owners: r.owners.clone(),
-        filter: Filter::And(vec![]),
-        limit: Some(NATIVE_LINES_MAX),
-        direction: Direction::Forward,
-    })
 }
 
 fn old_forms(series: &[SeriesData]) -> OldForms {

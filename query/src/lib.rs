@@ -12,6 +12,7 @@ pub mod gather;
 pub mod io;
 mod load;
 mod logs;
+mod natives;
 pub mod number;
 mod pages;
 mod piped;

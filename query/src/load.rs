@@ -1,20 +1,19 @@
 //! What the shards are asked for and what they gave, as the evaluator wants it.
 
-use crate::column::{ABSENT, Column, Natives, Place, Raw, Steps};
+use crate::column::{ABSENT, Column, Place, Raw, Steps};
 use crate::engine::{OWNER_LABEL, Options, QueryError};
 use crate::eval::native;
 use crate::gather::canonical;
 use crate::plan::{Made, When};
-use crate::shards::{OldForms, SeriesColumn};
+use crate::shards::{NativeSeries, OldForms, SeriesColumn};
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use hindcast_logql::{FilterOp, LineFilter};
-use hindcast_model::{Histogram, Labels, LogLine, MatchOp, Matcher, Owner, Slot, TimestampNs};
+use hindcast_model::{Labels, MatchOp, Matcher, Owner, Slot, TimestampNs};
 use hindcast_proto::trace::{NATIVE, TRACE_LABEL};
 use hindcast_storage::logs::{BadFilter, Filter};
-use hindcast_storage::read::{SeriesData, StreamCounts, StreamData};
+use hindcast_storage::read::{SeriesData, StreamCounts};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 fn labels(labels: Labels, owner: &Owner, options: &Options) -> Labels {
     match owner.id() {
@@ -57,60 +56,30 @@ pub fn of_natives(matchers: &[Matcher]) -> Option<Vec<Matcher>> {
     of_mark.iter().all(|m| m.matches_value("")).then_some(of_series)
 }
 
-/// Series of native histograms as shards gave them.
-pub struct NativeSeries {
-    /// With the mark of the stream.
-    pub stream: Labels,
-    pub owner: Owner,
-    pub slot: Slot,
-    pub lines: Vec<LogLine>,
+/// Of a series of a classic histogram: the metric that it is of, and how a native one is asked for the same. `None`: the name is of none.
+pub fn native_of(name: &str) -> Option<(&str, String)> {
+    let of = |suffix| name.strip_suffix(suffix).filter(|metric: &&str| !metric.is_empty());
+    let bucket = of("_bucket").map(|m| (m, format!("{m} itself, as in histogram_quantile(0.9, rate({m}[5m]))")));
+    let count = || of("_count").map(|m| (m, format!("histogram_count({m})")));
+    let sum = || of("_sum").map(|m| (m, format!("histogram_sum({m})")));
+    bucket.or_else(count).or_else(sum)
 }
 
-impl From<StreamData> for NativeSeries {
-    fn from(s: StreamData) -> Self {
-        Self {
-            stream: s.labels,
-            owner: s.owner,
-            slot: s.slot,
-            lines: s.lines,
-        }
-    }
-}
-
-/// Their samples, by the labels with which the series are stored; and how many lines could not be read.
+/// Native histograms as shards gave them, by the labels with which the series are stored; two of equal labels become one.
 pub fn natives(
     given: Vec<NativeSeries>,
     options: &Options,
     series_max: usize,
-) -> Result<(Vec<(Labels, Raw)>, usize), QueryError> {
+) -> Result<Vec<(Labels, Raw)>, QueryError> {
     let mut by_labels: BTreeMap<Labels, (Labels, Raw)> = BTreeMap::new();
-    let mut bad = 0;
     for s in given {
-        let stored = s.stream.without(TRACE_LABEL);
-        let named = labels(stored.clone(), &s.owner, options);
-        let (mut times, mut values, mut kept): (Vec<i64>, Vec<f64>, Natives) = (vec![], vec![], vec![]);
-        for line in s.lines {
-            let Ok(native) = Histogram::of_line(&line.line) else {
-                bad += 1;
-                continue;
-            };
-            let at = line.at.as_ms();
-            // Of lines of one time, the one that came last counts.
-            if times.last() == Some(&at) {
-                times.pop();
-                values.pop();
-                kept.pop();
-            }
-            times.push(at);
-            values.push(ABSENT);
-            kept.push(native.map(Arc::new));
-        }
+        let named = labels(s.labels.clone(), &s.owner, options);
         let raw = Raw {
-            place: place(s.slot, &stored),
+            place: place(s.slot, &s.labels),
             labels: named.clone(),
-            times,
-            values,
-            natives: Some(kept),
+            times: s.samples.iter().map(|(at, _)| at.as_ms()).collect(),
+            values: vec![ABSENT; s.samples.len()],
+            natives: Some(s.samples.into_iter().map(|(_, native)| native).collect()),
         };
         match by_labels.remove(&named) {
             Some((stored, before)) => {
@@ -123,11 +92,11 @@ pub fn natives(
             }
             None if by_labels.len() == series_max => return Err(too_many_series(series_max)),
             None => {
-                by_labels.insert(named, (stored, raw));
+                by_labels.insert(named, (s.labels, raw));
             }
         }
     }
-    Ok((by_labels.into_values().collect(), bad))
+    Ok(by_labels.into_values().collect())
 }
 
 /// What shards made of series.

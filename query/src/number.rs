@@ -42,15 +42,28 @@ pub fn put_json(out: &mut String, v: f64) {
     if magnitude == 0.0 || (1e-6..1e21).contains(&magnitude) {
         return put_finite(out, v);
     }
+    out.push_str(&with_exponent(v));
+}
+
+fn with_exponent(v: f64) -> String {
     let text = format!("{v:e}");
     let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
     let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |e| ('-', e));
-    let _ = write!(out, "{digits}e{sign}{exponent:0>2}");
+    format!("{digits}e{sign}{exponent:0>2}")
+}
+
+/// As `%g` of Go: with an exponent below 0.0001, and from a million on.
+fn go_general(v: f64) -> String {
+    let magnitude = v.abs();
+    match v.is_finite() && magnitude != 0.0 && !(1e-4..1e6).contains(&magnitude) {
+        true => with_exponent(v),
+        false => go_fixed(v),
+    }
 }
 
 /// A histogram in a few words, as `count_values` names it.
 pub fn go_histogram(h: &Histogram) -> String {
-    let mut out = format!("{{count:{}, sum:{}", go_json(h.count), go_json(h.sum));
+    let mut out = format!("{{count:{}, sum:{}", go_general(h.count), go_general(h.sum));
     for b in h.buckets() {
         let (open, close) = (
             if b.holds_lower { '[' } else { '(' },
@@ -59,9 +72,9 @@ pub fn go_histogram(h: &Histogram) -> String {
         let _ = write!(
             out,
             ", {open}{},{}{close}:{}",
-            go_json(b.lower),
-            go_json(b.upper),
-            go_json(b.count)
+            go_general(b.lower),
+            go_general(b.upper),
+            go_general(b.count)
         );
     }
     out.push('}');
@@ -104,6 +117,17 @@ mod tests {
             (f64::NAN, "NaN", "NaN"),
         ] {
             assert_eq!((go_fixed(v).as_str(), go_json(v).as_str()), (fixed, json));
+        }
+        for (v, text) in [
+            (0.0, "0"),
+            (0.0001, "0.0001"),
+            (0.000_099, "9.9e-05"),
+            (999_999.5, "999999.5"),
+            (1e6, "1e+06"),
+            (-12_345_678.5, "-1.23456785e+07"),
+            (f64::NEG_INFINITY, "-Inf"),
+        ] {
+            assert_eq!(go_general(v), text);
         }
     }
 }

@@ -359,17 +359,46 @@ pub struct Collector<'a> {
     reducer: Reducer,
     /// With their ranks.
     found: Vec<(usize, SeriesColumn)>,
-    /// Once there are as many series as a selector may have: whether they are different ones.
-    distinct: Option<HashSet<Labels>>,
+    distinct: Distinct,
+}
+
+/// Counts the different series of one selector: told apart by their labels once there are as many as it may have.
+pub struct Distinct {
+    series_max: usize,
+    seen: usize,
+    labels: Option<HashSet<Labels>>,
+}
+
+impl Distinct {
+    pub fn new(series_max: usize) -> Self {
+        Self {
+            series_max,
+            seen: 0,
+            labels: None,
+        }
+    }
+
+    /// Another one, after those `before` it. Breaks when there are too many.
+    pub fn add<'l>(&mut self, new: &Labels, before: impl Iterator<Item = &'l Labels>) -> ControlFlow<()> {
+        self.seen += 1;
+        if self.seen > self.series_max {
+            let labels = self.labels.get_or_insert_with(|| before.cloned().collect());
+            labels.insert(new.clone());
+            if labels.len() > self.series_max {
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
+    }
 }
 
 impl<'a> Collector<'a> {
     pub fn new(request: &'a ColumnsRequest) -> Self {
         Self {
+            distinct: Distinct::new(request.series.budget.series_max),
             request,
             reducer: Reducer::default(),
             found: vec![],
-            distinct: None,
         }
     }
 
@@ -397,20 +426,9 @@ impl<'a> Collector<'a> {
             fingerprint,
             values,
             old,
-            natives: vec![],
         };
         self.found.push((rank, column));
-        if self.found.len() > budget.series_max {
-            let found = &self.found;
-            let distinct = self
-                .distinct
-                .get_or_insert_with(|| found.iter().map(|(_, f)| f.labels.clone()).collect());
-            distinct.insert(labels.clone());
-            if distinct.len() > budget.series_max {
-                return ControlFlow::Break(());
-            }
-        }
-        ControlFlow::Continue(())
+        self.distinct.add(labels, self.found.iter().map(|(_, f)| &f.labels))
     }
 
     /// In the order of ranks, which is that of sums: whoever asked need not put them in order again.

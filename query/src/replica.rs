@@ -2,12 +2,11 @@
 //!
 //! All of these block while they read; run them where that is allowed.
 
-use crate::fetch::NATIVE_LINES_MAX;
 use crate::load;
+use crate::natives::NativeCollector;
 use crate::reduce::Collector;
-use crate::shards::{ColumnsRequest, CountsRequest, LinesRequest, OldForms, SeriesColumn, SeriesRequest};
-use hindcast_storage::logs::Filter;
-use hindcast_storage::read::{CountLines, Direction, SelectLines, SelectSeries, SeriesData, StreamCounts, StreamData};
+use crate::shards::{Columns, ColumnsRequest, CountsRequest, LinesRequest, NativeSeries, SeriesRequest};
+use hindcast_storage::read::{CountLines, SelectLines, SelectSeries, SeriesData, StreamCounts, StreamData};
 use hindcast_storage::{ReadError, ShardReader};
 use std::ops::ControlFlow;
 
@@ -37,39 +36,27 @@ pub fn series(reader: &ShardReader, r: &SeriesRequest, as_of: Option<u64>) -> Re
     Ok(found.into_iter().map(|(_, series)| series).collect())
 }
 
-pub fn columns(reader: &ShardReader, r: &ColumnsRequest, as_of: Option<u64>) -> Result<Vec<SeriesColumn>, ReadError> {
+pub fn columns(reader: &ShardReader, r: &ColumnsRequest, as_of: Option<u64>) -> Result<Columns, ReadError> {
     let mut collector = Collector::new(r);
     let (select, longest_ns) = (select(&r.series, as_of), r.reduction.longest_window_ns());
     reader.visit_rolled(&select, longest_ns, &mut |s, points| collector.take(s, points))?;
-    let mut found = collector.finish();
-    if let Some(matchers) = load::of_natives(&r.series.matchers) {
-        let streams = reader.lines(&SelectLines {
-            tenant: r.series.tenant.clone(),
-            matchers,
-            from: r.series.from,
-            to: r.series.to,
-            as_of,
-            owners: r.series.owners.clone(),
-            filter: Filter::And(vec![]),
-            limit: Some(NATIVE_LINES_MAX),
-            direction: Direction::Forward,
-        })?;
-        found.extend(streams.into_iter().map(native_column));
-    }
-    Ok(found)
+    Ok(Columns {
+        columns: collector.finish(),
+        natives: natives(reader, &r.series, as_of)?,
+    })
 }
 
-/// Lines of native histograms, of which nothing is made here.
-pub fn native_column(stream: StreamData) -> SeriesColumn {
-    SeriesColumn {
-        fingerprint: stream.labels.fingerprint(),
-        labels: stream.labels,
-        owner: stream.owner,
-        slot: stream.slot,
-        values: vec![],
-        old: OldForms::default(),
-        natives: stream.lines,
-    }
+pub fn natives(reader: &ShardReader, r: &SeriesRequest, as_of: Option<u64>) -> Result<Vec<NativeSeries>, ReadError> {
+    let Some(matchers) = load::of_natives(&r.matchers) else {
+        return Ok(vec![]);
+    };
+    let streams = SelectSeries {
+        matchers,
+        ..select(r, as_of)
+    };
+    let mut collector = NativeCollector::new(r);
+    reader.visit_lines(&streams, &mut |stream, at, line| collector.take(stream, at, line))?;
+    Ok(collector.finish())
 }
 
 pub fn lines(reader: &ShardReader, r: &LinesRequest, as_of: Option<u64>) -> Result<Vec<StreamData>, ReadError> {

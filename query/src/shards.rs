@@ -1,10 +1,12 @@
 //! The seam through which queries reach data, wherever it is. `ops/hindcast` ties it to the peer transport;
 //! `testing::OneShard` and the simulator are the other implementations.
 
+use crate::load;
 use crate::reduce::Reduction;
 use hindcast_model::{
-    Class, Classify, Labels, LogLine, Matcher, Owner, Positions, ResourceId, Slot, SpanNs, TenantId, TimestampNs,
+    Class, Classify, Histogram, Labels, Matcher, Owner, Positions, ResourceId, Slot, SpanNs, TenantId, TimestampNs,
 };
+use hindcast_proto::trace::TRACE_LABEL;
 use hindcast_storage::cardinality::{ACTIVE_SPAN, Cardinality};
 use hindcast_storage::logs::Filter;
 use hindcast_storage::read::{Direction, LabelTexts, SeriesData, StreamCounts, StreamData};
@@ -14,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// How much one query may still read, and whether anybody still waits for it. Shared by all its reads: whoever reads
-/// asks after each series, and stops when told to; what it has found so far is then its answer, and not used.
+/// asks after each series (of native histograms: after each of them), and stops when told to; what it has found so far is then its answer, and not used.
 #[derive(Debug)]
 pub struct Budget {
     /// Of all selectors together; of what is read, and again of what is computed while reading.
@@ -156,9 +158,26 @@ pub struct SeriesColumn {
     /// One per step; empty: there are samples, but no value at any step.
     pub values: Vec<f64>,
     pub old: OldForms,
-    /// Lines of native histograms (`hindcast_model::histogram`), ascending. Nothing is made of them where they lie: they come in
-    /// entries of their own, which have no values.
-    pub natives: Vec<LogLine>,
+}
+
+/// The native histograms that one shard has of one series in one slot. Nothing is made of them where they lie.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NativeSeries {
+    /// Of the series: without the mark of the stream.
+    pub labels: Labels,
+    pub owner: Owner,
+    pub slot: Slot,
+    /// Ascending, in whole milliseconds, each once. `None`: the series ended there.
+    pub samples: Vec<(TimestampNs, Option<Arc<Histogram>>)>,
+    /// Lines that are no histograms.
+    pub unreadable: usize,
+}
+
+/// What was made of what was asked for, and native histograms as they are.
+#[derive(Clone, Debug, Default)]
+pub struct Columns {
+    pub columns: Vec<SeriesColumn>,
+    pub natives: Vec<NativeSeries>,
 }
 
 /// How many lines there are, without the lines.
@@ -321,7 +340,9 @@ pub trait Shards: Send + Sync {
     async fn series(&self, request: SeriesRequest) -> Result<(Vec<SeriesData>, Completeness), ShardsError>;
     /// In any order. A series whose samples lie in several places (slots of several owners, shards before and after a
     /// move of slots) comes once for each: its columns are of no use, who asks must put its samples together.
-    async fn columns(&self, request: ColumnsRequest) -> Result<(Vec<SeriesColumn>, Completeness), ShardsError>;
+    async fn columns(&self, request: ColumnsRequest) -> Result<(Columns, Completeness), ShardsError>;
+    /// In any order; like columns, a series may come several times.
+    async fn natives(&self, request: SeriesRequest) -> Result<(Vec<NativeSeries>, Completeness), ShardsError>;
     /// In any order; counts of one label set that come several times add up. Streams without a line are left out.
     async fn line_counts(&self, request: CountsRequest) -> Result<(Vec<StreamCounts>, Completeness), ShardsError>;
     /// Sorted by (slot, fingerprint, labels).
@@ -349,15 +370,7 @@ pub trait Shards: Send + Sync {
         now: TimestampNs,
         entries: usize,
     ) -> Result<(Cardinality, Completeness), ShardsError> {
-        let request = LabelsRequest {
-            tenant: tenant.clone(),
-            streams: false,
-            any_of: vec![vec![]],
-            from: now - ACTIVE_SPAN,
-            to: now,
-        };
-        let (sets, completeness) = self.label_sets(request).await?;
-        Ok((Cardinality::of_sets(&sets, entries), completeness))
+        cardinality_of_sets(self, tenant, now, entries).await
     }
     /// Every source of every shard has sent event time up to here (silent ones aside).
     async fn complete_to(&self, tenant: &TenantId) -> Result<TimestampNs, ShardsError>;
@@ -366,4 +379,30 @@ pub trait Shards: Send + Sync {
     async fn awaited_to(&self, tenant: &TenantId) -> Result<TimestampNs, ShardsError> {
         self.complete_to(tenant).await
     }
+}
+
+/// A tenant's active series, told from all their label sets.
+pub async fn cardinality_of_sets<S: Shards + ?Sized>(
+    shards: &S,
+    tenant: &TenantId,
+    now: TimestampNs,
+    entries: usize,
+) -> Result<(Cardinality, Completeness), ShardsError> {
+    let request = LabelsRequest {
+        tenant: tenant.clone(),
+        streams: false,
+        any_of: vec![vec![]],
+        from: now - ACTIVE_SPAN,
+        to: now,
+    };
+    let natives = LabelsRequest {
+        streams: true,
+        any_of: load::of_natives(&[]).into_iter().collect(),
+        ..request.clone()
+    };
+    let (mut sets, mut completeness) = shards.label_sets(request).await?;
+    let (streams, seen) = shards.label_sets(natives).await?;
+    completeness.merge(seen);
+    sets.extend(streams.iter().map(|s| s.without(TRACE_LABEL)));
+    Ok((Cardinality::of_sets(&sets, entries), completeness))
 }

@@ -3,17 +3,17 @@
 //! Promises what `shards::Shards` promises, and nothing about speed. `as_of` is not kept: all data is always known.
 
 use crate::load;
+use crate::natives::NativeCollector;
 use crate::reduce::Collector;
-use crate::replica::native_column;
 use crate::shards::{
-    ColumnsRequest, Completeness, CountsRequest, LabelsRequest, LinesRequest, SeriesColumn, SeriesRequest, Shards,
-    ShardsError,
+    Columns, ColumnsRequest, Completeness, CountsRequest, LabelsRequest, LinesRequest, NativeSeries, SeriesRequest,
+    Shards, ShardsError,
 };
 use hindcast_model::matcher::matches_all;
 use hindcast_model::{GroupId, Labels, LogLine, Matcher, Owner, ResourceId, Sample, ShardId, TenantId, TimestampNs};
-use hindcast_storage::VisitedSeries;
 use hindcast_storage::points::Points;
 use hindcast_storage::read::{Direction, Rolled, SeriesData, StreamCounts, StreamData};
+use hindcast_storage::{VisitedSeries, VisitedStream};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -133,6 +133,31 @@ impl Data {
         found.map(data).filter(|s| !s.samples.is_empty())
     }
 
+    fn natives(&self, r: &SeriesRequest) -> Vec<NativeSeries> {
+        let Some(matchers) = load::of_natives(&r.matchers) else {
+            return vec![];
+        };
+        let mut collector = NativeCollector::new(r);
+        let streams = self
+            .streams
+            .iter()
+            .filter(|(p, s)| selected(&r.tenant, &matchers, p) && owned(r.owners.as_ref(), &s.owner));
+        'all: for (rank, (p, s)) in streams.enumerate() {
+            let stream = VisitedStream {
+                labels: &p.3,
+                owner: s.owner,
+                slot: s.owner.slot(&p.3),
+                rank,
+            };
+            for l in s.lines.iter().filter(|l| r.from <= l.at && l.at <= r.to) {
+                if collector.take(stream, l.at, &l.line).is_break() {
+                    break 'all;
+                }
+            }
+        }
+        collector.finish()
+    }
+
     fn completeness(&self) -> Completeness {
         Completeness {
             missing: self.missing.clone(),
@@ -164,7 +189,7 @@ impl Shards for OneShard {
         Ok((found, data.completeness()))
     }
 
-    async fn columns(&self, r: ColumnsRequest) -> Result<(Vec<SeriesColumn>, Completeness), ShardsError> {
+    async fn columns(&self, r: ColumnsRequest) -> Result<(Columns, Completeness), ShardsError> {
         let data = self.data();
         let mut collector = Collector::new(&r);
         for (rank, series) in data.series(&r.series).enumerate() {
@@ -183,23 +208,16 @@ impl Shards for OneShard {
                 break;
             }
         }
-        let mut found = collector.finish();
-        if let Some(matchers) = load::of_natives(&r.series.matchers) {
-            let streams = data
-                .streams
-                .iter()
-                .filter(|(p, s)| selected(&r.series.tenant, &matchers, p) && owned(r.series.owners.as_ref(), &s.owner));
-            for (p, s) in streams {
-                let within = |l: &&LogLine| r.series.from <= l.at && l.at <= r.series.to;
-                found.push(native_column(StreamData {
-                    labels: p.3.clone(),
-                    owner: s.owner,
-                    slot: s.owner.slot(&p.3),
-                    lines: s.lines.iter().filter(within).cloned().collect(),
-                }));
-            }
-        }
-        Ok((found, data.completeness()))
+        let columns = Columns {
+            columns: collector.finish(),
+            natives: data.natives(&r.series),
+        };
+        Ok((columns, data.completeness()))
+    }
+
+    async fn natives(&self, r: SeriesRequest) -> Result<(Vec<NativeSeries>, Completeness), ShardsError> {
+        let data = self.data();
+        Ok((data.natives(&r), data.completeness()))
     }
 
     async fn line_counts(&self, r: CountsRequest) -> Result<(Vec<StreamCounts>, Completeness), ShardsError> {

@@ -9,13 +9,13 @@ use crate::plan::When;
 use crate::reduce::{How, Reduction};
 use crate::replica;
 use crate::shards::{
-    Budget, ColumnsRequest, CountsRequest, Freshness, LabelsRequest, LinesRequest, OldForms, SeriesColumn,
-    SeriesRequest,
+    Budget, Columns, ColumnsRequest, CountsRequest, Freshness, LabelsRequest, LinesRequest, NativeSeries, OldForms,
+    SeriesColumn, SeriesRequest,
 };
 use bytes::Bytes;
 use hindcast_model::codec::{self, DecodeError};
 use hindcast_model::{
-    Labels, LogLine, MatchOp, Matcher, Owner, ResourceId, Sample, Slot, SpanNs, TenantId, TimestampNs,
+    Histogram, Labels, LogLine, MatchOp, Matcher, Owner, ResourceId, Sample, Slot, SpanNs, TenantId, TimestampNs,
 };
 use hindcast_promql::Span;
 use hindcast_storage::logs::{Filter, FilterText};
@@ -33,6 +33,7 @@ pub const PIECE_BYTES: usize = 1 << 20;
 pub enum Question {
     Series(SeriesRequest),
     Columns(ColumnsRequest),
+    Natives(SeriesRequest),
     LineCounts(CountsRequest),
     Lines(LinesRequest),
     LabelSets(LabelsRequest),
@@ -40,10 +41,11 @@ pub enum Question {
 }
 
 /// What one shard answered.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Answer {
     Series(Vec<SeriesData>),
-    Columns(Vec<SeriesColumn>),
+    Columns(Columns),
+    Natives(Vec<NativeSeries>),
     LineCounts(Vec<StreamCounts>),
     Lines(Vec<StreamData>),
     LabelSets(Vec<Labels>),
@@ -84,6 +86,9 @@ enum WhatText {
         count: u64,
         fixed: Option<i64>,
         offset_ms: i64,
+    },
+    Natives {
+        only: Option<BTreeSet<Labels>>,
     },
     LineCounts {
         bounds: Vec<TimestampNs>,
@@ -149,6 +154,7 @@ impl Closing {
 enum PieceText {
     Series(Vec<SeriesText>),
     Columns(Vec<ColumnText>),
+    Natives(Vec<NativeText>),
     LineCounts(Vec<(Labels, Owner, Slot, Vec<u64>)>),
     Lines(Vec<StreamText>),
     LabelSets(Vec<Labels>),
@@ -175,7 +181,16 @@ struct ColumnText {
     windows: bool,
     lasts: bool,
     least: bool,
-    natives: Vec<LineText>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct NativeText {
+    labels: Labels,
+    owner: Owner,
+    slot: Slot,
+    /// As they are stored; `None`: the series ended there.
+    samples: Vec<(TimestampNs, Option<String>)>,
+    unreadable: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -222,6 +237,7 @@ impl Question {
         match self {
             Self::Series(r) => Some(&r.budget),
             Self::Columns(r) => Some(&r.series.budget),
+            Self::Natives(r) => Some(&r.budget),
             Self::LineCounts(r) => Some(&r.budget),
             Self::Lines(_) | Self::LabelSets(_) | Self::LabelTexts(..) => None,
         }
@@ -250,6 +266,7 @@ impl Question {
         let only = |r: &SeriesRequest| r.only.as_deref().cloned();
         let text = match self {
             Self::Series(r) => of_series(r, WhatText::Series { only: only(r) }),
+            Self::Natives(r) => of_series(r, WhatText::Natives { only: only(r) }),
             Self::Columns(ColumnsRequest { series, reduction }) => {
                 let Reduction { how, steps, when } = &**reduction;
                 let how = match how {
@@ -353,6 +370,7 @@ impl Question {
         };
         Ok(match what {
             WhatText::Series { only } => Self::Series(series(only)),
+            WhatText::Natives { only } => Self::Natives(series(only)),
             WhatText::Columns {
                 only,
                 how,
@@ -425,6 +443,7 @@ impl Question {
         Ok(match self {
             Self::Series(r) => Answer::Series(replica::series(reader, r, as_of)?),
             Self::Columns(r) => Answer::Columns(replica::columns(reader, r, as_of)?),
+            Self::Natives(r) => Answer::Natives(replica::natives(reader, r, as_of)?),
             Self::LineCounts(r) => Answer::LineCounts(replica::line_counts(reader, r, as_of)?),
             Self::Lines(r) => Answer::Lines(replica::lines(reader, r, as_of)?),
             Self::LabelSets(r) => Answer::LabelSets(reader.label_sets(&search(r))?),
@@ -436,7 +455,8 @@ impl Question {
     pub fn nothing(&self) -> Answer {
         match self {
             Self::Series(_) => Answer::Series(vec![]),
-            Self::Columns(_) => Answer::Columns(vec![]),
+            Self::Columns(_) => Answer::Columns(Columns::default()),
+            Self::Natives(_) => Answer::Natives(vec![]),
             Self::LineCounts(_) => Answer::LineCounts(vec![]),
             Self::Lines(_) => Answer::Lines(vec![]),
             Self::LabelSets(_) => Answer::LabelSets(vec![]),
@@ -465,6 +485,16 @@ impl HowText {
             }
         })
     }
+}
+
+/// One that was read from a line can be written as one.
+fn native_text((at, histogram): (TimestampNs, Option<Arc<Histogram>>)) -> (TimestampNs, Option<String>) {
+    (at, histogram.and_then(|h| h.to_line()))
+}
+
+/// About what its line takes.
+fn native_bytes((_, histogram): &(TimestampNs, Option<Arc<Histogram>>)) -> usize {
+    16 + histogram.as_ref().map_or(0, |h| 8 * h.weight())
 }
 
 /// Gathers items until a piece is full.
@@ -514,20 +544,35 @@ impl Answer {
                 PieceText::Series,
                 send,
             ),
-            Self::Columns(all) => pieces(
+            Self::Columns(all) => {
+                let columns = pieces(
+                    all.columns,
+                    |c| labels_bytes(&c.labels) + 8 * c.values.len(),
+                    |c| ColumnText {
+                        labels: c.labels,
+                        owner: c.owner,
+                        slot: c.slot,
+                        values: words(c.values.iter().map(|v| v.to_bits())),
+                        windows: c.old.windows,
+                        lasts: c.old.lasts,
+                        least: c.old.least,
+                    },
+                    PieceText::Columns,
+                    send,
+                );
+                columns && Self::Natives(all.natives).send(send)
+            }
+            Self::Natives(all) => pieces(
                 all,
-                |c| labels_bytes(&c.labels) + 8 * c.values.len() + c.natives.iter().map(line_bytes).sum::<usize>(),
-                |c| ColumnText {
-                    labels: c.labels,
-                    owner: c.owner,
-                    slot: c.slot,
-                    values: words(c.values.iter().map(|v| v.to_bits())),
-                    windows: c.old.windows,
-                    lasts: c.old.lasts,
-                    least: c.old.least,
-                    natives: c.natives.into_iter().map(line_text).collect(),
+                |s| labels_bytes(&s.labels) + s.samples.iter().map(native_bytes).sum::<usize>(),
+                |s| NativeText {
+                    labels: s.labels,
+                    owner: s.owner,
+                    slot: s.slot,
+                    samples: s.samples.into_iter().map(native_text).collect(),
+                    unreadable: s.unreadable as u64,
                 },
-                PieceText::Columns,
+                PieceText::Natives,
                 send,
             ),
             Self::LineCounts(all) => pieces(
@@ -565,7 +610,21 @@ impl Answer {
             }
             (Self::Columns(all), PieceText::Columns(more)) => {
                 taken.values = more.iter().map(|c| c.values.len() / 8).sum();
-                all.extend(more.into_iter().map(ColumnText::read));
+                all.columns.extend(more.into_iter().map(ColumnText::read));
+            }
+            // What they weigh is in the closing, with all that was read.
+            (Self::Columns(all), PieceText::Natives(more)) => {
+                for text in more {
+                    all.natives.push(text.read()?);
+                }
+            }
+            (Self::Natives(all), PieceText::Natives(more)) => {
+                for text in more {
+                    let series = text.read()?;
+                    let weights = series.samples.iter().map(|(_, h)| h.as_ref().map_or(1, |h| h.weight()));
+                    taken.samples += weights.sum::<usize>();
+                    all.push(series);
+                }
             }
             (Self::LineCounts(all), PieceText::LineCounts(more)) => {
                 taken.values = more.iter().map(|(.., counts)| counts.len()).sum();
@@ -631,8 +690,27 @@ impl ColumnText {
                 lasts: self.lasts,
                 least: self.least,
             },
-            natives: self.natives.into_iter().map(of_line_text).collect(),
         }
+    }
+}
+
+impl NativeText {
+    fn read(self) -> Result<NativeSeries, BadQuestion> {
+        let sample = |(at, line): (TimestampNs, Option<String>)| {
+            let Some(line) = line else { return Ok((at, None)) };
+            match Histogram::of_line(line.as_bytes()) {
+                Ok(Some(histogram)) => Ok((at, Some(Arc::new(histogram)))),
+                Ok(None) => Ok((at, None)),
+                Err(why) => Err(BadQuestion::Unknown(format!("a histogram: {why}"))),
+            }
+        };
+        Ok(NativeSeries {
+            samples: self.samples.into_iter().map(sample).collect::<Result<_, _>>()?,
+            labels: self.labels,
+            owner: self.owner,
+            slot: self.slot,
+            unreadable: usize::try_from(self.unreadable).unwrap_or(usize::MAX),
+        })
     }
 }
 
@@ -698,25 +776,39 @@ mod tests {
             samples,
             has_lasts,
         });
-        let natives = prop::collection::vec(line(), 0..3);
+        let histogram = (0u32..9, 0.0..1e6f64).prop_map(|(count, sum)| {
+            let line = Histogram {
+                count: f64::from(count),
+                sum,
+                zero_count: f64::from(count),
+                ..Histogram::default()
+            };
+            Arc::new(line)
+        });
+        let native = (any::<i64>().prop_map(TimestampNs), prop::option::of(histogram));
+        let native = (labels(), slot.clone(), prop::collection::vec(native, 0..4), 0usize..3);
+        let native = native.prop_map(|(labels, slot, samples, unreadable)| NativeSeries {
+            labels,
+            owner: Owner::None,
+            slot,
+            samples,
+            unreadable,
+        });
+        let natives = prop::collection::vec(native, 0..3).boxed();
         let column = (
             labels(),
             slot.clone(),
             prop::collection::vec(value(), 0..9),
-            natives,
             any::<[bool; 3]>(),
         );
-        let column = column.prop_map(
-            |(labels, slot, values, natives, [windows, lasts, least])| SeriesColumn {
-                fingerprint: labels.fingerprint(),
-                labels,
-                owner: Owner::None,
-                slot,
-                values,
-                old: OldForms { windows, lasts, least },
-                natives,
-            },
-        );
+        let column = column.prop_map(|(labels, slot, values, [windows, lasts, least])| SeriesColumn {
+            fingerprint: labels.fingerprint(),
+            labels,
+            owner: Owner::None,
+            slot,
+            values,
+            old: OldForms { windows, lasts, least },
+        });
         let stream = (labels(), slot.clone(), prop::collection::vec(line(), 0..5));
         let stream = stream.prop_map(|(labels, slot, lines)| StreamData {
             labels,
@@ -733,7 +825,9 @@ mod tests {
         });
         prop_oneof![
             prop::collection::vec(series, 0..6).prop_map(Answer::Series),
-            prop::collection::vec(column, 0..6).prop_map(Answer::Columns),
+            (prop::collection::vec(column, 0..6), natives.clone())
+                .prop_map(|(columns, natives)| Answer::Columns(Columns { columns, natives })),
+            natives.prop_map(Answer::Natives),
             prop::collection::vec(stream, 0..6).prop_map(Answer::Lines),
             prop::collection::vec(counts, 0..6).prop_map(Answer::LineCounts),
             prop::collection::vec(labels(), 0..6).prop_map(Answer::LabelSets),
@@ -744,7 +838,8 @@ mod tests {
     fn empty_like(answer: &Answer) -> Answer {
         match answer {
             Answer::Series(_) => Answer::Series(vec![]),
-            Answer::Columns(_) => Answer::Columns(vec![]),
+            Answer::Columns(_) => Answer::Columns(Columns::default()),
+            Answer::Natives(_) => Answer::Natives(vec![]),
             Answer::LineCounts(_) => Answer::LineCounts(vec![]),
             Answer::Lines(_) => Answer::Lines(vec![]),
             Answer::LabelSets(_) => Answer::LabelSets(vec![]),
@@ -759,12 +854,10 @@ mod tests {
             Answer::Columns(all) => {
                 let column = |c: &SeriesColumn| {
                     let (labels, values) = (c.labels.to_string(), bits(&c.values));
-                    format!(
-                        "{labels} {:?} {} {values:?} {:?} {:?}",
-                        c.slot, c.fingerprint, c.old, c.natives
-                    )
+                    format!("{labels} {:?} {} {values:?} {:?}", c.slot, c.fingerprint, c.old)
                 };
-                all.iter().map(column).collect::<Vec<_>>().join("\n")
+                let columns = all.columns.iter().map(column).collect::<Vec<_>>().join("\n");
+                format!("{columns}\n{:?}", all.natives)
             }
             other => format!("{other:?}"),
         }

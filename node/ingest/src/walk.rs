@@ -20,6 +20,7 @@ use crate::wire::{LabelRun, Reader, WireError, label_run};
 use crate::{LimitsContext, Refusal, Rejections};
 use bytes::Bytes;
 use hindcast_masking::{Masker, Session};
+use hindcast_model::histogram::line_samples;
 use hindcast_model::resource::Edge;
 use hindcast_model::{Labels, LogLine, Owner, Sample, SeriesBlock, ShardId, StreamBlock, TenantId, TimestampNs};
 use hindcast_proto::trace::{NATIVE, TRACE_LABEL};
@@ -61,6 +62,8 @@ pub struct Laid {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Native {
     pub histograms: u64,
+    /// What they count as where samples are counted.
+    pub samples: u64,
     pub bytes: usize,
 }
 
@@ -402,6 +405,7 @@ impl<'a> Layout<'a> {
             }
         };
         self.native.histograms += 1;
+        self.native.samples += line_samples(line.as_bytes());
         self.native.bytes += line.len();
         lines.push(LogLine {
             at: histogram.at,

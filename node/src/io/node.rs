@@ -539,7 +539,8 @@ fn open_shards(
     })
 }
 
-/// What the rules come to at one moment.
+/// What the rules come to at one moment. Native histograms, whose samples are lines, have rules of their own among them: so the entries
+/// of the log say how long they are kept, and shards apply older ones as they were meant.
 fn floors_at(rules: &[RetentionRule], now: TimestampNs) -> Vec<Floor> {
     let floor = |keep: Option<SpanNs>| keep.map_or(TimestampNs::MIN, |keep| now - keep);
     let of_rule = |r: &RetentionRule| Floor {
@@ -557,7 +558,7 @@ fn floors_at(rules: &[RetentionRule], now: TimestampNs) -> Vec<Floor> {
     if rules.is_empty() {
         return vec![Floor::at(None, None, floor(Some(retention::KEEP_DEFAULT)))];
     }
-    rules.iter().map(of_rule).collect()
+    retention::with_natives(rules).iter().map(of_rule).collect()
 }
 
 fn known_identity(config: &NodeConfig, disk: &dyn Disk) -> Result<Option<Identity>, StartError> {

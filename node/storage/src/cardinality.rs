@@ -3,7 +3,8 @@
 //! A series is *active* while a sample of it lies in memory, or one that is not older than [`ACTIVE_SPAN`] was stored.
 //!
 //! Nothing here holds a shard for longer than it takes to look at [`IDS_AT_ONCE`] series or [`VALUES_AT_ONCE`] values: what comes or goes
-//! meanwhile may be counted or not. Series of streams are not looked at.
+//! meanwhile may be counted or not. A stream that is a series of native histograms counts as the series that it is, without its mark;
+//! other streams are not looked at.
 
 use crate::index::Posting;
 use crate::view::ShardReader;
@@ -35,12 +36,10 @@ impl ShardReader {
         let mut active = Active::default();
         loop {
             let state = self.state.read();
-            let Some(all) = state.directory.ids_of(tenant) else {
-                active.next_id = state.directory.next_id();
-                return active;
-            };
             let end = active.next_id.saturating_add(IDS_AT_ONCE);
-            for id in all.range(active.next_id..end) {
+            let natives = state.directory.native_ids_of(tenant);
+            let all = state.directory.ids_of(tenant).into_iter().chain(natives.as_deref());
+            for id in all.flat_map(|ids| ids.range(active.next_id..end)) {
                 let stored = state.newest.get(id as usize).copied().unwrap_or(i64::MIN);
                 let in_memory = || state.active.has(id) || state.sealed.iter().any(|h| h.has(id));
                 if stored >= since || in_memory() {
@@ -59,8 +58,9 @@ impl ShardReader {
     /// Series of the tenant whose ids were given from `next_id` on.
     pub fn series_since(&self, tenant: &TenantId, next_id: u32) -> u64 {
         let state = self.state.read();
-        let all = state.directory.ids_of(tenant);
-        all.map_or(0, |all| all.range_cardinality(next_id..))
+        let natives = state.directory.native_ids_of(tenant);
+        let all = state.directory.ids_of(tenant).into_iter().chain(natives.as_deref());
+        all.map(|ids| ids.range_cardinality(next_id..)).sum()
     }
 
     /// Labels of the tenant's series, and how many values each has.
@@ -70,16 +70,22 @@ impl ShardReader {
 
     /// Hands on the values of a label with their ids in `active`, piece by piece; those without one are left out.
     fn visit_values(&self, tenant: &TenantId, name: &str, active: &RoaringBitmap, mut each: impl FnMut(&str, u64)) {
-        let mut from = Some(0);
-        while let Some(at) = from {
-            let state = self.state.read();
-            let told = |text: &str, posting: &Posting| {
-                let series = posting.count_within(active);
-                if series > 0 {
-                    each(text, series);
+        for streams in [false, true] {
+            let mut from = Some(0);
+            while let Some(at) = from {
+                let state = self.state.read();
+                if streams && state.directory.native_ids_of(tenant).is_none_or(|ids| ids.is_empty()) {
+                    break;
                 }
-            };
-            from = state.directory.visit_values(tenant, name, at, VALUES_AT_ONCE, told);
+                let told = |text: &str, posting: &Posting| {
+                    let series = posting.count_within(active);
+                    if series > 0 {
+                        each(text, series);
+                    }
+                };
+                let directory = &state.directory;
+                from = directory.visit_values((tenant, streams), name, at, VALUES_AT_ONCE, told);
+            }
         }
     }
 }
@@ -346,7 +352,8 @@ mod tests {
     use crate::{Shard, ShardConfig};
     use expect_test::expect;
     use hindcast_env::SimDisk;
-    use hindcast_model::{Owner, Sample, SeriesBlock, TimestampNs};
+    use hindcast_model::histogram::MARK;
+    use hindcast_model::{LogLine, Owner, Sample, SeriesBlock, StreamBlock, TimestampNs};
     use proptest::prelude::*;
     use std::sync::Arc;
 
@@ -355,6 +362,24 @@ mod tests {
     fn shard() -> Shard {
         let disk: Arc<dyn hindcast_env::Disk> = Arc::new(SimDisk::new());
         Shard::open(disk, "s", ShardConfig::default()).unwrap().0
+    }
+
+    /// Native histograms, beside logs of the same labels, which are no series.
+    fn put_natives(shard: &mut Shard, index: u64, tenant: &str, sets: &[Labels], at: i64) {
+        let stream = |labels: Labels| StreamBlock {
+            labels,
+            owner: Owner::None,
+            lines: vec![LogLine {
+                at: TimestampNs(at),
+                line: "h1 s=0 c=1 p=0:1".into(),
+                metadata: vec![],
+            }],
+        };
+        let logs = sets.iter().map(|labels| labels.with("log", "yes"));
+        let natives = sets.iter().map(|labels| labels.with(MARK.0, MARK.1));
+        let streams: Vec<_> = natives.chain(logs).map(stream).collect();
+        shard.write(index, &TenantId::new(tenant).unwrap(), &[], &streams);
+        shard.advance(index);
     }
 
     fn put(shard: &mut Shard, index: u64, tenant: &str, sets: &[Labels], at: i64) {
@@ -489,6 +514,30 @@ mod tests {
         assert_eq!(a.reader().series_since(&tenant, active.next_id), 1);
     }
 
+    /// The limit of active series was never reached by who sent native histograms alone, and no report showed them.
+    #[test]
+    fn series_of_native_histograms_are_active_series() {
+        let mut a = shard();
+        let tenant = TenantId::new("t").unwrap();
+        let h = |i: usize| set("h", &[("request_id", &i.to_string())]);
+        put_natives(&mut a, 1, "t", &(0..3).map(h).collect::<Vec<_>>(), 5 * HOUR);
+        let before = a.reader().active_series(&tenant, 0);
+        assert_eq!((before.ids.len(), a.reader().series_since(&tenant, 0)), (3, 3));
+        put(&mut a, 2, "t", &[set("m", &[])], 5 * HOUR);
+        put_natives(&mut a, 3, "t", &(2..5).map(h).collect::<Vec<_>>(), 5 * HOUR);
+        assert_eq!(a.reader().series_since(&tenant, before.next_id), 3);
+        assert_eq!(widest_label(&[a.reader()], &tenant), Some(("request_id".to_owned(), 5)));
+        let report = cardinality(&[a.reader()], &tenant, 0, 10).unwrap();
+        assert_eq!(report.series, 6);
+        assert_eq!(report.metrics, [("h".to_owned(), 5), ("m".to_owned(), 1)]);
+        let labels: Vec<&str> = report.labels.iter().map(|l| l.name.as_str()).collect();
+        assert_eq!(labels, ["request_id", METRIC_NAME]);
+        // Stored and over, they count no more.
+        a.flush(&[]).unwrap();
+        assert_eq!(a.reader().active_series(&tenant, 6 * HOUR).ids.len(), 0);
+        assert_eq!(a.reader().active_series(&tenant, 5 * HOUR).ids.len(), 6);
+    }
+
     proptest! {
         /// What is counted value by value is what counting series by series gives.
         #[test]
@@ -503,6 +552,7 @@ mod tests {
             }
             for (i, labels) in distinct.iter().enumerate() {
                 let shard = if i % 2 == 0 { &mut a } else { &mut b };
+                let put = if i % 3 == 0 { put_natives } else { put };
                 put(shard, i as u64 + 1, "t", std::slice::from_ref(labels), HOUR);
             }
             let report = cardinality(&[a.reader(), b.reader()], &TenantId::new("t").unwrap(), 0, 1000).unwrap();

@@ -21,6 +21,7 @@ use crate::work::in_file_order;
 use crate::{logs, metric};
 use hindcast_env::Disk;
 use hindcast_model::TenantId;
+use hindcast_model::histogram::is_marked;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -319,6 +320,16 @@ impl Merge<'_> {
                 }
                 let mut lines: Vec<RawLine<'_>> = lines.iter().collect();
                 lines.sort_by_key(|l| l.at);
+                if is_marked(series.labels) {
+                    // Native histograms are samples: the last commit of a time takes the place of those before.
+                    lines.dedup_by(|later, kept| {
+                        let is_same = later.at == kept.at;
+                        if is_same {
+                            *kept = *later;
+                        }
+                        is_same
+                    });
+                }
                 if lines.is_empty() {
                     continue;
                 }

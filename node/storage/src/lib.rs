@@ -45,5 +45,5 @@ pub use shard::{
     CompactReport, Dropped, DroppedByRule, FlushReport, Opened, Shard, ShardConfig, ShardStats, check_export,
 };
 pub use verify::{FileCheck, ImmutableFile};
-pub use view::{ShardReader, VisitedSeries};
+pub use view::{ShardReader, VisitedSeries, VisitedStream};
 pub use work::{FlushDone, FlushWork, MergeDone, MergeWork, Merged};

@@ -24,6 +24,7 @@ use crate::rollup::{Covered, WindowFiles, covered, shown};
 use crate::segment::Segment;
 use crate::shard::check_sides;
 use hindcast_env::Disk;
+use hindcast_model::histogram::is_marked;
 use hindcast_model::{Labels, LogLine, Matcher, Owner, ResourceId, Slot, TenantId, TimestampNs, codec};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,6 +81,19 @@ impl VisitedSeries<'_> {
             has_lasts: self.rolled.has_lasts,
         }
     }
+}
+
+/// Takes a line of a stream, and says whether more are wanted.
+pub type EachLine<'a> = dyn FnMut(VisitedStream<'_>, TimestampNs, &[u8]) -> ControlFlow<()> + 'a;
+
+/// A stream that `ShardReader::visit_lines` hands lines of.
+#[derive(Clone, Copy, Debug)]
+pub struct VisitedStream<'a> {
+    pub labels: &'a Labels,
+    pub owner: Owner,
+    pub slot: Slot,
+    /// Of each stream another one, ascending.
+    pub rank: usize,
 }
 
 /// A series that a read wants, and the times in which it may have it.
@@ -715,7 +729,8 @@ impl ShardReader {
         Ok(answer)
     }
 
-    /// Sorted by (slot, fingerprint, labels, owner); streams without a line are left out.
+    /// Sorted by (slot, fingerprint, labels, owner); streams without a line are left out. Of native histograms of one time, which are samples,
+    /// the last commit is there.
     pub fn lines(&self, q: &SelectLines) -> Result<Vec<StreamData>, ReadError> {
         let mut gather = Gather::new(q);
         let (sources, wanted, closed) = {
@@ -723,6 +738,7 @@ impl ShardReader {
             let sources = state.sources(&q.tenant, true, q.as_of)?;
             let any_of = std::slice::from_ref(&q.matchers);
             let wanted = state.wanted(&q.tenant, true, any_of, q.owners.as_ref(), (q.from, q.to), false);
+            gather.overwrite = wanted.iter().map(|w| is_marked(&w.labels)).collect();
             // Closed lines are shared; open ones are few enough to be read under the lock. They stand after the closed.
             let mut closed = vec![];
             for (rank, w) in wanted.iter().enumerate().filter(|_| sources.active) {
@@ -749,6 +765,63 @@ impl ShardReader {
         }
         gather.segments(&sources.segments, &wanted)?;
         Ok(gather.finish(&wanted))
+    }
+
+    /// Hands on the lines of every stream that matches, one stream after the other, sorted by (slot, fingerprint, labels, owner), and of
+    /// each in the order of commits: of lines of one time the last commit comes last. Never holds more than a block of lines, beside
+    /// those that were open in the head. Ends early when `each` breaks.
+    pub fn visit_lines(&self, q: &SelectSeries, each: &mut EachLine<'_>) -> Result<(), ReadError> {
+        let (mut sources, wanted, mut active) = {
+            let state = self.state.read();
+            let sources = state.sources(&q.tenant, true, q.as_of)?;
+            let any_of = std::slice::from_ref(&q.matchers);
+            let wanted = state.wanted(&q.tenant, true, any_of, q.owners.as_ref(), (q.from, q.to), false);
+            let mut active = BTreeMap::new();
+            for (rank, w) in wanted.iter().enumerate().filter(|_| sources.active) {
+                if let Some(c) = state.active.stream(w.id) {
+                    let open = c.open_lines().filter(|l| is_within(&w.spans, l.at));
+                    let open: Vec<(i64, Vec<u8>)> = open.map(|l| (l.at, l.line.to_vec())).collect();
+                    active.insert(rank, (c.closed().clone(), open));
+                }
+            }
+            (sources, wanted, active)
+        };
+        sources.keep_reached(&wanted);
+        let files: Vec<&logs::Segment> = sources.segments.iter().filter_map(|s| s.lines()).collect();
+        for (rank, w) in wanted.iter().enumerate() {
+            let stream = VisitedStream {
+                labels: &w.labels,
+                owner: w.owner,
+                slot: w.slot,
+                rank,
+            };
+            let (from, to) = w.outer();
+            let mut walk = Walk {
+                spans: &w.spans,
+                settled: Settled::default(),
+                rows: vec![],
+                each: &mut |at, line| each(stream, TimestampNs(at), line),
+                is_over: false,
+            };
+            for file in &files {
+                for number in file.blocks_in(w.id, from, to) {
+                    walk.block(&file.block(number))?;
+                }
+            }
+            for column in sources.sealed.iter().filter_map(|h| h.stream(w.id)) {
+                walk.packed(&column.closed().packed)?;
+                walk.loose(column.loose_lines().map(|(_, l)| (l.at, l.line)));
+            }
+            if let Some((closed, open)) = active.remove(&rank) {
+                walk.packed(&closed.packed)?;
+                walk.loose(closed.loose().map(|(_, l)| (l.at, l.line)));
+                walk.loose(open.iter().map(|(at, line)| (*at, line.as_slice())));
+            }
+            if walk.is_over {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Sorted by (slot, fingerprint, labels, owner); streams without a line are left out. Reads times, and of blocks
@@ -952,6 +1025,8 @@ type Key = (i64, usize, usize, usize);
 struct Gather<'q> {
     q: &'q SelectLines,
     kept: BTreeMap<Key, LogLine>,
+    /// Of each stream: whether a line takes the place of those of its time that were committed before.
+    overwrite: Vec<bool>,
     settled: Settled,
 }
 
@@ -960,6 +1035,7 @@ impl<'q> Gather<'q> {
         Self {
             q,
             kept: BTreeMap::new(),
+            overwrite: vec![],
             settled: Settled::default(),
         }
     }
@@ -984,6 +1060,16 @@ impl<'q> Gather<'q> {
     }
 
     fn keep(&mut self, key: Key, line: LogLine) {
+        let (at, rank, _, _) = key;
+        if self.overwrite[rank] {
+            let of_its_time = (at, rank, 0, 0)..=(at, rank, usize::MAX, usize::MAX);
+            let other = self.kept.range(of_its_time).next().map(|(other, _)| *other);
+            match other {
+                Some(other) if other > key => return,
+                Some(other) => drop(self.kept.remove(&other)),
+                None => {}
+            }
+        }
         self.kept.insert(key, line);
         if self.q.limit.is_some_and(|limit| self.kept.len() > limit) {
             match self.q.direction {
@@ -1081,8 +1167,9 @@ impl<'q> Gather<'q> {
         for &(from, to) in spans {
             block.matches(&self.q.filter, &mut self.settled, from, to, &mut rows)?;
         }
-        // Lines ascend by time, so that no more than the limit can be kept of one end.
-        if let Some(over) = self.q.limit.map(|limit| rows.len().saturating_sub(limit)) {
+        // Lines ascend by time, so that no more than the limit can be kept of one end; unless some of them take the place of others.
+        let limit = self.q.limit.filter(|_| !self.overwrite[rank]);
+        if let Some(over) = limit.map(|limit| rows.len().saturating_sub(limit)) {
             match self.q.direction {
                 Direction::Backward => drop(rows.drain(..over)),
                 Direction::Forward => rows.truncate(rows.len() - over),
@@ -1112,6 +1199,49 @@ impl<'q> Gather<'q> {
             }
         };
         by_stream.into_iter().map(data).collect()
+    }
+}
+
+/// Hands on the lines of one stream, piece by piece.
+struct Walk<'a> {
+    spans: &'a Spans,
+    settled: Settled,
+    rows: Vec<u32>,
+    each: &'a mut dyn FnMut(i64, &[u8]) -> ControlFlow<()>,
+    /// No more is wanted.
+    is_over: bool,
+}
+
+impl Walk<'_> {
+    fn loose<'l>(&mut self, lines: impl Iterator<Item = (i64, &'l [u8])>) {
+        for (at, line) in lines.filter(|(at, _)| is_within(self.spans, *at)) {
+            if self.is_over {
+                return;
+            }
+            self.is_over = (self.each)(at, line).is_break();
+        }
+    }
+
+    fn packed(&mut self, packed: &[Arc<PackedBlock>]) -> Result<(), ReadError> {
+        let (from, to) = outer(self.spans);
+        let wanted = packed.iter().filter(|p| p.info().first <= to && from <= p.info().last);
+        for p in wanted {
+            self.block(&p.block())?;
+        }
+        Ok(())
+    }
+
+    fn block(&mut self, block: &logs::Block) -> Result<(), ReadError> {
+        if self.is_over {
+            return Ok(());
+        }
+        self.rows.clear();
+        for &(from, to) in self.spans {
+            block.matches(&Filter::all(), &mut self.settled, from, to, &mut self.rows)?;
+        }
+        let lines = block.rows_of(&self.rows)?;
+        self.loose(lines.iter().map(|l| (l.at, l.line)));
+        Ok(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! How long data is kept: a function of tenant, domain, labels and what it is.
 
+use crate::histogram::MARK;
 use crate::ids::TenantId;
 use crate::matcher::Matcher;
 use crate::resource::Domain;
@@ -49,6 +50,25 @@ pub struct RetentionRule {
 /// What is kept when nothing is configured.
 pub const KEEP_DEFAULT: SpanNs = SpanNs::from_secs(30 * 86_400);
 
+/// The rules, and for native histograms one beside each: they stand among lines, and are kept as long as the samples of their
+/// series. A rule that itself names their mark means the lines, and goes on as it is.
+pub fn with_natives(rules: &[RetentionRule]) -> Vec<RetentionRule> {
+    let mut all = rules.to_vec();
+    if rules.iter().all(|r| r.keeps.raw == r.keeps.logs) {
+        return all;
+    }
+    // One matcher more than the rule has: of all rules that fit a series of histograms, the one beside the most specific one is now the
+    // most specific one.
+    all.extend(rules.iter().cloned().map(|mut r| {
+        if r.selector.iter().all(|m| m.name != MARK.0) {
+            r.keeps.logs = r.keeps.raw;
+        }
+        r.selector.push(Matcher::equal(MARK.0, MARK.1));
+        r
+    }));
+    all
+}
+
 fn fits(r: &RetentionRule, tenant: &TenantId, domain: Option<Domain>) -> bool {
     r.tenant.as_ref().is_none_or(|t| t == tenant) && r.domain.is_none_or(|d| Some(d) == domain)
 }
@@ -76,6 +96,7 @@ pub fn longest_for(rules: &[RetentionRule], tenant: &TenantId) -> Option<SpanNs>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::labels::Labels;
 
     fn rule(tenant: Option<&TenantId>, domain: Option<Domain>, secs: u64) -> RetentionRule {
         RetentionRule {
@@ -100,6 +121,51 @@ mod tests {
         assert_eq!(keep(&TenantId::default(), Some(Domain::Sms)), 2);
         assert_eq!(keep(&a, Some(Domain::Sms)), 3);
         assert_eq!(keeps_for(&[], &a, None).logs, Some(KEEP_DEFAULT));
+    }
+
+    #[test]
+    fn native_histograms_are_kept_as_long_as_samples_by_the_rule_that_fits_their_series() {
+        let (a, b) = (TenantId::new("a").unwrap(), TenantId::new("b").unwrap());
+        let secs = |s| Some(SpanNs::from_secs(s));
+        let mut rules = vec![
+            rule(None, None, 1),
+            rule(None, Some(Domain::Sms), 2),
+            rule(Some(&a), None, 3),
+            rule(None, None, 4),
+            rule(None, None, 5),
+        ];
+        rules[3].selector = vec![Matcher::equal("job", "shop")];
+        rules[4].selector = vec![Matcher::equal(MARK.0, MARK.1), Matcher::equal("job", "own")];
+        assert_eq!(with_natives(&rules), rules);
+        for r in &mut rules {
+            r.keeps.logs = r.keeps.raw.map(|keep| SpanNs(keep.0 * 100));
+        }
+        // As the storage chooses among rules.
+        let logs = |tenant: &TenantId, domain, labels: &Labels| {
+            let all = with_natives(&rules);
+            let fits = all
+                .iter()
+                .filter(|r| fits(r, tenant, domain) && r.selector.iter().all(|m| m.matches(labels)));
+            let best = fits.max_by_key(|r| (r.tenant.is_some(), r.selector.len(), r.domain.is_some()));
+            best.unwrap().keeps.logs
+        };
+        let of = |job: &str| Labels::from_pairs([("__name__", "h"), ("job", job)]);
+        let native = |job: &str| of(job).with(MARK.0, MARK.1);
+        assert_eq!([of("x"), native("x")].map(|l| logs(&b, None, &l)), [secs(100), secs(1)]);
+        assert_eq!(
+            [of("x"), native("x")].map(|l| logs(&b, Some(Domain::Sms), &l)),
+            [secs(200), secs(2)]
+        );
+        assert_eq!(
+            [of("shop"), native("shop")].map(|l| logs(&b, Some(Domain::Sms), &l)),
+            [secs(400), secs(4)]
+        );
+        assert_eq!(
+            [of("shop"), native("shop")].map(|l| logs(&a, None, &l)),
+            [secs(300), secs(3)]
+        );
+        assert_eq!(logs(&b, None, &of("own").with(MARK.0, "span")), secs(100));
+        assert_eq!(logs(&b, None, &native("own")), secs(500), "it names the lines");
     }
 
     #[test]

@@ -55,15 +55,20 @@ impl Evaluator {
                 _ => unreachable!("the type check wants a string here"),
             },
             _ => {
-                let folded = groups.into_iter().map(|(labels, columns)| {
+                let mut all = vec![];
+                for (labels, columns) in groups {
                     let values = fold(op, &columns, scalar, steps);
                     let mut column = Column::computed(labels, values);
                     if columns.iter().any(|c| c.natives.is_some()) {
-                        fold_natives(op, &mut column, &columns, (&mut self.notes, input_span));
+                        for i in 0..steps.count {
+                            let (touched, kept) =
+                                fold_natives(op, &mut column, &columns, i, (&mut self.notes, input_span));
+                            self.spent(touched, kept).await?;
+                        }
                     }
-                    column
-                });
-                Ok(folded.filter(|c| !c.is_empty()).collect())
+                    all.extend(Some(column).filter(|c| !c.is_empty()));
+                }
+                Ok(all)
             }
         }
     }
@@ -99,36 +104,45 @@ impl Evaluator {
     }
 }
 
-/// Sums or means of histograms, at the steps where there are some. Where there are floats, too, there is no value.
-fn fold_natives(op: AggregateOp, column: &mut Column, columns: &[Column], (notes, span): (&mut Notes, Span)) {
-    for i in 0..column.values.len() {
-        let natives: Vec<&Histogram> = columns.iter().filter_map(|c| Some(c.native(i)?.as_ref())).collect();
-        if natives.is_empty() {
-            continue;
-        }
-        if !is_absent(column.values[i]) {
-            column.values[i] = ABSENT;
-            notes.insert(format!(
-                "PromQL warning: encountered a mix of histograms and floats for aggregation {}",
-                at(span)
-            ));
-            continue;
-        }
-        // If they do not fit together, the first one that does not fit is named.
-        let misfit = columns
-            .iter()
-            .find(|c| c.native(i).is_some_and(|h| h.is_custom() != natives[0].is_custom()));
-        let metric = misfit.and_then(|c| c.labels.metric_name()).unwrap_or("");
-        let mut remarks = Remarks::new(notes, metric, span);
-        match folded(&natives, op == AggregateOp::Avg) {
-            Ok(Some(folded)) => {
-                folded.remark(&mut remarks);
-                column.set(i, Some(Point::Native(Arc::new(folded.histogram))));
-            }
-            Ok(None) => {}
-            Err(_) => remarks.mixed_schemas(),
-        }
+/// The sum or the mean of histograms at a step, if there are some. Where there are floats, too, there is no value. How much was gone
+/// through, and how much is kept.
+fn fold_natives(
+    op: AggregateOp,
+    column: &mut Column,
+    columns: &[Column],
+    i: usize,
+    (notes, span): (&mut Notes, Span),
+) -> (usize, usize) {
+    let natives: Vec<&Histogram> = columns.iter().filter_map(|c| Some(c.native(i)?.as_ref())).collect();
+    if natives.is_empty() {
+        return (columns.len(), 0);
     }
+    if !is_absent(column.values[i]) {
+        column.values[i] = ABSENT;
+        notes.insert(format!(
+            "PromQL warning: encountered a mix of histograms and floats for aggregation {}",
+            at(span)
+        ));
+        return (columns.len(), 0);
+    }
+    let touched = natives.iter().map(|h| h.weight()).sum();
+    // If they do not fit together, the first one that does not fit is named.
+    let misfit = columns
+        .iter()
+        .find(|c| c.native(i).is_some_and(|h| h.is_custom() != natives[0].is_custom()));
+    let metric = misfit.and_then(|c| c.labels.metric_name()).unwrap_or("");
+    let mut remarks = Remarks::new(notes, metric, span);
+    let mut kept = 0;
+    match folded(&natives, op == AggregateOp::Avg) {
+        Ok(Some(folded)) => {
+            folded.remark(&mut remarks);
+            kept = folded.histogram.weight();
+            column.set(i, Some(Point::Native(Arc::new(folded.histogram))));
+        }
+        Ok(None) => {}
+        Err(_) => remarks.mixed_schemas(),
+    }
+    (touched, kept)
 }
 
 /// Groups by the labels that `grouping` leaves. Each group's labels are made once.

@@ -1,7 +1,7 @@
 //! Operators between scalars, between a vector and a scalar, and between two vectors that are matched by labels.
 
 use super::native::Remarks;
-use super::{Evaluator, Notes, Out, unique};
+use super::{Evaluator, Out, unique};
 use crate::column::{ABSENT, Column, Point, Steps, is_absent};
 use crate::engine::QueryError;
 use crate::gather::canonical;
@@ -108,12 +108,16 @@ impl Evaluator {
             )),
             (Out::Vector(columns), Out::Scalar(scalar)) => {
                 self.charge(columns.len() * steps.count).await?;
-                let columns = self.natives_with_scalar((op, span), columns, &scalar, as_bool, false);
+                let columns = self
+                    .natives_with_scalar((op, span), columns, &scalar, as_bool, false)
+                    .await?;
                 with_scalar(op, columns, as_bool, |v, i| at_step(op, v, scalar[i], as_bool, v)).map(Out::Vector)
             }
             (Out::Scalar(scalar), Out::Vector(columns)) => {
                 self.charge(columns.len() * steps.count).await?;
-                let columns = self.natives_with_scalar((op, span), columns, &scalar, as_bool, true);
+                let columns = self
+                    .natives_with_scalar((op, span), columns, &scalar, as_bool, true)
+                    .await?;
                 with_scalar(op, columns, as_bool, |v, i| at_step(op, scalar[i], v, as_bool, v)).map(Out::Vector)
             }
             (Out::Vector(lhs), Out::Vector(rhs)) => {
@@ -123,7 +127,7 @@ impl Evaluator {
                 let columns = if op.is_set() {
                     set(op, lhs, rhs, matching, steps)?
                 } else {
-                    matched((op, span), lhs, rhs, as_bool, matching, (steps, &mut self.notes))?
+                    self.matched((op, span), lhs, rhs, as_bool, matching, steps).await?
                 };
                 Ok(Out::Vector(columns))
             }
@@ -132,21 +136,22 @@ impl Evaluator {
     }
 
     /// What an operator with a scalar makes of the histograms; the floats are as they were.
-    fn natives_with_scalar(
+    async fn natives_with_scalar(
         &mut self,
         (op, span): (BinaryOp, Span),
         mut columns: Vec<Column>,
         scalar: &[f64],
         as_bool: bool,
         scalar_first: bool,
-    ) -> Vec<Column> {
-        let mut remarks = Remarks::new(&mut self.notes, "", span);
+    ) -> Result<Vec<Column>, QueryError> {
         if op.is_trim() && columns.iter().any(|c| c.values.iter().any(|v| !is_absent(*v))) {
-            remarks.incompatible_kinds(op, "float", "float");
+            Remarks::new(&mut self.notes, "", span).incompatible_kinds(op, "float", "float");
         }
         for natives in columns.iter_mut().filter_map(|c| c.natives.as_mut()) {
             for (native, v) in natives.iter_mut().zip(scalar) {
                 let Some(held) = native.take() else { continue };
+                self.charge(held.weight()).await?;
+                let mut remarks = Remarks::new(&mut self.notes, "", span);
                 let (held, v) = (Point::Native(held), Point::Float(*v));
                 let made = match scalar_first {
                     true => of_natives(op, &v, &held, as_bool, &mut remarks),
@@ -158,7 +163,80 @@ impl Evaluator {
                 }
             }
         }
-        columns
+        Ok(columns)
+    }
+
+    /// One-to-one, many-to-one and one-to-many matching. Errors are found per step, as an instant query would.
+    async fn matched(
+        &mut self,
+        (op, span): (BinaryOp, Span),
+        lhs: Vec<Column>,
+        rhs: Vec<Column>,
+        as_bool: bool,
+        m: &Matching,
+        steps: Steps,
+    ) -> Result<Vec<Column>, QueryError> {
+        let swapped = m.cardinality == Cardinality::OneToMany;
+        let (many, one) = if swapped { (&rhs, &lhs) } else { (&lhs, &rhs) };
+        // A side without any value at a step has nothing to be matched wrongly there.
+        let (some_many, some_one) = (any_present(many, steps), any_present(one, steps));
+        let live: Vec<bool> = some_many.iter().zip(&some_one).map(|(a, b)| *a && *b).collect();
+        let ones = by_signature(one, m);
+        for (signature, columns) in &ones {
+            let side = if swapped { "left" } else { "right" };
+            check_one_side(signature, columns, &live, side)?;
+        }
+        let mut out = vec![];
+        for (signature, many_columns) in by_signature(many, m) {
+            let Some(one_columns) = ones.get(&signature) else {
+                continue;
+            };
+            if m.cardinality == Cardinality::OneToOne {
+                check_many_side(&many_columns, one_columns, &live)?;
+            }
+            for a in many_columns {
+                for b in one_columns.iter().copied() {
+                    let value = |(x, y): (&f64, &f64)| {
+                        if is_absent(*x) || is_absent(*y) {
+                            return ABSENT;
+                        }
+                        let (l, r) = if swapped { (*y, *x) } else { (*x, *y) };
+                        at_step(op, l, r, as_bool, l)
+                    };
+                    let values: Vec<f64> = a.values.iter().zip(&b.values).map(value).collect();
+                    if op.is_trim() && (0..steps.count).any(|i| !is_absent(a.values[i]) && !is_absent(b.values[i])) {
+                        Remarks::new(&mut self.notes, "", span).incompatible_kinds(op, "float", "float");
+                    }
+                    let mut column = Column {
+                        labels: result_labels(op, &a.labels, &b.labels, as_bool, m),
+                        place: a.place,
+                        values,
+                        natives: None,
+                    };
+                    if a.natives.is_some() || b.natives.is_some() {
+                        let (l, r) = if swapped { (b, a) } else { (a, b) };
+                        for i in 0..steps.count {
+                            let weights = [l, r].map(|c| c.native(i).map_or(0, |h| h.weight()));
+                            if weights == [0, 0] {
+                                continue;
+                            }
+                            if let (Some(l), Some(r)) = (l.at(i), r.at(i)) {
+                                let mut remarks = Remarks::new(&mut self.notes, "", span);
+                                column.set(i, of_natives(op, &l, &r, as_bool, &mut remarks));
+                                let made = column.native(i).map_or(0, |h| h.weight());
+                                self.spent(weights[0] + weights[1], made).await?;
+                            }
+                        }
+                    }
+                    out.push((column, a, b));
+                }
+            }
+        }
+        if m.cardinality != Cardinality::OneToOne {
+            check_results(&out)?;
+        }
+        let columns = out.into_iter().map(|(column, _, _)| column);
+        unique(columns.filter(|c| !c.is_empty()).collect())
     }
 }
 
@@ -255,72 +333,6 @@ fn set(
 fn shown(labels: &Labels) -> String {
     let pairs: Vec<String> = labels.iter().map(|(n, v)| format!("{n}={v:?}")).collect();
     format!("{{{}}}", pairs.join(", "))
-}
-
-/// One-to-one, many-to-one and one-to-many matching. Errors are found per step, as an instant query would.
-fn matched(
-    (op, span): (BinaryOp, Span),
-    lhs: Vec<Column>,
-    rhs: Vec<Column>,
-    as_bool: bool,
-    m: &Matching,
-    (steps, notes): (Steps, &mut Notes),
-) -> Result<Vec<Column>, QueryError> {
-    let swapped = m.cardinality == Cardinality::OneToMany;
-    let (many, one) = if swapped { (&rhs, &lhs) } else { (&lhs, &rhs) };
-    // A side without any value at a step has nothing to be matched wrongly there.
-    let (some_many, some_one) = (any_present(many, steps), any_present(one, steps));
-    let live: Vec<bool> = some_many.iter().zip(&some_one).map(|(a, b)| *a && *b).collect();
-    let ones = by_signature(one, m);
-    for (signature, columns) in &ones {
-        let side = if swapped { "left" } else { "right" };
-        check_one_side(signature, columns, &live, side)?;
-    }
-    let mut out = vec![];
-    for (signature, many_columns) in by_signature(many, m) {
-        let Some(one_columns) = ones.get(&signature) else {
-            continue;
-        };
-        if m.cardinality == Cardinality::OneToOne {
-            check_many_side(&many_columns, one_columns, &live)?;
-        }
-        for a in many_columns {
-            for b in one_columns.iter().copied() {
-                let value = |(x, y): (&f64, &f64)| {
-                    if is_absent(*x) || is_absent(*y) {
-                        return ABSENT;
-                    }
-                    let (l, r) = if swapped { (*y, *x) } else { (*x, *y) };
-                    at_step(op, l, r, as_bool, l)
-                };
-                let values: Vec<f64> = a.values.iter().zip(&b.values).map(value).collect();
-                if op.is_trim() && (0..steps.count).any(|i| !is_absent(a.values[i]) && !is_absent(b.values[i])) {
-                    Remarks::new(notes, "", span).incompatible_kinds(op, "float", "float");
-                }
-                let mut column = Column {
-                    labels: result_labels(op, &a.labels, &b.labels, as_bool, m),
-                    place: a.place,
-                    values,
-                    natives: None,
-                };
-                if a.natives.is_some() || b.natives.is_some() {
-                    let (l, r) = if swapped { (b, a) } else { (a, b) };
-                    let mut remarks = Remarks::new(notes, "", span);
-                    for i in (0..steps.count).filter(|i| l.native(*i).is_some() || r.native(*i).is_some()) {
-                        if let (Some(l), Some(r)) = (l.at(i), r.at(i)) {
-                            column.set(i, of_natives(op, &l, &r, as_bool, &mut remarks));
-                        }
-                    }
-                }
-                out.push((column, a, b));
-            }
-        }
-    }
-    if m.cardinality != Cardinality::OneToOne {
-        check_results(&out)?;
-    }
-    let columns = out.into_iter().map(|(column, _, _)| column);
-    unique(columns.filter(|c| !c.is_empty()).collect())
 }
 
 fn check_one_side(signature: &Labels, columns: &[&Column], live: &[bool], side: &str) -> Result<(), QueryError> {

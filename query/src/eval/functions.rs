@@ -1,6 +1,6 @@
 //! Functions of instant vectors and scalars: mathematics, calendar, labels, order, classic histograms.
 
-use super::{Evaluator, Out, at, map_values, non_empty, only_floats, unique, window};
+use super::{Evaluator, Out, Turn, at, map_values, non_empty, only_floats, unique, window};
 use crate::column::{ABSENT, Column, Point, Steps, is_absent};
 use crate::engine::QueryError;
 use crate::gather::canonical;
@@ -137,7 +137,12 @@ impl Evaluator {
             _ if name.starts_with("histogram_") => {
                 let columns = self.vector(&args[0], steps).await?;
                 self.charge(columns.len() * steps.count).await?;
-                unique(columns.into_iter().filter_map(|c| of_histograms(name, c)).collect()).map(Out::Vector)
+                let mut all = vec![];
+                for column in columns {
+                    self.turn.worked(column.weight()).await;
+                    all.extend(of_histograms(name, column));
+                }
+                unique(all).map(Out::Vector)
             }
             other => unreachable!("{other} is in the table of functions, but cannot be evaluated"),
         }
@@ -421,11 +426,14 @@ impl Evaluator {
         let mut all = vec![];
         if quantiles.is_empty() {
             let estimate = |i: usize| Estimate::Fraction(given[0][i], given[1][i]);
-            all.push((histograms.estimated(steps, estimate), None));
+            all.push((histograms.estimated(steps, estimate, &mut self.turn).await, None));
         }
         for values in &quantiles {
             let estimate = |i: usize| Estimate::Quantile(values[i]);
-            all.push((histograms.estimated(steps, estimate), Some(values)));
+            all.push((
+                histograms.estimated(steps, estimate, &mut self.turn).await,
+                Some(values),
+            ));
         }
         let mut out = vec![];
         for (estimated, values) in all {
@@ -444,7 +452,7 @@ impl Evaluator {
         unique(out)
     }
 
-    /// Puts buckets of classic histograms together. Where there is a classic and a native one of the same labels, neither counts.
+    /// Puts buckets of classic histograms together. Where there is a classic and a native one of the same name and labels, neither counts.
     fn histograms(&mut self, mut columns: Vec<Column>, steps: Steps, place: String) -> Histograms {
         // Of one bound written in two ways (1 and 1.0) the counts are taken in the order of labels.
         columns.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
@@ -455,12 +463,11 @@ impl Evaluator {
                 "" => String::new(),
                 name => format!(" for metric name {name:?}"),
             };
-            let labels = c.labels.filtered(|n| n != LE && n != METRIC_NAME);
             if c.has_natives() {
                 let name = of_metric();
                 let kept = c.labels.without(METRIC_NAME);
                 histograms.native.push((
-                    labels.clone(),
+                    c.labels.clone(),
                     name,
                     Column {
                         labels: kept,
@@ -472,7 +479,10 @@ impl Evaluator {
                 continue;
             }
             match c.labels.get(LE).and_then(parse_bound) {
-                Some(upper) => histograms.classic.entry(labels).or_default().push((upper, c.floats())),
+                Some(upper) => {
+                    let of_one = histograms.classic.entry(c.labels.without(LE)).or_default();
+                    of_one.push((upper, c.floats()));
+                }
                 None => {
                     let (le, name) = (c.labels.value(LE), of_metric());
                     self.note(format!(
@@ -503,16 +513,17 @@ const LE: &str = "le";
 
 #[derive(Default)]
 struct Histograms {
-    /// By the labels without `le`: bounds, and how many lie below.
+    /// By the name and the labels without `le`: bounds, and how many lie below.
     classic: BTreeMap<Labels, Vec<(f64, Column)>>,
-    /// With the labels that a classic one would have, and how the metric is named in what is said.
+    /// With the name and labels by which a classic one is told, and how the metric is named in what is said.
     native: Vec<(Labels, String, Column)>,
 }
 
 impl Histograms {
-    fn estimated(&self, steps: Steps, estimate: impl Fn(usize) -> Estimate) -> Estimated {
+    async fn estimated(&self, steps: Steps, estimate: impl Fn(usize) -> Estimate, turn: &mut Turn) -> Estimated {
         let (mut columns, mut remarks) = (vec![], BTreeSet::new());
         for (_, _, native) in &self.native {
+            turn.worked(native.weight()).await;
             let mut value = |i: usize| {
                 let Some(h) = native.native(i) else { return ABSENT };
                 let (value, remark) = match estimate(i) {
@@ -552,7 +563,7 @@ impl Histograms {
                 })
             };
             let values = (0..steps.count).map(&mut value).collect();
-            columns.push(Column::computed(labels.clone(), values));
+            columns.push(Column::computed(labels.without(METRIC_NAME), values));
         }
         columns.retain(|c| !c.is_empty());
         Estimated { columns, remarks }

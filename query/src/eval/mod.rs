@@ -14,11 +14,13 @@ use crate::column::{ABSENT, Column, Natives, Raw, Steps, is_absent};
 use crate::engine::{Limits, QueryError};
 use crate::plan::{Input, Over, Plan};
 use crate::reduce::{How, Reducer, Reduction};
+use crate::shards::Budget;
 use hashbrown::HashTable;
 use hindcast_model::{Labels, METRIC_NAME};
 use hindcast_promql::Span;
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -52,13 +54,22 @@ pub enum Loaded {
     Columns(Vec<Column>),
 }
 
+impl Loaded {
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Samples(raws) => raws.is_empty(),
+            Self::Columns(columns) => columns.is_empty(),
+        }
+    }
+}
+
 pub struct Evaluator {
     /// Of each source of the plan; one node reads it, once.
     data: Vec<Option<Loaded>>,
     limits: Limits,
-    /// Points so far, loaded and computed.
-    spent: usize,
-    unyielded: usize,
+    /// Of points, loaded and computed.
+    budget: Budget,
+    turn: Turn,
     /// A range query: some functions have no effect there.
     is_range: bool,
     notes: Notes,
@@ -80,14 +91,48 @@ impl Future for GiveWay {
     }
 }
 
+/// Lets other tasks have their turn, now and then in the midst of work.
+#[derive(Default)]
+pub struct Turn {
+    since: usize,
+}
+
+impl Turn {
+    /// So many points were gone through.
+    pub async fn worked(&mut self, points: usize) {
+        self.since += points;
+        if self.since >= YIELD_POINTS {
+            self.since = 0;
+            GiveWay(false).await;
+        }
+    }
+}
+
+/// What work on native histograms is charged to: one of them may be as much as thousands of floats.
+pub struct Meter<'a> {
+    pub budget: &'a Budget,
+    pub turn: &'a mut Turn,
+}
+
+impl Meter<'_> {
+    /// So much was gone through, and so much of what came of it is kept, both in samples. Breaks when that is too much, or when nobody
+    /// waits any more.
+    pub async fn spent(&mut self, touched: usize, kept: usize) -> ControlFlow<()> {
+        self.turn.worked(touched).await;
+        self.budget.computed(kept)
+    }
+}
+
 impl Evaluator {
     /// `read`: how many samples were read for this.
     pub fn new(data: Vec<Loaded>, read: usize, limits: Limits, is_range: bool) -> Self {
+        let budget = Budget::new(limits.samples_max, limits.series_max);
+        let _ = budget.computed(read);
         Self {
             data: data.into_iter().map(Some).collect(),
             limits,
-            spent: read,
-            unyielded: 0,
+            budget,
+            turn: Turn::default(),
             is_range,
             notes: Notes::new(),
         }
@@ -105,19 +150,29 @@ impl Evaluator {
 
     /// Accounts for `points` more; pauses now and then.
     async fn charge(&mut self, points: usize) -> Result<(), QueryError> {
-        self.spent = self.spent.saturating_add(points);
-        if self.spent > self.limits.samples_max {
-            return Err(QueryError::TooLarge {
-                what: "samples",
-                max: self.limits.samples_max,
-            });
+        self.spent(points, points).await
+    }
+
+    /// Likewise, when more was gone through than is kept.
+    async fn spent(&mut self, touched: usize, kept: usize) -> Result<(), QueryError> {
+        match self.meter().spent(touched, kept).await {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(self.too_large()),
         }
-        self.unyielded += points;
-        if self.unyielded >= YIELD_POINTS {
-            self.unyielded = 0;
-            GiveWay(false).await;
+    }
+
+    fn meter(&mut self) -> Meter<'_> {
+        Meter {
+            budget: &self.budget,
+            turn: &mut self.turn,
         }
-        Ok(())
+    }
+
+    fn too_large(&self) -> QueryError {
+        QueryError::TooLarge {
+            what: "samples",
+            max: self.limits.samples_max,
+        }
     }
 
     pub fn eval<'a>(&'a mut self, plan: &'a Plan, steps: Steps) -> Evaluated<'a, Out> {
@@ -168,7 +223,16 @@ impl Evaluator {
                 }
                 Plan::Negate(inner) => match self.eval(inner, steps).await? {
                     Out::Scalar(v) => Ok(Out::Scalar(v.into_iter().map(|v| -v).collect())),
-                    Out::Vector(columns) => Ok(Out::Vector(unique(columns.into_iter().map(negated).collect())?)),
+                    Out::Vector(columns) => {
+                        let mut all = Vec::with_capacity(columns.len());
+                        for column in columns {
+                            let column = negated(column);
+                            let weight = column.weight();
+                            self.spent(weight, weight).await?;
+                            all.push(column);
+                        }
+                        Ok(Out::Vector(unique(all)?))
+                    }
                     other => Ok(other),
                 },
             }
@@ -238,7 +302,15 @@ impl Evaluator {
         let mut columns = vec![];
         for raw in raws {
             self.charge(steps.count).await?;
-            columns.extend(raw.reduced(&mut reducer, &reduction, &mut self.notes));
+            let mut meter = Meter {
+                budget: &self.budget,
+                turn: &mut self.turn,
+            };
+            let column = raw.reduced(&mut reducer, &reduction, &mut self.notes, &mut meter);
+            columns.extend(column.await);
+            if self.budget.is_exceeded() {
+                return Err(self.too_large());
+            }
         }
         Ok(columns)
     }

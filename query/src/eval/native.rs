@@ -4,7 +4,7 @@
 //! value where both are in one window.
 
 use super::window::{self, Reach, Stretch, Window};
-use super::{Notes, at};
+use super::{Meter, Notes, at};
 use crate::column::{Column, Natives, Point, Raw, is_absent};
 use crate::gather::{Cell, Mean, Total};
 use crate::reduce::{How, Reduction};
@@ -109,8 +109,8 @@ struct Mixed<'a> {
     natives: &'a [Arc<Histogram>],
 }
 
-/// What a reduction makes of a series that has histograms.
-pub fn reduced(raw: Raw, r: &Reduction, notes: &mut Notes) -> Option<Column> {
+/// What a reduction makes of a series that has histograms. Ends when `meter` breaks: what is there then is of no use.
+pub async fn reduced(raw: Raw, r: &Reduction, notes: &mut Notes, meter: &mut Meter<'_>) -> Option<Column> {
     let mut column = Column::blank(raw.labels.clone(), raw.place, r.steps.count);
     match &r.how {
         How::Newest { lookback_ms, times } => {
@@ -120,14 +120,15 @@ pub fn reduced(raw: Raw, r: &Reduction, notes: &mut Notes) -> Option<Column> {
                 let Some(newest) = newest.filter(|i| raw.times[*i] > at.saturating_sub(*lookback_ms)) else {
                     continue;
                 };
-                let point = raw.point(newest);
-                column.set(
-                    i,
-                    match times {
-                        true => point.map(|_| Point::Float(raw.times[newest] as f64 / 1000.0)),
-                        false => point,
-                    },
-                );
+                let point = raw.point(newest).map(|point| match times {
+                    true => Point::Float(raw.times[newest] as f64 / 1000.0),
+                    false => point,
+                });
+                let spent = meter.spent(1, kept(point.as_ref())).await;
+                column.set(i, point);
+                if spent.is_break() {
+                    break;
+                }
             }
         }
         How::Window {
@@ -154,6 +155,12 @@ pub fn reduced(raw: Raw, r: &Reduction, notes: &mut Notes) -> Option<Column> {
                     }
                 }
             }
+            // What the histograms before each one weigh together.
+            let mut weights = vec![0];
+            weights.extend(natives.iter().scan(0, |sum, h| {
+                *sum += h.weight();
+                Some(*sum)
+            }));
             let mut remarks = Remarks::new(notes, raw.labels.metric_name().unwrap_or(""), *span);
             for (i, now) in r.steps.iter().enumerate() {
                 let at = r.when.at(now);
@@ -170,13 +177,27 @@ pub fn reduced(raw: Raw, r: &Reduction, notes: &mut Notes) -> Option<Column> {
                         params: [0, 1].map(|p| params[p].get(i).copied().unwrap_or(0.0)),
                     },
                     times: &times[of_natives.clone()],
-                    natives: &natives[of_natives],
+                    natives: &natives[of_natives.clone()],
                 };
-                column.set(i, window.value(name, *kernel, *stretch, &mut remarks));
+                let point = window.value(name, *kernel, *stretch, &mut remarks);
+                let touched = weights[of_natives.end] - weights[of_natives.start];
+                let spent = meter.spent(touched, kept(point.as_ref())).await;
+                column.set(i, point);
+                if spent.is_break() {
+                    break;
+                }
             }
         }
     }
     (!column.is_empty()).then_some(column)
+}
+
+/// Floats were counted with the steps.
+fn kept(point: Option<&Point>) -> usize {
+    match point {
+        Some(Point::Native(h)) => h.weight(),
+        Some(Point::Float(_)) | None => 0,
+    }
 }
 
 impl Mixed<'_> {

@@ -7,16 +7,14 @@
 use super::http::Refusal;
 use super::params::tenant;
 use crate::engine::{Engine, QueryError};
-use crate::fetch::{NATIVE_LINES_MAX, native_lines};
-use crate::shards::{Budget, SeriesRequest};
+use crate::shards::{Budget, Completeness, SeriesRequest};
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::response::Response;
-use hindcast_model::{Histogram, Labels, MatchOp, Matcher, TenantId, TimestampNs};
+use hindcast_model::{Labels, MatchOp, Matcher, TenantId, TimestampNs};
 use hindcast_proto::native::message;
-use hindcast_proto::trace::TRACE_LABEL;
 use hindcast_storage::read::SeriesData;
 use prost::Message;
 use std::collections::BTreeMap;
@@ -131,6 +129,21 @@ fn unpacked(body: &[u8]) -> Result<ReadRequest, Refusal> {
     Ok(request)
 }
 
+/// Whether all was read.
+fn check(engine: &Engine, budget: &Budget, completeness: &Completeness) -> Result<(), Refusal> {
+    if budget.is_exceeded() {
+        return Err(Refusal::of(&QueryError::TooLarge {
+            what: "samples",
+            max: engine.limits.samples_max,
+        }));
+    }
+    if !completeness.is_complete() {
+        let missing = completeness.missing.join("; ");
+        return Err(Refusal::unavailable(format!("the answer is not whole: {missing}")));
+    }
+    Ok(())
+}
+
 /// All or an error; sorted by labels, without series that have nothing in between. Both ends included.
 pub(super) async fn samples_as_they_came(
     engine: &Engine,
@@ -151,17 +164,7 @@ pub(super) async fn samples_as_they_came(
     };
     let read = engine.shards.series(request).await;
     let (mut found, completeness) = read.map_err(|e| Refusal::of(&QueryError::from(e)))?;
-    if budget.is_exceeded() {
-        let error = QueryError::TooLarge {
-            what: "samples",
-            max: engine.limits.samples_max,
-        };
-        return Err(Refusal::of(&error));
-    }
-    if !completeness.is_complete() {
-        let missing = completeness.missing.join("; ");
-        return Err(Refusal::unavailable(format!("the answer is not whole: {missing}")));
-    }
+    check(engine, budget, &completeness)?;
     found.retain(|s| !s.samples.is_empty());
     found.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
     Ok(found)
@@ -169,47 +172,24 @@ pub(super) async fn samples_as_they_came(
 
 /// Native histograms in between, as messages, by their series. Not whole is an error here, too.
 async fn natives(engine: &Engine, request: &SeriesRequest) -> Result<BTreeMap<Labels, Vec<Vec<u8>>>, Refusal> {
-    let mut found: BTreeMap<Labels, Vec<(i64, Vec<u8>)>> = BTreeMap::new();
-    let Some(lines) = native_lines(request) else {
-        return Ok(BTreeMap::new());
-    };
-    let read = engine.shards.lines(lines).await;
-    let (streams, completeness) = read.map_err(|e| Refusal::of(&QueryError::from(e)))?;
-    let all: usize = streams.iter().map(|s| s.lines.len()).sum();
-    if request.budget.read(all).is_break() {
-        return Err(Refusal::of(&QueryError::TooLarge {
-            what: "samples",
-            max: engine.limits.samples_max,
-        }));
-    }
-    if all >= NATIVE_LINES_MAX {
-        return Err(Refusal::of(&QueryError::TooLarge {
-            what: "native histograms",
-            max: NATIVE_LINES_MAX,
-        }));
-    }
-    if !completeness.is_complete() {
-        let missing = completeness.missing.join("; ");
-        return Err(Refusal::unavailable(format!("the answer is not whole: {missing}")));
-    }
-    for stream in streams {
-        let of_series = found.entry(stream.labels.without(TRACE_LABEL)).or_default();
-        for line in stream.lines {
-            let at_ms = line.at.as_ms();
-            let read = Histogram::of_line(&line.line);
-            let read = read.map_err(|e| Refusal::unavailable(format!("{}: {e}", stream.labels)))?;
-            of_series.push((at_ms, message(read.as_ref(), at_ms)));
+    let read = engine.shards.natives(request.clone()).await;
+    let (series, completeness) = read.map_err(|e| Refusal::of(&QueryError::from(e)))?;
+    check(engine, &request.budget, &completeness)?;
+    let mut found: BTreeMap<Labels, BTreeMap<i64, Vec<u8>>> = BTreeMap::new();
+    for s in series {
+        if s.unreadable > 0 {
+            let why = format!("{} lines of {} are no native histograms", s.unreadable, s.labels);
+            return Err(Refusal::unavailable(why));
+        }
+        let of_series = found.entry(s.labels).or_default();
+        for (at, native) in s.samples {
+            of_series.insert(at.as_ms(), message(native.as_deref(), at.as_ms()));
         }
     }
-    let in_order = |mut all: Vec<(i64, Vec<u8>)>| {
-        all.sort_by_key(|(at, _)| *at);
-        // Of those of one time, the one that came last counts.
-        all.reverse();
-        all.dedup_by_key(|(at, _)| *at);
-        all.reverse();
-        all.into_iter().map(|(_, message)| message).collect()
-    };
-    Ok(found.into_iter().map(|(labels, all)| (labels, in_order(all))).collect())
+    let in_order = found
+        .into_iter()
+        .map(|(labels, all)| (labels, all.into_values().collect()));
+    Ok(in_order.collect())
 }
 
 async fn result(
@@ -301,7 +281,7 @@ mod tests {
     use crate::testing::OneShard;
     use expect_test::{Expect, expect};
     use hindcast_model::{Labels, LogLine, Owner, STALE_NAN_BITS};
-    use hindcast_proto::trace::NATIVE;
+    use hindcast_proto::trace::{NATIVE, TRACE_LABEL};
     use http_body_util::BodyExt;
     use tower::ServiceExt;
 
@@ -419,6 +399,22 @@ mod tests {
                 0: __name__=up,job=b 2@10000 2.5@20000
                 1: __name__=up,job=a 1.5@20000 NaN@30000
             "#]],
+        );
+    }
+
+    #[test]
+    fn a_reader_of_more_histograms_than_a_query_may_read_is_refused() {
+        let limits = Limits {
+            samples_max: 20,
+            ..Limits::default()
+        };
+        check(
+            &[(&[(0, "__name__", "up")], 35, 50)],
+            &[],
+            limits,
+            expect![[r#"
+                422
+                the query needs more than 20 samples; ask for less time, fewer series or a longer step"#]],
         );
     }
 

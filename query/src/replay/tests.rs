@@ -9,8 +9,8 @@ use super::spec::{AsOf, ReplaySpec};
 use super::{ReplayError, chained, decode_frame, decode_spec, encode_frame, encode_spec};
 use crate::engine::{Engine, Limits};
 use crate::shards::{
-    ColumnsRequest, Completeness, CountsRequest, LabelsRequest, LinesRequest, SeriesColumn, SeriesRequest, Shards,
-    ShardsError,
+    Columns, ColumnsRequest, Completeness, CountsRequest, LabelsRequest, LinesRequest, NativeSeries, SeriesRequest,
+    Shards, ShardsError,
 };
 use crate::testing::OneShard;
 use expect_test::{Expect, expect, expect_file};
@@ -46,8 +46,11 @@ impl Shards for TwoWorlds {
     async fn series(&self, r: SeriesRequest) -> Result<(Vec<SeriesData>, Completeness), ShardsError> {
         self.of(r.as_of.as_ref()).series(r).await
     }
-    async fn columns(&self, r: ColumnsRequest) -> Result<(Vec<SeriesColumn>, Completeness), ShardsError> {
+    async fn columns(&self, r: ColumnsRequest) -> Result<(Columns, Completeness), ShardsError> {
         self.of(r.series.as_of.as_ref()).columns(r).await
+    }
+    async fn natives(&self, r: SeriesRequest) -> Result<(Vec<NativeSeries>, Completeness), ShardsError> {
+        self.of(r.as_of.as_ref()).natives(r).await
     }
     async fn line_counts(&self, r: CountsRequest) -> Result<(Vec<StreamCounts>, Completeness), ShardsError> {
         self.of(r.as_of.as_ref()).line_counts(r).await

@@ -130,6 +130,7 @@ fn native_histograms_are_answered_as_prometheus_does_and_are_no_logs() {
         GET /api/v1/label/hindcast_trace/values
         GET /loki/api/v1/labels?start=0&end=100
         GET /loki/api/v1/label/app/values?start=0&end=100
+        GET /loki/api/v1/series?match[]={path=%22/%22}&match[]={hindcast_trace=%22span%22}&start=0&end=100
         GET /loki/api/v1/series?match[]={app=%22db%22}&start=0&end=100
         GET /loki/api/v1/query_range?query={path=%22/%22}&start=0&end=100
         GET /loki/api/v1/query_range?query={hindcast_trace=%22histogram%22}&start=0&end=50
@@ -160,6 +161,8 @@ fn native_histograms_are_answered_as_prometheus_does_and_are_no_logs() {
                 200 {"status":"success","data":["app"],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
             GET /loki/api/v1/label/app/values?start=0&end=100
                 200 {"status":"success","data":["db"],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
+            GET /loki/api/v1/series?match[]={path=%22/%22}&match[]={hindcast_trace=%22span%22}&start=0&end=100
+                200 {"status":"success","data":[],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
             GET /loki/api/v1/series?match[]={app=%22db%22}&start=0&end=100
                 200 {"status":"success","data":[{"app":"db"}],"completeness":{"complete":true,"missing":[],"positions":{"1":3}}}
             GET /loki/api/v1/query_range?query={path=%22/%22}&start=0&end=100

@@ -4,6 +4,7 @@ mod evaluation;
 mod grafana;
 mod http;
 mod logql;
+mod natives;
 mod pushdown;
 mod real;
 mod rolled;

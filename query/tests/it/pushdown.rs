@@ -14,8 +14,8 @@ use hindcast_query::plan::When;
 use hindcast_query::reduce::{Collector, How, Reducer, Reduction};
 use hindcast_query::replica;
 use hindcast_query::shards::{
-    Budget, ColumnsRequest, CountsRequest, LabelsRequest, LinesRequest, SeriesColumn, SeriesRequest, Shards,
-    ShardsError,
+    Budget, Columns, ColumnsRequest, Completeness, CountsRequest, LabelsRequest, LinesRequest, NativeSeries,
+    SeriesColumn, SeriesRequest, Shards, ShardsError,
 };
 use hindcast_query::{Engine, Limits, LogsQuery, LogsValue, OWNER_LABEL, Options, QueryError, RangeQuery, Value};
 use hindcast_storage::VisitedSeries;
@@ -36,7 +36,7 @@ impl Shards for Loading {
     async fn series(&self, r: SeriesRequest) -> Answer<SeriesData> {
         self.real.series(r).await
     }
-    async fn columns(&self, r: ColumnsRequest) -> Answer<SeriesColumn> {
+    async fn columns(&self, r: ColumnsRequest) -> Result<(Columns, Completeness), ShardsError> {
         let (all, whole) = self.real.series(r.series).await?;
         let mut by_labels: BTreeMap<_, (SeriesData, BTreeMap<i64, f64>)> = BTreeMap::new();
         // The lowest slot comes first and wins.
@@ -60,17 +60,20 @@ impl Shards for Loading {
                 slot: s.slot,
                 values: Reducer::default().points(&r.reduction, &points),
                 old: Default::default(),
-                natives: vec![],
             }
         };
-        Ok((by_labels.into_values().map(column).collect(), whole))
+        let columns = by_labels.into_values().map(column).collect();
+        let natives = vec![];
+        Ok((Columns { columns, natives }, whole))
+    }
+    async fn natives(&self, _: SeriesRequest) -> Answer<NativeSeries> {
+        Ok((vec![], Completeness::default()))
     }
     async fn line_counts(&self, _: CountsRequest) -> Answer<StreamCounts> {
         unreachable!("lines are compared otherwise")
     }
     async fn lines(&self, _: LinesRequest) -> Answer<StreamData> {
-        // There are no native histograms.
-        Ok((vec![], hindcast_query::shards::Completeness::default()))
+        unreachable!("no test asks")
     }
     async fn label_sets(&self, _: LabelsRequest) -> Answer<Labels> {
         unreachable!("no test asks")
@@ -320,7 +323,7 @@ fn reading_stops_where_the_budget_ends() {
     let real = ten_series();
     let read = |budget: Budget| {
         let r = newest(budget);
-        let found = replica::columns(&real.0[0].reader(), &r, None).unwrap();
+        let found = replica::columns(&real.0[0].reader(), &r, None).unwrap().columns;
         (found.len(), r.series.budget.samples(), r.series.budget.is_exceeded())
     };
     assert_eq!(read(Budget::new(1000, 1000)), (10, 100, false));
@@ -466,9 +469,12 @@ impl Shards for Stuck {
     async fn series(&self, _: SeriesRequest) -> Answer<SeriesData> {
         unreachable!("no test asks")
     }
-    async fn columns(&self, r: ColumnsRequest) -> Answer<SeriesColumn> {
+    async fn columns(&self, r: ColumnsRequest) -> Result<(Columns, Completeness), ShardsError> {
         *self.0.lock().unwrap() = Some(r.series.budget);
         futures::future::pending().await
+    }
+    async fn natives(&self, _: SeriesRequest) -> Answer<NativeSeries> {
+        unreachable!("no test asks")
     }
     async fn line_counts(&self, _: CountsRequest) -> Answer<StreamCounts> {
         unreachable!("no test asks")

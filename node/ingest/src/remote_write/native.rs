@@ -169,12 +169,7 @@ pub(crate) fn read(message: &[u8]) -> Result<Native, WireError> {
             12 => read.positive.deltas(field)?,
             13 => read.positive.counts(field)?,
             14 => {
-                read.hint = match field.varint("a histogram's reset hint")? {
-                    1 => Hint::Reset,
-                    2 => Hint::NotReset,
-                    3 => Hint::Gauge,
-                    _ => Hint::Unknown,
-                }
+                read.hint = hint(field.varint("a histogram's reset hint")?);
             }
             15 => at_ms = field.varint("a histogram's timestamp")? as i64,
             16 => doubles(field, |bound| match read.custom.len() {
@@ -202,6 +197,17 @@ pub(crate) struct Kept<'a> {
     pub positive: (&'a [(i32, u32)], &'a [f64]),
     pub negative: (&'a [(i32, u32)], &'a [f64]),
     pub custom: &'a [f64],
+    pub hint: Hint,
+}
+
+/// As Prometheus numbers what is said of resets.
+pub(crate) fn hint(number: u64) -> Hint {
+    match number {
+        1 => Hint::Reset,
+        2 => Hint::NotReset,
+        3 => Hint::Gauge,
+        _ => Hint::Unknown,
+    }
 }
 
 impl Native {
@@ -227,7 +233,7 @@ impl Native {
             negative: side(kept.negative),
             custom: kept.custom.to_vec(),
             custom_more: 0,
-            hint: Hint::Unknown,
+            hint: kept.hint,
         }
     }
 
@@ -610,6 +616,26 @@ pub(crate) mod tests {
             (laid.native.histograms, laid.rejected.by_code()["too_many_rows"]),
             (HISTOGRAM_ROWS_MAX as u64, 10)
         );
+    }
+
+    /// One of two thousand buckets was charged as one float.
+    #[test]
+    fn a_histogram_counts_as_samples_by_its_size() {
+        let of = |buckets: u32| {
+            let histogram = Histogram {
+                count: 1 << 30,
+                positive_spans: vec![span(0, buckets)],
+                positive_deltas: std::iter::once(1_000_000).chain((1..buckets).map(|_| 1)).collect(),
+                ..Default::default()
+            };
+            let body = body_of(&[("__name__", "h")], std::iter::once(histogram));
+            let (desk, tenant) = (Desk::new(1), TenantId::default());
+            let laid = super::super::read(&tenant, &body, &LIMITS, &desk.books(Naming::Known)).unwrap();
+            (laid.native.histograms, laid.native.samples)
+        };
+        assert_eq!(of(1), (1, 1));
+        assert_eq!(of(40), (1, 6));
+        assert_eq!(of(160), (1, 21));
     }
 
     proptest! {

@@ -3,6 +3,7 @@
 use super::decode::{Bad, Bits, Cursor, Xor};
 use crate::remote_write::native::{Kept, NATIVE_COUNTS_MAX, Native};
 use hindcast_model::STALE_NAN_BITS;
+use hindcast_model::histogram::Hint;
 
 pub const FLOATS: u8 = 1;
 pub const HISTOGRAMS: u8 = 2;
@@ -152,10 +153,17 @@ impl Count {
     }
 }
 
+/// The bits of a chunk's flags in which gauges are told from counters.
+const GAUGES: u8 = 0b1100_0000;
+
 fn histograms(data: &[u8], is_float: bool, tell: &mut dyn FnMut(i64, Value<'_>)) -> Result<(), Bad> {
     let mut head = Cursor::new(data);
     let samples = u16::from_be_bytes(head.take(2)?.try_into().expect("2 bytes were taken"));
-    let _flags = head.byte()?;
+    // What else it says of resets is of the chunk's beginning, and told by the counts.
+    let hint = match head.byte()? & GAUGES {
+        GAUGES => Hint::Gauge,
+        _ => Hint::Unknown,
+    };
     if samples == 0 {
         return Ok(());
     }
@@ -207,6 +215,7 @@ fn histograms(data: &[u8], is_float: bool, tell: &mut dyn FnMut(i64, Value<'_>))
             positive: positive.shown(stale),
             negative: negative.shown(stale),
             custom: &custom,
+            hint,
         });
         tell(at, Value::Native(&native));
     }

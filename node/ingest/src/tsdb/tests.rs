@@ -588,8 +588,12 @@ fn what_is_missing_is_named_and_the_rest_is_read() {
 struct Hist(i64, u64, f64, [i64; 3], i64);
 
 fn histograms(is_float: bool, samples: &[Hist]) -> Vec<u8> {
+    flagged_histograms(0, is_float, samples)
+}
+
+fn flagged_histograms(flags: u8, is_float: bool, samples: &[Hist]) -> Vec<u8> {
     let mut out = (samples.len() as u16).to_be_bytes().to_vec();
-    out.push(0);
+    out.push(flags);
     let mut bits = Written::default();
     // 2^-10, which is 0.5 * 2^(234 - 243).
     bits.bits(234, 8);
@@ -698,6 +702,39 @@ fn native_histograms_of_chunks_are_told() {
             h{job="j"} h1 s=1 c=12 sum=14.5 zt=0.0009765625 zc=1 p=0:2,3,0,4 n=0:2 2000 0
             h{job="j"} h1 s=1 c=30 sum=20 zt=0.0009765625 zc=1 p=0:10,4,0,12 n=0:3 3500 0
             h{job="j"} stale 4500 0
+        "#]],
+    );
+}
+
+/// `rate` of an imported gauge did not say that it is none of a counter, and took each fall for a reset.
+#[test]
+fn gauges_of_chunks_and_logs_stay_gauges() {
+    let samples = [Hist(1000, 9, 12.5, [1, 2, 3], 2), Hist(2000, 8, 11.5, [1, 2, 2], 2)];
+    let dir = Dir::new();
+    // In the log: the first series and time, how far each is from it, the hint; then the histogram: schema, threshold, count of the
+    // zero bucket, count, sum, and no spans or buckets.
+    let mut record = vec![7];
+    record.extend(4u64.to_be_bytes());
+    record.extend(1000i64.to_be_bytes());
+    record.extend([0, 0, 3, 0]);
+    record.extend(0f64.to_be_bytes());
+    record.extend([0, 5]);
+    record.extend(2.5f64.to_be_bytes());
+    record.extend([0, 0, 0, 0]);
+    dir.put(
+        "wal/00000000",
+        &segment(&[series_record(&[(3, "h"), (4, "w")]), record]),
+    );
+    dir.put(
+        "chunks_head/000001",
+        &head_file(&[(3, chunk::HISTOGRAMS, flagged_histograms(0b1100_0000, false, &samples))]),
+    );
+    check(
+        &dir.all(),
+        expect![[r#"
+            h{job="j"} h1 s=1 c=9 sum=12.5 zt=0.0009765625 zc=1 r=g p=0:1,2,0,3 n=0:2 1000 0
+            h{job="j"} h1 s=1 c=8 sum=11.5 zt=0.0009765625 zc=1 r=g p=0:1,2,0,2 n=0:2 2000 0
+            w{job="j"} h1 s=0 c=5 sum=2.5 r=g 1000 0
         "#]],
     );
 }

@@ -6,7 +6,7 @@
 use super::decode::{Bad, Cursor};
 use super::window::Window;
 use super::{Damage, Finding};
-use crate::remote_write::native::{Kept, NATIVE_COUNTS_MAX, Native};
+use crate::remote_write::native::{Kept, NATIVE_COUNTS_MAX, Native, hint};
 use hindcast_env::Disk;
 use hindcast_model::Labels;
 use std::io::Read;
@@ -392,7 +392,7 @@ fn labels(c: &mut Cursor<'_>) -> Result<Labels, Bad> {
 
 fn native(c: &mut Cursor<'_>, at_ms: i64, is_float: bool) -> Result<Native, Bad> {
     const TOO_MANY: Bad = Bad("a histogram has too many buckets");
-    let _hint = c.byte()?;
+    let hint = hint(u64::from(c.byte()?));
     let schema = c.varint()? as i32;
     let zero_threshold = c.double()?;
     let number = |c: &mut Cursor<'_>| if is_float { c.double() } else { Ok(c.uvarint()? as f64) };
@@ -444,5 +444,6 @@ fn native(c: &mut Cursor<'_>, at_ms: i64, is_float: bool) -> Result<Native, Bad>
         positive: (&positive, &positive_counts),
         negative: (&negative, &negative_counts),
         custom: &custom,
+        hint,
     }))
 }

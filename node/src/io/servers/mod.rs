@@ -42,6 +42,7 @@ use hindcast_ingest::{
     SeriesCache, influx, loki, own, remote_write,
 };
 use hindcast_masking::{InForce, Masker};
+use hindcast_model::histogram::line_samples;
 use hindcast_model::ids::BadTenant;
 use hindcast_model::{Batch, BatchId, Class, Classify, LogLine, SpanNs, StreamBlock, TenantId, TimestampNs};
 use hindcast_proto::trace::{EXEMPLAR, NATIVE, TRACE_LABEL};
@@ -197,10 +198,10 @@ fn is_native(stream: &hindcast_model::Labels) -> bool {
     stream.get(TRACE_LABEL) == Some(NATIVE)
 }
 
-/// Native histograms of a batch: each is a sample.
+/// What the native histograms of a batch count as: samples, by their size.
 fn natives(batch: &Batch) -> u64 {
     let natives = batch.streams.iter().filter(|s| is_native(&s.labels));
-    natives.map(|s| s.lines.len() as u64).sum()
+    natives.flat_map(|s| &s.lines).map(|l| line_samples(&l.line)).sum()
 }
 
 /// Takes out the ids of spans, with their places. They are nobody's data, and some of them look like the number of a card:
@@ -454,8 +455,8 @@ impl IngestState {
                 lines_cut,
             }) => {
                 let tenant = intake.tenant.clone();
-                // A histogram is a sample, not a line.
-                let costs = costs(intake.samples + native.histograms, intake.text_bytes() - native.bytes);
+                // A histogram is some samples, not a line.
+                let costs = costs(intake.samples + native.samples, intake.text_bytes() - native.bytes);
                 if let Err(why) = self.charge(&tenant, &costs) {
                     self.counters.failed(protocol, "too_fast");
                     return Err(why.into());

@@ -11,6 +11,7 @@ use super::values::{Term, Values};
 use crate::cursor::Bad;
 use crate::retention::Policy;
 use hashbrown::HashTable;
+use hindcast_model::histogram::MARK;
 use hindcast_model::{Labels, Matcher, Owner, Slot, TenantId};
 use roaring::RoaringBitmap;
 use std::borrow::Cow;
@@ -441,32 +442,44 @@ impl Directory {
 
     // ---- counting ----
 
-    /// Ids of the tenant's series.
+    /// Ids of the tenant's series, those of native histograms aside.
     pub fn ids_of(&self, tenant: &TenantId) -> Option<&RoaringBitmap> {
         let space = self.space_of(tenant, false)?;
         Some(&self.spaces[space as usize].all)
     }
 
-    /// Labels of the tenant's series, and how many values each has.
-    pub fn label_sizes(&self, tenant: &TenantId) -> Vec<(String, usize)> {
-        let Some(space) = self.space_of(tenant, false) else {
-            return vec![];
-        };
-        let labels = self.spaces[space as usize].labels.iter();
-        let sizes = labels.map(|l| (l.name.to_string(), l.values.live_len()));
-        sizes.filter(|(_, n)| *n > 0).collect()
+    /// Ids of the streams that are the tenant's series of native histograms.
+    pub fn native_ids_of(&self, tenant: &TenantId) -> Option<Cow<'_, RoaringBitmap>> {
+        let space = self.space_of(tenant, true)?;
+        let marks = self.spaces[space as usize].values(MARK.0)?;
+        Some(marks.posting(MARK.1)?.as_bitmap())
     }
 
-    /// Hands on values of a label of the tenant's series, by their numbers from `from` on, `at_once` of them; where to go on.
+    /// Labels of the tenant's series, and how many values each has. A label of native histograms has no more values than they are.
+    pub fn label_sizes(&self, tenant: &TenantId) -> Vec<(String, usize)> {
+        let natives = self.native_ids_of(tenant).map_or(0, |ids| ids.len() as usize);
+        let mut all = vec![];
+        for (streams, values_max) in [(false, usize::MAX), (true, natives)] {
+            let Some(space) = self.space_of(tenant, streams) else {
+                continue;
+            };
+            let labels = self.spaces[space as usize].labels.iter();
+            let sizes = labels.map(|l| (l.name.to_string(), l.values.live_len().min(values_max)));
+            all.extend(sizes.filter(|(name, n)| *n > 0 && *name != MARK.0));
+        }
+        all
+    }
+
+    /// Hands on values of a label of the tenant's series or streams, by their numbers from `from` on, `at_once` of them; where to go on.
     pub fn visit_values(
         &self,
-        tenant: &TenantId,
+        (tenant, streams): (&TenantId, bool),
         name: &str,
         from: usize,
         at_once: usize,
         each: impl FnMut(&str, &Posting),
     ) -> Option<usize> {
-        let space = self.space_of(tenant, false)?;
+        let space = self.space_of(tenant, streams)?;
         let values = self.spaces[space as usize].values(name)?;
         values.visit(from, at_once, each)
     }

@@ -164,6 +164,11 @@ impl Values {
         self.texts.len()
     }
 
+    /// The series that have this text.
+    pub fn posting(&self, text: &str) -> Option<&Posting> {
+        Some(&self.postings[self.texts.find(text)? as usize])
+    }
+
     /// How many texts a series has.
     pub fn live_len(&self) -> usize {
         self.texts.len() - self.empty

@@ -326,11 +326,49 @@ pub fn compare(reader: &ShardReader, naive: &Naive, window: (i64, i64)) {
                     ..all_lines(&tenant)
                 };
                 assert_eq!(reader.lines(&q).unwrap(), naive.lines(&q), "{q:?}");
+                compare_visits(reader, naive, &q);
                 compare_labels(reader, naive, &tenant, (from, to));
             }
         }
         compare_narrow(reader, naive, &tenant, window);
     }
+}
+
+/// Stream by stream, those of each in the order of commits.
+fn compare_visits(reader: &ShardReader, naive: &Naive, q: &SelectLines) {
+    let of_streams = SelectSeries {
+        tenant: q.tenant.clone(),
+        matchers: q.matchers.clone(),
+        from: q.from,
+        to: q.to,
+        as_of: q.as_of,
+        owners: q.owners.clone(),
+    };
+    type Lines = Vec<(TimestampNs, Vec<u8>)>;
+    let mut found: Vec<(usize, Labels, Lines)> = vec![];
+    let visited = reader.visit_lines(&of_streams, &mut |stream, at, line| {
+        if found.last().is_none_or(|(rank, _, _)| *rank != stream.rank) {
+            found.push((stream.rank, stream.labels.clone(), vec![]));
+        }
+        let (rank, _, lines) = found.last_mut().unwrap();
+        assert!(*rank <= stream.rank);
+        lines.push((at, line.to_vec()));
+        ControlFlow::Continue(())
+    });
+    visited.unwrap();
+    let found = found.into_iter().map(|(_, labels, mut lines)| {
+        lines.sort_by_key(|(at, _)| *at);
+        (labels, lines)
+    });
+    let expected = naive.lines(q).into_iter().map(|s| {
+        let lines = s.lines.into_iter().map(|l| (l.at, l.line.to_vec()));
+        (s.labels, lines.collect::<Lines>())
+    });
+    assert_eq!(
+        found.collect::<Vec<_>>(),
+        expected.collect::<Vec<_>>(),
+        "{of_streams:?}"
+    );
 }
 
 fn compare_labels(reader: &ShardReader, naive: &Naive, tenant: &TenantId, (from, to): (TimestampNs, TimestampNs)) {

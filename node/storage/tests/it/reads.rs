@@ -3,10 +3,10 @@
 use crate::naive::{all_lines, all_series, config, owners};
 use expect_test::{Expect, expect};
 use hindcast_env::SimDisk;
-use hindcast_model::{Labels, LogLine, Sample, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
+use hindcast_model::{Labels, LogLine, Matcher, Sample, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
 use hindcast_storage::logs::Filter;
 use hindcast_storage::read::{CountLines, Direction, SearchLabels};
-use hindcast_storage::{Floor, Pin, Shard, ShardConfig};
+use hindcast_storage::{Floor, Pin, Selector, Shard, ShardConfig};
 use std::fmt::Write;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -408,4 +408,112 @@ fn lines_are_found_alike_open_packed_flushed_and_merged() {
     look(&shard);
     while shard.compact_fully().unwrap().is_some() {}
     look(&shard);
+}
+
+/// A data directory that was imported twice had each native histogram twice.
+#[test]
+fn a_native_histogram_that_comes_again_takes_the_place_of_the_one_before() {
+    let tenant = TenantId::default();
+    let (mut shard, _) = Shard::open(Arc::new(SimDisk::new()), "s", config()).unwrap();
+    let block = |labels: &Labels, text: &str| StreamBlock {
+        labels: labels.clone(),
+        owner: owners()[1],
+        lines: (0..3000)
+            .map(|i| LogLine {
+                at: TimestampNs::from_secs(i),
+                line: format!("h1 s=0 c={i} sum={text}").into(),
+                metadata: vec![],
+            })
+            .collect(),
+    };
+    let (mark, value) = hindcast_model::histogram::MARK;
+    let log = Labels::from_pairs([("__name__", "h")]);
+    let native = log.with(mark, value);
+    let look = |shard: &Shard, text: &str| {
+        for (limit, direction) in [
+            (None, Direction::Forward),
+            (Some(1000), Direction::Forward),
+            (Some(1000), Direction::Backward),
+        ] {
+            let mut q = all_lines(&tenant);
+            q.matchers = vec![Matcher::equal(mark, value)];
+            (q.limit, q.direction) = (limit, direction);
+            let found = shard.reader().lines(&q).unwrap().remove(0).lines;
+            let first = match direction {
+                Direction::Forward => 0,
+                Direction::Backward => 2000,
+            };
+            let wanted = (first..)
+                .take(limit.unwrap_or(3000))
+                .map(|i| format!("h1 s=0 c={i} sum={text}"));
+            let found = found.iter().map(|l| String::from_utf8_lossy(&l.line).into_owned());
+            assert!(found.eq(wanted), "{limit:?} {direction:?} {text}");
+        }
+    };
+    for (index, text) in (1..).zip(["1", "2", "3"]) {
+        shard.write(index, &tenant, &[], &[block(&native, text), block(&log, text)]);
+        shard.advance(index);
+        look(&shard, text);
+        shard.flush(b"").unwrap();
+        look(&shard, text);
+    }
+    while shard.compact_fully().unwrap().is_some() {}
+    look(&shard, "3");
+    // Merged, one of each is left; lines of logs stay.
+    let mut left = [0, 0];
+    let all = all_series(&tenant);
+    let counted = shard.reader().visit_lines(&all, &mut |stream, _, _| {
+        left[usize::from(stream.labels == &native)] += 1;
+        ControlFlow::Continue(())
+    });
+    counted.unwrap();
+    assert_eq!(left, [9000, 3000]);
+}
+
+/// As the rules say that nodes propose: one beside each, for the marked streams.
+#[test]
+fn native_histograms_and_logs_of_one_file_have_floors_of_their_own() {
+    let tenant = TenantId::default();
+    let (mark, value) = hindcast_model::histogram::MARK;
+    let stream = |labels: Labels| StreamBlock {
+        labels,
+        owner: owners()[1],
+        lines: (0..100)
+            .map(|i| LogLine {
+                at: TimestampNs::from_secs(i),
+                line: "h1 s=0".into(),
+                metadata: vec![],
+            })
+            .collect(),
+    };
+    let log = Labels::from_pairs([("__name__", "h")]);
+    let streams = [stream(log.with(mark, value)), stream(log)];
+    let rules = |lines: i64, natives: i64| {
+        let mut of_natives = Floor::at(None, None, TimestampNs::from_secs(natives));
+        of_natives.selector = vec![Selector(Matcher::equal(mark, value))];
+        vec![Floor::at(None, None, TimestampNs::from_secs(lines)), of_natives]
+    };
+    for (lines, natives, files) in [(30, 60, 1), (60, 30, 1), (200, 30, 1), (30, 200, 1), (200, 200, 0)] {
+        let disk = SimDisk::new();
+        let (mut shard, _) = Shard::open(Arc::new(disk.clone()), "s", config()).unwrap();
+        shard.write(1, &tenant, &[], &streams);
+        shard.advance(1);
+        shard.flush(b"").unwrap();
+        shard.retain(rules(lines, natives));
+        shard.advance(2);
+        while shard.compact_fully().unwrap().is_some() {}
+        let left = |of_natives: bool| {
+            let mut q = all_lines(&tenant);
+            q.matchers = vec![Matcher::equal(mark, if of_natives { value } else { "" })];
+            let found = shard.reader().lines(&q).unwrap();
+            found.iter().map(|s| s.lines.len() as i64).sum::<i64>()
+        };
+        let kept = |floor: i64| (100 - floor).max(0);
+        assert_eq!(
+            (left(false), left(true)),
+            (kept(lines), kept(natives)),
+            "{lines} {natives}"
+        );
+        assert_eq!(shard.reader().files().len(), files, "{lines} {natives}");
+    }
 }

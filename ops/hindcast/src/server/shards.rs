@@ -12,8 +12,8 @@ use hindcast_model::{GroupId, Labels, NodeId, Positions, Sample, SpanNs, TenantI
 use hindcast_node::io::node::Node;
 use hindcast_node::sources::{AWAITED_MAX, Sources};
 use hindcast_query::shards::{
-    ColumnsRequest, Completeness, Consistency, CountsRequest, Freshness, LabelsRequest, LinesRequest, SeriesColumn,
-    SeriesRequest, Shards, ShardsError,
+    Columns, ColumnsRequest, Completeness, Consistency, CountsRequest, Freshness, LabelsRequest, LinesRequest,
+    NativeSeries, SeriesRequest, Shards, ShardsError, cardinality_of_sets,
 };
 use hindcast_query::wire::{Answer, Closing, Question};
 use hindcast_storage::ShardReader;
@@ -535,14 +535,27 @@ impl Shards for ClusterShards {
         Ok((merge_series(series.collect()), completeness))
     }
 
-    async fn columns(&self, r: ColumnsRequest) -> Result<(Vec<SeriesColumn>, Completeness), ShardsError> {
+    async fn columns(&self, r: ColumnsRequest) -> Result<(Columns, Completeness), ShardsError> {
         let as_of = r.series.as_of.clone();
         let (answers, completeness) = self.scatter(as_of.as_ref(), Question::Columns(r)).await?;
-        let columns = answers.into_iter().flat_map(|a| match a {
-            Answer::Columns(columns) => columns,
+        let mut all = Columns::default();
+        for answer in answers {
+            if let Answer::Columns(found) = answer {
+                all.columns.extend(found.columns);
+                all.natives.extend(found.natives);
+            }
+        }
+        Ok((all, completeness))
+    }
+
+    async fn natives(&self, r: SeriesRequest) -> Result<(Vec<NativeSeries>, Completeness), ShardsError> {
+        let as_of = r.as_of.clone();
+        let (answers, completeness) = self.scatter(as_of.as_ref(), Question::Natives(r)).await?;
+        let natives = answers.into_iter().flat_map(|a| match a {
+            Answer::Natives(natives) => natives,
             _ => vec![],
         });
-        Ok((columns.collect(), completeness))
+        Ok((natives.collect(), completeness))
     }
 
     async fn line_counts(&self, r: CountsRequest) -> Result<(Vec<StreamCounts>, Completeness), ShardsError> {
@@ -600,19 +613,10 @@ impl Shards for ClusterShards {
             let why = format!("{REPORTS_MAX} report on series is under way and takes long; ask again when it is done");
             return Err(ShardsError::Unavailable(why));
         };
-        let since = now - ACTIVE_SPAN;
-        let tenant = tenant.clone();
         let Some((readers, completeness)) = self.all_readers().await? else {
-            let active = LabelsRequest {
-                tenant,
-                streams: false,
-                any_of: vec![vec![]],
-                from: since,
-                to: now,
-            };
-            let (sets, completeness) = self.label_sets(active).await?;
-            return Ok((Cardinality::of_sets(&sets, entries), completeness));
+            return cardinality_of_sets(self, tenant, now, entries).await;
         };
+        let (since, tenant) = (now - ACTIVE_SPAN, tenant.clone());
         let counting = tokio::task::spawn_blocking(move || {
             // Held to the end: who asked may be gone by then, and the work goes on.
             let _place = place;

@@ -10,12 +10,20 @@ use std::sync::Arc;
 
 /// In place of a histogram: nothing was seen here, the series ended.
 pub const STALE_LINE: &str = "h1 stale";
+/// Bytes of a line that count as one sample where writes are counted: what a float and its time take on their way, and about what some
+/// ten buckets take in a line.
+pub const LINE_BYTES_PER_SAMPLE: usize = 64;
 /// Buckets in use and bounds of one histogram, each side for itself.
 pub const NATIVE_BUCKETS_MAX: usize = 2_048;
 /// Beyond it no number has a bucket, whatever the schema.
 const INDEX_MAX: i32 = 1 << 20;
 /// Buckets without observations that stand within a run: a new run costs as much.
 const GAP_MAX: i32 = 3;
+
+/// How many samples a line counts as where writes are counted.
+pub fn line_samples(line: &[u8]) -> u64 {
+    line.len().div_ceil(LINE_BYTES_PER_SAMPLE).max(1) as u64
+}
 
 impl Histogram {
     /// The line; `None`: it stands for more than is kept (bounds, buckets, indices).
@@ -141,7 +149,9 @@ fn number(text: &str) -> Result<f64, BadLine> {
 }
 
 fn side(text: &str) -> Result<Buckets, BadLine> {
-    let mut buckets = Buckets::new();
+    // As much room as there are counts: what is read is held as long as a query lasts.
+    let counts = 1 + text.bytes().filter(|b| matches!(b, b',' | b';')).count();
+    let mut buckets = Buckets::with_capacity(counts.min(NATIVE_BUCKETS_MAX));
     let mut next = -INDEX_MAX;
     for run in text.split(';') {
         let (first, counts) = run.split_once(':').ok_or(BadLine)?;

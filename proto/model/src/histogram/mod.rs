@@ -18,15 +18,28 @@ mod tests;
 
 pub use arithmetic::{Combined, Layout, MixedSchemas};
 pub use estimate::Remark;
-pub use line::{NATIVE_BUCKETS_MAX, STALE_LINE};
+pub use line::{LINE_BYTES_PER_SAMPLE, NATIVE_BUCKETS_MAX, STALE_LINE, line_samples};
 
+use crate::labels::Labels;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+
+/// Name and value of the label that marks the streams whose lines are native histograms. Nobody can send it; the other labels of such a
+/// stream are those of the series.
+pub const MARK: (&str, &str) = ("hindcast_trace", "histogram");
+
+/// Whether the lines of a stream are native histograms.
+pub fn is_marked(stream: &Labels) -> bool {
+    stream.get(MARK.0) == Some(MARK.1)
+}
 
 /// Schemas whose bounds are a rule.
 pub const SCHEMAS: RangeInclusive<i32> = -4..=8;
 /// The schema whose bounds are listed.
 pub const CUSTOM_SCHEMA: i32 = -53;
+
+/// What a histogram takes beside its buckets, in samples of sixteen bytes: a bucket is another one.
+pub const BARE_WEIGHT: usize = 12;
 
 /// What the sender says of the sample before this one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,9 +87,9 @@ impl Histogram {
         self.schema == CUSTOM_SCHEMA
     }
 
-    /// How many samples it counts as where samples are counted: its numbers.
+    /// How many samples it counts as where samples are counted: those that would take as much memory.
     pub fn weight(&self) -> usize {
-        4 + self.positive.len() + self.negative.len() + self.custom.len()
+        BARE_WEIGHT + self.positive.len() + self.negative.len() + self.custom.len()
     }
 
     /// The upper edge of a positive bucket.

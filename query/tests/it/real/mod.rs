@@ -4,8 +4,8 @@ use hindcast_env::SimDisk;
 use hindcast_model::{GroupId, Labels, SeriesBlock, StreamBlock, TenantId, TimestampNs};
 use hindcast_query::replica;
 use hindcast_query::shards::{
-    ColumnsRequest, Completeness, CountsRequest, LabelsRequest, LinesRequest, SeriesColumn, SeriesRequest, Shards,
-    ShardsError,
+    Columns, ColumnsRequest, Completeness, CountsRequest, LabelsRequest, LinesRequest, NativeSeries, SeriesRequest,
+    Shards, ShardsError,
 };
 use hindcast_storage::read::{SeriesData, StreamCounts, StreamData};
 use hindcast_storage::{Shard, ShardConfig};
@@ -58,8 +58,17 @@ impl Shards for Real {
         }
         Ok((merged.into_values().collect(), whole))
     }
-    async fn columns(&self, r: ColumnsRequest) -> Answer<SeriesColumn> {
-        Ok(self.each(|s| replica::columns(&s.reader(), &r, None).unwrap()))
+    async fn columns(&self, r: ColumnsRequest) -> Result<(Columns, Completeness), ShardsError> {
+        let mut all = Columns::default();
+        for shard in &self.0 {
+            let found = replica::columns(&shard.reader(), &r, None).unwrap();
+            all.columns.extend(found.columns);
+            all.natives.extend(found.natives);
+        }
+        Ok((all, Completeness::default()))
+    }
+    async fn natives(&self, r: SeriesRequest) -> Answer<NativeSeries> {
+        Ok(self.each(|s| replica::natives(&s.reader(), &r, None).unwrap()))
     }
     async fn line_counts(&self, r: CountsRequest) -> Answer<StreamCounts> {
         Ok(self.each(|s| replica::line_counts(&s.reader(), &r, None).unwrap()))
