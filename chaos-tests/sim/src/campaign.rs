@@ -125,7 +125,7 @@ pub fn hunt(kept: &[u64], budget: Budget, bug: Option<Bug>, tell: bool) -> Outco
 
 /// Takes faults out as long as the run still fails.
 fn simplified(mut plan: Plan) -> Plan {
-    let without: [fn(&mut Plan); 18] = [
+    let without: [fn(&mut Plan); 19] = [
         |p| p.loss = 0,
         |p| p.duplicates = 0,
         |p| p.late = 0,
@@ -141,6 +141,7 @@ fn simplified(mut plan: Plan) -> Plan {
         |p| p.full_every = 0,
         |p| p.wipe_every = 0,
         |p| p.rot_every = 0,
+        |p| p.log_rot_every = 0,
         |p| p.bad_reads = 0,
         |p| p.keep = 0,
         |p| p.receiver_errors = 0,

@@ -11,6 +11,7 @@
 pub mod campaign;
 pub mod check;
 pub mod desk;
+pub mod log_rot;
 pub mod members;
 pub mod node;
 pub mod pins;

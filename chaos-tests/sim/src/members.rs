@@ -43,6 +43,8 @@ pub struct Members {
     removed: BTreeSet<u64>,
     /// Of the leader of the meta group, by node and life.
     moves: BTreeMap<(u64, u64), Moves>,
+    /// Until when its round is under way: the next one begins after it.
+    busy: BTreeMap<(u64, u64), u64>,
 }
 
 fn call(world: &mut World, node: u64, command: &ClusterCommand, then: Then) {
@@ -106,6 +108,15 @@ impl Members {
             let found = ClusterCommand::FoundNodes { nodes: nodes.collect() };
             return call(world, node, &found, Then::Nothing);
         }
+        let now = world.now;
+        if world
+            .members()
+            .busy
+            .get(&(node, life))
+            .is_some_and(|until| now < *until)
+        {
+            return;
+        }
         let mut reports = Reports::new();
         let mut longest = 0;
         for other in world.living() {
@@ -117,15 +128,18 @@ impl Members {
                 reports.insert(NodeId(other), reports_of(running));
             }
         }
+        world.members().busy.insert((node, life), now + longest + 1);
         world.at(longest, Event::MembersAct { node, life, reports });
     }
 
     /// What follows from the answers.
-    pub fn act(world: &mut World, node: u64, life: u64, reports: &Reports) {
+    pub fn act(world: &mut World, node: u64, life: u64, mut reports: Reports) {
         let now = SpanNs(world.now);
         let Some(running) = world.runs(node).filter(|r| r.life() == life) else {
             return;
         };
+        // Its own word is the last one that it asks for.
+        reports.insert(NodeId(node), reports_of(running));
         let rows = node_rows::nodes(&*running.meta);
         let (leads, groups) = (node_rows::leads(&*running.meta), running.groups());
         let moves = world
@@ -133,7 +147,7 @@ impl Members {
             .moves
             .entry((node, life))
             .or_insert_with(|| Moves::starting(now));
-        for step in next_steps(&rows, &leads, &groups, reports, now, moves) {
+        for step in next_steps(&rows, &leads, &groups, &reports, now, moves) {
             let to = match &step {
                 Step::Gone { node: gone } => {
                     call(world, node, &ClusterCommand::NodeGone { node: *gone }, Then::Nothing);
@@ -144,8 +158,12 @@ impl Members {
             };
             world.note(|| format!("node {node} has this done by node {to}: {step:?}"));
             if let Some(delay) = world.flight(node, to) {
-                let event = NodeEvent::Step(step);
+                // Who does not get it in time does not get it at all: nothing else is ordered before.
+                let due = world.now + delay;
+                let event = NodeEvent::Step { step, due };
                 world.at(delay, Event::Arrive { to, event });
+                let until = world.members().busy.entry((node, life)).or_default();
+                *until = due.max(*until) + 1;
             }
         }
     }

@@ -60,6 +60,8 @@ pub struct Plan {
     pub full_every: u64,
     /// Bits flip in files that never change, on a minority of the nodes.
     pub rot_every: u64,
+    /// The Raft log of a node that is down loses bits, ranges or a segment, on a minority of the nodes.
+    pub log_rot_every: u64,
     /// For a while one of so many reads of such files gives a wrong bit, on a minority of the nodes; 0: never.
     pub bad_reads: u64,
     /// Applying a batch of entries takes up to this.
@@ -93,7 +95,7 @@ impl Plan {
 
     /// Nodes are lost and replaced.
     pub fn replaces(&self) -> bool {
-        self.wipe_every > 0 || self.rot_every > 0 || self.bad_reads > 0
+        self.wipe_every > 0 || self.rot_every > 0 || self.bad_reads > 0 || self.log_rot_every > 0
     }
 }
 
@@ -130,6 +132,7 @@ impl Plan {
             sync_errors_every: 0,
             full_every: 0,
             rot_every: 0,
+            log_rot_every: 0,
             bad_reads: 0,
             apply_for: MS,
             beside_for: 5 * MS,
@@ -156,7 +159,8 @@ impl Plan {
         let wipe_every = several(some(rng, SOMETIMES, &[3_000, 8_000]) * MS);
         let rot_every = several(some(rng, SOMETIMES, &[1_000, 4_000]) * MS);
         let bad_reads = several(some(rng, SOMETIMES, &[4, 50]));
-        let replaces = wipe_every + rot_every + bad_reads > 0;
+        let log_rot_every = several(some(rng, SOMETIMES, &[2_000, 6_000]) * MS);
+        let replaces = wipe_every + rot_every + bad_reads + log_rot_every > 0;
         Self {
             seed,
             nodes,
@@ -166,6 +170,7 @@ impl Plan {
             change_every: if replaces { 0 } else { change_every },
             wipe_every,
             rot_every,
+            log_rot_every,
             bad_reads,
             shards: pick(rng, &[1, 2]),
             faulty_until: pick(rng, &[8, 15, 25]) * SECOND,

@@ -12,7 +12,8 @@
 //! - A proposal is answered `Applied` only when the entry with its own id was applied, `Lost` only when another
 //!   entry stands at its index for good.
 //! - A node that lost entries it had confirmed stops this group (`quarantined`) before raft-rs would panic. Told that it
-//!   counts no more (`Rebuild`), it forgets its log, keeps its vote, and takes nothing but a snapshot. One whose machine
+//!   counts no more (`Rebuild`), it forgets its log, keeps its vote, and takes nothing but a snapshot, also when it starts anew
+//!   in between. One whose machine
 //!   has damaged files does the same (`GiveUp`), never while it counts by its own log.
 //! - The membership is the one as of the applied index, also after a crash: what is written is a membership at or before
 //!   the machine's durable index, and the entries behind it are in the log.
@@ -523,7 +524,10 @@ impl Driver {
         }
         let (first, last) = (view.first_index(), view.last_index());
         drop(view);
-        if self.applied > last || hard.commit > last {
+        // It began again and got no snapshot yet: a group is not founded with this copy as a learner.
+        let began_again = conf_index == 0 && conf.learners.contains(&self.config.node.0);
+        self.rebuilding = began_again && last == 0 && self.applied == 0;
+        if (self.applied > last || hard.commit > last) && !planted(Bug::WatermarkIgnored) {
             let known = self.applied.max(hard.commit);
             self.quarantine(format!(
                 "the log ends at {last}, but entries up to {known} were committed on this node"
@@ -737,6 +741,7 @@ impl Driver {
         if message.get_msg_type() == MessageType::MsgHeartbeat
             && message.term >= node.raft.term
             && message.commit > last
+            && !planted(Bug::WatermarkIgnored)
         {
             // The leader commits no further than this node has confirmed.
             let (from, confirmed) = (message.from, message.commit);
