@@ -15,6 +15,7 @@ use crate::dedup::Verdict;
 use crate::entry::{self, Command, Control, PartView};
 use crate::sources::Sources;
 use bytes::Bytes;
+use hindcast_env::buggify::{Point as Rare, buggify};
 use hindcast_env::planted::{Bug, planted};
 use hindcast_env::{Clock, Disk};
 use hindcast_ingest::intake::Numbers;
@@ -343,7 +344,8 @@ impl ShardMachine {
         let wishes = &self.handle.wishes;
         let wished = wishes.flush.load(Ordering::SeqCst);
         let is_asked = wished > wishes.flushed.load(Ordering::SeqCst);
-        if self.flush.is_idle() && (is_asked || self.shard.needs_flush(now)) {
+        let is_early = self.shard.durable() < self.shard.applied() && buggify(Rare::EarlyFlush);
+        if self.flush.is_idle() && (is_asked || is_early || self.shard.needs_flush(now)) {
             self.flush_grants = wished;
             let work = self.shard.begin_flush(&self.aux.encode());
             begin(Work {
@@ -401,7 +403,7 @@ impl ShardMachine {
         let wishes = &self.handle.wishes;
         let wished = wishes.compact.load(Ordering::SeqCst);
         let is_asked = wished > wishes.compacted.load(Ordering::SeqCst);
-        let effort = match (is_asked, now >= self.compact_after) {
+        let effort = match (is_asked, now >= self.compact_after || buggify(Rare::EarlyMerge)) {
             (true, _) => Effort::Full,
             (false, true) => Effort::Background,
             (false, false) => return Ok(()),

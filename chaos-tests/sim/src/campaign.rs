@@ -8,6 +8,7 @@
 use crate::check::Counts;
 use crate::plan::Plan;
 use crate::world::{Report, run};
+use hindcast_env::buggify::Point;
 use hindcast_env::planted::{self, Bug};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -125,7 +126,7 @@ pub fn hunt(kept: &[u64], budget: Budget, bug: Option<Bug>, tell: bool) -> Outco
 
 /// Takes faults out as long as the run still fails.
 fn simplified(mut plan: Plan) -> Plan {
-    let without: [fn(&mut Plan); 19] = [
+    let without: [fn(&mut Plan); 20] = [
         |p| p.loss = 0,
         |p| p.duplicates = 0,
         |p| p.late = 0,
@@ -145,13 +146,18 @@ fn simplified(mut plan: Plan) -> Plan {
         |p| p.bad_reads = 0,
         |p| p.keep = 0,
         |p| p.receiver_errors = 0,
+        |p| p.bends.clear(),
     ];
-    for take_out in without {
+    let mut try_without = |take_out: &dyn Fn(&mut Plan)| {
         let mut simpler = plan.clone();
         take_out(&mut simpler);
         if run_guarded(simpler.clone(), false).violation.is_some() {
             plan = simpler;
         }
+    };
+    without.iter().for_each(|take_out| try_without(take_out));
+    for point in Point::ALL {
+        try_without(&|p| p.bends.retain(|(of, _)| *of != point));
     }
     plan
 }

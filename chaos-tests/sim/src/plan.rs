@@ -3,6 +3,7 @@
 //! Each seed first decides which faults there are at all. Runs with everything at once rarely get anywhere; runs with
 //! one or two faults reach deep states (swarm testing).
 
+use hindcast_env::buggify::{Bends, Point};
 use hindcast_env::{Rng, SeededRng};
 
 pub const MS: u64 = 1_000_000;
@@ -85,6 +86,9 @@ pub struct Plan {
     // ---- the world outside ----
     /// Per cent of messages to people that go wrong.
     pub receiver_errors: u64,
+
+    /// Rare things that the cores do often, of their own accord.
+    pub bends: Bends,
 }
 
 impl Plan {
@@ -105,6 +109,18 @@ fn chance(rng: &mut dyn Rng, per_cent: u64) -> bool {
 
 fn pick<T: Copy>(rng: &mut dyn Rng, from: &[T]) -> T {
     from[rng.below(from.len() as u64) as usize]
+}
+
+fn bends(rng: &mut dyn Rng) -> Bends {
+    if !chance(rng, OFTEN) {
+        return vec![];
+    }
+    let drawn = Point::ALL.map(|point| (point, pick(rng, &[3, 30, 300]), chance(rng, SOMETIMES)));
+    drawn
+        .into_iter()
+        .filter(|d| d.2)
+        .map(|(point, one_in, _)| (point, one_in))
+        .collect()
 }
 
 impl Plan {
@@ -143,6 +159,7 @@ impl Plan {
             message_bytes_max: 1 << 20,
             keep: 0,
             receiver_errors: 0,
+            bends: vec![],
             ..Self::draw(seed)
         }
     }
@@ -206,6 +223,7 @@ impl Plan {
             // One node's clock alone may leap, and floors with it.
             keep: several(some(rng, OFTEN, &[2, 4, 8]) * SECOND),
             receiver_errors: some(rng, OFTEN, &[10, 40]),
+            bends: bends(rng),
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::pins::{Pins, Readable};
 use crate::plan::{MS, Plan, SECOND};
 use crate::writers::Shape;
 use bytes::Bytes;
+use hindcast_env::buggify;
 use hindcast_env::planted::{Bug, planted};
 use hindcast_env::{Rng, SeededRng, SimDisk};
 use hindcast_ingest::{Intake, Naming};
@@ -446,6 +447,7 @@ impl World {
     }
 
     fn go(&mut self) {
+        let _bent = buggify::put_in_force(&self.plan.bends, self.plan.seed);
         for node in self.plan.node_ids() {
             let delay = self.rng.below(300 * MS);
             self.at(delay, Event::Start { node });

@@ -2,6 +2,7 @@
 //!
 //! Cores take these as traits; the real ones live in `io` and are handed in by `ops/hindcast`.
 
+pub mod buggify;
 pub mod clock;
 pub mod cold;
 pub mod cold_cache;

@@ -23,6 +23,7 @@ use crate::log::{HardState, LogError, LogWrite, Recovered, SnapshotPoint};
 use crate::log_view::{Point, SharedView, ViewError};
 use crate::members::{self, Confs, MemberStep, PeerProgress};
 use bytes::Bytes;
+use hindcast_env::buggify::{Point as Rare, buggify};
 use hindcast_env::planted::{Bug, planted};
 use hindcast_env::{Rng, SeededRng};
 use hindcast_model::{GroupId, NodeId};
@@ -556,7 +557,11 @@ impl Driver {
             max_election_tick: DRAWN_BY_RAFT_MAX,
             applied: self.applied,
             max_size_per_msg: c.message_bytes_max,
-            max_inflight_msgs: c.inflight_messages_max,
+            max_inflight_msgs: if buggify(Rare::OneAppend) {
+                1
+            } else {
+                c.inflight_messages_max
+            },
             max_uncommitted_size: c.uncommitted_bytes_max,
             max_committed_size_per_ready: c.committed_bytes_per_ready_max,
             check_quorum: true,
@@ -716,6 +721,9 @@ impl Driver {
         }
         if may_campaign && self.config.preferred && EAGER_TICKS.contains(&self.ticks) && self.leader().is_none() {
             // Pre-vote: whoever knows a leader says no, and nothing has happened.
+            self.raft(|node| node.raft.promotable() && node.campaign().is_ok());
+        }
+        if may_campaign && buggify(Rare::EarlyElection) && self.leader() != Some(self.config.node) {
             self.raft(|node| node.raft.promotable() && node.campaign().is_ok());
         }
         self.end_joint();
@@ -1246,7 +1254,8 @@ impl Driver {
             let mut batch = Vec::new();
             while let Some((_, data)) = queued.peek() {
                 bytes += data.len() as u64;
-                if bytes > self.config.message_bytes_max && !batch.is_empty() {
+                let is_full = bytes > self.config.message_bytes_max || buggify(Rare::LoneProposals);
+                if is_full && !batch.is_empty() {
                     break;
                 }
                 batch.extend(queued.next());
@@ -1340,7 +1349,11 @@ impl Driver {
             return;
         }
         self.drop_exports();
-        let tail_bytes = self.config.tail_bytes;
+        let tail_bytes = if buggify(Rare::NoTail) {
+            0
+        } else {
+            self.config.tail_bytes
+        };
         let durable = if planted(Bug::TruncateBeyondDurable) {
             u64::MAX
         } else {

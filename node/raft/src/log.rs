@@ -12,6 +12,7 @@
 use crate::log_view::{Loc, LogView, Point, SegmentReaders, SharedView};
 use crate::record::{self, ALIGN_BYTES, Body, END_BYTES, HEADER_BYTES, Kind, RECORD_BYTES_MIN, Scan};
 use bytes::Bytes;
+use hindcast_env::buggify::{Point as Rare, buggify};
 use hindcast_env::disk::{Disk, DiskError, DiskFile, make_dir};
 use hindcast_model::GroupId;
 use parking_lot::Mutex;
@@ -431,9 +432,8 @@ impl LogStore {
 
     fn push(&mut self, kind: Kind, group: GroupId, index: u64, term: u64, payload: &[u8]) -> Result<Loc, LogError> {
         let len = (RECORD_BYTES_MIN + payload.len()).next_multiple_of(ALIGN_BYTES) as u64;
-        if self.head.offset + len + END_BYTES as u64 > self.config.segment_bytes_max
-            && self.head.offset > HEADER_BYTES as u64
-        {
+        let is_full = self.head.offset + len + END_BYTES as u64 > self.config.segment_bytes_max;
+        if (is_full || buggify(Rare::ShortSegment)) && self.head.offset > HEADER_BYTES as u64 {
             self.roll()?;
         }
         Ok(self.push_here(kind, group, index, term, payload))
