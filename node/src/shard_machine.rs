@@ -17,6 +17,7 @@ use crate::sources::Sources;
 use bytes::Bytes;
 use hindcast_env::buggify::{Point as Rare, buggify};
 use hindcast_env::planted::{Bug, planted};
+use hindcast_env::reached::{Mark, reached};
 use hindcast_env::{Clock, Disk};
 use hindcast_ingest::intake::Numbers;
 use hindcast_model::resource::Edge;
@@ -193,13 +194,19 @@ impl ShardMachine {
         let mut answers = Vec::with_capacity(parts.len());
         for part in parts {
             answers.push(match self.aux.dedup.verdict(&part.tenant, part.id, at) {
-                Verdict::Known => PartApplied::Duplicate,
+                Verdict::Known => {
+                    reached(Mark::DuplicateAnswered);
+                    PartApplied::Duplicate
+                }
                 Verdict::TooOld => PartApplied::SequenceTooOld,
                 Verdict::New if self.store(index, at, &part) => {
                     self.aux.dedup.remember(&part.tenant, part.id, at);
                     PartApplied::Stored
                 }
-                Verdict::New => PartApplied::Stale,
+                Verdict::New => {
+                    reached(Mark::PartStale);
+                    PartApplied::Stale
+                }
             });
         }
         Applied::Write(answers)
@@ -446,6 +453,7 @@ impl Machine for ShardMachine {
 
     fn apply(&mut self, entry: &hindcast_raft::Entry) -> Result<Bytes, MachineError> {
         if self.shard.is_behind() {
+            reached(Mark::ApplyWaited);
             self.wait_for_flush()?;
         }
         let mut h = blake3::Hasher::new();

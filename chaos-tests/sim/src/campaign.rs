@@ -10,6 +10,7 @@ use crate::plan::Plan;
 use crate::world::{Report, run};
 use hindcast_env::buggify::Point;
 use hindcast_env::planted::{self, Bug};
+use hindcast_env::reached::Reached;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -33,6 +34,7 @@ pub struct Budget {
 pub struct Outcome {
     pub runs: u64,
     pub counts: Counts,
+    pub reached: Reached,
     pub failure: Option<Failure>,
     pub took: Duration,
 }
@@ -61,6 +63,7 @@ pub fn run_guarded(plan: Plan, verbose: bool) -> Report {
             seed,
             violation: Some(format!("a panic: {}", text.unwrap_or_default())),
             counts: Counts::default(),
+            reached: Reached::default(),
             trace: vec![],
             fingerprint: 0,
         }
@@ -104,6 +107,7 @@ pub fn hunt(kept: &[u64], budget: Budget, bug: Option<Bug>, tell: bool) -> Outco
             let mut p = lock(&progress);
             p.outcome.runs += 1;
             p.outcome.counts.add(&report.counts);
+            p.outcome.reached.add(&report.reached);
             p.outcome.failure = p.outcome.failure.take().or(failure);
             if tell && p.told.elapsed() >= TOLD_EVERY {
                 p.told = Instant::now();

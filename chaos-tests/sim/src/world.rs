@@ -14,6 +14,7 @@ use crate::writers::Shape;
 use bytes::Bytes;
 use hindcast_env::buggify;
 use hindcast_env::planted::{Bug, planted};
+use hindcast_env::reached::{self, Mark, Reached, reached};
 use hindcast_env::{Rng, SeededRng, SimDisk};
 use hindcast_ingest::{Intake, Naming};
 use hindcast_model::{GroupId, Labels, Matcher, NodeId, Owner, ShardMap, TenantId, TimestampNs, codec, resource};
@@ -214,6 +215,7 @@ pub struct Report {
     pub seed: u64,
     pub violation: Option<String>,
     pub counts: Counts,
+    pub reached: Reached,
     pub trace: Vec<String>,
     /// Equal for equal runs.
     pub fingerprint: u64,
@@ -246,6 +248,8 @@ pub struct World {
     /// On their way: sender, its life, group, receiver.
     snapshots: BTreeMap<u64, (u64, u64, GroupId, u64)>,
     next_snapshot: u64,
+    /// What the cores do rarely and the plan has them do often, as long as faults happen.
+    bent: Option<buggify::Guard>,
     calm: bool,
     over: bool,
     trace: VecDeque<String>,
@@ -369,6 +373,7 @@ impl World {
             seed: self.plan.seed,
             violation: self.ledger.violation().map(str::to_owned),
             counts: self.ledger.counts,
+            reached: reached::take(),
             trace: self.trace.into(),
             fingerprint: self.fingerprint,
         }
@@ -415,6 +420,7 @@ impl World {
             pins: Pins::default(),
             snapshots: BTreeMap::new(),
             next_snapshot: 0,
+            bent: None,
             calm: false,
             over: false,
             trace: VecDeque::new(),
@@ -447,7 +453,9 @@ impl World {
     }
 
     fn go(&mut self) {
-        let _bent = buggify::put_in_force(&self.plan.bends, self.plan.seed);
+        // What a run before this one left that ended in a panic.
+        reached::take();
+        self.bent = Some(buggify::put_in_force(&self.plan.bends, self.plan.seed));
         for node in self.plan.node_ids() {
             let delay = self.rng.below(300 * MS);
             self.at(delay, Event::Start { node });
@@ -711,6 +719,9 @@ impl World {
             return;
         }
         rot.befall(&disk);
+        if matches!(taken, Taken::Entries(_)) {
+            reached(Mark::TailTaken);
+        }
         if !matches!(taken, Taken::Nothing) {
             self.ledger.counts.log_rots += 1;
             let owed = before.iter().map(|(group, said)| (*group, said.last()));
@@ -763,6 +774,7 @@ impl World {
                 s.quarantined.is_none() && !s.is_rebuilding && s.last_index >= *last
             });
             if is_whole {
+                reached(Mark::MadeWhole);
                 n.owed = None;
             }
         }
@@ -1073,6 +1085,7 @@ impl World {
             }
             Event::Calm => {
                 self.calm = true;
+                self.bent = None;
                 self.cut.clear();
                 self.note(|| "no more faults".to_owned());
                 for node in self.living() {

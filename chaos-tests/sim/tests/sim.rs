@@ -54,6 +54,8 @@ fn whatever_fails_nothing_that_was_acknowledged_is_lost() {
         let why = failure.report.violation.clone().unwrap_or_default();
         panic!("{trace}\nneeds: {:#?}\n{why}\n{}", failure.simplest, failure.command());
     }
+    // With so few seeds rare ones may be missing; the long run among the proofs wants them all.
+    println!("not reached: {:?}", outcome.reached.missed());
     let c = outcome.counts;
     // A simulator that reaches nothing finds nothing.
     let reached = [
@@ -81,6 +83,8 @@ fn whatever_fails_nothing_that_was_acknowledged_is_lost() {
         ("replaced nodes", c.replaced, 20),
         ("flipped bits", c.rotten, 10),
         ("wrong reads", c.bad_reads, 40),
+        ("damaged logs", c.log_rots, 20),
+        ("copies that took no more part", c.quarantines, 20),
         ("refused reads", c.refused_reads, 40),
         ("nodes that refuse their data", c.refusals, 40),
         ("cuts", c.cuts, 4),

@@ -13,6 +13,7 @@ pub mod disk;
 pub mod fuzz;
 pub mod io;
 pub mod planted;
+pub mod reached;
 pub mod rng;
 pub mod sim_disk;
 

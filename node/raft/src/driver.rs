@@ -25,6 +25,7 @@ use crate::members::{self, Confs, MemberStep, PeerProgress};
 use bytes::Bytes;
 use hindcast_env::buggify::{Point as Rare, buggify};
 use hindcast_env::planted::{Bug, planted};
+use hindcast_env::reached::{Mark, reached};
 use hindcast_env::{Rng, SeededRng};
 use hindcast_model::{GroupId, NodeId};
 use protobuf::Message as _;
@@ -511,6 +512,7 @@ impl Driver {
             && view.last_index() != at.index
         {
             // The machine's files made it, the new start of the log did not.
+            reached(Mark::InstallMadeUpFor);
             view.reset(*at);
             if hard.term < at.term {
                 (hard.term, hard.vote) = (at.term, 0);
@@ -572,6 +574,7 @@ impl Driver {
     }
 
     fn quarantine(&mut self, why: String) {
+        reached(Mark::Quarantined);
         let group = self.config.group;
         self.quarantined = Some(format!(
             "{why}; this copy takes no more part in group {group} until it is rebuilt from a peer"
@@ -794,6 +797,7 @@ impl Driver {
             ..Message::default()
         };
         answer.set_msg_type(MessageType::MsgAppendResponse);
+        reached(Mark::SnapshotAskedFor);
         // It promises nothing, so it waits for no disk.
         self.out.push(Output::Send(answer));
     }
@@ -853,7 +857,10 @@ impl Driver {
         let point = SnapshotPoint { at, conf: bytes };
         self.write(vec![LogWrite::Reset(point), LogWrite::HardState(self.hard)], true);
         match self.begin(Confs::new(0, conf)) {
-            Ok(()) => (self.quarantined, self.rebuilding) = (None, true),
+            Ok(()) => {
+                reached(Mark::BeganAgain);
+                (self.quarantined, self.rebuilding) = (None, true);
+            }
             Err(e) => self.quarantine(format!("it cannot begin again ({e})")),
         }
         self.draw();
@@ -902,6 +909,7 @@ impl Driver {
         }
         let since = *self.joint_since.get_or_insert(ticks);
         if ticks - since >= JOINT_TICKS_MAX && !node.raft.has_pending_conf() {
+            reached(Mark::JointEndedByWatchdog);
             self.joint_since = Some(ticks);
             propose_change(node, &[], vec![]);
         }
@@ -927,6 +935,7 @@ impl Driver {
                 }
             }
             if !node.raft.promotable() && node.raft.state != StateRole::Follower {
+                reached(Mark::RemovedSteppedDown);
                 // raft-rs would lead on, or win an election that it asked for before, without counting itself.
                 let term = node.raft.term;
                 node.raft.become_follower(term, 0);
@@ -977,12 +986,15 @@ impl Driver {
         assert_eq!(installing.index, index, "one snapshot is installed at a time");
         self.resetting = Some((installing.number, index));
         self.machine_index = index;
-        self.rebuilding = false;
+        if std::mem::take(&mut self.rebuilding) {
+            reached(Mark::Rebuilt);
+        }
         self.durable = self.durable.max(index);
         self.out.push(Output::Discard { dir: installing.dir });
         self.out.extend(installing.held.into_iter().map(Output::Write));
         let covered = self.proposed.split_off(&(index + 1));
         for id in std::mem::replace(&mut self.proposed, covered).into_values() {
+            reached(Mark::ProposalUnknown);
             self.answer(id, Outcome::Unknown);
         }
     }
@@ -1014,6 +1026,7 @@ impl Driver {
     fn lose_below(&mut self, index: u64, leader: Option<NodeId>) {
         let rest = self.proposed.split_off(&index);
         for id in std::mem::replace(&mut self.proposed, rest).into_values() {
+            reached(Mark::ProposalLost);
             self.answer(id, Outcome::Lost(leader));
         }
     }
@@ -1115,6 +1128,7 @@ impl Driver {
             && let Some((_, dir)) = self.incoming.take()
         {
             // Raft had no use for it.
+            reached(Mark::SnapshotNeedless);
             self.out.push(Output::Discard { dir });
         }
         self.want_exports();

@@ -14,6 +14,7 @@ use crate::record::{self, ALIGN_BYTES, Body, END_BYTES, HEADER_BYTES, Kind, RECO
 use bytes::Bytes;
 use hindcast_env::buggify::{Point as Rare, buggify};
 use hindcast_env::disk::{Disk, DiskError, DiskFile, make_dir};
+use hindcast_env::reached::{Mark, reached};
 use hindcast_model::GroupId;
 use parking_lot::Mutex;
 use raft::eraftpb::Entry;
@@ -202,6 +203,7 @@ impl LogStore {
             } else if last {
                 let mut file = disk.open_write(&path)?;
                 if end.remains {
+                    reached(Mark::TornRound);
                     seal(file.as_mut(), id, end.offset)?;
                     continue;
                 }
@@ -396,6 +398,7 @@ impl LogStore {
             let pinned = g.slots.iter().enumerate().filter(|(_, s)| s.loc.segment == segment);
             let pinned: Vec<_> = pinned.map(|(n, s)| (first + n as u64, *s)).collect();
             for (index, slot) in pinned {
+                reached(Mark::LogCopiedForward);
                 let entry = self.readers.read(group, index, slot.term, slot.loc)?;
                 let mut payload = vec![];
                 record::entry_payload(&entry, &mut payload);

@@ -10,6 +10,7 @@
 
 use crate::log::{LogConfig, LogError, LogStore};
 use hindcast_env::disk::write_new_file;
+use hindcast_env::reached::{Mark, reached};
 use hindcast_env::{Disk, DiskError};
 use hindcast_model::GroupId;
 use std::sync::Arc;
@@ -39,6 +40,7 @@ impl OpenedLog {
         if let Err(e @ (LogError::Damaged { .. } | LogError::Gap { .. })) = &opened
             && has_others
         {
+            reached(Mark::LogSetAside);
             tracing::error!(error = %e, "the log is moved aside; its groups begin again from snapshots of the others");
             set_aside(disk.as_ref(), dir)?;
             opened = LogStore::open(disk.clone(), &log, config.clone());

@@ -19,6 +19,7 @@ use crate::meta_snapshot::{self, Exporter, SUM_TREE, SnapshotFile, SnapshotFileE
 use bytes::Bytes;
 use hindcast_env::buggify::{Point as Rare, buggify};
 use hindcast_env::disk::{Disk, make_dir, replace_file};
+use hindcast_env::reached::{Mark, reached};
 use hindcast_model::{Class, TimestampNs, codec};
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
@@ -504,6 +505,7 @@ fn rebuild<S: MetaStore + 'static>(
     let Some(mut snapshot) = snapshot else {
         return Ok((store, Sums::new()));
     };
+    reached(Mark::RowsRebuilt);
     let path = snapshot.path().to_owned();
     let mut counted = Sums::new();
     let mut changes = Changes::new();
