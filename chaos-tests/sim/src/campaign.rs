@@ -130,7 +130,7 @@ pub fn hunt(kept: &[u64], budget: Budget, bug: Option<Bug>, tell: bool) -> Outco
 
 /// Takes faults out as long as the run still fails.
 fn simplified(mut plan: Plan) -> Plan {
-    let without: [fn(&mut Plan); 20] = [
+    let without: [fn(&mut Plan); 21] = [
         |p| p.loss = 0,
         |p| p.duplicates = 0,
         |p| p.late = 0,
@@ -150,6 +150,7 @@ fn simplified(mut plan: Plan) -> Plan {
         |p| p.bad_reads = 0,
         |p| p.keep = 0,
         |p| p.receiver_errors = 0,
+        |p| p.older = 0,
         |p| p.bends.clear(),
     ];
     let mut try_without = |take_out: &dyn Fn(&mut Plan)| {

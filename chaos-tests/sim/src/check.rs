@@ -62,6 +62,8 @@ pub struct Counts {
     /// Damaged logs: those that lost something, and copies of groups that took no more part.
     pub log_rots: u64,
     pub quarantines: u64,
+    /// Nodes of the version before that became ones of this version.
+    pub upgrades: u64,
     pub cuts: u64,
     pub pins: u64,
     /// Rows below their floor at the end: let go, and held by a pin.
@@ -102,6 +104,7 @@ impl Counts {
             refused_snapshots,
             log_rots,
             quarantines,
+            upgrades,
             cuts,
             pins,
             let_go,
@@ -136,6 +139,7 @@ impl Counts {
         self.refused_snapshots += refused_snapshots;
         self.log_rots += log_rots;
         self.quarantines += quarantines;
+        self.upgrades += upgrades;
         self.cuts += cuts;
         self.pins += pins;
         self.let_go += let_go;

@@ -14,6 +14,7 @@ pub mod desk;
 pub mod log_rot;
 pub mod members;
 pub mod node;
+pub mod older;
 pub mod pins;
 pub mod plan;
 pub mod world;

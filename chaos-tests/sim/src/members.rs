@@ -5,6 +5,7 @@
 //! the lost one to be replaced by it; the rest is `next_steps`.
 
 use crate::node::{Fate, NodeEvent, Payload, Running};
+use crate::older::through_older;
 use crate::plan::{MS, SECOND};
 use crate::world::{Event, Then as WorldThen, World};
 use hindcast_env::Rng;
@@ -82,7 +83,7 @@ fn reports_of(running: &Running) -> Vec<GroupReport> {
             is_rebuilding: s.is_rebuilding,
             // Nobody scrubs here: damage is found when a node opens its files.
             damaged: None,
-            is_short_of_room: false,
+            is_short_of_room: running.is_short_of_room(),
         }
     };
     running.groups().into_iter().map(report).collect()
@@ -125,7 +126,10 @@ impl Members {
             };
             if let Some(running) = world.runs(other) {
                 longest = longest.max(there + back);
-                reports.insert(NodeId(other), reports_of(running));
+                let said = reports_of(running);
+                let is_older = world.is_older(node) || world.is_older(other);
+                let heard = if is_older { through_older(&said) } else { said };
+                reports.insert(NodeId(other), heard);
             }
         }
         world.members().busy.insert((node, life), now + longest + 1);
@@ -139,7 +143,9 @@ impl Members {
             return;
         };
         // Its own word is the last one that it asks for.
-        reports.insert(NodeId(node), reports_of(running));
+        let own = reports_of(running);
+        let own = if world.is_older(node) { through_older(&own) } else { own };
+        reports.insert(NodeId(node), own);
         let rows = node_rows::nodes(&*running.meta);
         let (leads, groups) = (node_rows::leads(&*running.meta), running.groups());
         let moves = world

@@ -87,6 +87,9 @@ pub struct Plan {
     /// Per cent of messages to people that go wrong.
     pub receiver_errors: u64,
 
+    /// Per cent of the founders that are of the version before, until they start anew as ones of this version.
+    pub older: u64,
+
     /// Rare things that the cores do often, of their own accord.
     pub bends: Bends,
 }
@@ -159,6 +162,7 @@ impl Plan {
             message_bytes_max: 1 << 20,
             keep: 0,
             receiver_errors: 0,
+            older: 0,
             bends: vec![],
             ..Self::draw(seed)
         }
@@ -223,6 +227,7 @@ impl Plan {
             // One node's clock alone may leap, and floors with it.
             keep: several(some(rng, OFTEN, &[2, 4, 8]) * SECOND),
             receiver_errors: some(rng, OFTEN, &[10, 40]),
+            older: some(rng, SOMETIMES, &[40, 100]),
             bends: bends(rng),
         }
     }

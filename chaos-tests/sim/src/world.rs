@@ -144,6 +144,8 @@ struct Node {
     /// Events that wait for the end of a pause.
     held: VecDeque<Event>,
     clock_off: i64,
+    /// Of the version before this one.
+    older: bool,
     /// Its disk is lost: it never starts again.
     lost: bool,
     /// Its files may be damaged.
@@ -162,6 +164,7 @@ impl Node {
             paused: false,
             held: VecDeque::new(),
             clock_off,
+            older: false,
             lost: false,
             spoilt: false,
             owed: None,
@@ -390,7 +393,9 @@ impl World {
             } else {
                 off_by(&mut rng, 20 * MS)
             };
-            (id, Node::new(clock_off))
+            let older = rng.below(100) < plan.older;
+            let node = Node::new(clock_off);
+            (id, Node { older, ..node })
         });
         let nodes = nodes.collect();
         let writers = (1..=plan.writers).map(|w| (w, Writer { seq: 0, op: None })).collect();
@@ -1119,6 +1124,10 @@ impl World {
         if n.running.is_some() || n.lost {
             return;
         }
+        if n.life > 0 && n.older && rng.below(2) == 0 {
+            n.older = false;
+            ledger.counts.upgrades += 1;
+        }
         // A new process, and a kernel that has forgotten the error.
         n.disk.heal_syncs();
         let mut out = vec![];
@@ -1267,6 +1276,11 @@ impl World {
                         self.at(delay, Event::Reply { caller, fate });
                     }
                 }
+                Effect::InstalledHalf => {
+                    if self.plan.crash_every > 0 && !self.calm {
+                        self.crash(node, "power cut within an installation");
+                    }
+                }
                 Effect::Quarantined { why } => {
                     self.ledger.counts.quarantines += 1;
                     self.note(|| format!("node {node}: {why}"));
@@ -1315,6 +1329,10 @@ impl World {
     pub fn runs(&self, node: u64) -> Option<&Running> {
         let n = &self.nodes[&node];
         n.running.as_ref().filter(|_| !n.paused)
+    }
+
+    pub fn is_older(&self, node: u64) -> bool {
+        self.nodes[&node].older
     }
 
     pub fn is_calm(&self) -> bool {
