@@ -149,3 +149,39 @@ pub fn taken(before: &Log, after: &Result<Log, LogError>) -> Taken {
 pub fn holds(log: &Log, group: GroupId, index: u64, term: u64) -> bool {
     log.get(&group).is_some_and(|said| said.has(index, term))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grow;
+    use hindcast_env::SeededRng;
+
+    #[test]
+    fn damage_takes_the_whole_log_or_its_end_or_nothing() {
+        let plan = Plan::quiet(7);
+        let grown = grow(plan.clone());
+        let before = read(grown.disk.fork(), &plan).unwrap();
+        assert!(before.values().any(|said| said.last() > 20), "{before:?}");
+        let rng = &mut SeededRng::new(1);
+        let mut seen = [0; 4];
+        for _ in 0..300 {
+            let rot = Rot::draw(&grown.disk, rng).unwrap();
+            let disk = grown.disk.fork();
+            rot.befall(&disk);
+            match taken(&before, &read(disk, &plan)) {
+                Taken::Nothing => seen[0] += 1,
+                Taken::All => seen[1] += 1,
+                Taken::Vote => seen[2] += 1,
+                Taken::Entries(entries) => {
+                    seen[3] += 1;
+                    for (group, said) in &before {
+                        let lost: Vec<u64> = entries.iter().filter(|e| e.0 == *group).map(|e| e.1).collect();
+                        let end: Vec<u64> = (1..=said.last()).rev().take(lost.len()).rev().collect();
+                        assert_eq!(lost, end, "{rot:?}: group {group} lost something else than its end");
+                    }
+                }
+            }
+        }
+        assert!(seen[1] > 50 && seen[3] > 20, "{seen:?}");
+    }
+}

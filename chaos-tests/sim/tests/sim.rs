@@ -1,5 +1,6 @@
 //! Seeds of this commit: as many as fit into the time that the test command has for them.
 
+use hindcast_env::buggify::Point;
 use hindcast_sim::campaign::{Budget, hunt, run_guarded};
 use hindcast_sim::{Plan, kept_seeds};
 use std::process::Command;
@@ -31,6 +32,23 @@ fn the_same_seed_gives_the_same_run() {
             (b.fingerprint, b.counts.events),
             "seed {seed}"
         );
+    }
+}
+
+#[test]
+fn what_cores_do_rarely_they_do_as_often_as_a_plan_says_and_nothing_is_lost() {
+    for point in Point::ALL {
+        let plan = |bends| Plan {
+            nodes: 3,
+            bends,
+            ..Plan::quiet(5)
+        };
+        let [usual, bent] = [vec![], vec![(point, 3)]].map(|bends| run_guarded(plan(bends), false));
+        assert_eq!((usual.violation, bent.violation), (None, None), "{point:?}");
+        // Members do not change in it.
+        if point != Point::JointStays {
+            assert_ne!(usual.fingerprint, bent.fingerprint, "{point:?} changes nothing");
+        }
     }
 }
 

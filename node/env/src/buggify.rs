@@ -19,6 +19,8 @@ pub enum Point {
     NoTail,
     /// One append is on its way to a follower, not many.
     OneAppend,
+    /// A joint membership does not end by itself.
+    JointStays,
     /// A segment of the log ends although it has room.
     ShortSegment,
     /// What is in memory is written out although there is room.
@@ -30,11 +32,12 @@ pub enum Point {
 }
 
 impl Point {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::LoneProposals,
         Self::EarlyElection,
         Self::NoTail,
         Self::OneAppend,
+        Self::JointStays,
         Self::ShortSegment,
         Self::EarlyFlush,
         Self::EarlyMerge,

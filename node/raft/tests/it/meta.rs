@@ -458,7 +458,10 @@ fn a_snapshot_that_the_disk_reads_wrongly_is_refused_or_is_what_was_sent_never_a
         // The bytes on the platter are right, or not there yet.
         other.reopen().unwrap();
         let rows = other.rows("desk");
-        assert!(rows == want || (rows.is_empty() && other.machine().applied() == 0), "{rows:?}");
+        assert!(
+            rows == want || (rows.is_empty() && other.machine().applied() == 0),
+            "{rows:?}"
+        );
     }
     assert!(taken > 0 && refused > 0, "{taken} {refused}");
 }
