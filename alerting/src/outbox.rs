@@ -13,6 +13,7 @@
 use crate::event::IncidentState;
 use crate::route::{Settings, Target};
 use hindcast_env::planted::{Bug, planted};
+use hindcast_env::reached::{Mark, reached};
 use hindcast_model::{IncidentId, NodeId, Severity, SpanNs, TenantId, TicketId, TimestampNs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -260,6 +261,9 @@ impl EffectRow {
                 Take::NotNow("an earlier message to this place is under way".into())
             }
             EffectState::Pending | EffectState::Leased => {
+                if self.state == EffectState::Leased {
+                    reached(Mark::LeaseTakenOver);
+                }
                 self.attempts += 1;
                 self.state = EffectState::Leased;
                 let until = now + ttl;
@@ -277,6 +281,7 @@ impl EffectRow {
     pub fn finish(&mut self, token: u64, outcome: Outcome, now: TimestampNs) -> bool {
         let holds = self.state == EffectState::Leased && self.lease.is_some_and(|l| l.token == token);
         if !holds {
+            reached(Mark::OldTokenRefused);
             return false;
         }
         match outcome {

@@ -15,7 +15,9 @@ use crate::dedup::Verdict;
 use crate::entry::{self, Command, Control, PartView};
 use crate::sources::Sources;
 use bytes::Bytes;
+use hindcast_env::buggify::{Point as Rare, buggify};
 use hindcast_env::planted::{Bug, planted};
+use hindcast_env::reached::{Mark, reached};
 use hindcast_env::{Clock, Disk};
 use hindcast_ingest::intake::Numbers;
 use hindcast_model::resource::Edge;
@@ -192,13 +194,19 @@ impl ShardMachine {
         let mut answers = Vec::with_capacity(parts.len());
         for part in parts {
             answers.push(match self.aux.dedup.verdict(&part.tenant, part.id, at) {
-                Verdict::Known => PartApplied::Duplicate,
+                Verdict::Known => {
+                    reached(Mark::DuplicateAnswered);
+                    PartApplied::Duplicate
+                }
                 Verdict::TooOld => PartApplied::SequenceTooOld,
                 Verdict::New if self.store(index, at, &part) => {
                     self.aux.dedup.remember(&part.tenant, part.id, at);
                     PartApplied::Stored
                 }
-                Verdict::New => PartApplied::Stale,
+                Verdict::New => {
+                    reached(Mark::PartStale);
+                    PartApplied::Stale
+                }
             });
         }
         Applied::Write(answers)
@@ -343,7 +351,8 @@ impl ShardMachine {
         let wishes = &self.handle.wishes;
         let wished = wishes.flush.load(Ordering::SeqCst);
         let is_asked = wished > wishes.flushed.load(Ordering::SeqCst);
-        if self.flush.is_idle() && (is_asked || self.shard.needs_flush(now)) {
+        let is_early = self.shard.durable() < self.shard.applied() && buggify(Rare::EarlyFlush);
+        if self.flush.is_idle() && (is_asked || is_early || self.shard.needs_flush(now)) {
             self.flush_grants = wished;
             let work = self.shard.begin_flush(&self.aux.encode());
             begin(Work {
@@ -401,7 +410,7 @@ impl ShardMachine {
         let wishes = &self.handle.wishes;
         let wished = wishes.compact.load(Ordering::SeqCst);
         let is_asked = wished > wishes.compacted.load(Ordering::SeqCst);
-        let effort = match (is_asked, now >= self.compact_after) {
+        let effort = match (is_asked, now >= self.compact_after || buggify(Rare::EarlyMerge)) {
             (true, _) => Effort::Full,
             (false, true) => Effort::Background,
             (false, false) => return Ok(()),
@@ -444,6 +453,7 @@ impl Machine for ShardMachine {
 
     fn apply(&mut self, entry: &hindcast_raft::Entry) -> Result<Bytes, MachineError> {
         if self.shard.is_behind() {
+            reached(Mark::ApplyWaited);
             self.wait_for_flush()?;
         }
         let mut h = blake3::Hasher::new();

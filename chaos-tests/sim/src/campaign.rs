@@ -8,7 +8,9 @@
 use crate::check::Counts;
 use crate::plan::Plan;
 use crate::world::{Report, run};
+use hindcast_env::buggify::Point;
 use hindcast_env::planted::{self, Bug};
+use hindcast_env::reached::Reached;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -32,6 +34,7 @@ pub struct Budget {
 pub struct Outcome {
     pub runs: u64,
     pub counts: Counts,
+    pub reached: Reached,
     pub failure: Option<Failure>,
     pub took: Duration,
 }
@@ -60,6 +63,7 @@ pub fn run_guarded(plan: Plan, verbose: bool) -> Report {
             seed,
             violation: Some(format!("a panic: {}", text.unwrap_or_default())),
             counts: Counts::default(),
+            reached: Reached::default(),
             trace: vec![],
             fingerprint: 0,
         }
@@ -103,6 +107,7 @@ pub fn hunt(kept: &[u64], budget: Budget, bug: Option<Bug>, tell: bool) -> Outco
             let mut p = lock(&progress);
             p.outcome.runs += 1;
             p.outcome.counts.add(&report.counts);
+            p.outcome.reached.add(&report.reached);
             p.outcome.failure = p.outcome.failure.take().or(failure);
             if tell && p.told.elapsed() >= TOLD_EVERY {
                 p.told = Instant::now();
@@ -125,7 +130,7 @@ pub fn hunt(kept: &[u64], budget: Budget, bug: Option<Bug>, tell: bool) -> Outco
 
 /// Takes faults out as long as the run still fails.
 fn simplified(mut plan: Plan) -> Plan {
-    let without: [fn(&mut Plan); 18] = [
+    let without: [fn(&mut Plan); 21] = [
         |p| p.loss = 0,
         |p| p.duplicates = 0,
         |p| p.late = 0,
@@ -141,16 +146,23 @@ fn simplified(mut plan: Plan) -> Plan {
         |p| p.full_every = 0,
         |p| p.wipe_every = 0,
         |p| p.rot_every = 0,
+        |p| p.log_rot_every = 0,
         |p| p.bad_reads = 0,
         |p| p.keep = 0,
         |p| p.receiver_errors = 0,
+        |p| p.older = 0,
+        |p| p.bends.clear(),
     ];
-    for take_out in without {
+    let mut try_without = |take_out: &dyn Fn(&mut Plan)| {
         let mut simpler = plan.clone();
         take_out(&mut simpler);
         if run_guarded(simpler.clone(), false).violation.is_some() {
             plan = simpler;
         }
+    };
+    without.iter().for_each(|take_out| try_without(take_out));
+    for point in Point::ALL {
+        try_without(&|p| p.bends.retain(|(of, _)| *of != point));
     }
     plan
 }

@@ -59,6 +59,11 @@ pub struct Counts {
     pub refused_reads: u64,
     pub refusals: u64,
     pub refused_snapshots: u64,
+    /// Damaged logs: those that lost something, and copies of groups that took no more part.
+    pub log_rots: u64,
+    pub quarantines: u64,
+    /// Nodes of the version before that became ones of this version.
+    pub upgrades: u64,
     pub cuts: u64,
     pub pins: u64,
     /// Rows below their floor at the end: let go, and held by a pin.
@@ -97,6 +102,9 @@ impl Counts {
             refused_reads,
             refusals,
             refused_snapshots,
+            log_rots,
+            quarantines,
+            upgrades,
             cuts,
             pins,
             let_go,
@@ -129,6 +137,9 @@ impl Counts {
         self.refused_reads += refused_reads;
         self.refusals += refusals;
         self.refused_snapshots += refused_snapshots;
+        self.log_rots += log_rots;
+        self.quarantines += quarantines;
+        self.upgrades += upgrades;
         self.cuts += cuts;
         self.pins += pins;
         self.let_go += let_go;
@@ -201,6 +212,11 @@ impl Ledger {
                 "I2: node {node} votes for node {candidate} in term {term} of group {group}, after it voted for node {given}"
             ));
         }
+    }
+
+    /// What a node voted went with its log; it counts for nothing until it is taken in anew.
+    pub fn votes_lost(&mut self, node: u64) {
+        self.votes.retain(|(by, ..), _| *by != node);
     }
 
     /// I3: one state per index.

@@ -11,8 +11,10 @@
 pub mod campaign;
 pub mod check;
 pub mod desk;
+pub mod log_rot;
 pub mod members;
 pub mod node;
+pub mod older;
 pub mod pins;
 pub mod plan;
 pub mod world;

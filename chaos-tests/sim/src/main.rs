@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use hindcast_env::planted::Bug;
+use hindcast_env::reached::Mark;
 use hindcast_sim::Plan;
 use hindcast_sim::campaign::{Budget, Outcome, hunt, run_guarded};
 use std::process::ExitCode;
@@ -30,6 +31,9 @@ struct Cli {
     /// Fails when fewer seeds a minute were run.
     #[arg(long, default_value_t = 0)]
     rate_min: u64,
+    /// Fails when a place that a campaign must come by was never reached.
+    #[arg(long)]
+    reach_all: bool,
     /// Runs until stopped or until a seed fails, for at most so many hours.
     #[arg(long, value_name = "HOURS")]
     soak: Option<u64>,
@@ -55,7 +59,7 @@ fn main() -> ExitCode {
     };
     match &cli.planted {
         Some(which) => planted(which, budget),
-        None => told(&hunt(&hindcast_sim::kept_seeds(), budget, None, true), cli.rate_min),
+        None => told(&hunt(&hindcast_sim::kept_seeds(), budget, None, true), &cli),
     }
 }
 
@@ -76,17 +80,24 @@ fn one(seed: u64) -> ExitCode {
     }
 }
 
-fn told(outcome: &Outcome, rate_min: u64) -> ExitCode {
+fn told(outcome: &Outcome, cli: &Cli) -> ExitCode {
     let seconds = outcome.took.as_secs_f64();
     let rate = outcome.runs as f64 * 60.0 / seconds;
     println!("{} seeds in {seconds:.1} s, {rate:.0} a minute", outcome.runs);
     println!("{:#?}", outcome.counts);
+    for mark in Mark::ALL {
+        println!("{:>10} {mark:?}", outcome.reached.times(*mark));
+    }
     let Some(failure) = &outcome.failure else {
-        if rate < rate_min as f64 {
-            println!("TOO SLOW: fewer than {rate_min} seeds a minute");
-            return ExitCode::FAILURE;
+        let (is_slow, missed) = (rate < cli.rate_min as f64, outcome.reached.missed());
+        if is_slow {
+            println!("TOO SLOW: fewer than {} seeds a minute", cli.rate_min);
         }
-        return ExitCode::SUCCESS;
+        let misses = cli.reach_all && !missed.is_empty();
+        if misses {
+            println!("NEVER REACHED: {missed:?}; see hindcast_env::reached for what they are");
+        }
+        return ExitCode::from(u8::from(is_slow || misses));
     };
     failure.report.trace.iter().for_each(|line| println!("{line}"));
     println!("with the faults only that it needs: {:#?}", failure.simplest);
@@ -100,6 +111,8 @@ fn planted(which: &str, budget: Budget) -> ExitCode {
         eprintln!("this program was built without planted bugs; build it with --features planted-bugs");
         return ExitCode::from(2);
     }
+    // Some bugs end in panics, again and again while their seed is made simpler; each is told below.
+    std::panic::set_hook(Box::new(|_| {}));
     let mut missed = vec![];
     for bug in Bug::ALL.iter().filter(|b| which == "all" || b.as_str() == which) {
         let budget = Budget {

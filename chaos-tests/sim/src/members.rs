@@ -5,6 +5,7 @@
 //! the lost one to be replaced by it; the rest is `next_steps`.
 
 use crate::node::{Fate, NodeEvent, Payload, Running};
+use crate::older::through_older;
 use crate::plan::{MS, SECOND};
 use crate::world::{Event, Then as WorldThen, World};
 use hindcast_env::Rng;
@@ -43,6 +44,8 @@ pub struct Members {
     removed: BTreeSet<u64>,
     /// Of the leader of the meta group, by node and life.
     moves: BTreeMap<(u64, u64), Moves>,
+    /// Until when its round is under way: the next one begins after it.
+    busy: BTreeMap<(u64, u64), u64>,
 }
 
 fn call(world: &mut World, node: u64, command: &ClusterCommand, then: Then) {
@@ -81,7 +84,7 @@ fn reports_of(running: &Running) -> Vec<GroupReport> {
             is_rebuilding: s.is_rebuilding,
             // Nobody scrubs here: damage is found when a node opens its files.
             damaged: None,
-            is_short_of_room: false,
+            is_short_of_room: running.is_short_of_room(),
         }
     };
     running.groups().into_iter().map(report).collect()
@@ -107,6 +110,15 @@ impl Members {
             let found = ClusterCommand::FoundNodes { nodes: nodes.collect() };
             return call(world, node, &found, Then::Nothing);
         }
+        let now = world.now;
+        if world
+            .members()
+            .busy
+            .get(&(node, life))
+            .is_some_and(|until| now < *until)
+        {
+            return;
+        }
         let mut reports = Reports::new();
         let mut longest = 0;
         for other in world.living() {
@@ -115,18 +127,26 @@ impl Members {
             };
             if let Some(running) = world.runs(other) {
                 longest = longest.max(there + back);
-                reports.insert(NodeId(other), reports_of(running));
+                let said = reports_of(running);
+                let is_older = world.is_older(node) || world.is_older(other);
+                let heard = if is_older { through_older(&said) } else { said };
+                reports.insert(NodeId(other), heard);
             }
         }
+        world.members().busy.insert((node, life), now + longest + 1);
         world.at(longest, Event::MembersAct { node, life, reports });
     }
 
     /// What follows from the answers.
-    pub fn act(world: &mut World, node: u64, life: u64, reports: &Reports) {
+    pub fn act(world: &mut World, node: u64, life: u64, mut reports: Reports) {
         let now = SpanNs(world.now);
         let Some(running) = world.runs(node).filter(|r| r.life() == life) else {
             return;
         };
+        // Its own word is the last one that it asks for.
+        let own = reports_of(running);
+        let own = if world.is_older(node) { through_older(&own) } else { own };
+        reports.insert(NodeId(node), own);
         let rows = node_rows::nodes(&*running.meta);
         let (leads, groups) = (node_rows::leads(&*running.meta), running.groups());
         let moves = world
@@ -136,7 +156,7 @@ impl Members {
             .or_insert_with(|| Moves::starting(now));
         // All nodes have all shards.
         let copies = usize::MAX;
-        for step in next_steps(&rows, &leads, &groups, copies, reports, now, moves) {
+        for step in next_steps(&rows, &leads, &groups, copies, &reports, now, moves) {
             let to = match &step {
                 Step::Gone { node: gone } => {
                     call(world, node, &ClusterCommand::NodeGone { node: *gone }, Then::Nothing);
@@ -147,8 +167,12 @@ impl Members {
             };
             world.note(|| format!("node {node} has this done by node {to}: {step:?}"));
             if let Some(delay) = world.flight(node, to) {
-                let event = NodeEvent::Step(step);
+                // Who does not get it in time does not get it at all: nothing else is ordered before.
+                let due = world.now + delay;
+                let event = NodeEvent::Step { step, due };
                 world.at(delay, Event::Arrive { to, event });
+                let until = world.members().busy.entry((node, life)).or_default();
+                *until = due.max(*until) + 1;
             }
         }
     }

@@ -23,6 +23,7 @@ use hindcast_raft::driver::{
     proposal_id,
 };
 use hindcast_raft::log::{LogError, LogStore, LogWrite};
+use hindcast_raft::log_start::OpenedLog;
 use hindcast_raft::{
     Entry, LogConfig, Machine, MachineError, MemStores, MemberStep, MetaCommand, MetaMachine, MetaMachineConfig,
     MetaRead, WireMessage, Work, stored_clock, wire,
@@ -93,8 +94,11 @@ pub enum NodeEvent {
     LogDone,
     Work(u64),
     Beside(Work),
-    /// The leader of the meta group wants it.
-    Step(Step),
+    /// The leader of the meta group wants it, and waits so long for it.
+    Step {
+        step: Step,
+        due: u64,
+    },
 }
 
 /// What a node wants of the world.
@@ -125,6 +129,12 @@ pub enum Effect {
         id: u64,
         group: GroupId,
         index: u64,
+    },
+    /// A snapshot's files are in force, and the log does not know yet: a moment that a crash rarely meets.
+    InstalledHalf,
+    /// This copy takes no more part in its group.
+    Quarantined {
+        why: String,
     },
 }
 
@@ -216,6 +226,8 @@ pub struct Running {
     ticked: u64,
     log: LogStore,
     drivers: BTreeMap<GroupId, Driver>,
+    /// Groups that it has said it takes no more part in.
+    quarantined: BTreeSet<GroupId>,
     machines: BTreeMap<GroupId, Box<dyn Machine>>,
     durable: BTreeMap<GroupId, u64>,
     pub shards: BTreeMap<ShardId, ShardHandle>,
@@ -242,6 +254,16 @@ fn shard_config(plan: &Plan, group: GroupId) -> ShardConfig {
         compact_segments_min: 2,
         compact_segments_max: 4,
         ..ShardConfig::default()
+    }
+}
+
+pub fn log_config(plan: &Plan) -> LogConfig {
+    LogConfig {
+        segment_bytes_max: plan.segment_bytes_max,
+        prewrite_bytes: 4 << 10,
+        free_segments_max: 2,
+        segments_max: 4,
+        cache_bytes_max: 16 << 10,
     }
 }
 
@@ -283,14 +305,7 @@ impl Running {
             machines.insert(group, Box::new(machine));
         }
         let readers = shards.iter().map(|(s, h)| (*s, h.reader.clone())).collect();
-        let log_config = LogConfig {
-            segment_bytes_max: plan.segment_bytes_max,
-            prewrite_bytes: 4 << 10,
-            free_segments_max: 2,
-            segments_max: 4,
-            cache_bytes_max: 16 << 10,
-        };
-        let mut log = LogStore::open(shared, "raft/log", log_config)?;
+        let mut log = OpenedLog::open(&shared, "raft", &log_config(plan), voters.len() > 1)?;
         let mut drivers = BTreeMap::new();
         for (&group, machine) in &machines {
             let config = DriverConfig {
@@ -307,17 +322,19 @@ impl Running {
                 tail_bytes: plan.tail_bytes,
                 preferred: voters[(group.0 % voters.len() as u64) as usize].0 == id,
             };
+            let lost = log.loss_of(group);
             let start = Start {
-                recovered: log.recovered(group),
-                view: log.view(group),
+                recovered: log.store.recovered(group),
+                view: log.store.view(group),
                 applied: machine.applied(),
                 durable: machine.durable(),
                 rng: SeededRng::new(env.rng.next_u64()),
                 logger: slog::Logger::root(slog::Discard, slog::o!()),
             };
-            let driver = Driver::new(config, start).map_err(|e| End::Damaged(e.to_string()))?;
-            if let Some(why) = driver.status().quarantined {
-                return Err(End::Damaged(why));
+            let mut driver = Driver::new(config, start).map_err(|e| End::Damaged(e.to_string()))?;
+            if let Some(why) = lost {
+                env.ledger.votes_lost(id);
+                driver.step(Input::Lost { why });
             }
             drivers.insert(group, driver);
         }
@@ -328,8 +345,9 @@ impl Running {
             clock,
             seen: 0,
             ticked: env.now,
-            log,
+            log: log.store,
             drivers,
+            quarantined: BTreeSet::new(),
             machines,
             durable,
             shards,
@@ -383,6 +401,10 @@ impl Running {
 
     fn show(&self, shown: &mut ClusterClock) -> TimestampNs {
         shown.show(self.corrected_now(), self.clock.monotonic(), stored_clock(&*self.meta))
+    }
+
+    pub fn is_short_of_room(&self) -> bool {
+        self.disk.free_bytes().is_ok_and(|free| free == 0)
     }
 
     pub fn life(&self) -> u64 {
@@ -490,7 +512,8 @@ impl Running {
                 (work.run)();
                 Ok(())
             }
-            NodeEvent::Step(step) => match step {
+            NodeEvent::Step { due, .. } if env.now > due => Ok(()),
+            NodeEvent::Step { step, .. } => match step {
                 Step::Change { group, steps, .. } => {
                     env.ledger.counts.changes += 1;
                     self.change(group, steps, env)
@@ -634,8 +657,10 @@ impl Running {
                 }
             }
             let status = self.status(group);
-            if let Some(why) = status.quarantined {
-                return Err(End::Damaged(why));
+            match status.quarantined {
+                Some(why) if self.quarantined.insert(group) => env.out.push(Effect::Quarantined { why }),
+                Some(_) => {}
+                None => _ = self.quarantined.remove(&group),
             }
             if status.role == Role::Leader {
                 env.ledger.leads(self.id, group, status.term);
@@ -752,6 +777,10 @@ impl Running {
                         done?;
                         env.ledger.digest(self.id, group, machine.applied(), machine.digest());
                         self.step(group, Input::Installed { index }, env)?;
+                        // The log does not know yet.
+                        if env.rng.below(10) == 0 {
+                            env.out.push(Effect::InstalledHalf);
+                        }
                     }
                 }
             }

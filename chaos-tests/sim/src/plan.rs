@@ -3,6 +3,7 @@
 //! Each seed first decides which faults there are at all. Runs with everything at once rarely get anywhere; runs with
 //! one or two faults reach deep states (swarm testing).
 
+use hindcast_env::buggify::{Bends, Point};
 use hindcast_env::{Rng, SeededRng};
 
 pub const MS: u64 = 1_000_000;
@@ -60,6 +61,8 @@ pub struct Plan {
     pub full_every: u64,
     /// Bits flip in files that never change, on a minority of the nodes.
     pub rot_every: u64,
+    /// The Raft log of a node that is down loses bits, ranges or a segment, on a minority of the nodes.
+    pub log_rot_every: u64,
     /// For a while one of so many reads of such files gives a wrong bit, on a minority of the nodes; 0: never.
     pub bad_reads: u64,
     /// Applying a batch of entries takes up to this.
@@ -83,6 +86,12 @@ pub struct Plan {
     // ---- the world outside ----
     /// Per cent of messages to people that go wrong.
     pub receiver_errors: u64,
+
+    /// Per cent of the founders that are of the version before, until they start anew as ones of this version.
+    pub older: u64,
+
+    /// Rare things that the cores do often, of their own accord.
+    pub bends: Bends,
 }
 
 impl Plan {
@@ -93,7 +102,7 @@ impl Plan {
 
     /// Nodes are lost and replaced.
     pub fn replaces(&self) -> bool {
-        self.wipe_every > 0 || self.rot_every > 0 || self.bad_reads > 0
+        self.wipe_every > 0 || self.rot_every > 0 || self.bad_reads > 0 || self.log_rot_every > 0
     }
 }
 
@@ -103,6 +112,18 @@ fn chance(rng: &mut dyn Rng, per_cent: u64) -> bool {
 
 fn pick<T: Copy>(rng: &mut dyn Rng, from: &[T]) -> T {
     from[rng.below(from.len() as u64) as usize]
+}
+
+fn bends(rng: &mut dyn Rng) -> Bends {
+    if !chance(rng, OFTEN) {
+        return vec![];
+    }
+    let drawn = Point::ALL.map(|point| (point, pick(rng, &[3, 30, 300]), chance(rng, SOMETIMES)));
+    drawn
+        .into_iter()
+        .filter(|d| d.2)
+        .map(|(point, one_in, _)| (point, one_in))
+        .collect()
 }
 
 impl Plan {
@@ -130,6 +151,7 @@ impl Plan {
             sync_errors_every: 0,
             full_every: 0,
             rot_every: 0,
+            log_rot_every: 0,
             bad_reads: 0,
             apply_for: MS,
             beside_for: 5 * MS,
@@ -140,6 +162,8 @@ impl Plan {
             message_bytes_max: 1 << 20,
             keep: 0,
             receiver_errors: 0,
+            older: 0,
+            bends: vec![],
             ..Self::draw(seed)
         }
     }
@@ -156,7 +180,8 @@ impl Plan {
         let wipe_every = several(some(rng, SOMETIMES, &[3_000, 8_000]) * MS);
         let rot_every = several(some(rng, SOMETIMES, &[1_000, 4_000]) * MS);
         let bad_reads = several(some(rng, SOMETIMES, &[4, 50]));
-        let replaces = wipe_every + rot_every + bad_reads > 0;
+        let log_rot_every = several(some(rng, SOMETIMES, &[2_000, 6_000]) * MS);
+        let replaces = wipe_every + rot_every + bad_reads + log_rot_every > 0;
         Self {
             seed,
             nodes,
@@ -166,6 +191,7 @@ impl Plan {
             change_every: if replaces { 0 } else { change_every },
             wipe_every,
             rot_every,
+            log_rot_every,
             bad_reads,
             shards: pick(rng, &[1, 2]),
             faulty_until: pick(rng, &[8, 15, 25]) * SECOND,
@@ -201,6 +227,8 @@ impl Plan {
             // One node's clock alone may leap, and floors with it.
             keep: several(some(rng, OFTEN, &[2, 4, 8]) * SECOND),
             receiver_errors: some(rng, OFTEN, &[10, 40]),
+            older: some(rng, SOMETIMES, &[40, 100]),
+            bends: bends(rng),
         }
     }
 }

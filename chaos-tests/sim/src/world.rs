@@ -5,13 +5,16 @@
 
 use crate::check::{Counts, Ledger};
 use crate::desk::Desk;
+use crate::log_rot::{self, Rot, Taken};
 use crate::members::Members;
 use crate::node::{Caller, Effect, End, Env, Fate, NodeEvent, Payload, Running};
 use crate::pins::{Pins, Readable};
 use crate::plan::{MS, Plan, SECOND};
 use crate::writers::Shape;
 use bytes::Bytes;
+use hindcast_env::buggify;
 use hindcast_env::planted::{Bug, planted};
+use hindcast_env::reached::{self, Mark, Reached, reached};
 use hindcast_env::{Rng, SeededRng, SimDisk};
 use hindcast_ingest::{Intake, Naming};
 use hindcast_model::{GroupId, Labels, Matcher, NodeId, Owner, ShardMap, TenantId, TimestampNs, codec, resource};
@@ -128,6 +131,7 @@ pub enum Fault {
     ClockStep,
     Wipe,
     Rot,
+    LogRot,
     BadReads,
 }
 
@@ -140,10 +144,14 @@ struct Node {
     /// Events that wait for the end of a pause.
     held: VecDeque<Event>,
     clock_off: i64,
+    /// Of the version before this one.
+    older: bool,
     /// Its disk is lost: it never starts again.
     lost: bool,
     /// Its files may be damaged.
     spoilt: bool,
+    /// Its log was damaged: where the logs of its groups ended. Until it is whole again it does not count as a sound one.
+    owed: Option<BTreeMap<GroupId, u64>>,
 }
 
 impl Node {
@@ -156,8 +164,10 @@ impl Node {
             paused: false,
             held: VecDeque::new(),
             clock_off,
+            older: false,
             lost: false,
             spoilt: false,
+            owed: None,
         }
     }
 }
@@ -208,6 +218,7 @@ pub struct Report {
     pub seed: u64,
     pub violation: Option<String>,
     pub counts: Counts,
+    pub reached: Reached,
     pub trace: Vec<String>,
     /// Equal for equal runs.
     pub fingerprint: u64,
@@ -240,6 +251,8 @@ pub struct World {
     /// On their way: sender, its life, group, receiver.
     snapshots: BTreeMap<u64, (u64, u64, GroupId, u64)>,
     next_snapshot: u64,
+    /// What the cores do rarely and the plan has them do often, as long as faults happen.
+    bent: Option<buggify::Guard>,
     calm: bool,
     over: bool,
     trace: VecDeque<String>,
@@ -363,6 +376,7 @@ impl World {
             seed: self.plan.seed,
             violation: self.ledger.violation().map(str::to_owned),
             counts: self.ledger.counts,
+            reached: reached::take(),
             trace: self.trace.into(),
             fingerprint: self.fingerprint,
         }
@@ -379,7 +393,9 @@ impl World {
             } else {
                 off_by(&mut rng, 20 * MS)
             };
-            (id, Node::new(clock_off))
+            let older = rng.below(100) < plan.older;
+            let node = Node::new(clock_off);
+            (id, Node { older, ..node })
         });
         let nodes = nodes.collect();
         let writers = (1..=plan.writers).map(|w| (w, Writer { seq: 0, op: None })).collect();
@@ -409,6 +425,7 @@ impl World {
             pins: Pins::default(),
             snapshots: BTreeMap::new(),
             next_snapshot: 0,
+            bent: None,
             calm: false,
             over: false,
             trace: VecDeque::new(),
@@ -441,6 +458,9 @@ impl World {
     }
 
     fn go(&mut self) {
+        // What a run before this one left that ended in a panic.
+        reached::take();
+        self.bent = Some(buggify::put_in_force(&self.plan.bends, self.plan.seed));
         for node in self.plan.node_ids() {
             let delay = self.rng.below(300 * MS);
             self.at(delay, Event::Start { node });
@@ -488,6 +508,7 @@ impl World {
             (if p.clock_steps { 3 * SECOND } else { 0 }, Fault::ClockStep),
             (p.wipe_every, Fault::Wipe),
             (p.rot_every, Fault::Rot),
+            (p.log_rot_every, Fault::LogRot),
             (if p.bad_reads > 0 { BAD_READS_EVERY } else { 0 }, Fault::BadReads),
         ];
         for (every, fault) in kinds {
@@ -513,6 +534,7 @@ impl World {
             Fault::ClockStep => 3 * SECOND,
             Fault::Wipe => p.wipe_every,
             Fault::Rot => p.rot_every,
+            Fault::LogRot => p.log_rot_every,
             Fault::BadReads => BAD_READS_EVERY,
         };
         let delay = 1 + self.rng.below(2 * every);
@@ -540,6 +562,7 @@ impl World {
             return;
         }
         self.again(fault);
+        self.made_whole();
         let node = self.any_node();
         match fault {
             Fault::Crash => self.crash(node, "power cut"),
@@ -604,6 +627,7 @@ impl World {
                 }
             }
             Fault::Rot => self.rot(node),
+            Fault::LogRot => self.log_rot(node),
             Fault::BadReads => {
                 if self.nodes[&node].running.is_some() && self.may_spoil(node) {
                     let rng = SeededRng::new(self.rng.next_u64());
@@ -625,12 +649,12 @@ impl World {
     fn may_lose(&self, node: u64) -> bool {
         let is_unsound = |id: u64, n: &Node| match n.lost {
             true => self.members.counts(id),
-            false => n.spoilt || id == node,
+            false => n.spoilt || n.owed.is_some() || id == node,
         };
         let unsound = self.nodes.iter().filter(|(id, n)| is_unsound(**id, n)).count() as u64;
         let is_sound = |id: &&NodeId| {
             let n = self.nodes.get(&id.0);
-            n.is_some_and(|n| !n.lost && !n.spoilt && id.0 != node)
+            n.is_some_and(|n| !n.lost && !n.spoilt && n.owed.is_none() && id.0 != node)
         };
         let stays_whole = |group: GroupId| {
             let leads = self.all_running().map(|(_, r)| r.status(group));
@@ -670,12 +694,103 @@ impl World {
         }
     }
 
+    /// Power off, and what the disk gives afterwards of the Raft log is not what was written.
+    fn log_rot(&mut self, node: u64) {
+        let n = &self.nodes[&node];
+        // One whose log is damaged already has lost enough.
+        if n.running.is_none() || n.spoilt || n.owed.is_some() || !self.may_lose(node) {
+            return;
+        }
+        let voters = (0..=self.plan.shards).map(|g| (GroupId(g), self.voters_of(GroupId(g))));
+        let voters: BTreeMap<GroupId, Vec<Vec<NodeId>>> = voters.collect();
+        self.crash(node, "power cut, and its log rots");
+        let disk = self.nodes[&node].disk.clone();
+        let Ok(before) = log_rot::read(disk.fork(), &self.plan) else {
+            // It is on its way aside already.
+            return;
+        };
+        let Some(rot) = Rot::draw(&disk, &mut self.rng) else {
+            return;
+        };
+        let damaged = disk.fork();
+        rot.befall(&damaged);
+        let taken = log_rot::taken(&before, &log_rot::read(damaged, &self.plan));
+        let may_be = match &taken {
+            Taken::Nothing | Taken::All => true,
+            Taken::Entries(entries) => self.others_hold(node, entries, &voters),
+            Taken::Vote => false,
+        };
+        if !may_be {
+            return;
+        }
+        rot.befall(&disk);
+        if matches!(taken, Taken::Entries(_)) {
+            reached(Mark::TailTaken);
+        }
+        if !matches!(taken, Taken::Nothing) {
+            self.ledger.counts.log_rots += 1;
+            let owed = before.iter().map(|(group, said)| (*group, said.last()));
+            self.nodes.get_mut(&node).expect("a node").owed = Some(owed.collect());
+        }
+        self.note(|| format!("node {node}: {rot:?} takes {taken:?} from its log"));
+    }
+
+    /// The majorities that a group's newest leader counts by.
+    fn voters_of(&self, group: GroupId) -> Vec<Vec<NodeId>> {
+        let all = self.all_running().map(|(_, r)| r.status(group));
+        let newest = all.filter(|s| s.role == Role::Leader).max_by_key(|s| s.term);
+        let sides = newest.map(|s| vec![s.voters, s.outgoing]).unwrap_or_default();
+        sides.into_iter().filter(|side| !side.is_empty()).collect()
+    }
+
+    /// Whether a majority without `node` has all of these on its disks, whatever happens next.
+    fn others_hold(
+        &self,
+        node: u64,
+        entries: &[(GroupId, u64, u64)],
+        voters: &BTreeMap<GroupId, Vec<Vec<NodeId>>>,
+    ) -> bool {
+        let sound = self
+            .nodes
+            .iter()
+            .filter(|(id, n)| **id != node && !n.lost && n.owed.is_none());
+        let logs =
+            sound.filter_map(|(id, n)| Some((NodeId(*id), log_rot::read(n.disk.fork_synced(), &self.plan).ok()?)));
+        let logs: BTreeMap<NodeId, log_rot::Log> = logs.collect();
+        entries.iter().all(|(group, index, term)| {
+            let holds = |n: &&NodeId| {
+                logs.get(*n)
+                    .is_some_and(|log| log_rot::holds(log, *group, *index, *term))
+            };
+            let is_held = |side: &Vec<NodeId>| side.iter().filter(holds).count() > side.len() / 2;
+            let sides = &voters[group];
+            !sides.is_empty() && sides.iter().all(is_held)
+        })
+    }
+
+    /// Nodes whose logs were damaged and that have again what they had.
+    fn made_whole(&mut self) {
+        for n in self.nodes.values_mut() {
+            let (Some(running), Some(owed)) = (&n.running, &n.owed) else {
+                continue;
+            };
+            let is_whole = owed.iter().all(|(group, last)| {
+                let s = running.status(*group);
+                s.quarantined.is_none() && !s.is_rebuilding && s.last_index >= *last
+            });
+            if is_whole {
+                reached(Mark::MadeWhole);
+                n.owed = None;
+            }
+        }
+    }
+
     /// Everything on its disk is gone, and it with it. A new node takes its place.
     fn lose(&mut self, node: u64, why: &str) {
         self.stop(node, why);
         let n = self.nodes.get_mut(&node).expect("a node");
         n.life += 1;
-        (n.disk, n.stores) = (SimDisk::new(), MemStores::default());
+        (n.disk, n.stores, n.owed) = (SimDisk::new(), MemStores::default(), None);
         if planted(Bug::WipedKeepsId) {
             return self.at(SECOND, Event::Start { node });
         }
@@ -804,7 +919,9 @@ impl World {
             let Some(leader) = self.leader_of(group) else { continue };
             let Some(running) = self.runs(leader) else { continue };
             let s = running.status(group);
-            let mut all = self.living().into_iter().map(NodeId);
+            // One that is to begin again is taken in afterwards.
+            let is_well = |n: &NodeId| self.runs(n.0).is_some_and(|r| r.status(group).quarantined.is_none());
+            let mut all = self.living().into_iter().map(NodeId).filter(is_well);
             let missing = all.find(|n| !s.voters.contains(n) && !s.learners.contains(n));
             if let Some(node) = missing {
                 self.with(leader, |n, env| n.change(group, vec![MemberStep::Learner(node)], env));
@@ -936,7 +1053,7 @@ impl World {
                     Members::turn(self, node);
                 }
             }
-            Event::MembersAct { node, life, reports } => Members::act(self, node, life, &reports),
+            Event::MembersAct { node, life, reports } => Members::act(self, node, life, reports),
             Event::SnapshotEnd { number, ok } => {
                 if let Some((node, life, group, to)) = self.snapshots.remove(&number) {
                     let event = NodeEvent::SnapshotSent { group, to, ok };
@@ -973,6 +1090,7 @@ impl World {
             }
             Event::Calm => {
                 self.calm = true;
+                self.bent = None;
                 self.cut.clear();
                 self.note(|| "no more faults".to_owned());
                 for node in self.living() {
@@ -1005,6 +1123,10 @@ impl World {
         let n = nodes.get_mut(&node).expect("a node");
         if n.running.is_some() || n.lost {
             return;
+        }
+        if n.life > 0 && n.older && rng.below(2) == 0 {
+            n.older = false;
+            ledger.counts.upgrades += 1;
         }
         // A new process, and a kernel that has forgotten the error.
         n.disk.heal_syncs();
@@ -1154,6 +1276,21 @@ impl World {
                         self.at(delay, Event::Reply { caller, fate });
                     }
                 }
+                Effect::InstalledHalf => {
+                    if self.plan.crash_every > 0 && !self.calm {
+                        self.crash(node, "power cut within an installation");
+                    }
+                }
+                Effect::Quarantined { why } => {
+                    self.ledger.counts.quarantines += 1;
+                    self.note(|| format!("node {node}: {why}"));
+                    self.must_name(node, &why);
+                    let n = &self.nodes[&node];
+                    if !n.spoilt && n.owed.is_none() {
+                        let why = format!("P6: node {node} does not take its own data: {why}");
+                        self.ledger.violated(why);
+                    }
+                }
                 Effect::ReadReady { id, group, index } => {
                     if let Some(read) = self.reads.remove(&id) {
                         let applied = self.nodes[&node]
@@ -1192,6 +1329,10 @@ impl World {
     pub fn runs(&self, node: u64) -> Option<&Running> {
         let n = &self.nodes[&node];
         n.running.as_ref().filter(|_| !n.paused)
+    }
+
+    pub fn is_older(&self, node: u64) -> bool {
+        self.nodes[&node].older
     }
 
     pub fn is_calm(&self) -> bool {

@@ -2,6 +2,7 @@
 //!
 //! Cores take these as traits; the real ones live in `io` and are handed in by `ops/hindcast`.
 
+pub mod buggify;
 pub mod clock;
 pub mod cold;
 pub mod cold_cache;
@@ -12,6 +13,7 @@ pub mod disk;
 pub mod fuzz;
 pub mod io;
 pub mod planted;
+pub mod reached;
 pub mod rng;
 pub mod sim_disk;
 

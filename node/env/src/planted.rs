@@ -32,10 +32,12 @@ pub enum Bug {
     CrcNotChecked,
     /// A pin holds nothing against retention.
     RetentionIgnoresPins,
+    /// A node whose log ends before what it had confirmed goes on.
+    WatermarkIgnored,
 }
 
 impl Bug {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::ReplyBeforeSync,
         Self::VoteNotPersisted,
         Self::NoDirSync,
@@ -49,6 +51,7 @@ impl Bug {
         Self::WipedKeepsId,
         Self::CrcNotChecked,
         Self::RetentionIgnoresPins,
+        Self::WatermarkIgnored,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -66,6 +69,7 @@ impl Bug {
             Self::WipedKeepsId => "wiped-keeps-id",
             Self::CrcNotChecked => "crc-not-checked",
             Self::RetentionIgnoresPins => "retention-ignores-pins",
+            Self::WatermarkIgnored => "watermark-ignored",
         }
     }
 
@@ -79,7 +83,11 @@ impl Bug {
             | Self::AckBeforeCommit
             | Self::CrcNotChecked
             | Self::RetentionIgnoresPins => 300,
-            Self::NoDirSync | Self::RemovedStillCounts | Self::DoneBeforeSend | Self::WipedKeepsId => 1_000,
+            Self::NoDirSync
+            | Self::RemovedStillCounts
+            | Self::DoneBeforeSend
+            | Self::WipedKeepsId
+            | Self::WatermarkIgnored => 1_000,
             Self::VoteNotPersisted | Self::SnapshotDropsDedup => 5_000,
         }
     }

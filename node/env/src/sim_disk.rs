@@ -191,9 +191,17 @@ impl SimDisk {
 
     /// Another disk with the same files, all of it on the platter.
     pub fn fork(&self) -> Self {
-        let s = self.0.lock();
-        let names = s.names.iter().map(|(path, node)| {
-            let bytes = node.lock().bytes.clone();
+        Self::with_files(&self.0.lock().names, |file| file.bytes.clone())
+    }
+
+    /// Another disk with what any crash leaves of this one for sure.
+    pub fn fork_synced(&self) -> Self {
+        Self::with_files(&self.0.lock().synced_names, |file| file.synced.clone())
+    }
+
+    fn with_files(names: &BTreeMap<String, Node>, bytes_of: fn(&FileState) -> Vec<u8>) -> Self {
+        let names = names.iter().map(|(path, node)| {
+            let bytes = bytes_of(&node.lock());
             let file = FileState {
                 synced: bytes.clone(),
                 bytes,
@@ -242,6 +250,21 @@ impl SimDisk {
         f.bytes[byte] ^= 1 << bit;
         f.synced = f.bytes.clone();
         Ok(())
+    }
+
+    /// Zeroes a range of a file, on the platter.
+    pub fn zero(&self, path: &str, range: std::ops::Range<usize>) -> DiskResult<()> {
+        let node = self.node("zero a range of", path)?;
+        let mut f = node.lock();
+        f.bytes[range].fill(0);
+        f.synced = f.bytes.clone();
+        Ok(())
+    }
+
+    /// A file is gone, as when a check of the file system throws it away.
+    pub fn lose(&self, path: &str) -> DiskResult<()> {
+        self.remove(path)?;
+        self.sync_dir(parent(path))
     }
 
     /// Cuts a file, on the platter.

@@ -12,7 +12,8 @@
 //! - A proposal is answered `Applied` only when the entry with its own id was applied, `Lost` only when another
 //!   entry stands at its index for good.
 //! - A node that lost entries it had confirmed stops this group (`quarantined`) before raft-rs would panic. Told that it
-//!   counts no more (`Rebuild`), it forgets its log, keeps its vote, and takes nothing but a snapshot. One whose machine
+//!   counts no more (`Rebuild`), it forgets its log, keeps its vote, and takes nothing but a snapshot, also when it starts anew
+//!   in between. One whose machine
 //!   has damaged files does the same (`GiveUp`), never while it counts by its own log.
 //! - The membership is the one as of the applied index, also after a crash: what is written is a membership at or before
 //!   the machine's durable index, and the entries behind it are in the log.
@@ -22,7 +23,9 @@ use crate::log::{HardState, LogError, LogWrite, Recovered, SnapshotPoint};
 use crate::log_view::{Point, SharedView, ViewError};
 use crate::members::{self, Confs, MemberStep, PeerProgress};
 use bytes::Bytes;
+use hindcast_env::buggify::{Point as Rare, buggify};
 use hindcast_env::planted::{Bug, planted};
+use hindcast_env::reached::{Mark, reached};
 use hindcast_env::{Rng, SeededRng};
 use hindcast_model::{GroupId, NodeId};
 use protobuf::Message as _;
@@ -520,6 +523,7 @@ impl Driver {
             && view.last_index() != at.index
         {
             // The machine's files made it, the new start of the log did not.
+            reached(Mark::InstallMadeUpFor);
             view.reset(*at);
             if hard.term < at.term {
                 (hard.term, hard.vote) = (at.term, 0);
@@ -534,7 +538,10 @@ impl Driver {
         }
         let (first, last) = (view.first_index(), view.last_index());
         drop(view);
-        if self.applied > last || hard.commit > last {
+        // It began again and got no snapshot yet: a group is not founded with this copy as a learner.
+        let began_again = conf_index == 0 && conf.learners.contains(&self.config.node.0);
+        self.rebuilding = began_again && last == 0 && self.applied == 0;
+        if (self.applied > last || hard.commit > last) && !planted(Bug::WatermarkIgnored) {
             let known = self.applied.max(hard.commit);
             self.quarantine(format!(
                 "the log ends at {last}, but entries up to {known} were committed on this node"
@@ -563,7 +570,11 @@ impl Driver {
             max_election_tick: DRAWN_BY_RAFT_MAX,
             applied: self.applied,
             max_size_per_msg: c.message_bytes_max,
-            max_inflight_msgs: c.inflight_messages_max,
+            max_inflight_msgs: if buggify(Rare::OneAppend) {
+                1
+            } else {
+                c.inflight_messages_max
+            },
             max_uncommitted_size: c.uncommitted_bytes_max,
             max_committed_size_per_ready: c.committed_bytes_per_ready_max,
             check_quorum: true,
@@ -574,6 +585,7 @@ impl Driver {
     }
 
     fn quarantine(&mut self, why: String) {
+        reached(Mark::Quarantined);
         let group = self.config.group;
         self.quarantined = Some(format!(
             "{why}; this copy takes no more part in group {group} until it is rebuilt from a peer"
@@ -732,6 +744,9 @@ impl Driver {
             // Pre-vote: whoever knows a leader says no, and nothing has happened.
             self.raft(|node| node.raft.promotable() && node.campaign().is_ok());
         }
+        if may_campaign && buggify(Rare::EarlyElection) && self.leader() != Some(self.config.node) {
+            self.raft(|node| node.raft.promotable() && node.campaign().is_ok());
+        }
         self.end_joint();
         let oldest = self.ticks.saturating_sub(READ_AGE_TICKS_MAX);
         self.reads.retain(|r| r.since_tick >= oldest);
@@ -755,6 +770,7 @@ impl Driver {
         if message.get_msg_type() == MessageType::MsgHeartbeat
             && message.term >= node.raft.term
             && message.commit > last
+            && !planted(Bug::WatermarkIgnored)
         {
             // The leader commits no further than this node has confirmed.
             let (from, confirmed) = (message.from, message.commit);
@@ -799,6 +815,7 @@ impl Driver {
             ..Message::default()
         };
         answer.set_msg_type(MessageType::MsgAppendResponse);
+        reached(Mark::SnapshotAskedFor);
         // It promises nothing, so it waits for no disk.
         self.out.push(Output::Send(answer));
     }
@@ -836,7 +853,7 @@ impl Driver {
 
     /// The log goes first: a crash between the two leaves a state without its log, which is noticed at the next start.
     fn forget(&mut self) {
-        self.rebuild();
+        self.begin_again(false);
         if self.rebuilding {
             self.forgetting = true;
             self.out.push(Output::Forget);
@@ -864,11 +881,16 @@ impl Driver {
     /// Begins again: without a log, as no voter, with the vote that was given. The machine keeps what it has until the
     /// snapshot comes.
     fn rebuild(&mut self) {
+        self.begin_again(true);
+    }
+
+    /// `learns`: by its own word it is a learner; else it is none of the members, as one that never was.
+    fn begin_again(&mut self, learns: bool) {
         let me = self.config.node;
         let mut conf = ConfState::default();
         let founders = self.config.voters.iter().filter(|v| **v != me);
         conf.set_voters(founders.map(|v| v.0).collect());
-        if self.config.voters.contains(&me) {
+        if learns && self.config.voters.contains(&me) {
             // What the group was founded with, save that this copy must not count by itself.
             conf.set_learners(vec![me.0]);
         }
@@ -889,7 +911,10 @@ impl Driver {
         let point = SnapshotPoint { at, conf: bytes };
         self.write(vec![LogWrite::Reset(point), LogWrite::HardState(self.hard)], true);
         match self.begin(Confs::new(0, conf)) {
-            Ok(()) => (self.quarantined, self.rebuilding) = (None, true),
+            Ok(()) => {
+                reached(Mark::BeganAgain);
+                (self.quarantined, self.rebuilding) = (None, true);
+            }
             Err(e) => self.quarantine(format!("it cannot begin again ({e})")),
         }
         self.draw();
@@ -938,6 +963,7 @@ impl Driver {
         }
         let since = *self.joint_since.get_or_insert(ticks);
         if ticks - since >= JOINT_TICKS_MAX && !node.raft.has_pending_conf() {
+            reached(Mark::JointEndedByWatchdog);
             self.joint_since = Some(ticks);
             propose_change(node, &[], vec![]);
         }
@@ -963,6 +989,7 @@ impl Driver {
                 }
             }
             if !node.raft.promotable() && node.raft.state != StateRole::Follower {
+                reached(Mark::RemovedSteppedDown);
                 // raft-rs would lead on, or win an election that it asked for before, without counting itself.
                 let term = node.raft.term;
                 node.raft.become_follower(term, 0);
@@ -1013,12 +1040,15 @@ impl Driver {
         assert_eq!(installing.index, index, "one snapshot is installed at a time");
         self.resetting = Some((installing.number, index));
         self.machine_index = index;
-        self.rebuilding = false;
+        if std::mem::take(&mut self.rebuilding) {
+            reached(Mark::Rebuilt);
+        }
         self.durable = self.durable.max(index);
         self.out.push(Output::Discard { dir: installing.dir });
         self.out.extend(installing.held.into_iter().map(Output::Write));
         let covered = self.proposed.split_off(&(index + 1));
         for id in std::mem::replace(&mut self.proposed, covered).into_values() {
+            reached(Mark::ProposalUnknown);
             self.answer(id, Outcome::Unknown);
         }
     }
@@ -1050,6 +1080,7 @@ impl Driver {
     fn lose_below(&mut self, index: u64, leader: Option<NodeId>) {
         let rest = self.proposed.split_off(&index);
         for id in std::mem::replace(&mut self.proposed, rest).into_values() {
+            reached(Mark::ProposalLost);
             self.answer(id, Outcome::Lost(leader));
         }
     }
@@ -1151,6 +1182,7 @@ impl Driver {
             && let Some((_, dir)) = self.incoming.take()
         {
             // Raft had no use for it.
+            reached(Mark::SnapshotNeedless);
             self.out.push(Output::Discard { dir });
         }
         self.want_exports();
@@ -1290,7 +1322,8 @@ impl Driver {
             let mut batch = Vec::new();
             while let Some((_, data)) = queued.peek() {
                 bytes += data.len() as u64;
-                if bytes > self.config.message_bytes_max && !batch.is_empty() {
+                let is_full = bytes > self.config.message_bytes_max || buggify(Rare::LoneProposals);
+                if is_full && !batch.is_empty() {
                     break;
                 }
                 batch.extend(queued.next());
@@ -1384,7 +1417,11 @@ impl Driver {
             return;
         }
         self.drop_exports();
-        let tail_bytes = self.config.tail_bytes;
+        let tail_bytes = if buggify(Rare::NoTail) {
+            0
+        } else {
+            self.config.tail_bytes
+        };
         let durable = if planted(Bug::TruncateBeyondDurable) {
             u64::MAX
         } else {

@@ -6,6 +6,7 @@ pub mod fuzz;
 pub mod io;
 pub mod local_meta;
 pub mod log;
+pub mod log_start;
 pub mod log_view;
 pub mod machine;
 pub mod mem_store;

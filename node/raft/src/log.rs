@@ -12,7 +12,9 @@
 use crate::log_view::{Loc, LogView, Point, SegmentReaders, SharedView};
 use crate::record::{self, ALIGN_BYTES, Body, END_BYTES, HEADER_BYTES, Kind, RECORD_BYTES_MIN, Scan};
 use bytes::Bytes;
+use hindcast_env::buggify::{Point as Rare, buggify};
 use hindcast_env::disk::{Disk, DiskError, DiskFile, make_dir};
+use hindcast_env::reached::{Mark, reached};
 use hindcast_model::GroupId;
 use parking_lot::Mutex;
 use raft::eraftpb::Entry;
@@ -201,6 +203,7 @@ impl LogStore {
             } else if last {
                 let mut file = disk.open_write(&path)?;
                 if end.remains {
+                    reached(Mark::TornRound);
                     seal(file.as_mut(), id, end.offset)?;
                     continue;
                 }
@@ -395,6 +398,7 @@ impl LogStore {
             let pinned = g.slots.iter().enumerate().filter(|(_, s)| s.loc.segment == segment);
             let pinned: Vec<_> = pinned.map(|(n, s)| (first + n as u64, *s)).collect();
             for (index, slot) in pinned {
+                reached(Mark::LogCopiedForward);
                 let entry = self.readers.read(group, index, slot.term, slot.loc)?;
                 let mut payload = vec![];
                 record::entry_payload(&entry, &mut payload);
@@ -431,9 +435,8 @@ impl LogStore {
 
     fn push(&mut self, kind: Kind, group: GroupId, index: u64, term: u64, payload: &[u8]) -> Result<Loc, LogError> {
         let len = (RECORD_BYTES_MIN + payload.len()).next_multiple_of(ALIGN_BYTES) as u64;
-        if self.head.offset + len + END_BYTES as u64 > self.config.segment_bytes_max
-            && self.head.offset > HEADER_BYTES as u64
-        {
+        let is_full = self.head.offset + len + END_BYTES as u64 > self.config.segment_bytes_max;
+        if (is_full || buggify(Rare::ShortSegment)) && self.head.offset > HEADER_BYTES as u64 {
             self.roll()?;
         }
         Ok(self.push_here(kind, group, index, term, payload))

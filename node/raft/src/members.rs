@@ -9,6 +9,7 @@
 //!   log's own entries. So no crash can leave the two apart.
 //! - A change that would take the leader out, leave no voters, or count a node that is far behind is not proposed.
 
+use hindcast_env::buggify::{Point as Rare, buggify};
 use hindcast_model::NodeId;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState};
@@ -170,7 +171,10 @@ pub fn encode(conf: &ConfState, steps: &[MemberStep]) -> Vec<u8> {
     change.set_changes(steps.iter().map(single).collect::<Vec<_>>().into());
     let touches_voters = |s: &MemberStep| matches!(s, MemberStep::Voter(_)) || is_voter(conf, s.node());
     if steps.iter().any(touches_voters) {
-        change.set_transition(ConfChangeTransition::Implicit);
+        change.set_transition(match buggify(Rare::JointStays) {
+            true => ConfChangeTransition::Explicit,
+            false => ConfChangeTransition::Implicit,
+        });
     }
     change.write_to_bytes().expect("a change encodes")
 }

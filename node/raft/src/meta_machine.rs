@@ -17,7 +17,9 @@ use crate::meta::{
 };
 use crate::meta_snapshot::{self, Exporter, SUM_TREE, SnapshotFile, SnapshotFileError, export_all};
 use bytes::Bytes;
+use hindcast_env::buggify::{Point as Rare, buggify};
 use hindcast_env::disk::{Disk, make_dir, replace_file};
+use hindcast_env::reached::{Mark, reached};
 use hindcast_model::{Class, TimestampNs, codec};
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
@@ -503,6 +505,7 @@ fn rebuild<S: MetaStore + 'static>(
     let Some(mut snapshot) = snapshot else {
         return Ok((store, Sums::new()));
     };
+    reached(Mark::RowsRebuilt);
     let path = snapshot.path().to_owned();
     let mut counted = Sums::new();
     let mut changes = Changes::new();
@@ -573,7 +576,8 @@ impl<S: MetaStore + 'static> Machine for MetaMachine<S> {
     fn maintain(&mut self, _begin: &mut dyn FnMut(Work)) -> Result<(), MachineError> {
         let behind = self.applied - self.durable;
         let is_damaged = self.exporter.is_none() && self.file_wanted.swap(false, Ordering::Relaxed);
-        let due = is_damaged || behind >= self.config.snapshot_every_commands || (self.snapshot_wanted && behind > 0);
+        let is_wanted = self.snapshot_wanted || buggify(Rare::EarlySnapshot);
+        let due = is_damaged || behind >= self.config.snapshot_every_commands || (is_wanted && behind > 0);
         if self.exporter.is_none() && due {
             self.snapshot_wanted = false;
             let path = snapshot_path(&self.config);

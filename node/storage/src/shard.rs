@@ -29,6 +29,7 @@ use crate::work::{
 };
 use crate::{logs, metric};
 use hindcast_env::disk::make_dir;
+use hindcast_env::reached::{Mark, reached};
 use hindcast_env::{ColdTier, Disk};
 use hindcast_model::{Domain, GroupId, Labels, Owner, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
 use parking_lot::RwLock;
@@ -1534,6 +1535,9 @@ fn newest_manifest(disk: &dyn Disk, dir: &str) -> Result<Option<Found>, StorageE
         match Manifest::load(disk, dir, sequence) {
             Ok((manifest, hash)) => {
                 check_chain(disk, dir, &manifest)?;
+                if damage.is_some() {
+                    reached(Mark::ManifestBefore);
+                }
                 return Ok(Some((manifest, hash, damage)));
             }
             Err(StorageError::Damaged(d)) => damage = damage.or(Some(d)),

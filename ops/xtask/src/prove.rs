@@ -59,7 +59,7 @@ const PROOFS: &[Proof] = &[
     },
     Proof {
         name: "sim",
-        shows: "whole clusters simulated for three minutes, at least 300 seeds a minute: nothing acknowledged is lost",
+        shows: "whole clusters simulated for three minutes, at least 300 seeds a minute: nothing acknowledged is lost, and every rare place is reached",
         run: Run::Cargo(&[
             "run",
             "--release",
@@ -75,6 +75,7 @@ const PROOFS: &[Proof] = &[
             "3",
             "--rate-min",
             "300",
+            "--reach-all",
         ]),
         env: &[],
     },

@@ -16,11 +16,11 @@ use super::worker::{Owned, Worker};
 use super::workshop::Workshop;
 use crate::driver::{Driver, DriverConfig, DriverStatus, Input, ProposalId, Role, Start};
 use crate::log::{LogConfig, LogError, LogStore};
+use crate::log_start::OpenedLog;
 use crate::machine::{Machine, MachineError, SnapshotCheck};
 use crate::members::{MemberStep, PeerProgress};
 use crate::wire::{self, WireMessage};
 use bytes::Bytes;
-use hindcast_env::disk::write_new_file;
 use hindcast_env::{Clock, Disk, DiskError, Rng, SeededRng};
 use hindcast_model::limits::ENTRY_BYTES_MAX;
 use hindcast_model::{Class, Classify, GroupId, NodeId, SpanNs};
@@ -316,30 +316,8 @@ impl RaftHost {
         for name in disk.list(&snapshot_dir)? {
             disk.remove_dir_all(&format!("{snapshot_dir}/{name}"))?;
         }
-        let (log_dir, begun) = (format!("{dir}/log"), format!("{dir}/begun"));
-        if disk.exists(&format!("{dir}/{LOG_GOES_ASIDE}")) {
-            set_log_aside(disk.as_ref(), dir)?;
-        }
-        let has_begun = disk.exists(&begun);
-        let lost = format!("{dir}/lost");
-        if has_begun && disk.list(&log_dir)?.is_empty() && !disk.exists(&lost) {
-            // Before a new log is there: until a copy is rebuilt, it must not look like one that never began.
-            write_new_file(disk.as_ref(), &lost, b"the Raft log was taken away\n")?;
-        }
-        let mut opened = LogStore::open(disk.clone(), &log_dir, config.log.clone());
-        if let Err(e @ (LogError::Damaged { .. } | LogError::Gap { .. })) = &opened
-            && groups.iter().all(|g| g.voters.iter().any(|v| *v != config.node))
-        {
-            tracing::error!(error = %e, "the log is moved aside; its groups begin again from snapshots of the others");
-            set_log_aside(disk.as_ref(), dir)?;
-            opened = LogStore::open(disk.clone(), &log_dir, config.log.clone());
-        }
-        let mut store = opened?;
-        let is_lost = disk.exists(&lost);
-        if !has_begun {
-            // From here on there is always a segment: a log without any is one that was taken away, with its votes.
-            write_new_file(disk.as_ref(), &begun, b"the Raft log was begun\n")?;
-        }
+        let has_others = groups.iter().all(|g| g.voters.iter().any(|v| *v != config.node));
+        let mut log = OpenedLog::open(&disk, dir, &config.log, has_others)?;
         let boot = rng.next_u64();
         let (events, event_queue) = channel();
         let (fatal_told, fatal) = watch::channel(None);
@@ -354,12 +332,9 @@ impl RaftHost {
         let own_disk = disk.clone();
         let mut owned: Vec<BTreeMap<GroupId, Owned>> = (0..workers).map(|_| BTreeMap::new()).collect();
         for GroupSpec { group, voters, machine } in groups {
-            let has_hard = store.recovered(group).has_hard;
-            let mut driver = start_driver(&config, group, voters, machine.as_ref(), &mut store, &mut rng)?;
-            // One that was rebuilt has a hard state again.
-            if is_lost && !has_hard {
-                let why =
-                    format!("the Raft log that {log_dir} held is gone, and with it what this node voted and confirmed");
+            let lost = log.loss_of(group);
+            let mut driver = start_driver(&config, group, voters, machine.as_ref(), &mut log.store, &mut rng)?;
+            if let Some(why) = lost {
                 driver.step(Input::Lost { why });
             }
             drivers.insert(group, driver);
@@ -384,10 +359,10 @@ impl RaftHost {
             owned[(group.0 % workers as u64) as usize].insert(group, slot);
         }
         let (syncs, log_queue_bytes) = (Arc::<Times>::default(), Arc::new(AtomicUsize::new(0)));
-        let (log, log_queue) = channel();
+        let (log_jobs, log_queue) = channel();
         let mut threads = Vec::new();
         let log_thread = LogThread {
-            store,
+            store: log.store,
             jobs: log_queue,
             events: events.clone(),
             transport: transport.clone(),
@@ -422,7 +397,7 @@ impl RaftHost {
             shared: shared.clone(),
             events: event_queue,
             sender: events.clone(),
-            log,
+            log: log_jobs,
             workers: worker_queues,
             transport,
             disk,
@@ -704,31 +679,6 @@ impl RaftHost {
     pub fn shutdown(&self) {
         self.0.stop();
     }
-}
-
-/// While this file is there, what is left of the log belongs aside: a part of it would look like a whole one.
-const LOG_GOES_ASIDE: &str = "log-goes-aside";
-
-/// A log that is damaged before its end is of no use here, but perhaps to a person: it goes to `log.damaged`, and what this
-/// node voted and confirmed counts as lost.
-fn set_log_aside(disk: &dyn Disk, dir: &str) -> Result<(), DiskError> {
-    let (log, aside) = (format!("{dir}/log"), format!("{dir}/log.damaged"));
-    let (goes, lost) = (format!("{dir}/{LOG_GOES_ASIDE}"), format!("{dir}/lost"));
-    if !disk.exists(&goes) {
-        disk.remove_dir_all(&aside)?;
-        write_new_file(disk, &goes, b"the Raft log is damaged\n")?;
-    }
-    if !disk.exists(&lost) {
-        write_new_file(disk, &lost, b"the Raft log was damaged\n")?;
-    }
-    disk.create_dir_all(&aside)?;
-    for name in disk.list(&log)? {
-        disk.rename(&format!("{log}/{name}"), &format!("{aside}/{name}"))?;
-    }
-    disk.sync_dir(&aside)?;
-    disk.sync_dir(&log)?;
-    disk.remove(&goes)?;
-    disk.sync_dir(dir)
 }
 
 struct Counted<'a>(&'a AtomicUsize);

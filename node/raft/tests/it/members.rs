@@ -847,6 +847,37 @@ fn a_copy_that_lost_its_log_is_taken_out_and_comes_back_as_a_learner() {
     assert_eq!(net.nodes[&3].state.lines, net.nodes[&1].state.lines);
 }
 
+/// Found by seed 34: it took entries as a founder would, and counted members in another way than all others did then.
+#[test]
+fn a_copy_that_began_again_waits_for_its_snapshot_also_when_it_starts_anew_before_it_came() {
+    let mut net = Net::new(3, true);
+    net.run(3);
+    for _ in 0..20 {
+        net.propose(1);
+        net.run(1);
+    }
+    net.crash(3);
+    net.down.insert(3, (SimDisk::new(), State::default()));
+    net.start(3);
+    net.run(5);
+    net.change(1, vec![MemberStep::Remove(NodeId(3))]);
+    net.run(5);
+    net.step(3, Input::Rebuild);
+    net.run(2);
+    net.crash(3);
+    net.start(3);
+    assert!(net.status(3).is_rebuilding, "{:?}", net.status(3));
+    net.change(1, vec![MemberStep::Learner(NodeId(3))]);
+    net.run(10);
+    let status = net.status(3);
+    assert_eq!((status.is_rebuilding, status.quarantined), (false, None));
+    assert!(
+        status.first_index > 1,
+        "it got a snapshot, not the entries from the first one on"
+    );
+    assert_eq!(net.nodes[&3].state.lines, net.nodes[&1].state.lines);
+}
+
 #[test]
 fn a_copy_with_damaged_files_is_given_up_only_when_it_knows_itself_that_it_does_not_count() {
     let mut net = Net::new(3, true);

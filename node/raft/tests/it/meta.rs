@@ -6,7 +6,8 @@
 )]
 
 use bytes::Bytes;
-use hindcast_env::{Disk, SimDisk};
+use hindcast_env::disk::write_new_file;
+use hindcast_env::{Disk, SeededRng, SimDisk};
 use hindcast_model::{Class, Labels, TenantId, TimestampNs, codec};
 use hindcast_raft::meta::{META_PART, history_key};
 use hindcast_raft::{
@@ -424,6 +425,45 @@ fn a_damaged_snapshot_file_is_never_loaded() {
         n.disk.flip_bit("meta/meta.snapshot", byte, (byte % 8) as u8).unwrap();
     }
     n.reopen().unwrap();
+}
+
+/// Seed 28903051490229 of the simulator, as it drew then: the file was read again after its check, and what came was sealed anew.
+#[test]
+fn a_snapshot_that_the_disk_reads_wrongly_is_refused_or_is_what_was_sent_never_a_third_thing() {
+    let mut n = Node::new(MemStores::default);
+    for i in 0..20 {
+        n.say("desk", &format!("row {i}")).unwrap();
+    }
+    let want = n.rows("desk");
+    n.machine().export("out").unwrap();
+    let sent = n.disk.read("out/meta.snapshot").unwrap();
+    let (mut taken, mut refused) = (0, 0);
+    for seed in 0..60 {
+        let mut other = Node::new(MemStores::default);
+        write_new_file(&other.disk, "in/meta.snapshot", &sent).unwrap();
+        let rng = SeededRng::new(seed);
+        other.disk.read_badly(rng, 3, |path| path.ends_with("meta.snapshot"));
+        let done = other.machine().install("in", 20);
+        other.disk.read_well();
+        match done {
+            Ok(()) => {
+                taken += 1;
+                assert_eq!(other.rows("desk"), want);
+            }
+            Err(e) => {
+                refused += 1;
+                assert!(e.to_string().contains("meta.snapshot"), "{e}");
+            }
+        }
+        // The bytes on the platter are right, or not there yet.
+        other.reopen().unwrap();
+        let rows = other.rows("desk");
+        assert!(
+            rows == want || (rows.is_empty() && other.machine().applied() == 0),
+            "{rows:?}"
+        );
+    }
+    assert!(taken > 0 && refused > 0, "{taken} {refused}");
 }
 
 #[test]

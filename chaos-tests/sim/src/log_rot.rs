@@ -1,0 +1,189 @@
+//! Damage to the Raft log of a node that is down, and whether the promises can be kept after it.
+//!
+//! Damage before the end of a log names itself: the node sets the log aside, and counts for nothing until it is rebuilt. A
+//! majority of other copies is enough then. What is lost at the very end looks like a torn write: nobody can tell that it was
+//! confirmed. Such damage is made only where all that it takes is on a majority of the others, and no vote is in it. The node
+//! finds out by what it applied, by its commit index, or by the word that its leader has of it; or it is given the entries again.
+
+use crate::node::log_config;
+use crate::plan::Plan;
+use hindcast_env::{Rng, SimDisk};
+use hindcast_model::GroupId;
+use hindcast_raft::log::{HardState, LogError, LogStore};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub const LOG_DIR: &str = "raft/log";
+/// The last record of a log begins about so far before its end.
+const TAIL_BYTES: u64 = 120;
+const ZEROED_BYTES_MAX: u64 = 600;
+
+#[derive(Clone, Debug)]
+pub enum Rot {
+    Flip { path: String, byte: usize, bit: u8 },
+    Zeros { path: String, from: usize, to: usize },
+    Gone { path: String },
+}
+
+impl Rot {
+    /// Somewhere in the log, often at its end. `None`: there is no log.
+    pub fn draw(disk: &SimDisk, rng: &mut dyn Rng) -> Option<Self> {
+        let mut segments = disk.files();
+        segments.retain(|(path, _)| path.starts_with(LOG_DIR) && path.ends_with(".log"));
+        let last = segments.len().checked_sub(1)?;
+        let is_at_end = rng.below(2) == 0;
+        let at = if is_at_end {
+            last
+        } else {
+            rng.below(segments.len() as u64) as usize
+        };
+        let (path, _) = segments.swap_remove(at);
+        if rng.below(6) == 0 {
+            return Some(Self::Gone { path });
+        }
+        let bytes = hindcast_env::Disk::read(disk, &path).ok()?;
+        // Segments are written with zeros first.
+        let used = bytes.iter().rposition(|b| *b != 0)? + 1;
+        let byte = match is_at_end {
+            true => used - 1 - rng.below(TAIL_BYTES.min(used as u64)) as usize,
+            false => rng.below(used as u64) as usize,
+        };
+        Some(match rng.below(2) {
+            0 => Self::Flip {
+                path,
+                byte,
+                bit: rng.below(8) as u8,
+            },
+            _ => {
+                let to = used.min(byte + 1 + rng.below(ZEROED_BYTES_MAX) as usize);
+                Self::Zeros { path, from: byte, to }
+            }
+        })
+    }
+
+    pub fn befall(&self, disk: &SimDisk) {
+        let done = match self {
+            Self::Flip { path, byte, bit } => disk.flip_bit(path, *byte, *bit),
+            Self::Zeros { path, from, to } => disk.zero(path, *from..*to),
+            Self::Gone { path } => disk.lose(path),
+        };
+        done.expect("the file is there");
+    }
+}
+
+/// What a log says of a group.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Said {
+    hard: HardState,
+    first: u64,
+    /// Of the entries from `first` on.
+    terms: Vec<u64>,
+}
+
+impl Said {
+    pub fn last(&self) -> u64 {
+        self.first + self.terms.len() as u64 - 1
+    }
+
+    fn term(&self, index: u64) -> Option<u64> {
+        let at = index.checked_sub(self.first)?;
+        self.terms.get(at as usize).copied()
+    }
+
+    fn has(&self, index: u64, term: u64) -> bool {
+        // What was cut off was applied and is in the machine's files.
+        index < self.first || self.term(index) == Some(term)
+    }
+}
+
+pub type Log = BTreeMap<GroupId, Said>;
+
+/// What a node that starts from this disk finds in its log; the disk is written to.
+pub fn read(disk: SimDisk, plan: &Plan) -> Result<Log, LogError> {
+    let mut store = LogStore::open(Arc::new(disk), LOG_DIR, log_config(plan))?;
+    let mut log = Log::new();
+    for group in store.groups() {
+        let hard = store.recovered(group).hard;
+        let view = store.view(group);
+        let view = view.lock();
+        let first = view.first_index();
+        let terms = (first..=view.last_index()).map(|i| view.term(i).unwrap_or(0)).collect();
+        log.insert(group, Said { hard, first, terms });
+    }
+    Ok(log)
+}
+
+/// What damage has taken from a log, given how it reads before and after.
+#[derive(Debug)]
+pub enum Taken {
+    Nothing,
+    /// The node says so itself.
+    All,
+    /// Entries at the ends of groups.
+    Entries(Vec<(GroupId, u64, u64)>),
+    /// A term or a vote: it might be given again, to another one.
+    Vote,
+}
+
+pub fn taken(before: &Log, after: &Result<Log, LogError>) -> Taken {
+    // A node without any log knows that it had one.
+    let Some(after) = after.as_ref().ok().filter(|log| !log.is_empty()) else {
+        return Taken::All;
+    };
+    let mut entries = vec![];
+    for (group, was) in before {
+        let is = after.get(group).cloned().unwrap_or_default();
+        if (is.hard.term, is.hard.vote) != (was.hard.term, was.hard.vote) {
+            return Taken::Vote;
+        }
+        let lost = (was.first..).zip(&was.terms).filter(|(i, t)| !is.has(*i, **t));
+        entries.extend(lost.map(|(index, term)| (*group, index, *term)));
+    }
+    match entries.is_empty() {
+        true => Taken::Nothing,
+        false => Taken::Entries(entries),
+    }
+}
+
+/// Whether a log holds an entry.
+pub fn holds(log: &Log, group: GroupId, index: u64, term: u64) -> bool {
+    log.get(&group).is_some_and(|said| said.has(index, term))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grow;
+    use hindcast_env::SeededRng;
+
+    #[test]
+    fn damage_takes_the_whole_log_or_its_end_or_nothing() {
+        let plan = Plan::quiet(7);
+        let grown = grow(plan.clone());
+        // Behind the last sync nothing says that there was one.
+        let whole = grown.disk.fork_synced();
+        let before = read(whole.fork(), &plan).unwrap();
+        assert!(before.values().any(|said| said.last() > 20), "{before:?}");
+        let rng = &mut SeededRng::new(1);
+        let mut seen = [0; 4];
+        for _ in 0..300 {
+            let rot = Rot::draw(&whole, rng).unwrap();
+            let disk = whole.fork();
+            rot.befall(&disk);
+            match taken(&before, &read(disk, &plan)) {
+                Taken::Nothing => seen[0] += 1,
+                Taken::All => seen[1] += 1,
+                Taken::Vote => seen[2] += 1,
+                Taken::Entries(entries) => {
+                    seen[3] += 1;
+                    for (group, said) in &before {
+                        let lost: Vec<u64> = entries.iter().filter(|e| e.0 == *group).map(|e| e.1).collect();
+                        let end: Vec<u64> = (said.last() + 1 - lost.len() as u64..=said.last()).collect();
+                        assert_eq!(lost, end, "{rot:?}: group {group} lost something else than its end");
+                    }
+                }
+            }
+        }
+        assert!(seen[1] > 50 && seen[3] > 20, "{seen:?}");
+    }
+}
