@@ -349,6 +349,13 @@ struct Read {
     index: Option<u64>,
 }
 
+/// One after the other, so that a crash in between leaves a state without its log, which is noticed at the next start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Forgetting {
+    Log,
+    Machine,
+}
+
 struct Installing {
     index: u64,
     dir: String,
@@ -386,8 +393,10 @@ pub struct Driver {
     joint_since: Option<u64>,
     /// Nothing but a snapshot is taken: the machine may hold anything until then.
     rebuilding: bool,
-    /// The machine was told to forget what it has, and has not yet.
-    forgetting: bool,
+    /// There is nothing here that a snapshot would have to make good.
+    is_empty: bool,
+    /// This copy forgets what it has.
+    forgetting: Option<Forgetting>,
     /// Numbers of tasks of earlier lives of this copy lie at or below it.
     numbers_from: u64,
     number: u64,
@@ -438,7 +447,8 @@ impl Driver {
             machine_index: start.applied,
             joint_since: None,
             rebuilding: false,
-            forgetting: false,
+            is_empty: false,
+            forgetting: None,
             numbers_from: 0,
             number: 0,
             handed: 0,
@@ -609,7 +619,7 @@ impl Driver {
             durable: self.durable,
             voters: self.config.voters.clone(),
             quarantined: self.quarantined.clone(),
-            is_rebuilding: self.rebuilding,
+            is_rebuilding: self.rebuilding && !self.is_empty,
             ..DriverStatus::default()
         };
         if let Some(node) = &self.node {
@@ -652,7 +662,7 @@ impl Driver {
             commit: raft.map_or(0, |r| r.raft_log.committed),
             applied: self.applied,
             durable: self.durable,
-            is_out: self.quarantined.is_some() || self.rebuilding,
+            is_out: self.quarantined.is_some() || self.rebuilding && !self.is_empty,
         }
     }
 
@@ -767,6 +777,14 @@ impl Driver {
             self.heard.insert(message.from, self.ticks);
         }
         let last = node.raft.raft_log.last_index();
+        let asks_for_vote = matches!(
+            message.get_msg_type(),
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
+        );
+        if asks_for_vote && last == 0 && !members::is_voter(node.store().confs.now(), self.config.node) {
+            // To one that forgot, every log is as good as its own: it would help somebody to lead who missed what it had confirmed.
+            return;
+        }
         if message.get_msg_type() == MessageType::MsgHeartbeat
             && message.term >= node.raft.term
             && message.commit > last
@@ -844,26 +862,26 @@ impl Driver {
         let is_alone = self.config.voters.iter().all(|v| *v == me);
         // Who is spoken to is a member again, whatever those believed who ask: what it confirms must stay.
         let is_spoken_to = self.heard.keys().any(|n| self.is_heard(NodeId(*n)));
-        if counts || self.may_count_soon() || is_installing || is_alone || is_spoken_to || self.forgetting {
+        if counts || self.may_count_soon() || is_installing || is_alone || is_spoken_to || self.forgetting.is_some() {
             return;
         }
         self.quarantine(why);
         self.forget();
     }
 
-    /// The log goes first: a crash between the two leaves a state without its log, which is noticed at the next start.
     fn forget(&mut self) {
-        self.begin_again(false);
-        if self.rebuilding {
-            self.forgetting = true;
-            self.out.push(Output::Forget);
+        if self.forgetting.is_none() {
+            self.begin_again(true);
         }
     }
 
-    /// From here on this copy is as that of a node that was never a member.
+    /// From here on there is nothing here, and nothing is waited for. Should it be a member again, it begins with a snapshot: what the
+    /// group was founded with, it must not believe, and without that it would count members otherwise than the rest.
     fn forgotten(&mut self) {
-        if std::mem::take(&mut self.forgetting) && self.installing.is_none() {
-            self.rebuilding = false;
+        if self.forgetting.take().is_some() && self.installing.is_none() {
+            self.is_empty = true;
+            // What was said of its old state came late.
+            (self.applied, self.durable, self.machine_index) = (0, 0, 0);
         }
     }
 
@@ -881,16 +899,16 @@ impl Driver {
     /// Begins again: without a log, as no voter, with the vote that was given. The machine keeps what it has until the
     /// snapshot comes.
     fn rebuild(&mut self) {
-        self.begin_again(true);
+        self.begin_again(false);
     }
 
-    /// `learns`: by its own word it is a learner; else it is none of the members, as one that never was.
-    fn begin_again(&mut self, learns: bool) {
+    /// `forgets`: the machine gives up what it has, once the log is gone.
+    fn begin_again(&mut self, forgets: bool) {
         let me = self.config.node;
         let mut conf = ConfState::default();
         let founders = self.config.voters.iter().filter(|v| **v != me);
         conf.set_voters(founders.map(|v| v.0).collect());
-        if learns && self.config.voters.contains(&me) {
+        if self.config.voters.contains(&me) {
             // What the group was founded with, save that this copy must not count by itself.
             conf.set_learners(vec![me.0]);
         }
@@ -909,11 +927,17 @@ impl Driver {
         self.out.extend(left.map(|dir| Output::Discard { dir }));
         let bytes = conf.write_to_bytes().expect("voters encode").into();
         let point = SnapshotPoint { at, conf: bytes };
-        self.write(vec![LogWrite::Reset(point), LogWrite::HardState(self.hard)], true);
+        self.put(WriteTask {
+            writes: vec![LogWrite::Reset(point), LogWrite::HardState(self.hard)],
+            sync: true,
+            announces: forgets,
+            ..WriteTask::default()
+        });
+        self.forgetting = forgets.then_some(Forgetting::Log);
         match self.begin(Confs::new(0, conf)) {
             Ok(()) => {
                 reached(Mark::BeganAgain);
-                (self.quarantined, self.rebuilding) = (None, true);
+                (self.quarantined, self.rebuilding, self.is_empty) = (None, true, false);
             }
             Err(e) => self.quarantine(format!("it cannot begin again ({e})")),
         }
@@ -1024,6 +1048,10 @@ impl Driver {
     }
 
     fn announced(&mut self) {
+        if self.forgetting == Some(Forgetting::Log) {
+            self.forgetting = Some(Forgetting::Machine);
+            return self.out.push(Output::Forget);
+        }
         if let Some(installing) = &mut self.installing
             && !installing.announced
         {
@@ -1040,6 +1068,7 @@ impl Driver {
         assert_eq!(installing.index, index, "one snapshot is installed at a time");
         self.resetting = Some((installing.number, index));
         self.machine_index = index;
+        self.is_empty = false;
         if std::mem::take(&mut self.rebuilding) {
             reached(Mark::Rebuilt);
         }

@@ -354,6 +354,7 @@ impl RaftHost {
                 durable,
                 maintain_after: SpanNs::ZERO,
                 install: None,
+                forgets: false,
                 digested: None,
             };
             owned[(group.0 % workers as u64) as usize].insert(group, slot);

@@ -31,6 +31,8 @@ pub struct Owned {
     pub maintain_after: SpanNs,
     /// A snapshot (index, folder) that waits for room: nothing is applied before it.
     pub install: Option<(u64, String)>,
+    /// It was told to forget what it has, and waits for room.
+    pub forgets: bool,
     /// Index and time of the last digest.
     pub digested: Option<(u64, SpanNs)>,
 }
@@ -112,11 +114,9 @@ impl Worker {
                 Ok(())
             }
             Some(Job::Forget(group)) => {
-                let owned = self.owned(group);
-                owned.machine.forget().map_err(|e| (group, e))?;
-                (owned.durable, owned.install) = (0, None);
-                self.tell(group, Input::Forgotten);
-                Ok(())
+                self.owned(group).forgets = true;
+                let now = self.clock.monotonic();
+                self.forget(group, now).map_err(|e| (group, e))
             }
             Some(Job::Stop) | None => Ok(()),
         }
@@ -186,13 +186,34 @@ impl Worker {
         Ok(())
     }
 
+    /// Its manifest needs a little room, before much of it comes free.
+    fn forget(&mut self, group: GroupId, now: SpanNs) -> Result<(), MachineError> {
+        let owned = self.owned(group);
+        if !owned.forgets {
+            return Ok(());
+        }
+        match owned.machine.forget() {
+            Err(MachineError::Disk(e)) if e.is_full() => {
+                tracing::warn!(%group, error = %e, "the disk is full: a copy that is not needed stays for now; it is tried again in {}", FULL_PAUSE);
+                owned.maintain_after = SpanNs(now.0.saturating_add(FULL_PAUSE.0));
+            }
+            done => {
+                done?;
+                (owned.forgets, owned.durable, owned.install) = (false, 0, None);
+                self.tell(group, Input::Forgotten);
+            }
+        }
+        Ok(())
+    }
+
     fn maintain(&mut self, group: GroupId, now: SpanNs) -> Result<(), MachineError> {
         let workshop = self.workshop.clone();
         if now >= self.owned(group).maintain_after {
+            self.forget(group, now)?;
             self.install(group, now)?;
         }
         let owned = self.owned(group);
-        if now >= owned.maintain_after && owned.install.is_none() {
+        if now >= owned.maintain_after && owned.install.is_none() && !owned.forgets {
             match owned.machine.maintain(&mut |work: Work| workshop.take(work)) {
                 // Everything is as it was: the log keeps what is not on disk outside of it.
                 Err(MachineError::Disk(e)) if e.is_full() => {

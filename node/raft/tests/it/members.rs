@@ -17,7 +17,7 @@ use hindcast_raft::{Role, log_view::Point};
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -490,6 +490,7 @@ fn check(script: &str, expected: Expect) {
             "release" => {
                 let why = "it is not needed".to_owned();
                 net.step(number(1), Input::Release { why });
+                net.run(1);
                 writeln!(shown, "    {} lines", net.nodes[&number(1)].state.lines.len()).unwrap();
                 None
             }
@@ -1017,7 +1018,9 @@ fn by_chance(seed: u64) -> usize {
     let mut net = Net::new(seed, !seed.is_multiple_of(3));
     let mut rng = SeededRng::new(seed ^ 0xabcd);
     let loss = [0, 5, 20][rng.below(3) as usize];
-    let (mut next_id, mut _gone) = (4, ());
+    let mut next_id = 4;
+    // Who was told to forget, as others believed that it was no member.
+    let mut told = BTreeSet::new();
     net.run(3);
     for _ in 0..15_000 {
         let ids: Vec<u64> = net.nodes.keys().copied().collect();
@@ -1054,12 +1057,31 @@ fn by_chance(seed: u64) -> usize {
                 let to = NodeId(ids[rng.below(ids.len() as u64) as usize]);
                 net.step(id, Input::Transfer { to });
             }
-            975..1000 => {
+            975..980 => {
+                // One who leads may not know yet that another one does.
+                let s = net.status(id);
+                let others = ids.iter().copied().filter(|n| {
+                    let all = [&s.voters, &s.learners, &s.outgoing];
+                    !all.iter().any(|l| l.contains(&NodeId(*n)))
+                });
+                let other = others.max_by_key(|_| rng.below(100));
+                if let Some(other) = other.filter(|_| s.role == Role::Leader) {
+                    let why = "it is not needed".to_owned();
+                    net.step(other, Input::Release { why });
+                    told.insert(other);
+                }
+            }
+            980..1000 => {
                 let Some(leader) = net.leader() else { continue };
                 let s = net.status(leader);
                 let voters: Vec<NodeId> = s.voters.clone();
                 let victim = voters[rng.below(voters.len() as u64) as usize];
-                let steps = match (rng.below(4), s.learners.first()) {
+                let is_member = |n: &NodeId| voters.contains(n) || s.learners.contains(n);
+                let is_well = |n: &NodeId| net.nodes.contains_key(&n.0) && net.status(n.0).quarantined.is_none();
+                let mut back = told.iter().map(|n| NodeId(*n)).filter(|n| !is_member(n) && is_well(n));
+                let back = back.next();
+                let steps = match (rng.below(5), s.learners.first()) {
+                    (4, _) if voters.len() < 5 && back.is_some() => back.map(MemberStep::Learner).into_iter().collect(),
                     (0, _) if next_id < 8 && voters.len() < 5 => {
                         net.start(next_id);
                         next_id += 1;
@@ -1081,7 +1103,7 @@ fn by_chance(seed: u64) -> usize {
     // Faults end. Those who count find a leader and the same state; those who do not, stay quiet.
     let down: Vec<u64> = net.down.keys().copied().collect();
     down.into_iter().for_each(|id| net.start(id));
-    for id in net.nodes.keys() {
+    for id in net.nodes.keys().filter(|id| !told.contains(id)) {
         assert_eq!(
             net.status(*id).quarantined,
             None,
@@ -1097,6 +1119,11 @@ fn by_chance(seed: u64) -> usize {
     let status = net.status(leader);
     assert!(status.outgoing.is_empty(), "still joint (seed {seed})");
     for id in status.voters.iter().chain(&status.learners) {
+        // One that crashed while it forgot knows so, and does not count.
+        if status.learners.contains(id) && net.status(id.0).quarantined.is_some() {
+            assert!(told.contains(&id.0), "node {id} lost nothing (seed {seed})");
+            continue;
+        }
         assert_eq!(
             net.nodes[&id.0].state.lines, net.nodes[&leader].state.lines,
             "node {id} did not converge (seed {seed})"
