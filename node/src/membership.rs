@@ -59,9 +59,9 @@ pub struct GroupReport {
     /// This node takes no writes now, for lack of room on its disk: others had better lead.
     #[serde(default)]
     pub is_short_of_room: bool,
-    /// There is something here to forget.
+    /// There is something here to forget. `None`: the node is of a version that does not say so.
     #[serde(default)]
-    pub has_state: bool,
+    pub has_state: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -290,7 +290,8 @@ impl Round<'_> {
         for node in wanted {
             let counts = self.wishes.get(&node) == Some(&Wish::Member);
             // One that has a snapshot to come has confirmed nothing, whatever came late from its life before.
-            let whole = self.is_well(node, group) && !self.is_being_repaired(node, group, leader);
+            let has_begun = self.report(node, group).is_some_and(|own| own.has_state != Some(false));
+            let whole = has_begun && self.is_well(node, group) && !self.is_being_repaired(node, group, leader);
             if counts && whole && report.learners.contains(&node) && has_caught_up(&report, node) {
                 return Some(change(vec![MemberStep::Voter(node)]));
             }
@@ -328,37 +329,47 @@ impl Round<'_> {
         };
         for node in all.filter(|n| stays(n) && !self.is_wanted(*n, group)) {
             if report.learners.contains(&node) {
-                let counts_by_itself = self.report(node, group).is_some_and(|own| own.voters.contains(&node));
-                if !counts_by_itself {
+                // One that is silent has not heard yet.
+                if self.report(node, group).is_some_and(|own| !counts_by_itself(own, node)) {
                     return change(MemberStep::Remove(node));
                 }
             } else if node == leader {
                 let to = self.best_successor(group, leader, report)?;
                 return self.transfer(group, leader, to, TRANSFER_PAUSE, moves);
-            } else if self.stays_whole(group, leader, report, &[node], None) {
+            } else if self.stays_whole(group, leader, report, &[node], None) && self.others_are_sound(group, node) {
                 return change(MemberStep::Learner(node));
             }
         }
         None
     }
 
-    /// A copy that does not count, that nobody needs, and that has something to forget.
+    /// What would be left is not only what is damaged.
+    fn others_are_sound(&self, group: GroupId, node: NodeId) -> bool {
+        !self.is_sound(node, group) || self.wanted(group).any(|n| n != node && self.is_sound(n, group))
+    }
+
+    /// A copy that does not count, that nobody needs, and that has something to forget. One that does not know that it does not count
+    /// hears of it first, as a learner.
     fn release(&self, group: GroupId) -> Option<Step> {
-        let (_, report) = leader_of(self.reports, group).filter(|_| group != GroupId::META)?;
-        let counts = |n: &NodeId| {
-            [&report.voters, &report.learners, &report.outgoing]
-                .iter()
-                .any(|l| l.contains(n))
-        };
+        let (leader, report) = leader_of(self.reports, group).filter(|_| group != GroupId::META)?;
+        if !report.outgoing.is_empty() {
+            return None;
+        }
+        let counts = |n: &NodeId| report.voters.contains(n) || report.learners.contains(n);
         // Who leaves ends soon.
         let stay = self
             .wishes
             .iter()
             .filter(|(_, w)| matches!(w, Wish::Waiting | Wish::Member))
-            .map(|(n, _)| n);
-        let mut others = stay.filter(|n| !counts(n) && !self.is_wanted(**n, group));
-        let node = others.find(|n| self.report(**n, group).is_some_and(|own| own.has_state))?;
-        Some(Step::Release { group, node: *node })
+            .map(|(n, _)| *n);
+        let others = stay.filter(|n| !counts(n) && !self.is_wanted(*n, group));
+        let mut to_go = others.filter_map(|n| Some((n, self.report(n, group)?)));
+        let (node, own) = to_go.find(|(_, own)| own.has_state == Some(true))?;
+        if counts_by_itself(own, node) {
+            let steps = vec![MemberStep::Learner(node)];
+            return Some(Step::Change { group, leader, steps });
+        }
+        Some(Step::Release { group, node })
     }
 
     /// Those that leave, or are gone and still counted.
@@ -620,6 +631,11 @@ impl Round<'_> {
     }
 }
 
+/// By its own log; one that is quarantined goes by none.
+fn counts_by_itself(own: &GroupReport, node: NodeId) -> bool {
+    own.quarantined.is_none() && (own.voters.contains(&node) || own.outgoing.contains(&node))
+}
+
 fn has_caught_up(report: &GroupReport, node: NodeId) -> bool {
     let near = |p: &&PeerReport| p.node == node && p.is_active && p.lag <= PROMOTE_LAG_MAX && !p.in_snapshot;
     report.peers.iter().any(|p| near(&p))
@@ -641,6 +657,8 @@ mod tests {
         copies: usize,
         /// Copies with data, whether they count or not.
         stored: BTreeSet<(NodeId, GroupId)>,
+        /// Voters and learners as each copy heard of them last; before, it goes by the founders.
+        heard: BTreeMap<(NodeId, GroupId), (BTreeSet<NodeId>, BTreeSet<NodeId>)>,
         dead: BTreeSet<NodeId>,
         lost: BTreeSet<(NodeId, GroupId)>,
         damaged: BTreeSet<(NodeId, GroupId)>,
@@ -684,6 +702,7 @@ mod tests {
                 groups: (0..groups).map(group).collect(),
                 copies: usize::MAX,
                 stored: BTreeSet::new(),
+                heard: BTreeMap::new(),
                 dead: BTreeSet::new(),
                 lost: BTreeSet::new(),
                 damaged: BTreeSet::new(),
@@ -713,16 +732,14 @@ mod tests {
                 snapshot: None,
             };
             let others = s.voters.iter().chain(&s.learners).filter(|n| **n != node);
-            let voters = match self.deaf.contains(&node) {
-                true => (1..=3).map(NodeId).collect(),
-                false => s.voters.iter().copied().collect(),
-            };
+            let founders = || ((1..=3).map(NodeId).collect(), BTreeSet::new());
+            let (voters, learners) = self.heard.get(&(node, group)).cloned().unwrap_or_else(founders);
             GroupReport {
                 group,
                 is_leader: s.leader == node && !lost,
                 term: 1,
-                voters,
-                learners: s.learners.iter().copied().collect(),
+                voters: voters.into_iter().collect(),
+                learners: learners.into_iter().collect(),
                 peers: if s.leader == node {
                     others.map(peer).collect()
                 } else {
@@ -731,7 +748,7 @@ mod tests {
                 quarantined: lost.then(|| "lost".to_owned()),
                 damaged: self.damaged.contains(&(node, group)).then(|| "a file".to_owned()),
                 is_short_of_room: self.full.contains(&node),
-                has_state: self.stored.contains(&(node, group)),
+                has_state: Some(self.stored.contains(&(node, group))),
                 ..GroupReport::default()
             }
         }
@@ -747,7 +764,13 @@ mod tests {
             let groups: Vec<GroupId> = self.groups.keys().copied().collect();
             for (id, g) in &self.groups {
                 let all = g.voters.iter().chain(&g.learners);
-                self.stored.extend(all.map(|n| (*n, *id)));
+                let hear = all.filter(|n| !self.dead.contains(n));
+                for node in hear {
+                    self.stored.insert((*node, *id));
+                    if !self.deaf.contains(node) {
+                        self.heard.insert((*node, *id), (g.voters.clone(), g.learners.clone()));
+                    }
+                }
             }
             let reports = self.reports();
             let copies = self.copies;
@@ -809,6 +832,14 @@ mod tests {
                     let g = &self.groups[group];
                     let counts = g.voters.contains(node) || g.learners.contains(node);
                     assert!(!counts, "{node} counts in {group} and is told to forget it");
+                    let heard = self.heard.remove(&(*node, *group)).unwrap_or_default();
+                    let is_lost = self.lost.contains(&(*node, *group));
+                    assert!(
+                        is_lost || !heard.0.contains(node),
+                        "{node} does not know that it does not count in {group}"
+                    );
+                    let founders: BTreeSet<NodeId> = (1..=3).map(NodeId).filter(|n| n != node).collect();
+                    self.heard.insert((*node, *group), (founders, BTreeSet::from([*node])));
                     self.stored.remove(&(*node, *group));
                     self.lost.remove(&(*node, *group));
                     self.damaged.remove(&(*node, *group));
@@ -1271,13 +1302,11 @@ mod tests {
                     1. 0: remove 3
                 deaf 3
                 rounds 2
-                    1. 0: learner 3
+                    1. 0: 3 begins again
+                    2. 0: learner 3
                 hear 3
                 rounds 5
-                    1. 0: remove 3
-                    2. 0: 3 begins again
-                    3. 0: learner 3
-                    4. 0: voter 3
+                    1. 0: voter 3
             "#]],
         );
     }

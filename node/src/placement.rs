@@ -45,6 +45,7 @@ pub fn wanted(rows: &[NodeRow], groups: &[GroupId], copies: usize, reports: &Rep
         reports,
         loads: stay.keys().map(|n| (*n, 0)).collect(),
     };
+    let can_go = plan.all_tell();
     for (group, (_, report)) in &led {
         let all = [&report.voters, &report.learners, &report.outgoing]
             .into_iter()
@@ -55,7 +56,8 @@ pub fn wanted(rows: &[NodeRow], groups: &[GroupId], copies: usize, reports: &Rep
     }
     for (group, (_, report)) in &led {
         let held = wanted.entry(*group).or_default();
-        while held.len() > copies
+        while can_go
+            && held.len() > copies
             && let Some(node) = plan.dispensable(held, report)
         {
             held.remove(&node);
@@ -77,7 +79,8 @@ pub fn wanted(rows: &[NodeRow], groups: &[GroupId], copies: usize, reports: &Rep
             plan.add(node, 1);
         }
     }
-    if led.len() + 1 == groups.len()
+    if can_go
+        && led.len() + 1 == groups.len()
         && plan.is_quiet(&led, &wanted)
         && let Some((group, node)) = plan.evened(&led, &wanted)
     {
@@ -111,18 +114,25 @@ impl Plan<'_> {
         self.reports.get(&node)?.iter().find(|r| r.group == group)
     }
 
-    /// Of too many. A node with more copies than others goes before one with fewer, so that one that was on its way in stays; of
+    /// Everybody answers, and is of a version that knows of copies on some of the nodes: an older one would bring back what goes,
+    /// and who is silent would not hear that its copy does not count.
+    fn all_tell(&self) -> bool {
+        let tells = |n: &NodeId| {
+            self.reports
+                .get(n)
+                .is_some_and(|all| all.iter().all(|r| r.has_state.is_some()))
+        };
+        self.stay.keys().all(tells)
+    }
+
+    /// Of too many. What is damaged goes first. A node with more copies than others goes before one with fewer, so that one that was on its way in stays; of
     /// two that have as many, one that does not count.
     fn dispensable(&self, held: &BTreeSet<NodeId>, report: &GroupReport) -> Option<NodeId> {
         let key = |n: &&NodeId| {
-            let is_silent = !self.reports.contains_key(n);
-            (
-                self.waits(**n),
-                is_silent,
-                self.load(**n),
-                report.learners.contains(n),
-                **n,
-            )
+            let own = self.report(**n, report.group);
+            let is_unsound = own.is_some_and(|r| r.quarantined.is_some() || r.damaged.is_some());
+            let is_learner = report.learners.contains(n);
+            (self.waits(**n), is_unsound, self.load(**n), is_learner, **n)
         };
         held.iter().max_by_key(key).copied()
     }

@@ -76,7 +76,7 @@ fn reports_of(running: &Running) -> Vec<GroupReport> {
             is_leader: s.role == Role::Leader,
             term: s.term,
             peers: s.peers.iter().map(peer).collect(),
-            has_state: s.applied > 0 || s.quarantined.is_some() || s.is_rebuilding,
+            has_state: Some(s.applied > 0 || s.quarantined.is_some() || s.is_rebuilding),
             voters: sorted(s.voters),
             learners: sorted(s.learners),
             outgoing: sorted(s.outgoing),

@@ -781,8 +781,8 @@ impl Driver {
             message.get_msg_type(),
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
         );
-        if asks_for_vote && last == 0 && !members::is_voter(node.store().confs.now(), self.config.node) {
-            // To one that forgot, every log is as good as its own: it would help somebody to lead who missed what it had confirmed.
+        if asks_for_vote && self.rebuilding {
+            // To one without a log every other is good enough: it would help somebody to lead who missed what it had confirmed.
             return;
         }
         if message.get_msg_type() == MessageType::MsgHeartbeat
@@ -817,6 +817,7 @@ impl Driver {
             ..Message::default()
         };
         beat.set_msg_type(MessageType::MsgHeartbeat);
+        self.is_empty = false;
         let Some(node) = &mut self.node else { return };
         if append.term < node.raft.term || self.installing.is_some() || self.incoming.is_some() {
             return;
@@ -908,10 +909,8 @@ impl Driver {
         let mut conf = ConfState::default();
         let founders = self.config.voters.iter().filter(|v| **v != me);
         conf.set_voters(founders.map(|v| v.0).collect());
-        if self.config.voters.contains(&me) {
-            // What the group was founded with, save that this copy must not count by itself.
-            conf.set_learners(vec![me.0]);
-        }
+        // No group is founded so: by this it is known at the next start that this copy began again.
+        conf.set_learners(vec![me.0]);
         if conf.voters.is_empty() {
             return;
         }
@@ -1083,8 +1082,9 @@ impl Driver {
     }
 
     fn applied(&mut self, index: u64, mut replies: Vec<(u64, ProposalId, Bytes)>) {
-        if self.rebuilding {
-            // Entries of the life before.
+        // Entries of the life before; or of before a snapshot that raft goes by already, members and all, and that the machine's state is
+        // about to be replaced by.
+        if self.rebuilding || self.installing.is_some() {
             return;
         }
         let changed = self.change_members(index);

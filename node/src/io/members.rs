@@ -308,7 +308,7 @@ impl Members {
                 is_rebuilding: s.is_rebuilding,
                 damaged: self.damaged(group),
                 is_short_of_room,
-                has_state,
+                has_state: Some(has_state),
             }
         };
         self.0.raft.groups().into_iter().map(report).collect()

@@ -170,7 +170,7 @@ pub enum StartError {
     #[error(transparent)]
     Shards(#[from] BadShardCount),
     #[error(
-        "{replicas} copies of each shard cannot be made on {nodes} nodes: say --replicas from 1 to {nodes}, list more addresses with --join, or leave --replicas out"
+        "{replicas} copies of each shard are not kept on {nodes} nodes: say --replicas from 2 to {nodes}, list more addresses with --join, or leave --replicas out"
     )]
     Replicas { replicas: u64, nodes: u64 },
     #[error("shard {group} does not open: {source}")]
@@ -601,7 +601,8 @@ fn new_identity(
     ShardMap::even(config.shards)?;
     let count = nodes.len().max(1) as u64;
     let replicas = config.replicas.unwrap_or(COPIES_DEFAULT.min(count));
-    if replicas == 0 || replicas > count {
+    // What is on one of several nodes only is lost with that one.
+    if replicas < count.min(2) || replicas > count {
         return Err(StartError::Replicas { replicas, nodes: count });
     }
     Ok(Identity {

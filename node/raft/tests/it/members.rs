@@ -326,7 +326,7 @@ impl Net {
     }
 
     fn deliver(&mut self, at: usize) {
-        let (message, state) = self.mail.swap_remove(at);
+        let (message, state) = self.mail.remove(at);
         let (from, to) = (message.from, message.to);
         match state {
             None => self.step(to, Input::Message(message)),
@@ -342,7 +342,7 @@ impl Net {
     }
 
     fn lose(&mut self, at: usize) {
-        let (message, state) = self.mail.swap_remove(at);
+        let (message, state) = self.mail.remove(at);
         if state.is_some() {
             let to = NodeId(message.to);
             self.step(message.from, Input::SnapshotSent { to, ok: false });
@@ -1080,7 +1080,9 @@ fn by_chance(seed: u64) -> usize {
                 let is_well = |n: &NodeId| net.nodes.contains_key(&n.0) && net.status(n.0).quarantined.is_none();
                 let mut back = told.iter().map(|n| NodeId(*n)).filter(|n| !is_member(n) && is_well(n));
                 let back = back.next();
-                let steps = match (rng.below(5), s.learners.first()) {
+                // One that has nothing yet is not made to count.
+                let has_some = |n: &&NodeId| net.nodes.get(&n.0).is_some_and(|node| node.driver.status().applied > 0);
+                let steps = match (rng.below(5), s.learners.iter().find(has_some)) {
                     (4, _) if voters.len() < 5 && back.is_some() => back.map(MemberStep::Learner).into_iter().collect(),
                     (0, _) if next_id < 8 && voters.len() < 5 => {
                         net.start(next_id);
@@ -1111,9 +1113,10 @@ fn by_chance(seed: u64) -> usize {
         );
     }
     net.run(200);
-    let leader = net
-        .leader()
-        .unwrap_or_else(|| panic!("no leader after faults ended (seed {seed})"));
+    let leader = net.leader().unwrap_or_else(|| {
+        let all: Vec<_> = net.nodes.keys().map(|n| (n, net.status(*n))).collect();
+        panic!("no leader after faults ended (seed {seed}), told {told:?}: {all:#?}")
+    });
     net.propose(leader);
     net.run(20);
     let status = net.status(leader);
