@@ -71,13 +71,26 @@ impl Budget {
         self.count(&self.computed, values)
     }
 
-    /// What may still be read.
-    pub fn left(&self) -> usize {
-        self.samples_max.saturating_sub(self.samples())
+    /// How many more samples may be read, and values computed.
+    pub fn left(&self) -> (usize, usize) {
+        let computed = self.computed.load(Ordering::Relaxed);
+        let left = |used: usize| self.samples_max.saturating_sub(used);
+        (left(self.samples()), left(computed))
     }
 
-    pub fn computed_values(&self) -> usize {
-        self.computed.load(Ordering::Relaxed)
+    /// Where it is part of another one, of which others use their parts.
+    pub fn of_left((samples, computed): (usize, usize), series_max: usize) -> Self {
+        let most = samples.max(computed);
+        let part = Self::new(most, series_max);
+        part.samples.store(most - samples, Ordering::Relaxed);
+        part.computed.store(most - computed, Ordering::Relaxed);
+        part
+    }
+
+    /// Reads elsewhere were stopped because they found too much.
+    pub fn exceed(&self) {
+        self.samples
+            .fetch_max(self.samples_max.saturating_add(1), Ordering::Relaxed);
     }
 
     pub fn samples(&self) -> usize {

@@ -68,7 +68,8 @@ struct AskedText {
     from: TimestampNs,
     to: TimestampNs,
     owners: Option<BTreeSet<ResourceId>>,
-    samples_max: u64,
+    samples_left: u64,
+    computed_left: u64,
     series_max: u64,
     what: WhatText,
 }
@@ -131,6 +132,9 @@ pub struct Closing {
     pub stale: Option<Option<u64>>,
     /// Read there to make values of them; those that came themselves are not among them.
     pub samples: u64,
+    /// The budget did not suffice, and the answer is a part of one.
+    #[serde(default)]
+    pub exceeded: bool,
 }
 
 impl Closing {
@@ -244,14 +248,16 @@ impl Question {
     }
 
     pub fn encode(&self) -> Bytes {
-        let (samples_max, series_max) = self.budget().map_or((0, 0), |b| (b.left(), b.series_max));
+        let ((samples_left, computed_left), series_max) =
+            self.budget().map_or(((0, 0), 0), |b| (b.left(), b.series_max));
         let asked = |tenant: &TenantId, any_of, (from, to), owners: &Option<BTreeSet<ResourceId>>, what| AskedText {
             tenant: tenant.clone(),
             any_of,
             from,
             to,
             owners: owners.clone(),
-            samples_max: samples_max as u64,
+            samples_left: samples_left as u64,
+            computed_left: computed_left as u64,
             series_max: series_max as u64,
             what,
         };
@@ -341,12 +347,14 @@ impl Question {
             from,
             to,
             owners,
-            samples_max,
+            samples_left,
+            computed_left,
             series_max,
             what,
         } = codec::from_bytes(bytes)?;
         let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-        let budget = Arc::new(Budget::new(count(samples_max), count(series_max)));
+        let left = (count(samples_left), count(computed_left));
+        let budget = Arc::new(Budget::of_left(left, count(series_max)));
         let any_of: Vec<Vec<Matcher>> = any_of.iter().map(|m| of_matchers_text(m)).collect::<Result<_, _>>()?;
         let filter = |text: &FilterText| Filter::try_from(text).map_err(|e| BadQuestion::Unknown(e.to_string()));
         let labels = |streams, any_of| LabelsRequest {
@@ -487,6 +495,53 @@ impl HowText {
     }
 }
 
+/// Samples of one series in one piece. Who asked puts the parts together again, as those of several shards.
+const PIECE_SAMPLES: usize = PIECE_BYTES / 16;
+
+fn split_series(mut series: SeriesData) -> Vec<SeriesData> {
+    let mut parts = vec![];
+    while series.samples.len() > PIECE_SAMPLES {
+        let rest = series.samples.split_off(PIECE_SAMPLES);
+        let part = SeriesData {
+            samples: std::mem::replace(&mut series.samples, rest),
+            labels: series.labels.clone(),
+            ..series
+        };
+        parts.push(part);
+    }
+    parts.push(series);
+    parts
+}
+
+fn split_stream(stream: StreamData) -> Vec<StreamData> {
+    let StreamData {
+        labels,
+        owner,
+        slot,
+        lines,
+    } = stream;
+    let mut parts = vec![];
+    let (mut held, mut bytes) = (vec![], 0);
+    let part = |lines| StreamData {
+        labels: labels.clone(),
+        owner,
+        slot,
+        lines,
+    };
+    for line in lines {
+        bytes += line_bytes(&line);
+        held.push(line);
+        if bytes >= PIECE_BYTES {
+            parts.push(part(std::mem::take(&mut held)));
+            bytes = 0;
+        }
+    }
+    if !held.is_empty() || parts.is_empty() {
+        parts.push(part(held));
+    }
+    parts
+}
+
 /// One that was read from a line can be written as one.
 fn native_text((at, histogram): (TimestampNs, Option<Arc<Histogram>>)) -> (TimestampNs, Option<String>) {
     (at, histogram.and_then(|h| h.to_line()))
@@ -531,7 +586,7 @@ impl Answer {
         let labels_bytes = |l: &Labels| l.iter().map(|(n, v)| n.len() + v.len() + 4).sum::<usize>() + 32;
         match self {
             Self::Series(all) => pieces(
-                all,
+                all.into_iter().flat_map(split_series).collect(),
                 |s| labels_bytes(&s.labels) + 16 * s.samples.len(),
                 |s| SeriesText {
                     times: words(s.samples.iter().map(|s| s.at.0.cast_unsigned())),
@@ -583,7 +638,7 @@ impl Answer {
                 send,
             ),
             Self::Lines(all) => pieces(
-                all,
+                all.into_iter().flat_map(split_stream).collect(),
                 |s| labels_bytes(&s.labels) + s.lines.iter().map(line_bytes).sum::<usize>(),
                 |s| StreamText {
                     labels: s.labels,

@@ -9,7 +9,7 @@ use super::tls::Tls;
 use crate::cluster_part::{CLUSTER_PART, ClusterCommand};
 use crate::disk_guard::DiskState;
 use crate::membership::Waiting;
-use crate::membership::{GroupReport, Moves, PeerReport, Reports, Step, next_steps};
+use crate::membership::{GroupReport, Moves, PeerReport, Reports, Step, leader_of, next_steps};
 use crate::node_rows::{self, NodeRow, Wish};
 use crate::shard_machine::ShardHandle;
 use bytes::Bytes;
@@ -53,10 +53,23 @@ struct Welcome {
 /// A step, at the node that carries it out.
 #[derive(Serialize, Deserialize)]
 enum Order {
-    Change { group: GroupId, steps: Vec<MemberStep> },
-    Transfer { group: GroupId, to: NodeId },
-    Rebuild { group: GroupId },
-    Release { group: GroupId },
+    Change {
+        group: GroupId,
+        steps: Vec<MemberStep>,
+        /// Voters and learners that it was decided on: an order that comes late must not take back what came after it.
+        #[serde(default)]
+        decided_on: Option<(Vec<NodeId>, Vec<NodeId>)>,
+    },
+    Transfer {
+        group: GroupId,
+        to: NodeId,
+    },
+    Rebuild {
+        group: GroupId,
+    },
+    Release {
+        group: GroupId,
+    },
 }
 
 /// Whether it is to be looked at again soon.
@@ -276,42 +289,42 @@ impl Members {
     }
 
     fn own_reports(&self) -> Vec<GroupReport> {
-        let is_short_of_room = self.0.disk.state() != DiskState::Open;
-        let report = |group: GroupId| {
-            let s = self.0.raft.status(group);
-            let peer = |p: &hindcast_raft::PeerProgress| PeerReport {
-                node: p.node,
-                lag: p.lag,
-                is_active: p.is_active,
-                in_snapshot: p.in_snapshot,
-                snapshot: self
-                    .0
-                    .peers
-                    .courier
-                    .progress(group, p.node)
-                    .map(|p| (p.bytes_sent, p.bytes)),
-            };
-            let sorted = |mut nodes: Vec<NodeId>| {
-                nodes.sort_unstable();
-                nodes
-            };
-            let has_state = s.applied > 0 || s.quarantined.is_some() || s.is_rebuilding;
-            GroupReport {
-                group,
-                is_leader: s.role == hindcast_raft::Role::Leader,
-                term: s.term,
-                peers: s.peers.iter().map(peer).collect(),
-                voters: sorted(s.voters),
-                learners: sorted(s.learners),
-                outgoing: sorted(s.outgoing),
-                quarantined: s.quarantined,
-                is_rebuilding: s.is_rebuilding,
-                damaged: self.damaged(group),
-                is_short_of_room,
-                has_state: Some(has_state),
-            }
+        self.0.raft.groups().into_iter().map(|g| self.own_report(g)).collect()
+    }
+
+    fn own_report(&self, group: GroupId) -> GroupReport {
+        let s = self.0.raft.status(group);
+        let peer = |p: &hindcast_raft::PeerProgress| PeerReport {
+            node: p.node,
+            lag: p.lag,
+            is_active: p.is_active,
+            in_snapshot: p.in_snapshot,
+            snapshot: self
+                .0
+                .peers
+                .courier
+                .progress(group, p.node)
+                .map(|p| (p.bytes_sent, p.bytes)),
         };
-        self.0.raft.groups().into_iter().map(report).collect()
+        let sorted = |mut nodes: Vec<NodeId>| {
+            nodes.sort_unstable();
+            nodes
+        };
+        let has_state = s.applied > 0 || s.quarantined.is_some() || s.is_rebuilding;
+        GroupReport {
+            group,
+            is_leader: s.role == hindcast_raft::Role::Leader,
+            term: s.term,
+            peers: s.peers.iter().map(peer).collect(),
+            voters: sorted(s.voters),
+            learners: sorted(s.learners),
+            outgoing: sorted(s.outgoing),
+            quarantined: s.quarantined,
+            is_rebuilding: s.is_rebuilding,
+            damaged: self.damaged(group),
+            is_short_of_room: self.0.disk.state() != DiskState::Open,
+            has_state: Some(has_state),
+        }
     }
 
     /// The first damage that is known of this node's files of a group.
@@ -404,7 +417,7 @@ impl Members {
         let copies = self.copies();
         let steps = next_steps(&rows, &leads, &groups, copies, &reports, now, moves);
         let is_quiet = steps.is_empty() && !reports.values().flatten().any(is_odd);
-        join_all(steps.into_iter().map(|step| self.carry_out(step))).await;
+        join_all(steps.into_iter().map(|step| self.carry_out(step, &reports))).await;
         Ok(is_quiet)
     }
 
@@ -413,10 +426,18 @@ impl Members {
         usize::try_from(self.0.identity.replicas).unwrap_or(usize::MAX).max(1)
     }
 
-    async fn carry_out(&self, step: Step) {
+    async fn carry_out(&self, step: Step, reports: &Reports) {
         let words = format!("{step:?}");
         let done = match step {
-            Step::Change { group, leader, steps } => self.send(leader, Order::Change { group, steps }).await,
+            Step::Change { group, leader, steps } => {
+                let decided_on = leader_of(reports, group).map(|(_, r)| (r.voters.clone(), r.learners.clone()));
+                let order = Order::Change {
+                    group,
+                    steps,
+                    decided_on,
+                };
+                self.send(leader, order).await
+            }
             Step::Transfer { group, leader, to } => self.send(leader, Order::Transfer { group, to }).await,
             Step::Rebuild { group, node } => self.send(node, Order::Rebuild { group }).await,
             Step::Release { group, node } => self.send(node, Order::Release { group }).await,
@@ -444,7 +465,17 @@ impl Members {
 
     async fn obey(&self, order: Order) -> Result<(), ProposeError> {
         match order {
-            Order::Change { group, steps } => self.0.raft.change_members(group, steps, STEP_TIMEOUT).await.map(drop),
+            Order::Change {
+                group,
+                steps,
+                decided_on,
+            } => {
+                let now = self.own_report(group);
+                if decided_on.is_some_and(|on| on != (now.voters, now.learners)) {
+                    return Err(ProposeError::Misfit("they have changed since this was decided"));
+                }
+                self.0.raft.change_members(group, steps, STEP_TIMEOUT).await.map(drop)
+            }
             Order::Transfer { group, to } => {
                 self.0.raft.transfer_leader(group, to);
                 Ok(())

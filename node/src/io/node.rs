@@ -37,6 +37,7 @@ use tonic::Status;
 const RETENTION_PAUSE: Duration = Duration::from_secs(60);
 /// Who changed a policy and started the node again sees what it does soon.
 const RETENTION_PAUSE_FIRST: Duration = Duration::from_secs(10);
+const PEER_KEEPALIVE: Duration = Duration::from_secs(10);
 const FOUNDING_PAUSE: Duration = Duration::from_millis(200);
 
 /// What a node must be told.
@@ -677,6 +678,9 @@ fn serve_peers(peers: Arc<Peers>, listener: TcpListener) {
         .initial_connection_window_size(32 * 1024 * 1024)
         .max_frame_size(1024 * 1024)
         .tcp_nodelay(true)
+        // A peer that stands still holds no answers.
+        .http2_keepalive_interval(Some(PEER_KEEPALIVE))
+        .http2_keepalive_timeout(Some(PEER_KEEPALIVE))
         .add_service(peer_service(peers.clone()));
     tokio::spawn(async move {
         let incoming = accept_peers(listener, peers.tls().cloned());

@@ -18,6 +18,8 @@ const CALL_COPIES: &str = "copies";
 /// As long as a change of leaders is not heard of, writes of its group wait.
 const PAUSE: Duration = Duration::from_millis(200);
 const TIMEOUT: Duration = Duration::from_millis(500);
+/// Who did not answer in time may only have been slow.
+const ROUNDS_KEPT: u64 = 3;
 
 /// A copy that counts, as its node sees the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,11 +99,17 @@ impl Whereabouts {
     }
 
     async fn run(self) {
+        let (mut told, mut round) = (BTreeMap::<NodeId, (u64, Vec<Copy>)>::new(), 0);
         loop {
             let groups = self.0.raft.groups();
+            round += 1;
             if groups.iter().any(|g| !self.is_here(*g)) {
-                let told = self.ask_all().await;
-                *self.0.table.write() = table(&told);
+                for (node, copies) in self.ask_all().await {
+                    told.insert(node, (round, copies));
+                }
+                told.retain(|_, (at, _)| round - *at <= ROUNDS_KEPT);
+                let all: Vec<_> = told.iter().map(|(node, (_, copies))| (*node, copies.clone())).collect();
+                *self.0.table.write() = table(&all);
             }
             tokio::time::sleep(PAUSE).await;
         }

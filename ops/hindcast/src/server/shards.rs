@@ -10,6 +10,7 @@ use futures::future::join_all;
 use futures::future::try_join_all;
 use hindcast_model::{GroupId, Labels, NodeId, Positions, Sample, SpanNs, TenantId, TimestampNs, codec};
 use hindcast_node::io::node::Node;
+use hindcast_node::memory_guard::Work;
 use hindcast_node::sources::{AWAITED_MAX, Sources};
 use hindcast_query::shards::{
     Columns, ColumnsRequest, Completeness, Consistency, CountsRequest, Freshness, LabelsRequest, LinesRequest,
@@ -29,8 +30,14 @@ use tonic::Status;
 
 /// How long a read waits for the shard's leader, or for a replica that is behind a cut.
 const FRESH_TIMEOUT: Duration = Duration::from_secs(5);
-/// Another node waits as long for its own replica, and may stand still.
-const PIECE_TIMEOUT: Duration = Duration::from_secs(8);
+/// Who is asked says every second that it still works on the answer; one that stands still says nothing.
+const WORKING_PAUSE: Duration = Duration::from_secs(1);
+const PIECE_TIMEOUT: Duration = Duration::from_secs(4);
+/// While copies move, nobody may be known to have one for a moment.
+const HOLDER_WAIT_MAX: Duration = Duration::from_secs(2);
+const HOLDER_PAUSE: Duration = Duration::from_millis(50);
+/// Questions of other nodes that are worked on here at a time; further ones wait.
+const QUESTIONS_AT_ONCE_MAX: usize = 64;
 /// Of the nodes that have a shard, so many are asked one after the other.
 const HOLDERS_ASKED_MAX: usize = 2;
 const SPOKEN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -70,6 +77,8 @@ pub struct ClusterShards {
     /// Shared by all consistencies.
     confirmed: Arc<BTreeMap<GroupId, Mutex<Confirmed>>>,
     reports: Arc<Semaphore>,
+    /// For questions of other nodes.
+    questions: Arc<Semaphore>,
 }
 
 /// Until when a replica is known to be whole, in monotonic time.
@@ -87,6 +96,7 @@ impl ClusterShards {
             confirmed: Arc::new(confirmed.collect()),
             consistency: Consistency::Linearizable,
             reports: Arc::new(Semaphore::new(REPORTS_MAX)),
+            questions: Arc::new(Semaphore::new(QUESTIONS_AT_ONCE_MAX)),
             node,
         };
         let answers = shards.clone();
@@ -212,7 +222,7 @@ impl ClusterShards {
         if let Some(spoken) = self.spoken_here(group, tenant) {
             return Ok(spoken);
         }
-        let holder = self.node.whereabouts.holders(group).first().copied();
+        let holder = self.holders(group).await.first().copied();
         let holder = holder.ok_or_else(|| ShardsError::Unavailable(nobody_has(group)))?;
         let body = codec::to_bytes(&(group, tenant)).into();
         let told = self.node.peers.call(holder, CALL_SPOKEN, body, SPOKEN_TIMEOUT).await;
@@ -249,10 +259,28 @@ impl ClusterShards {
         let (applied, freshness) = self.fresh(group, as_of).await?;
         let (reader, question) = (shard.reader.clone(), question.clone());
         match tokio::task::spawn_blocking(move || question.ask(&reader, as_of)).await {
+            // A copy that was let go meanwhile may have been empty when it was read.
+            Ok(Ok(_)) if !self.node.whereabouts.is_here(group) || shard.reader.applied() < applied => Err(format!(
+                "shard {group} went to other nodes while it was read; ask again"
+            )),
             Ok(Ok(answer)) => Ok((applied, freshness, answer)),
             Ok(Err(e)) => Err(format!("shard {group}: {e}")),
             Err(e) => Err(format!("shard {group}: the read ended early: {e}")),
         }
+    }
+
+    /// Who has a shard that is not here; waits a little for somebody to be known.
+    async fn holders(&self, group: GroupId) -> Vec<NodeId> {
+        let known = async {
+            loop {
+                let holders = self.node.whereabouts.holders(group);
+                if !holders.is_empty() {
+                    return holders;
+                }
+                tokio::time::sleep(HOLDER_PAUSE).await;
+            }
+        };
+        tokio::time::timeout(HOLDER_WAIT_MAX, known).await.unwrap_or_default()
     }
 
     /// Asks nodes that have a copy, the leader first, until one answers.
@@ -263,7 +291,7 @@ impl ClusterShards {
         question: &Question,
     ) -> Result<(u64, Freshness, Answer), String> {
         let mut why = nobody_has(group);
-        for holder in self.node.whereabouts.holders(group).into_iter().take(HOLDERS_ASKED_MAX) {
+        for holder in self.holders(group).await.into_iter().take(HOLDERS_ASKED_MAX) {
             match self.ask(holder, group, as_of, question).await {
                 Ok(answer) => return Ok(answer),
                 Err(said) => why = of_node(group, holder, &said),
@@ -289,23 +317,38 @@ impl ClusterShards {
         let pieces = self.node.peers.ask(holder, ASK_READ, body, PIECE_TIMEOUT).await;
         let mut pieces = pieces.map_err(|status| status.message().to_owned())?;
         let mut answer = question.nothing();
+        // Counted when it is whole: another node may be asked after this one.
+        let (mut samples, mut values) = (0, 0);
+        let count = |samples, values, exceeded| {
+            let Some(budget) = question.budget() else { return };
+            let fits = budget.read(samples).is_continue() && budget.computed(values).is_continue();
+            if exceeded || !fits {
+                budget.exceed();
+            }
+        };
         loop {
             let Ok(piece) = tokio::time::timeout(PIECE_TIMEOUT, pieces.message()).await else {
                 return Err(format!("it said nothing for {PIECE_TIMEOUT:?}"));
             };
             let piece = piece.map_err(|status| status.message().to_owned())?;
             let piece = piece.ok_or("its answer ended early")?;
+            if piece.body.is_empty() {
+                continue;
+            }
             let taken = answer.take(&piece.body).map_err(|e| e.to_string())?;
-            let of_making = taken.closing.as_ref().map_or(0, |c| c.samples as usize);
-            let fits = question.budget().is_none_or(|budget| {
-                let read = budget.read(taken.samples + of_making);
-                read.is_continue() && budget.computed(taken.values).is_continue()
+            (samples, values) = (samples + taken.samples, values + taken.values);
+            if let Some(closing) = taken.closing {
+                count(samples + closing.samples as usize, values, closing.exceeded);
+                return Ok((closing.applied, closing.freshness(), answer));
+            }
+            let too_many = question.budget().is_some_and(|budget| {
+                let (samples_left, values_left) = budget.left();
+                samples > samples_left || values > values_left
             });
-            match taken.closing {
-                Some(closing) => return Ok((closing.applied, closing.freshness(), answer)),
-                // The query is refused for what was counted, so that the rest is of no use.
-                None if !fits => return Ok((0, Freshness::Linearizable, answer)),
-                None => {}
+            if too_many {
+                // The query is refused for it, so that the rest is of no use.
+                count(samples, values, true);
+                return Ok((0, Freshness::Linearizable, answer));
             }
         }
     }
@@ -334,14 +377,33 @@ impl ClusterShards {
             true => Consistency::StaleOk,
             false => Consistency::Linearizable,
         };
+        let _place = self.questions.acquire().await;
+        if let Err(overload) = self.node.admission.memory_for(Work::Queries) {
+            return Err(Status::resource_exhausted(overload.to_string()));
+        }
         let question = Arc::new(question);
         let _cancels = question.budget().map(|budget| CancelsWhenDropped(budget.clone()));
-        let read = self.with(consistency).here(asked.group, asked.as_of, &question).await;
+        let before = question.budget().map_or((0, 0), |b| b.left());
+        let local = self.with(consistency);
+        let reading = local.here(asked.group, asked.as_of, &question);
+        tokio::pin!(reading);
+        let read = loop {
+            tokio::select! {
+                read = &mut reading => break read,
+                () = tokio::time::sleep(WORKING_PAUSE) => {
+                    let _ = pieces.send(Ok(Bytes::new())).await;
+                }
+            }
+        };
         let (applied, freshness, answer) = read.map_err(Status::unavailable)?;
         let is_made = matches!(answer, Answer::Columns(_));
         let closing = Closing {
             applied,
-            samples: question.budget().filter(|_| is_made).map_or(0, |b| b.samples() as u64),
+            samples: match question.budget().filter(|_| is_made) {
+                Some(budget) => before.0.saturating_sub(budget.left().0) as u64,
+                None => 0,
+            },
+            exceeded: question.budget().is_some_and(|b| b.is_exceeded()),
             ..Closing::default()
         };
         let pieces = pieces.clone();
