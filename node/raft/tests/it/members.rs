@@ -1014,6 +1014,77 @@ fn a_node_whose_leader_dies_while_it_installs_a_snapshot_goes_on() {
 }
 
 /// One life of a cluster by chance; how many changes of members went through.
+/// A follower had an entry that adds a node to apply when a snapshot came: raft goes by the snapshot's members from then on, and the entry
+/// was applied to those.
+#[test]
+fn an_entry_of_before_a_snapshot_does_not_change_the_members_that_came_with_it() {
+    let mut net = Net::new(5, true);
+    net.run(40);
+    // Node 3 gets the entry and takes long to apply it.
+    let slow = 3;
+    let step = |net: &mut Net, hears: bool| {
+        for id in net.nodes.keys().copied().collect::<Vec<_>>() {
+            net.step(id, Input::Tick);
+        }
+        for _ in 0..20 {
+            while !net.mail.is_empty() {
+                let (message, _) = &net.mail[0];
+                match !hears && (message.to == slow || message.from == slow) {
+                    true => net.lose(0),
+                    false => net.deliver(0),
+                }
+            }
+            for id in net.nodes.keys().copied().collect::<Vec<_>>() {
+                while net.nodes.get(&id).is_some_and(|n| !n.tasks.is_empty()) {
+                    net.disk(id);
+                }
+                while id != slow && net.nodes.get(&id).is_some_and(|n| !n.to_apply.is_empty()) {
+                    net.apply(id);
+                }
+                net.export(id);
+            }
+        }
+    };
+    let leader = net.leader().unwrap();
+    assert_ne!(leader, slow);
+    net.start(4);
+    net.change(leader, vec![MemberStep::Learner(NodeId(4))]);
+    (0..5).for_each(|_| step(&mut net, true));
+    let waits = |net: &Net| net.nodes[&slow].to_apply.iter().any(|e| !is_for_machine(e));
+    assert!(waits(&net), "it has the entry, and has not applied it");
+    // The others go on without it, and cut their logs.
+    net.change(leader, vec![MemberStep::Voter(NodeId(4))]);
+    for _ in 0..20 {
+        net.propose(leader);
+        step(&mut net, false);
+    }
+    for id in [1, 2, 4] {
+        net.save(id);
+    }
+    (0..12).for_each(|_| step(&mut net, false));
+    // A snapshot comes; before it is in force, the entry is applied.
+    for _ in 0..200 {
+        for id in [1, 2, 4] {
+            net.step(id, Input::Tick);
+            while net.nodes.get(&id).is_some_and(|n| !n.tasks.is_empty()) {
+                net.disk(id);
+            }
+            net.export(id);
+        }
+        while !net.mail.is_empty() {
+            let brings = net.mail[0].1.is_some() && net.mail[0].0.to == slow;
+            net.deliver(0);
+            if brings && waits(&net) {
+                net.apply(slow);
+                net.run(30);
+                assert_eq!(net.nodes[&slow].state.lines, net.nodes[&leader].state.lines);
+                return;
+            }
+        }
+    }
+    panic!("no snapshot came");
+}
+
 fn by_chance(seed: u64) -> usize {
     let mut net = Net::new(seed, !seed.is_multiple_of(3));
     let mut rng = SeededRng::new(seed ^ 0xabcd);
