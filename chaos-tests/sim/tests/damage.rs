@@ -18,6 +18,8 @@ enum Kind {
     Log,
     /// A segment that waits for its next use.
     FreeLog,
+    /// Only that it is there is asked.
+    Mark,
     MetaSnapshot,
     Manifest,
     Segment,
@@ -33,6 +35,7 @@ fn kind_of(path: &str) -> Kind {
     match path {
         p if p.starts_with("raft/log/") && p.ends_with(".free") => Kind::FreeLog,
         p if p.starts_with("raft/log/") => Kind::Log,
+        "raft/begun" => Kind::Mark,
         "meta/meta.snapshot" => Kind::MetaSnapshot,
         _ if begins("manifest-") => Kind::Manifest,
         _ if begins("segment-") => Kind::Segment,
@@ -126,7 +129,7 @@ fn damage_is_named_or_does_no_harm_in_every_kind_of_file() {
         }
     }
     let kinds: Vec<Kind> = by_kind.keys().copied().collect();
-    assert!(kinds.len() >= 7, "the run has made too few kinds of files: {kinds:?}");
+    assert!(kinds.len() >= 8, "the run has made too few kinds of files: {kinds:?}");
     let (todo, done) = (Mutex::new(by_kind), Mutex::new(vec![]));
     let work = || {
         loop {
@@ -147,7 +150,7 @@ fn damage_is_named_or_does_no_harm_in_every_kind_of_file() {
             findings.join("\n")
         );
         // Of manifests the one before is taken, and the log brings what came after; a free segment holds nothing.
-        let does_no_harm = matches!(kind, Kind::Manifest | Kind::FreeLog);
+        let does_no_harm = matches!(kind, Kind::Manifest | Kind::FreeLog | Kind::Mark);
         assert!(
             does_no_harm || tally.refused > 0,
             "{kind:?}: no damage was noticed: {tally:?}"

@@ -1,6 +1,7 @@
 //! Every decoder of the project as a fuzz target, by name.
 
 mod languages;
+mod questions;
 
 use hindcast_env::fuzz::{INPUT_BYTES_MAX, Target};
 
@@ -16,6 +17,7 @@ pub fn targets() -> impl Iterator<Item = &'static Target> {
         hindcast_kafka::fuzz::TARGETS,
         hindcast_node::fuzz::TARGETS,
         languages::TARGETS,
+        questions::TARGETS,
     ];
     lists.into_iter().flatten()
 }
@@ -100,5 +102,10 @@ mod tests {
     #[test]
     fn no_parser_panics_or_hangs_on_any_text() {
         hindcast_env::fuzz::check_targets(languages::TARGETS, &SystemClock::new(), SpanNs::from_ms(2000));
+    }
+
+    #[test]
+    fn no_question_and_no_answer_of_a_peer_makes_the_reader_panic_or_hang() {
+        hindcast_env::fuzz::check_targets(questions::TARGETS, &SystemClock::new(), SpanNs::from_ms(2000));
     }
 }

@@ -1,0 +1,5 @@
+//! The target `query-answer` under libFuzzer.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| hindcast_fuzz::run("query-answer", data));
