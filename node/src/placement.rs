@@ -54,11 +54,11 @@ pub fn wanted(rows: &[NodeRow], groups: &[GroupId], copies: usize, reports: &Rep
         held.iter().for_each(|n| plan.add(*n, 1));
         wanted.insert(*group, held);
     }
-    for (group, (_, report)) in &led {
+    for (group, (leader, report)) in &led {
         let held = wanted.entry(*group).or_default();
         while can_go
             && held.len() > copies
-            && let Some(node) = plan.dispensable(held, report)
+            && let Some(node) = plan.dispensable(held, *leader, report)
         {
             held.remove(&node);
             plan.add(node, -1);
@@ -126,13 +126,14 @@ impl Plan<'_> {
     }
 
     /// Of too many. What is damaged goes first. A node with more copies than others goes before one with fewer, so that one that was on its way in stays; of
-    /// two that have as many, one that does not count.
-    fn dispensable(&self, held: &BTreeSet<NodeId>, report: &GroupReport) -> Option<NodeId> {
+    /// two that have as many, one that does not count, or does not lead.
+    fn dispensable(&self, held: &BTreeSet<NodeId>, leader: NodeId, report: &GroupReport) -> Option<NodeId> {
         let key = |n: &&NodeId| {
             let own = self.report(**n, report.group);
             let is_unsound = own.is_some_and(|r| r.quarantined.is_some() || r.damaged.is_some());
             let is_learner = report.learners.contains(n);
-            (self.waits(**n), is_unsound, self.load(**n), is_learner, **n)
+            let follows = **n != leader;
+            (self.waits(**n), is_unsound, self.load(**n), is_learner, follows, **n)
         };
         held.iter().max_by_key(key).copied()
     }

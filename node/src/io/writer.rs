@@ -42,6 +42,8 @@ const ENTRIES_IN_FLIGHT_MAX: usize = 4;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const LEADER_PAUSE: Duration = Duration::from_millis(50);
+/// A leader hands over within milliseconds: the first retries come soon, and each one later than the one before, up to `LEADER_PAUSE`.
+const HANDOVER_PAUSE: Duration = Duration::from_millis(3);
 /// A node that knows no leader for so long is on the small side of a cut, or most nodes are down: writers are told.
 const LEADERLESS_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -251,6 +253,7 @@ impl Writer {
         let deadline = now() + WRITE_TIMEOUT;
         let mut leaderless_until = now() + LEADERLESS_TIMEOUT;
         let mut may_be_stored = false;
+        let mut pause = HANDOVER_PAUSE;
         loop {
             let leader = self.0.whereabouts.leader(shard.into());
             let fate = match leader {
@@ -288,7 +291,8 @@ impl Writer {
                     WriteError::NoLeader { shard }
                 });
             }
-            tokio::time::sleep(LEADER_PAUSE).await;
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(LEADER_PAUSE);
         }
     }
 
