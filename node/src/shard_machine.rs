@@ -39,6 +39,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub const TOPOLOGY_MAX: usize = 1_000_000;
 /// Merges are looked for at most this often.
 const COMPACT_SPAN: SpanNs = SpanNs::from_secs(5);
+/// So much memory is written within milliseconds.
+const EXPORT_HEAD_BYTES_MAX: usize = 256 << 10;
 
 /// What the proposer of an entry is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -134,6 +136,8 @@ pub struct ShardMachine {
     moves: Option<Moves>,
     /// A folder of files that did not open.
     aside: Option<(Arc<dyn Disk>, String)>,
+    /// The flush that a snapshot for a peer waits for.
+    export_after: Option<u64>,
 }
 
 impl ShardMachine {
@@ -170,6 +174,7 @@ impl ShardMachine {
             merge_grants: None,
             moves: None,
             aside: None,
+            export_after: None,
         })
     }
 
@@ -496,6 +501,18 @@ impl Machine for ShardMachine {
         *self.handle.stats.lock() = self.shard.stats();
         self.handle.dropped.lock().clone_from(self.shard.dropped());
         flushed.and(merged).and(moved.map_err(machine_error))
+    }
+
+    /// What is in memory is written into the snapshot while no entry is applied: a flush before leaves little of it.
+    fn is_ready_to_export(&mut self) -> bool {
+        let ticket = match self.export_after {
+            Some(ticket) => ticket,
+            None if self.shard.stats().head_bytes <= EXPORT_HEAD_BYTES_MAX => return true,
+            None => self.handle.ask_flush(),
+        };
+        let is_ready = self.handle.flushed(ticket);
+        self.export_after = (!is_ready).then_some(ticket);
+        is_ready
     }
 
     fn export(&mut self, dir: &str) -> Result<(), MachineError> {

@@ -55,6 +55,11 @@ pub trait Machine: Send {
     /// a full disk everything is as it was, and the call is made again a little later.
     fn maintain(&mut self, begin: &mut dyn FnMut(Work)) -> Result<(), MachineError>;
 
+    /// Asked before `export`, between applies, until it says yes: what would take long then is better done beside the applies.
+    fn is_ready_to_export(&mut self) -> bool {
+        true
+    }
+
     /// Writes the whole state at `applied()` as synced files (no folders) into `dir`, which exists and is empty.
     /// After this `durable()` may still be lower: a Raft snapshot for a peer is not our own checkpoint.
     fn export(&mut self, dir: &str) -> Result<(), MachineError>;

@@ -355,6 +355,7 @@ impl RaftHost {
                 maintain_after: SpanNs::ZERO,
                 install: None,
                 forgets: false,
+                exports: vec![],
                 digested: None,
             };
             owned[(group.0 % workers as u64) as usize].insert(group, slot);

@@ -33,12 +33,16 @@ pub struct Owned {
     pub install: Option<(u64, String)>,
     /// It was told to forget what it has, and waits for room.
     pub forgets: bool,
+    /// Snapshots for peers that wait until the machine is ready, and since when.
+    pub exports: Vec<(NodeId, String, SpanNs)>,
     /// Index and time of the last digest.
     pub digested: Option<(u64, SpanNs)>,
 }
 
 /// Maintenance, or a snapshot, that found the disk full is tried again after this.
 const FULL_PAUSE: SpanNs = SpanNs::from_secs(2);
+/// A machine that does not get ready is exported as it is.
+const EXPORT_WAIT_MAX: SpanNs = SpanNs::from_secs(10);
 /// A digest may cost a walk over the state; it is refreshed no more often than this.
 const DIGEST_EVERY: SpanNs = SpanNs::from_ms(1000);
 
@@ -92,14 +96,9 @@ impl Worker {
         match job {
             Some(Job::Apply(group, entries)) => self.apply(group, entries).map_err(|e| (group, e)),
             Some(Job::Export { group, to, dir }) => {
-                let result = self.export(group, &dir);
-                if let Err(e) = &result {
-                    // The peer is asked to wait; raft asks again.
-                    tracing::warn!(%group, %to, error = %e, "snapshot for a peer failed");
-                    let _ = self.disk.remove_dir_all(&dir);
-                }
-                let result = result.ok().map(|index| (index, dir));
-                self.tell(group, Input::Exported { to, result });
+                let now = self.clock.monotonic();
+                self.owned(group).exports.push((to, dir, now));
+                self.export_ready(group, now);
                 Ok(())
             }
             Some(Job::Install { group, index, dir }) => {
@@ -158,6 +157,27 @@ impl Worker {
         Ok(())
     }
 
+    /// One at a time, so that applies come in between.
+    fn export_ready(&mut self, group: GroupId, now: SpanNs) {
+        let owned = self.owned(group);
+        let Some((_, _, since)) = owned.exports.first() else {
+            return;
+        };
+        let is_late = now.0.saturating_sub(since.0) >= EXPORT_WAIT_MAX.0;
+        if !owned.machine.is_ready_to_export() && !is_late {
+            return;
+        }
+        let (to, dir, _) = owned.exports.remove(0);
+        let result = self.export(group, &dir);
+        if let Err(e) = &result {
+            // The peer is asked to wait; raft asks again.
+            tracing::warn!(%group, %to, error = %e, "snapshot for a peer failed");
+            let _ = self.disk.remove_dir_all(&dir);
+        }
+        let result = result.ok().map(|index| (index, dir));
+        self.tell(group, Input::Exported { to, result });
+    }
+
     fn export(&mut self, group: GroupId, dir: &str) -> Result<u64, MachineError> {
         self.disk.remove_dir_all(dir)?;
         self.disk.create_dir_all(dir)?;
@@ -212,6 +232,7 @@ impl Worker {
             self.forget(group, now)?;
             self.install(group, now)?;
         }
+        self.export_ready(group, now);
         let owned = self.owned(group);
         if now >= owned.maintain_after && owned.install.is_none() && !owned.forgets {
             match owned.machine.maintain(&mut |work: Work| workshop.take(work)) {
