@@ -151,7 +151,7 @@ struct Place {
     labels: Labels,
     owner: Owner,
     at: TimestampNs,
-    /// When a delta began, where that is known and before `at`.
+    /// When a delta began, where that is known and not after `at`.
     start: Option<TimestampNs>,
     stale: bool,
 }
@@ -240,7 +240,7 @@ impl OneResource<'_> {
             owner: owner_of(resource.as_deref()),
             labels,
             at,
-            start: Some(time_of(start).floor_ms()).filter(|s| start > 0 && *s < at && self.limits.time(*s).is_ok()),
+            start: Some(time_of(start).floor_ms()).filter(|s| start > 0 && *s <= at && self.limits.time(*s).is_ok()),
             stale: flags & DataPointFlags::NoRecordedValueMask as u32 != 0,
         })
     }
@@ -258,7 +258,8 @@ impl OneResource<'_> {
             delta,
             self.limits.now,
         ) {
-            Ok(total) => Some((total.amount, place.start.filter(|_| total.starts))),
+            // A start within the millisecond of the point tells a new total, and leaves no room for a sample before it.
+            Ok(total) => Some((total.amount, place.start.filter(|s| total.starts && *s < place.at))),
             Err(why) => {
                 self.refuse(1, &why, || place.labels.to_string());
                 None
@@ -575,6 +576,25 @@ mod tests {
                 .find(|s| s.labels.metric_name() == Some("m"));
             assert_eq!(series.unwrap().samples[0].value.to_bits(), bits, "{text}");
         }
+    }
+
+    /// Two short-lived senders, one after the other, each done within a millisecond: the second one's count was added to the first one's.
+    #[test]
+    fn a_delta_that_began_and_ended_in_one_millisecond_begins_a_new_total() {
+        let mut deltas = DeltaState::new(10);
+        let mut totals = vec![];
+        for (start, at) in [("7000100000", "7000200000"), ("7003100000", "7003900000")] {
+            let body = format!(
+                r#"{{"resourceMetrics":[{{"scopeMetrics":[{{"metrics":[{{"name":"m","sum":{{"isMonotonic":true,"aggregationTemporality":1,"dataPoints":
+                    [{{"startTimeUnixNano":"{start}","timeUnixNano":"{at}","asInt":"45"}}]}}}}]}}]}}]}}"#
+            );
+            let request = crate::otlp::from_json(crate::Protocol::OtlpMetrics, body.as_bytes()).unwrap();
+            let adapted = adapt(&TenantId::default(), request, &LIMITS, &mut deltas);
+            let is_it = |s: &&SeriesBlock| s.labels.metric_name() == Some("m_total");
+            let series = adapted.batch.series.iter().find(is_it).unwrap();
+            totals.extend(series.samples.iter().map(|s| (s.at.as_ms(), s.value)));
+        }
+        assert_eq!(totals, [(7_000, 45.0), (7_003, 45.0)]);
     }
 
     fn point(scale: i32, offset: i32, counts: Vec<u64>) -> ExponentialHistogramDataPoint {
