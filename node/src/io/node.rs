@@ -171,7 +171,8 @@ pub enum StartError {
     #[error(transparent)]
     Shards(#[from] BadShardCount),
     #[error(
-        "{replicas} copies of each shard are not kept on {nodes} nodes: say --replicas from 2 to {nodes}, list more addresses with --join, or leave --replicas out"
+        "{replicas} copies of each shard are not kept on {nodes} nodes: say --replicas from {} to {nodes}, list more addresses with --join, or leave --replicas out",
+        nodes.min(&2)
     )]
     Replicas { replicas: u64, nodes: u64 },
     #[error("shard {group} does not open: {source}")]
