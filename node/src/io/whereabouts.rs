@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const CALL_COPIES: &str = "copies";
-/// As long as a change of leaders is not heard of, writes of its group wait.
 const PAUSE: Duration = Duration::from_millis(200);
 const TIMEOUT: Duration = Duration::from_millis(500);
 /// Who did not answer in time may only have been slow.
@@ -34,6 +33,13 @@ struct Place {
     /// The leader first.
     holders: Vec<NodeId>,
     leader: Option<NodeId>,
+}
+
+impl Place {
+    fn lead_by(&mut self, leader: NodeId) {
+        self.leader = Some(leader);
+        self.holders.sort_by_key(|n| (*n != leader, *n));
+    }
 }
 
 /// Clones share it.
@@ -83,6 +89,14 @@ impl Whereabouts {
             return self.0.raft.status(group).leader;
         }
         self.0.table.read().get(&group)?.leader
+    }
+
+    /// Somebody who was taken for the leader of a group that is not here says who is. Counts until everybody is asked again, so that
+    /// writes follow a leader that hands over within milliseconds.
+    pub fn told(&self, group: GroupId, leader: NodeId) {
+        if let Some(place) = self.0.table.write().get_mut(&group) {
+            place.lead_by(leader);
+        }
     }
 
     fn own(&self) -> Vec<Copy> {
@@ -166,11 +180,14 @@ mod tests {
             (NodeId(4), vec![copy(5, Some(4))]),
             (NodeId(3), vec![copy(6, None)]),
         ];
-        let table = table(&told);
-        let place = Place {
-            holders: [4, 2, 3].map(NodeId).to_vec(),
-            leader: Some(NodeId(4)),
+        let mut table = table(&told);
+        let place = |leader, holders: [u64; 3]| Place {
+            holders: holders.map(NodeId).to_vec(),
+            leader: Some(NodeId(leader)),
         };
-        assert_eq!(table, BTreeMap::from([(GroupId(1), place)]));
+        assert_eq!(table, BTreeMap::from([(GroupId(1), place(4, [4, 2, 3]))]));
+        let heard = table.get_mut(&GroupId(1)).unwrap();
+        heard.lead_by(NodeId(3));
+        assert_eq!(*heard, place(3, [3, 2, 4]));
     }
 }

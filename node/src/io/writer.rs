@@ -41,7 +41,7 @@ const ENTRIES_IN_FLIGHT_MAX: usize = 4;
 /// How long a writer waits for its quorum before it is told `Unconfirmed`.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
-const LEADER_PAUSE: Duration = Duration::from_millis(50);
+const LEADER_PAUSE: Duration = Duration::from_millis(20);
 /// A leader hands over within milliseconds: the first retries come soon, and each one later than the one before, up to `LEADER_PAUSE`.
 const HANDOVER_PAUSE: Duration = Duration::from_millis(3);
 /// A node that knows no leader for so long is on the small side of a cut, or most nodes are down: writers are told.
@@ -69,6 +69,14 @@ enum Fate {
         used: u64,
         limit: u64,
     },
+    /// Surely not proposed here; that node leads, as this one has heard.
+    LedBy(NodeId),
+}
+
+impl Fate {
+    fn not_leader(leader: Option<NodeId>) -> Self {
+        leader.map_or(Self::NotLeader, Self::LedBy)
+    }
 }
 
 struct Waiting {
@@ -200,8 +208,9 @@ impl Writer {
         let Some(fold) = self.0.folds.get(&shard) else {
             return Fate::NotLeader;
         };
-        if self.0.raft.status(shard.into()).leader != Some(self.0.me) {
-            return Fate::NotLeader;
+        let leader = self.0.whereabouts.leader(shard.into());
+        if leader != Some(self.0.me) {
+            return Fate::not_leader(leader);
         }
         if let DiskState::Refuse { free, reserve } = self.0.disk.admit() {
             return Fate::DiskFull { free, reserve };
@@ -279,6 +288,7 @@ impl Writer {
                 Fate::MemoryFull { used, limit } => return Err(WriteError::MemoryFull { shard, used, limit }),
                 Fate::DiskFull { free, reserve } => return Err(WriteError::DiskFull { shard, free, reserve }),
                 Fate::NotLeader => {}
+                Fate::LedBy(other) => self.0.whereabouts.told(shard.into(), other),
                 Fate::Unconfirmed => may_be_stored = true,
             }
             // With an id the shard tells a second attempt from a first; without one only a sure refusal is retried.
@@ -508,7 +518,7 @@ async fn fold(
                     Ok(Applied::Write(applied)) => applied.into_iter().map(Fate::Applied).collect(),
                     _ => vec![],
                 },
-                Err(ProposeError::NotLeader { .. }) => vec![Fate::NotLeader; folded.len()],
+                Err(ProposeError::NotLeader { leader }) => vec![Fate::not_leader(leader); folded.len()],
                 Err(ProposeError::Full) => vec![Fate::QueueFull; folded.len()],
                 Err(_) => vec![],
             };
