@@ -85,10 +85,12 @@ impl Whereabouts {
 
     /// Who leads the group, by what this node knows or was told.
     pub fn leader(&self, group: GroupId) -> Option<NodeId> {
-        if self.is_here(group) {
-            return self.0.raft.status(group).leader;
-        }
-        self.0.table.read().get(&group)?.leader
+        let told = || self.0.table.read().get(&group)?.leader;
+        // What Raft knew is the last word also of a group that is not here any more, until others were asked.
+        (!self.is_here(group))
+            .then(told)
+            .flatten()
+            .or_else(|| self.0.raft.status(group).leader)
     }
 
     /// Somebody who was taken for the leader of a group that is not here says who is. Counts until everybody is asked again, so that
@@ -124,6 +126,10 @@ impl Whereabouts {
                 told.retain(|_, (at, _)| round - *at <= ROUNDS_KEPT);
                 let all: Vec<_> = told.iter().map(|(node, (_, copies))| (*node, copies.clone())).collect();
                 *self.0.table.write() = table(&all);
+            } else if !told.is_empty() {
+                // What was heard long ago would be believed when a group goes.
+                told.clear();
+                self.0.table.write().clear();
             }
             tokio::time::sleep(PAUSE).await;
         }

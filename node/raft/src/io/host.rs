@@ -51,7 +51,8 @@ pub struct RaftConfig {
     pub heartbeat_ticks: usize,
     /// One append message, and one batch of proposals.
     pub message_bytes_max: u64,
-    /// Appends on their way, per follower and group.
+    /// Appends on their way, per follower and group. With `message_bytes_max` what one that catches up makes others wait for: its
+    /// entries pass through the threads of the leader and of its own node in one go.
     pub inflight_messages_max: usize,
     /// Proposed and not yet committed, per group.
     pub uncommitted_bytes_max: u64,
@@ -59,6 +60,7 @@ pub struct RaftConfig {
     /// Applied entries kept in the log of each group, so that a short outage needs no snapshot.
     pub tail_bytes: u64,
     pub log: LogConfig,
+    /// Threads that apply, at most one for each group. More than processors: one that installs a snapshot holds up no other group.
     pub apply_workers: usize,
     pub maintain_every: Duration,
     /// Proposals that wait for the raft thread, all groups together.
@@ -78,12 +80,12 @@ impl Default for RaftConfig {
             election_spread_ticks: 6,
             heartbeat_ticks: 2,
             message_bytes_max: 1 << 20,
-            inflight_messages_max: 64,
+            inflight_messages_max: 8,
             uncommitted_bytes_max: 64 << 20,
             committed_bytes_per_ready_max: 16 << 20,
             tail_bytes: 32 << 20,
             log: LogConfig::default(),
-            apply_workers: 2,
+            apply_workers: 8,
             maintain_every: Duration::from_millis(100),
             proposal_queue_bytes_max: 64 << 20,
             receive_queue_bytes_max: 128 << 20,
@@ -327,7 +329,7 @@ impl RaftHost {
         };
         let mut drivers = BTreeMap::new();
         let mut shared = BTreeMap::new();
-        let workers = config.apply_workers.max(1);
+        let workers = config.apply_workers.clamp(1, groups.len().max(1));
         let mut checks = BTreeMap::new();
         let own_disk = disk.clone();
         let mut owned: Vec<BTreeMap<GroupId, Owned>> = (0..workers).map(|_| BTreeMap::new()).collect();
