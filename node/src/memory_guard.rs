@@ -19,7 +19,7 @@ const SHARE_OF_CGROUP: u64 = 85;
 /// In percent of the limit: queries are turned away, then ingest.
 const QUERIES_SHARE: u64 = 75;
 const INGEST_SHARE: u64 = 87;
-/// Use must be below a step's bound by this part of it before the step is left.
+/// Use must be below a step's bound by this part of it before the step is left, or by half of the way to what is kept at rest.
 const CALM_BELOW: u64 = 16;
 /// And for so long.
 pub const CALM_SPAN: SpanNs = SpanNs::from_secs(1);
@@ -151,7 +151,9 @@ impl MemoryGuard {
             return self.pressure;
         }
         let bound = self.bound(self.pressure);
-        let is_calm = used < bound - bound / CALM_BELOW;
+        // Where little room is left above what is kept at rest, a whole part of the bound would reach below it.
+        let margin = (bound / CALM_BELOW).min(bound.saturating_sub(self.rest) / 2);
+        let is_calm = used < bound - margin;
         let since = self.calm_since.filter(|_| is_calm).unwrap_or(now);
         self.calm_since = is_calm.then_some(since);
         if is_calm && now.0.saturating_sub(since.0) >= CALM_SPAN.0 {
@@ -256,6 +258,9 @@ mod tests {
         assert_eq!(see(90, false, 66), Pressure::NoQueries);
         assert_eq!(see(95, false, 67), Pressure::NoIngest);
         assert_eq!(see(100, false, 68), Pressure::Hard);
+        // After a flood the allocator kept nine tenths of the limit, and queries were refused for good.
+        let steps: Vec<_> = (200..207).map(|secs| see(91, true, secs)).collect();
+        assert_eq!(steps.last(), Some(&Pressure::Calm), "{steps:?}");
         // A limit below what is kept at rest refuses all the time, and says so.
         assert_eq!(see(100, true, 300), Pressure::Hard);
         assert_eq!(see(100, true, 600), Pressure::Hard);

@@ -52,6 +52,8 @@ pub struct Counts {
     /// Nodes whose disk was lost, and those lost for whatever reason and replaced.
     pub wiped: u64,
     pub replaced: u64,
+    /// Nodes that joined without replacing one.
+    pub grown: u64,
     /// Flipped bits at rest, and wrong bits given to readers.
     pub rotten: u64,
     pub bad_reads: u64,
@@ -97,6 +99,7 @@ impl Counts {
             history_lines,
             wiped,
             replaced,
+            grown,
             rotten,
             bad_reads,
             refused_reads,
@@ -132,6 +135,7 @@ impl Counts {
         self.history_lines += history_lines;
         self.wiped += wiped;
         self.replaced += replaced;
+        self.grown += grown;
         self.rotten += rotten;
         self.bad_reads += bad_reads;
         self.refused_reads += refused_reads;

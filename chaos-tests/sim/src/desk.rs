@@ -692,6 +692,12 @@ impl Desk {
             let mut seen: BTreeMap<u64, BTreeSet<u32>> = BTreeMap::new();
             count = 0;
             for handle in running.shards.values() {
+                // Where it has no copy it asks a node that has one.
+                let mut others = world.all_running().filter(|(_, r)| r.counts(handle.group));
+                let handle = match running.counts(handle.group) {
+                    true => handle,
+                    false => others.find_map(|(_, r)| r.shard(handle.group)).unwrap_or(handle),
+                };
                 let any = Matcher::new(HISTORY_LABEL, hindcast_model::MatchOp::NotEqual, "").expect("plain");
                 let streams = handle.reader.lines(&SelectLines {
                     tenant: tenant(),

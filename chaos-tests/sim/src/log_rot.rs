@@ -76,13 +76,15 @@ impl Rot {
 pub struct Said {
     hard: HardState,
     first: u64,
+    /// Of the entry before `first`, which a snapshot or the machine's files stand for.
+    start_term: u64,
     /// Of the entries from `first` on.
     terms: Vec<u64>,
 }
 
 impl Said {
     pub fn last(&self) -> u64 {
-        self.first + self.terms.len() as u64 - 1
+        (self.first + self.terms.len() as u64).saturating_sub(1)
     }
 
     fn term(&self, index: u64) -> Option<u64> {
@@ -108,7 +110,14 @@ pub fn read(disk: SimDisk, plan: &Plan) -> Result<Log, LogError> {
         let view = view.lock();
         let first = view.first_index();
         let terms = (first..=view.last_index()).map(|i| view.term(i).unwrap_or(0)).collect();
-        log.insert(group, Said { hard, first, terms });
+        let start_term = view.term(first - 1).unwrap_or(0);
+        let said = Said {
+            hard,
+            first,
+            start_term,
+            terms,
+        };
+        log.insert(group, said);
     }
     Ok(log)
 }
@@ -138,6 +147,10 @@ pub fn taken(before: &Log, after: &Result<Log, LogError>) -> Taken {
         }
         let lost = (was.first..).zip(&was.terms).filter(|(i, t)| !is.has(*i, **t));
         entries.extend(lost.map(|(index, term)| (*group, index, *term)));
+        if is.last() + 1 < was.first {
+            // With the record of where the log begins anew went all that it stands for.
+            entries.push((*group, was.first - 1, was.start_term));
+        }
     }
     match entries.is_empty() {
         true => Taken::Nothing,
@@ -158,6 +171,27 @@ mod tests {
     use raft::eraftpb::Entry;
 
     const LAST: u64 = 40;
+
+    /// A seed called a node's refusal its own fault: zeros had taken the record with which a snapshot begins the log anew.
+    #[test]
+    fn a_new_beginning_that_is_lost_is_a_loss() {
+        let said = |first, terms: &[u64]| Said {
+            first,
+            start_term: 2,
+            terms: terms.to_vec(),
+            ..Said::default()
+        };
+        let log = |said: Said| Log::from([(GroupId(1), said)]);
+        let lost = |was, is| match taken(&log(was), &Ok(log(is))) {
+            Taken::Entries(entries) => entries,
+            _ => vec![],
+        };
+        assert_eq!(lost(said(62, &[]), said(1, &[2; 49])), [(GroupId(1), 61, 2)]);
+        assert!(
+            lost(said(62, &[]), said(50, &[2; 12])).is_empty(),
+            "it has what the beginning stands for"
+        );
+    }
 
     /// Rounds of two entries each, all of them synced: of the last one nothing says that it was.
     fn written(plan: &Plan) -> SimDisk {

@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub const PAUSE: u64 = 500 * MS;
 /// A joining node, and the operator, ask again after this.
 const AGAIN: u64 = SECOND;
+const GROWN_MAX: u64 = 2;
 
 /// What a call of this side is for.
 #[derive(Clone, Copy, Debug)]
@@ -29,9 +30,9 @@ pub enum Then {
     Wished { joiner: u64 },
 }
 
-/// A node that is to take the place of a lost one.
+/// A node that joins, mostly to take the place of a lost one.
 struct Joiner {
-    replaces: u64,
+    replaces: Option<u64>,
     /// What the log gave it.
     id: Option<NodeId>,
 }
@@ -40,6 +41,7 @@ struct Joiner {
 pub struct Members {
     joiners: BTreeMap<u64, Joiner>,
     next_joiner: u64,
+    grown: u64,
     /// Lost nodes that no group counts any more, as the log says.
     removed: BTreeSet<u64>,
     /// Of the leader of the meta group, by node and life.
@@ -149,13 +151,15 @@ impl Members {
         reports.insert(NodeId(node), own);
         let rows = node_rows::nodes(&*running.meta);
         let (leads, groups) = (node_rows::leads(&*running.meta), running.groups());
+        let copies = match world.plan.copies {
+            0 => usize::MAX,
+            copies => copies as usize,
+        };
         let moves = world
             .members()
             .moves
             .entry((node, life))
             .or_insert_with(|| Moves::starting(now));
-        // All nodes have all shards.
-        let copies = usize::MAX;
         for step in next_steps(&rows, &leads, &groups, copies, &reports, now, moves) {
             let to = match &step {
                 Step::Gone { node: gone } => {
@@ -179,16 +183,22 @@ impl Members {
 
     /// Somebody brings a new machine.
     pub fn replace(world: &mut World, lost: u64) {
+        Self::bring(world, Some(lost));
+    }
+
+    /// Somebody brings one more. Not without end: each costs its messages.
+    pub fn grow(world: &mut World) {
+        if world.members().grown < GROWN_MAX {
+            world.members().grown += 1;
+            Self::bring(world, None);
+        }
+    }
+
+    fn bring(world: &mut World, replaces: Option<u64>) {
         let members = world.members();
         members.next_joiner += 1;
         let joiner = members.next_joiner;
-        members.joiners.insert(
-            joiner,
-            Joiner {
-                replaces: lost,
-                id: None,
-            },
-        );
+        members.joiners.insert(joiner, Joiner { replaces, id: None });
         let delay = 1 + world.rng.below(2 * SECOND);
         world.at(delay, Event::Join { joiner });
     }
@@ -198,7 +208,7 @@ impl Members {
         let Some(j) = world.members().joiners.get(&joiner) else {
             return;
         };
-        let (replaces, id) = (NodeId(j.replaces), j.id);
+        let (replaces, id) = (j.replaces.map(NodeId), j.id);
         world.at(AGAIN, Event::Join { joiner });
         let Some(via) = world.running_node() else { return };
         let mut token = [0; 16];
@@ -211,13 +221,13 @@ impl Members {
                 },
                 Then::Joined { joiner },
             ),
-            Some(_) => (
-                ClusterCommand::WishNode {
-                    node: replaces,
-                    wish: Wish::Leaving { replaced_by: id },
-                },
-                Then::Wished { joiner },
-            ),
+            Some(new) => {
+                let (node, wish) = match replaces {
+                    Some(lost) => (lost, Wish::Leaving { replaced_by: id }),
+                    None => (new, Wish::Member),
+                };
+                (ClusterCommand::WishNode { node, wish }, Then::Wished { joiner })
+            }
         };
         call(world, via, &command, then);
     }
@@ -241,8 +251,11 @@ impl Members {
                 Self::join(world, joiner);
             }
             (Then::Wished { joiner }, Some(_)) => {
-                world.members().joiners.remove(&joiner);
-                world.ledger.counts.replaced += 1;
+                let joined = world.members().joiners.remove(&joiner);
+                match joined.and_then(|j| j.replaces) {
+                    Some(_) => world.ledger.counts.replaced += 1,
+                    None => world.ledger.counts.grown += 1,
+                }
             }
             _ => {}
         }
@@ -255,6 +268,9 @@ impl Members {
 
     pub fn unsettled(&self, world: &World) -> Vec<String> {
         let lost = world.lost().into_iter().filter(|n| self.counts(*n));
-        lost.map(|n| format!("lost node {n} is not replaced")).collect()
+        let lost = lost.map(|n| format!("lost node {n} is not replaced"));
+        let joining = self.joiners.values().filter(|j| j.replaces.is_none());
+        lost.chain(joining.map(|j| format!("node {:?} has not joined yet", j.id)))
+            .collect()
     }
 }

@@ -16,6 +16,7 @@ use hindcast_node::cluster_part::ClusterPart;
 use hindcast_node::cluster_time::{self, ClusterClock};
 use hindcast_node::entry::{self, Control};
 use hindcast_node::membership::Step;
+use hindcast_node::placement;
 use hindcast_node::route::Replicas;
 use hindcast_node::shard_machine::{Applied, PartApplied, ShardHandle, ShardMachine};
 use hindcast_raft::driver::{
@@ -29,6 +30,7 @@ use hindcast_raft::{
     MetaRead, WireMessage, Work, stored_clock, wire,
 };
 use hindcast_storage::{ShardConfig, StorageError};
+use parking_lot::Mutex;
 use raft::eraftpb::{Message, MessageType};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -216,6 +218,9 @@ impl Env<'_> {
     }
 }
 
+/// Groups of which this node has a copy that counts.
+type Here = Arc<Mutex<BTreeSet<GroupId>>>;
+
 /// A node that runs.
 pub struct Running {
     id: u64,
@@ -232,6 +237,7 @@ pub struct Running {
     durable: BTreeMap<GroupId, u64>,
     pub shards: BTreeMap<ShardId, ShardHandle>,
     pub replicas: Arc<Replicas>,
+    here: Here,
     pub meta: Arc<dyn MetaRead>,
     waiting: VecDeque<(GroupId, WriteTask)>,
     round: Option<Round>,
@@ -274,7 +280,7 @@ impl Running {
         life: u64,
         disk: &SimDisk,
         stores: &MemStores,
-        voters: &[NodeId],
+        founders: &BTreeSet<NodeId>,
         env: &mut Env<'_>,
     ) -> Result<Self, End> {
         let plan = env.plan;
@@ -305,13 +311,13 @@ impl Running {
             machines.insert(group, Box::new(machine));
         }
         let readers = shards.iter().map(|(s, h)| (*s, h.reader.clone())).collect();
-        let mut log = OpenedLog::open(&shared, "raft", &log_config(plan), voters.len() > 1)?;
+        let mut log = OpenedLog::open(&shared, "raft", &log_config(plan), founders.len() > 1)?;
         let mut drivers = BTreeMap::new();
         for (&group, machine) in &machines {
+            let voters = placement::founding(group, founders, plan.copies_of(group, founders.len()));
             let config = DriverConfig {
                 group,
                 node: NodeId(id),
-                voters: voters.to_vec(),
                 election_ticks: 10,
                 election_spread_ticks: 6,
                 heartbeat_ticks: 2,
@@ -321,6 +327,7 @@ impl Running {
                 committed_bytes_per_ready_max: 64 << 10,
                 tail_bytes: plan.tail_bytes,
                 preferred: voters[(group.0 % voters.len() as u64) as usize].0 == id,
+                voters,
             };
             let lost = log.loss_of(group);
             let start = Start {
@@ -338,6 +345,10 @@ impl Running {
             }
             drivers.insert(group, driver);
         }
+        let here = Here::default();
+        let is_here = here.clone();
+        let is_here = move |shard: ShardId| is_here.lock().contains(&GroupId::from(shard));
+        let replicas = Arc::new(Replicas::of_copies(map, readers, Arc::new(is_here)));
         let durable = machines.iter().map(|(g, m)| (*g, m.durable())).collect();
         let mut node = Self {
             id,
@@ -351,7 +362,8 @@ impl Running {
             machines,
             durable,
             shards,
-            replicas: Arc::new(Replicas::new(map, readers)),
+            replicas,
+            here,
             meta: rows,
             waiting: VecDeque::new(),
             round: None,
@@ -417,6 +429,15 @@ impl Running {
 
     pub fn leader(&self, group: GroupId) -> Option<u64> {
         self.status(group).leader.map(|n| n.0)
+    }
+
+    /// Whether it answers for the group.
+    pub fn counts(&self, group: GroupId) -> bool {
+        self.here.lock().contains(&group)
+    }
+
+    pub fn shard(&self, group: GroupId) -> Option<&ShardHandle> {
+        self.shards.values().find(|h| h.group == group)
     }
 
     pub fn groups(&self) -> Vec<GroupId> {
@@ -657,10 +678,15 @@ impl Running {
                 }
             }
             let status = self.status(group);
-            match status.quarantined {
-                Some(why) if self.quarantined.insert(group) => env.out.push(Effect::Quarantined { why }),
+            match &status.quarantined {
+                Some(why) if self.quarantined.insert(group) => env.out.push(Effect::Quarantined { why: why.clone() }),
                 Some(_) => {}
                 None => _ = self.quarantined.remove(&group),
+            }
+            if status.quarantined.is_none() && !status.is_rebuilding && status.voters.contains(&NodeId(self.id)) {
+                self.here.lock().insert(group);
+            } else {
+                self.here.lock().remove(&group);
             }
             if status.role == Role::Leader {
                 env.ledger.leads(self.id, group, status.term);

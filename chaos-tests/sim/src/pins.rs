@@ -302,10 +302,8 @@ impl Pins {
         };
         let mut read = vec![];
         for (group, at) in cut.positions.iter().flatten().filter(|(g, _)| **g != GroupId::META) {
-            let is_there = k
-                .pinned_at
-                .get(group)
-                .is_some_and(|p| running.status(*group).applied >= *p);
+            let has_pin = |p: &u64| running.counts(*group) && running.status(*group).applied >= *p;
+            let is_there = k.pinned_at.get(group).is_some_and(has_pin);
             // An error: of a node with damaged files.
             if let Some(Ok(rows)) = is_there.then(|| rows_at(running, *group, *at, (pin.from, pin.to))) {
                 read.push(((pin.id.clone(), cut.id, *group), rows));
@@ -329,7 +327,8 @@ impl Pins {
             pins = all.len() as u64;
             for pin in all {
                 for cut in pin.cuts.iter().filter_map(|c| cluster_part::cut(&*running.meta, *c)) {
-                    for (group, at) in cut.positions.iter().flatten().filter(|(g, _)| **g != GroupId::META) {
+                    let here = |group: &GroupId| *group != GroupId::META && running.counts(*group);
+                    for (group, at) in cut.positions.iter().flatten().filter(|(g, _)| here(g)) {
                         let rows = match rows_at(running, *group, *at, (pin.from, pin.to)) {
                             Ok(rows) => rows,
                             Err(e) => {
@@ -372,11 +371,7 @@ impl Pins {
 }
 
 fn rows_at(running: &Running, group: GroupId, at: u64, (from, to): (TimestampNs, TimestampNs)) -> Result<Rows, String> {
-    let handle = running
-        .shards
-        .values()
-        .find(|h| h.group == group)
-        .ok_or("no such shard")?;
+    let handle = running.shard(group).ok_or("no such shard")?;
     let (as_of, owners) = (Some(at), None);
     let series = handle.reader.series(&SelectSeries {
         tenant: tenant(),

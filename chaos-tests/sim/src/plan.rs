@@ -5,6 +5,7 @@
 
 use hindcast_env::buggify::{Bends, Point};
 use hindcast_env::{Rng, SeededRng};
+use hindcast_model::GroupId;
 
 pub const MS: u64 = 1_000_000;
 pub const SECOND: u64 = 1_000 * MS;
@@ -22,6 +23,10 @@ pub struct Plan {
     pub spare: bool,
     pub change_every: u64,
     pub shards: u64,
+    /// Nodes that have a copy of each shard; 0: all.
+    pub copies: u64,
+    /// Mean time between nodes that join (ns); 0: none.
+    pub grow_every: u64,
     /// Faults happen until then (ns); afterwards everything is healed.
     pub faulty_until: u64,
     pub writers: u64,
@@ -100,6 +105,20 @@ impl Plan {
         1..=self.nodes + u64::from(self.spare)
     }
 
+    /// The cluster itself changes who has what.
+    pub fn arranges(&self) -> bool {
+        self.replaces() || self.copies > 0
+    }
+
+    /// How many nodes of so many have a copy of a group.
+    pub fn copies_of(&self, group: GroupId, nodes: usize) -> usize {
+        match self.copies {
+            _ if group == GroupId::META => nodes,
+            0 => nodes,
+            copies => nodes.min(copies as usize),
+        }
+    }
+
     /// Nodes are lost and replaced.
     pub fn replaces(&self) -> bool {
         self.wipe_every > 0 || self.rot_every > 0 || self.bad_reads > 0 || self.log_rot_every > 0
@@ -134,6 +153,8 @@ impl Plan {
             spare: false,
             change_every: 0,
             shards: 2,
+            copies: 0,
+            grow_every: 0,
             faulty_until: 20 * SECOND,
             writers: 2,
             patience: 30 * SECOND,
@@ -169,6 +190,26 @@ impl Plan {
     }
 
     pub fn draw(seed: u64) -> Self {
+        Self::draw_for_all(seed).with_copies()
+    }
+
+    /// Copies of each shard on some of the nodes. Drawn by itself: what else a seed is made of stays what it was.
+    fn with_copies(self) -> Self {
+        let rng: &mut dyn Rng = &mut SeededRng::new(self.seed ^ 0xC0_71E5);
+        // Otherwise members are changed by hand, against what the cluster itself wants.
+        if self.nodes < 3 || self.change_every > 0 || !chance(rng, SOMETIMES) {
+            return self;
+        }
+        Self {
+            nodes: pick(rng, &[4, 5]),
+            copies: 3,
+            shards: pick(rng, &[2, 4]),
+            grow_every: if chance(rng, OFTEN) { 5 * SECOND } else { 0 },
+            ..self
+        }
+    }
+
+    fn draw_for_all(seed: u64) -> Self {
         let rng: &mut dyn Rng = &mut SeededRng::new(seed);
         let some = |rng: &mut dyn Rng, per_cent: u64, from: &[u64]| {
             let value = pick(rng, from);
@@ -194,6 +235,8 @@ impl Plan {
             log_rot_every,
             bad_reads,
             shards: pick(rng, &[1, 2]),
+            copies: 0,
+            grow_every: 0,
             faulty_until: pick(rng, &[8, 15, 25]) * SECOND,
             writers: pick(rng, &[1, 2, 4]),
             readers: pick(rng, &[1, 2]),

@@ -130,6 +130,7 @@ pub enum Fault {
     Full,
     ClockStep,
     Wipe,
+    Grow,
     Rot,
     LogRot,
     BadReads,
@@ -232,7 +233,7 @@ pub struct World {
     events: BTreeMap<u64, Event>,
     pub rng: SeededRng,
     nodes: BTreeMap<u64, Node>,
-    voters: Vec<NodeId>,
+    founders: BTreeSet<NodeId>,
     /// Pairs from, to that nothing crosses.
     cut: BTreeSet<(u64, u64)>,
     wave: u64,
@@ -273,11 +274,11 @@ struct Held {
     lines: BTreeMap<(String, i64, String), u64>,
 }
 
-fn held_by(running: &Running) -> Result<Held, String> {
+fn held_by(running: &Running, of: impl Fn(GroupId) -> bool) -> Result<Held, String> {
     let tenant = TenantId::default();
     let mut samples: BTreeMap<(String, i64), Vec<u64>> = BTreeMap::new();
     let mut lines: BTreeMap<(String, i64, String), u64> = BTreeMap::new();
-    for handle in running.shards.values() {
+    for handle in running.shards.values().filter(|h| of(h.group)) {
         let series = handle.reader.series(&SelectSeries {
             tenant: tenant.clone(),
             matchers: vec![Matcher::equal("job", "node")],
@@ -384,7 +385,7 @@ impl World {
 
     fn new(plan: Plan, verbose: bool) -> Self {
         let mut rng = SeededRng::new(plan.seed ^ 0x5117);
-        let voters: Vec<NodeId> = (1..=plan.nodes).map(NodeId).collect();
+        let founders = (1..=plan.nodes).map(NodeId).collect();
         // One clock may be far off, the others are about right.
         let wrong = 1 + rng.below(plan.nodes);
         let nodes = plan.node_ids().map(|id| {
@@ -408,7 +409,7 @@ impl World {
             events: BTreeMap::new(),
             rng,
             nodes,
-            voters,
+            founders,
             cut: BTreeSet::new(),
             wave: 0,
             ledger: Ledger::default(),
@@ -507,6 +508,7 @@ impl World {
             (p.full_every, Fault::Full),
             (if p.clock_steps { 3 * SECOND } else { 0 }, Fault::ClockStep),
             (p.wipe_every, Fault::Wipe),
+            (p.grow_every, Fault::Grow),
             (p.rot_every, Fault::Rot),
             (p.log_rot_every, Fault::LogRot),
             (if p.bad_reads > 0 { BAD_READS_EVERY } else { 0 }, Fault::BadReads),
@@ -533,6 +535,7 @@ impl World {
             Fault::Full => p.full_every,
             Fault::ClockStep => 3 * SECOND,
             Fault::Wipe => p.wipe_every,
+            Fault::Grow => p.grow_every,
             Fault::Rot => p.rot_every,
             Fault::LogRot => p.log_rot_every,
             Fault::BadReads => BAD_READS_EVERY,
@@ -626,6 +629,7 @@ impl World {
                     self.lose(node, "its disk is replaced by an empty one");
                 }
             }
+            Fault::Grow => Members::grow(self),
             Fault::Rot => self.rot(node),
             Fault::LogRot => self.log_rot(node),
             Fault::BadReads => {
@@ -662,7 +666,9 @@ impl World {
             let is_whole = |voters: &[NodeId]| voters.iter().filter(is_sound).count() > voters.len() / 2;
             newest.is_some_and(|s| is_whole(&s.voters) && (s.outgoing.is_empty() || is_whole(&s.outgoing)))
         };
-        unsound <= (self.plan.nodes - 1) / 2 && (0..=self.plan.shards).map(GroupId).all(stays_whole)
+        // Copies move: any unsound nodes may come to have the same shard.
+        let together = self.plan.copies_of(GroupId(1), self.plan.nodes as usize) as u64;
+        unsound <= (together - 1) / 2 && (0..=self.plan.shards).map(GroupId).all(stays_whole)
     }
 
     fn may_spoil(&mut self, node: u64) -> bool {
@@ -812,7 +818,7 @@ impl World {
         let Some(running) = &self.nodes[&node].running else {
             return;
         };
-        let held = match held_by(running) {
+        let held = match held_by(running, |_| true) {
             Ok(held) => held,
             Err(why) => {
                 self.ledger.counts.refused_reads += 1;
@@ -916,6 +922,10 @@ impl World {
     /// After the last fault everybody belongs to every group again, so that all can be compared.
     fn bring_all_in(&mut self) {
         for group in (0..=self.plan.shards).map(GroupId) {
+            if self.plan.copies > 0 {
+                // That is the cluster's own business.
+                continue;
+            }
             let Some(leader) = self.leader_of(group) else { continue };
             let Some(running) = self.runs(leader) else { continue };
             let s = running.status(group);
@@ -1117,7 +1127,7 @@ impl World {
             ledger,
             nodes,
             now,
-            voters,
+            founders,
             ..
         } = self;
         let n = nodes.get_mut(&node).expect("a node");
@@ -1138,7 +1148,7 @@ impl World {
             ledger,
             out: &mut out,
         };
-        let started = Running::start(node, n.life, &n.disk, &n.stores, voters, &mut env);
+        let started = Running::start(node, n.life, &n.disk, &n.stores, founders, &mut env);
         match started {
             Ok(mut running) => {
                 running.set_clock(*now, n.clock_off, ahead);
@@ -1147,7 +1157,7 @@ impl World {
                 self.note(|| format!("node {node} starts, life {life}"));
                 self.carry_out(node, out);
                 self.at(100 * MS, Event::DeskTurn { node, life });
-                if self.plan.replaces() {
+                if self.plan.arranges() {
                     self.at(crate::members::PAUSE, Event::MembersTurn { node, life });
                 }
                 if self.calm && self.nodes[&node].spoilt {
@@ -1339,13 +1349,29 @@ impl World {
         self.calm
     }
 
+    /// Who leads a group by what `node` knows: by its own copy, or by the word of some node that has one.
+    fn leader_by(&mut self, node: u64, group: GroupId) -> Option<u64> {
+        let own = self.runs(node)?;
+        if own.counts(group) || self.plan.copies == 0 {
+            return own.leader(group);
+        }
+        let holders: Vec<u64> = self
+            .living()
+            .into_iter()
+            .filter(|n| self.runs(*n).is_some_and(|r| r.counts(group)))
+            .collect();
+        let asked = *holders.get(self.rng.below(holders.len().max(1) as u64) as usize)?;
+        let is_heard = self.flight(node, asked).is_some() && self.flight(asked, node).is_some();
+        self.runs(asked).filter(|_| is_heard)?.leader(group)
+    }
+
     /// `node` asks the leader of a group, as far as it knows one.
     pub fn call(&mut self, node: u64, group: GroupId, payload: Payload, then: Then) {
         self.next_call += 1;
         let call = self.next_call;
         self.calls.insert(call, Call { node, then });
         let caller = Caller { node, call };
-        match self.runs(node).and_then(|r| r.leader(group)) {
+        match self.leader_by(node, group) {
             None => self.at(
                 MS,
                 Event::Reply {
@@ -1550,6 +1576,10 @@ impl World {
             return;
         }
         let group = GroupId(self.rng.below(self.plan.shards + 1));
+        if !self.runs(node).is_some_and(|r| r.counts(group)) && self.plan.copies > 0 {
+            // Another node is asked.
+            return;
+        }
         self.next_read += 1;
         let id = self.next_read;
         let told_before = self.ledger.told(group);
@@ -1595,16 +1625,35 @@ impl World {
         }
         let running = || self.nodes.iter().filter_map(|(id, n)| Some((id, n.running.as_ref()?)));
         for group in (0..=self.plan.shards).map(GroupId) {
-            let leaders: BTreeSet<Option<u64>> = running().map(|(_, r)| r.leader(group)).collect();
-            // The driver's count: machines do not see the empty entries of new leaders.
-            let applied: BTreeSet<u64> = running().map(|(_, r)| r.status(group).applied).collect();
-            let commits: BTreeSet<u64> = running().map(|(_, r)| r.status(group).commit).collect();
             let members = running().map(|(_, r)| r.status(group)).find(|s| s.role == Role::Leader);
             let peers = members.as_ref().map(|s| s.peers.clone());
             let members = members.map_or(vec![], |s| [s.voters, s.learners, s.outgoing].concat());
-            if !living.iter().map(|n| NodeId(*n)).all(|n| members.contains(&n)) || members.len() != living.len() {
+            let copies = self.plan.copies_of(group, living.len());
+            // Where nodes of before are, nothing goes.
+            let is_enough = |n: usize| n == copies || n > copies && living.iter().any(|n| self.is_older(*n));
+            if !members.iter().all(|n| living.contains(&n.0)) || !is_enough(members.len()) {
                 busy.push(format!(
                     "group {group} has members {members:?}, alive are {living:?}, its leader knows {peers:?}"
+                ));
+            }
+            let (inside, outside): (Vec<_>, Vec<_>) = running().partition(|(id, _)| members.contains(&NodeId(**id)));
+            let states = || inside.iter().map(|(_, r)| r.status(group));
+            let leaders: BTreeSet<Option<u64>> = inside.iter().map(|(_, r)| r.leader(group)).collect();
+            // The driver's count: machines do not see the empty entries of new leaders.
+            let applied: BTreeSet<u64> = states().map(|s| s.applied).collect();
+            let commits: BTreeSet<u64> = states().map(|s| s.commit).collect();
+            let has_state = |r: &Running| {
+                let s = r.status(group);
+                s.applied > 0 || s.quarantined.is_some() || s.is_rebuilding
+            };
+            let left: Vec<u64> = outside
+                .iter()
+                .filter(|(_, r)| has_state(r))
+                .map(|(id, _)| **id)
+                .collect();
+            if !left.is_empty() && !living.iter().any(|n| self.is_older(*n)) {
+                busy.push(format!(
+                    "group {group} is still on nodes {left:?}, which have no copy of it"
                 ));
             }
             if leaders.len() != 1 || leaders.contains(&None) {
@@ -1634,16 +1683,19 @@ impl World {
         };
         let map = ShardMap::even(self.plan.shards).expect("few shards");
         let (mut let_go, mut held) = (0, 0);
+        let group_of = |labels: &Labels, at: TimestampNs, lines: bool| -> GroupId {
+            let owner = match lines {
+                true => Owner::None,
+                false => resource::owner(&tenant, labels, &[]),
+            };
+            map.shard_of(owner.slot(labels), at).into()
+        };
         // Whether a row is to be there if it was stored.
         let mut stays = |shape: &Shape, labels: &Labels, lines: bool| {
             if readable.is_empty() {
                 return true;
             }
-            let owner = match lines {
-                true => Owner::None,
-                false => resource::owner(&tenant, labels, &[]),
-            };
-            let group = map.shard_of(owner.slot(labels), shape.at()).into();
+            let group = group_of(labels, shape.at(), lines);
             let stays = readable[&group].has(lines, shape.seq);
             let is_old = readable[&group].is_old(lines, shape.at());
             let_go += u64::from(!stays);
@@ -1652,7 +1704,7 @@ impl World {
         };
         let mut findings = vec![];
         for (id, running) in self.all_running() {
-            let (mut samples, mut lines) = match held_by(running) {
+            let (mut samples, mut lines) = match held_by(running, |g| running.counts(g)) {
                 Ok(held) => (held.samples, held.lines),
                 Err(e) => {
                     findings.push(format!("P6: node {id} cannot read what it holds: {e}"));
@@ -1661,6 +1713,9 @@ impl World {
             };
             let mut take = |shape: &Shape, must: bool| {
                 for (labels, at, value) in shape.samples() {
+                    if !running.counts(group_of(&labels, at, false)) {
+                        continue;
+                    }
                     let stays = stays(shape, &labels, false);
                     match samples.remove(&(labels.to_string(), at.0)) {
                         Some(found) if found == [value] && stays => {}
@@ -1673,6 +1728,9 @@ impl World {
                     }
                 }
                 for (labels, at, text) in shape.lines() {
+                    if !running.counts(group_of(&labels, at, true)) {
+                        continue;
+                    }
                     let stays = stays(shape, &labels, true);
                     match lines.remove(&(labels.to_string(), at.0, text.clone())) {
                         Some(1) if stays => {}

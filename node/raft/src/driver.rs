@@ -29,7 +29,7 @@ use hindcast_env::reached::{Mark, reached};
 use hindcast_env::{Rng, SeededRng};
 use hindcast_model::{GroupId, NodeId};
 use protobuf::Message as _;
-use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType, Snapshot};
+use raft::eraftpb::{ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType, Snapshot};
 use raft::{Config, GetEntriesContext, RawNode, SnapshotStatus, StateRole, Storage, StorageError};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -781,7 +781,7 @@ impl Driver {
             message.get_msg_type(),
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
         );
-        if asks_for_vote && self.rebuilding {
+        if asks_for_vote && self.rebuilding && !planted(Bug::ForgottenVotes) {
             // To one without a log every other is good enough: it would help somebody to lead who missed what it had confirmed.
             return;
         }
@@ -880,21 +880,32 @@ impl Driver {
     /// group was founded with, it must not believe, and without that it would count members otherwise than the rest.
     fn forgotten(&mut self) {
         if self.forgetting.take().is_some() && self.installing.is_none() {
+            reached(Mark::Forgotten);
             self.is_empty = true;
             // What was said of its old state came late.
             (self.applied, self.durable, self.machine_index) = (0, 0, 0);
         }
     }
 
-    /// For raft a change of members counts when it is applied, and what was confirmed before that counts with it: a change that stands
-    /// in the log and is not applied yet may make this copy a voter.
+    /// For raft a change of members counts when it is applied, and what was confirmed before that counts with it: changes that stand
+    /// in the log and are not applied yet may take this copy in. The last one that names it decides: whoever is removed hears no more
+    /// of it, and the entry that says so may never be known to be committed here.
     fn may_count_soon(&self) -> bool {
         let view = self.view.lock();
-        let entries = view.entries(self.applied + 1, view.last_index() + 1, u64::MAX);
         // What cannot be read may be one.
-        entries.map_or(true, |list| {
-            list.iter().any(|e| e.get_entry_type() != EntryType::EntryNormal)
-        })
+        let Ok(entries) = view.entries(self.applied + 1, view.last_index() + 1, u64::MAX) else {
+            return true;
+        };
+        let changes = entries.iter().filter(|e| e.get_entry_type() != EntryType::EntryNormal);
+        let mut soon = false;
+        for change in changes {
+            let Some(change) = read_change(change) else { return true };
+            let of_me = change.changes.iter().filter(|c| c.node_id == self.config.node.0);
+            if let Some(last) = of_me.last() {
+                soon = last.get_change_type() != ConfChangeType::RemoveNode;
+            }
+        }
+        soon
     }
 
     /// Begins again: without a log, as no voter, with the vote that was given. The machine keeps what it has until the

@@ -154,7 +154,7 @@ const PROOFS: &[Proof] = &[
     },
     Proof {
         name: "clients",
-        shows: "real clients: Prometheus as remote writer and as judge of our answers, promtool",
+        shows: "real clients: Prometheus as remote writer and as judge of our answers, promtool, the OpenTelemetry SDK (PYTHON with opentelemetry-sdk, opentelemetry-exporter-otlp)",
         run: Run::ignored("hindcast-chaos", "process_clients"),
         env: &[],
     },
