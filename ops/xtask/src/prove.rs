@@ -197,7 +197,7 @@ const PROOFS: &[Proof] = &[
     Proof {
         name: "cold",
         shows: "a real S3-compatible server as cold store (moto_server; MOTO_SERVER names another program)",
-        run: Run::ignored("hindcast-node", "cold"),
+        run: Run::ignored("hindcast-node", "it"),
         env: &[],
     },
     Proof {
@@ -283,4 +283,42 @@ pub fn run(only: Option<&str>, lengths: Lengths) -> anyhow::Result<ExitCode> {
     }
     println!("\nSummary\n{}", lines.join("\n"));
     Ok(if green { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    /// Folders of packages, two levels deep, and the names of their packages.
+    fn packages() -> Vec<(PathBuf, String)> {
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let folders = |of: &PathBuf| -> Vec<PathBuf> {
+            let entries = std::fs::read_dir(of).unwrap().map(|e| e.unwrap().path());
+            entries.filter(|p| p.is_dir() && !p.ends_with("target")).collect()
+        };
+        let upper = folders(&root);
+        let lower: Vec<PathBuf> = upper.iter().flat_map(folders).collect();
+        let named = |dir: PathBuf| {
+            let manifest = std::fs::read_to_string(dir.join("Cargo.toml")).ok()?;
+            let name = manifest.lines().find_map(|l| l.strip_prefix("name = "))?;
+            Some((dir, name.trim_matches('"').to_owned()))
+        };
+        [upper, lower].concat().into_iter().filter_map(named).collect()
+    }
+
+    /// A test was moved into another program, and its proof found nothing to run.
+    #[test]
+    fn every_proof_names_a_test_program_that_is_there() {
+        let packages = packages();
+        for proof in PROOFS {
+            let Run::Ignored { package, test, .. } = &proof.run else {
+                continue;
+            };
+            let (dir, _) = packages.iter().find(|(_, name)| name == package).unwrap();
+            let tests = dir.join("tests");
+            let is_there = tests.join(format!("{test}.rs")).is_file() || tests.join(test).join("main.rs").is_file();
+            assert!(is_there, "{}: {package} has no test program {test}", proof.name);
+        }
+    }
 }
