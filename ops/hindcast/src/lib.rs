@@ -11,6 +11,10 @@ pub mod tls;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
+/// Here and not in the program, so that programs which tests build around this library are what is shipped in this, too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(
     name = "hindcast",
