@@ -790,6 +790,10 @@ impl Driver {
             && message.commit > last
             && !planted(Bug::WatermarkIgnored)
         {
+            if self.rebuilding {
+                // Sent before this copy gave up what it had confirmed: whoever leads now begins with a snapshot.
+                return;
+            }
             // The leader commits no further than this node has confirmed.
             let (from, confirmed) = (message.from, message.commit);
             return self.quarantine(format!(

@@ -608,6 +608,72 @@ fn a_copy_that_is_not_needed_forgets_what_it_has_and_not_while_somebody_speaks_t
     );
 }
 
+/// Node 3 of three is made a learner, then removed; `held` are the messages to it that are lost while it is removed.
+fn removed(held: impl Fn(&Message) -> bool) -> (Net, u64) {
+    let mut net = Net::new(1, false);
+    net.run(40);
+    let leader = net.leader().unwrap();
+    assert_ne!(leader, 3, "this seed has another leader");
+    (0..5).for_each(|_| net.propose(leader));
+    net.run(5);
+    net.change(leader, vec![MemberStep::Learner(NodeId(3))]);
+    net.run(5);
+    net.change(leader, vec![MemberStep::Remove(NodeId(3))]);
+    for _ in 0..2_000 {
+        let lost = net.mail.iter().position(|m| m.0.to == 3 && held(&m.0));
+        match lost {
+            Some(at) => net.lose(at),
+            None if !net.mail.is_empty() => net.deliver(0),
+            None => {
+                for id in net.nodes.keys().copied().collect::<Vec<_>>() {
+                    net.disk(id);
+                    net.apply(id);
+                }
+            }
+        }
+    }
+    net.run(20);
+    (net, leader)
+}
+
+fn release(net: &mut Net, id: u64) {
+    let why = "it is not needed".to_owned();
+    net.step(id, Input::Release { why });
+    net.run(1);
+}
+
+/// The disk of a node stayed full of a shard that had moved: the log of its copy ended with its own removal, which it never heard
+/// was committed, and each order to let go was passed over.
+#[test]
+fn a_copy_that_hears_of_its_removal_and_not_that_it_is_committed_lets_go() {
+    let (mut net, _) = removed(|m| m.get_msg_type() != MessageType::MsgAppend || m.entries.is_empty());
+    let s = net.status(3);
+    assert!(s.last_index > s.applied, "the removal is not applied: {s:?}");
+    release(&mut net, 3);
+    assert_eq!(net.nodes[&3].state.lines.len(), 0);
+}
+
+/// A node that had let a shard go told of a loss: a heartbeat of before was two seconds late.
+#[test]
+fn a_late_heartbeat_is_no_loss_to_a_copy_that_let_go() {
+    let (mut net, leader) = removed(|_| false);
+    let s = net.status(leader);
+    release(&mut net, 3);
+    let mut late = Message {
+        from: leader,
+        to: 3,
+        term: s.term,
+        commit: s.commit,
+        ..Message::default()
+    };
+    late.set_msg_type(MessageType::MsgHeartbeat);
+    net.step(3, Input::Message(late));
+    assert_eq!(net.status(3).quarantined, None);
+    net.change(leader, vec![MemberStep::Learner(NodeId(3))]);
+    net.run(20);
+    assert_eq!(net.nodes[&3].state.lines.len(), net.nodes[&leader].state.lines.len());
+}
+
 #[test]
 fn members_that_answer_are_never_taken_for_silent_so_that_changes_of_members_do_not_wait() {
     let mut net = Net::new(1, false);
