@@ -34,12 +34,10 @@ pub enum Bug {
     RetentionIgnoresPins,
     /// A node whose log ends before what it had confirmed goes on.
     WatermarkIgnored,
-    /// A copy that forgot what it had confirmed, and waits for a snapshot, votes.
-    ForgottenVotes,
 }
 
 impl Bug {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 14] = [
         Self::ReplyBeforeSync,
         Self::VoteNotPersisted,
         Self::NoDirSync,
@@ -54,7 +52,6 @@ impl Bug {
         Self::CrcNotChecked,
         Self::RetentionIgnoresPins,
         Self::WatermarkIgnored,
-        Self::ForgottenVotes,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -73,7 +70,6 @@ impl Bug {
             Self::CrcNotChecked => "crc-not-checked",
             Self::RetentionIgnoresPins => "retention-ignores-pins",
             Self::WatermarkIgnored => "watermark-ignored",
-            Self::ForgottenVotes => "forgotten-votes",
         }
     }
 
@@ -92,7 +88,7 @@ impl Bug {
             | Self::DoneBeforeSend
             | Self::WipedKeepsId
             | Self::WatermarkIgnored => 1_000,
-            Self::VoteNotPersisted | Self::SnapshotDropsDedup | Self::ForgottenVotes => 5_000,
+            Self::VoteNotPersisted | Self::SnapshotDropsDedup => 5_000,
         }
     }
 }

@@ -781,7 +781,7 @@ impl Driver {
             message.get_msg_type(),
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
         );
-        if asks_for_vote && self.rebuilding && !planted(Bug::ForgottenVotes) {
+        if asks_for_vote && self.rebuilding {
             // To one without a log every other is good enough: it would help somebody to lead who missed what it had confirmed.
             return;
         }

@@ -163,17 +163,22 @@ impl LogStore {
         disk.sync_dir(dir)?;
         let mut free = Vec::new();
         let mut ids = Vec::new();
+        let mut freed = 0;
         for name in disk.list(dir)? {
             match parse_name(&name) {
                 Some(Name::Segment(id)) => ids.push(id),
-                Some(Name::Free) => free.push(name),
+                Some(Name::Free(id)) => {
+                    freed = freed.max(id);
+                    free.push(name);
+                }
                 None => {}
             }
         }
         ids.sort_unstable();
         let readers = Arc::new(SegmentReaders::default());
         let mut groups = BTreeMap::new();
-        let mut next_id = ids.last().map_or(1, |id| id + 1);
+        // Never one of before, also where only files to be used again are left: what they hold would be taken for its records.
+        let mut next_id = ids.last().copied().unwrap_or(0).max(freed) + 1;
         let mut head = None;
         for (n, &id) in ids.iter().enumerate() {
             let path = format!("{dir}/{}", segment_name(id));
@@ -243,6 +248,12 @@ impl LogStore {
         store.commit(true)?;
         store.drop_spare()?;
         Ok(store)
+    }
+
+    /// Whether there is any; files that wait to be used again are none.
+    pub fn has_segments(disk: &dyn Disk, dir: &str) -> Result<bool, DiskError> {
+        let names = disk.list(dir)?;
+        Ok(names.iter().any(|n| matches!(parse_name(n), Some(Name::Segment(_)))))
     }
 
     pub fn groups(&self) -> Vec<GroupId> {
@@ -538,7 +549,7 @@ fn seal(file: &mut dyn DiskFile, id: u64, offset: u64) -> Result<(), LogError> {
 
 enum Name {
     Segment(u64),
-    Free,
+    Free(u64),
 }
 
 fn segment_name(id: u64) -> String {
@@ -550,8 +561,9 @@ fn free_name(id: u64) -> String {
 }
 
 fn parse_name(name: &str) -> Option<Name> {
-    if name.ends_with(".free") {
-        return Some(Name::Free);
+    if let Some(id) = name.strip_suffix(".free") {
+        // What another program put there has no number, and is used like the rest.
+        return Some(Name::Free(u64::from_str_radix(id, 16).unwrap_or(0)));
     }
     let id = u64::from_str_radix(name.strip_suffix(".log")?, 16).ok()?;
     Some(Name::Segment(id))

@@ -32,7 +32,7 @@ impl OpenedLog {
             set_aside(disk.as_ref(), dir)?;
         }
         let has_begun = disk.exists(&begun);
-        if has_begun && disk.list(&log)?.is_empty() && !disk.exists(&lost) {
+        if has_begun && !LogStore::has_segments(disk.as_ref(), &log)? && !disk.exists(&lost) {
             // Before a new log is there: until a copy is rebuilt, it must not look like one that never began.
             write_new_file(disk.as_ref(), &lost, b"the Raft log was taken away\n")?;
         }

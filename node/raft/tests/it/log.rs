@@ -5,6 +5,7 @@
 use hindcast_env::{Disk, Rng, SeededRng, SimDisk};
 use hindcast_model::{GroupId, NodeId};
 use hindcast_raft::log::{HardState, LogConfig, LogError, LogStore, LogWrite, SnapshotPoint};
+use hindcast_raft::log_start::OpenedLog;
 use hindcast_raft::log_view::{Point, SharedView};
 use proptest::prelude::*;
 use raft::eraftpb::Entry;
@@ -414,6 +415,42 @@ fn a_missing_segment_is_damage() {
     let disk = filled(40);
     disk.remove(&segments(&disk)[0]).unwrap();
     assert!(matches!(open(&disk), Err(LogError::Gap { index: 1, .. })));
+}
+
+/// The newest segment was gone, a freed one was used again under its own number, and after the next power cut what it had held was
+/// taken for records that somebody lost: the node called its log damaged.
+#[test]
+fn a_log_of_which_only_freed_segments_are_left_was_taken_away_and_their_numbers_are_not_given_again() {
+    let disk = SimDisk::new();
+    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    let opened = || OpenedLog::open(&shared, "raft", &small(), true).unwrap();
+    let names = |suffix: &str| -> Vec<String> {
+        let all = disk.list("raft/log").unwrap().into_iter();
+        all.filter_map(|n| Some(n.strip_suffix(suffix)?.to_owned())).collect()
+    };
+    let mut store = opened().store;
+    let view = store.view(GroupId(1));
+    let mut index = 0;
+    while names(".log").len() < 2 {
+        index += 1;
+        append(&mut store, &view, 1, vec![entry(index, 1, 7, 100)]);
+        store.commit(true).unwrap();
+    }
+    store
+        .write(GroupId(1), LogWrite::Truncate(Point { index, term: 1 }))
+        .unwrap();
+    store.commit(true).unwrap();
+    store.reclaim().unwrap();
+    drop(store);
+    let freed = names(".free");
+    assert_eq!((freed.len(), names(".log").len()), (1, 1));
+    disk.remove(&format!("raft/log/{}.log", names(".log")[0])).unwrap();
+    disk.sync_dir("raft/log").unwrap();
+    assert!(
+        opened().loss_of(GroupId(1)).is_some(),
+        "what was voted is gone, and nothing says so"
+    );
+    assert_ne!(names(".log"), freed, "the number is given a second time");
 }
 
 #[test]
