@@ -1658,7 +1658,7 @@ impl World {
             }
             if leaders.len() != 1 || leaders.contains(&None) {
                 busy.push(format!("group {group} has leaders {leaders:?}"));
-            } else if applied.len() != 1 || commits.len() != 1 {
+            } else if applied.len() != 1 || applied != commits {
                 busy.push(format!("group {group} is applied up to {applied:?} of {commits:?}"));
             }
         }
