@@ -694,7 +694,7 @@ impl Desk {
             for handle in running.shards.values() {
                 // Where it has no copy it asks a node that has one.
                 let mut others = world.all_running().filter(|(_, r)| r.counts(handle.group));
-                let handle = match running.counts(handle.group) {
+                let handle = match world.has_copy(running, handle.group) {
                     true => handle,
                     false => others.find_map(|(_, r)| r.shard(handle.group)).unwrap_or(handle),
                 };

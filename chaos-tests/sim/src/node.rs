@@ -136,6 +136,7 @@ pub enum Effect {
     InstalledHalf,
     /// This copy takes no more part in its group.
     Quarantined {
+        group: GroupId,
         why: String,
     },
 }
@@ -679,7 +680,10 @@ impl Running {
             }
             let status = self.status(group);
             match &status.quarantined {
-                Some(why) if self.quarantined.insert(group) => env.out.push(Effect::Quarantined { why: why.clone() }),
+                Some(why) if self.quarantined.insert(group) => env.out.push(Effect::Quarantined {
+                    group,
+                    why: why.clone(),
+                }),
                 Some(_) => {}
                 None => _ = self.quarantined.remove(&group),
             }

@@ -302,7 +302,7 @@ impl Pins {
         };
         let mut read = vec![];
         for (group, at) in cut.positions.iter().flatten().filter(|(g, _)| **g != GroupId::META) {
-            let has_pin = |p: &u64| running.counts(*group) && running.status(*group).applied >= *p;
+            let has_pin = |p: &u64| world.has_copy(running, *group) && running.status(*group).applied >= *p;
             let is_there = k.pinned_at.get(group).is_some_and(has_pin);
             // An error: of a node with damaged files.
             if let Some(Ok(rows)) = is_there.then(|| rows_at(running, *group, *at, (pin.from, pin.to))) {
@@ -327,7 +327,7 @@ impl Pins {
             pins = all.len() as u64;
             for pin in all {
                 for cut in pin.cuts.iter().filter_map(|c| cluster_part::cut(&*running.meta, *c)) {
-                    let here = |group: &GroupId| *group != GroupId::META && running.counts(*group);
+                    let here = |group: &GroupId| *group != GroupId::META && world.has_copy(running, *group);
                     for (group, at) in cut.positions.iter().flatten().filter(|(g, _)| here(g)) {
                         let rows = match rows_at(running, *group, *at, (pin.from, pin.to)) {
                             Ok(rows) => rows,

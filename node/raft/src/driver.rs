@@ -791,7 +791,13 @@ impl Driver {
             && !planted(Bug::WatermarkIgnored)
         {
             if self.rebuilding {
-                // Sent before this copy gave up what it had confirmed: whoever leads now begins with a snapshot.
+                // Sent before this copy gave up what it had confirmed, or by a leader that heard late of what it confirmed then. It is
+                // answered, so that the leader goes on to entries, and is asked for a snapshot.
+                let beat = Message {
+                    commit: last,
+                    ..message
+                };
+                let _ = node.step(beat);
                 return;
             }
             // The leader commits no further than this node has confirmed.
@@ -901,15 +907,17 @@ impl Driver {
             return true;
         };
         let changes = entries.iter().filter(|e| e.get_entry_type() != EntryType::EntryNormal);
-        let mut soon = false;
+        let (mut votes, mut soon) = (false, false);
         for change in changes {
             let Some(change) = read_change(change) else { return true };
-            let of_me = change.changes.iter().filter(|c| c.node_id == self.config.node.0);
-            if let Some(last) = of_me.last() {
-                soon = last.get_change_type() != ConfChangeType::RemoveNode;
+            for of_me in change.changes.iter().filter(|c| c.node_id == self.config.node.0) {
+                let kind = of_me.get_change_type();
+                soon = kind != ConfChangeType::RemoveNode;
+                // A voter is among those that must confirm its own removal.
+                votes |= kind == ConfChangeType::AddNode;
             }
         }
-        soon
+        votes || soon
     }
 
     /// Begins again: without a log, as no voter, with the vote that was given. The machine keeps what it has until the

@@ -177,8 +177,9 @@ impl LogStore {
         ids.sort_unstable();
         let readers = Arc::new(SegmentReaders::default());
         let mut groups = BTreeMap::new();
-        // Never one of before, also where only files to be used again are left: what they hold would be taken for its records.
-        let mut next_id = ids.last().copied().unwrap_or(0).max(freed) + 1;
+        // Never one of before, also where only files to be used again are left: what they hold would be taken for its records. Where a
+        // segment is, the next one must follow it; all that are freed are older, or were never used.
+        let mut next_id = ids.last().copied().unwrap_or(freed).saturating_add(1);
         let mut head = None;
         for (n, &id) in ids.iter().enumerate() {
             let path = format!("{dir}/{}", segment_name(id));

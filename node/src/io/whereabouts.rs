@@ -85,12 +85,14 @@ impl Whereabouts {
 
     /// Who leads the group, by what this node knows or was told.
     pub fn leader(&self, group: GroupId) -> Option<NodeId> {
-        let told = || self.0.table.read().get(&group)?.leader;
+        if !self.is_here(group)
+            && let Some(place) = self.0.table.read().get(&group)
+        {
+            // Nobody, while those who have it elect one: what a copy that does not count heard last never expires.
+            return place.leader;
+        }
         // What Raft knew is the last word also of a group that is not here any more, until others were asked.
-        (!self.is_here(group))
-            .then(told)
-            .flatten()
-            .or_else(|| self.0.raft.status(group).leader)
+        self.0.raft.status(group).leader
     }
 
     /// Somebody who was taken for the leader of a group that is not here says who is. Counts until everybody is asked again, so that
@@ -125,7 +127,11 @@ impl Whereabouts {
                 }
                 told.retain(|_, (at, _)| round - *at <= ROUNDS_KEPT);
                 let all: Vec<_> = told.iter().map(|(node, (_, copies))| (*node, copies.clone())).collect();
-                *self.0.table.write() = table(&all);
+                let mut table = table(&all);
+                // Nor do those count of which nobody says anything.
+                let elsewhere = groups.iter().filter(|g| !self.is_here(**g));
+                elsewhere.for_each(|g| _ = table.entry(*g).or_default());
+                *self.0.table.write() = table;
             } else if !told.is_empty() {
                 // What was heard long ago would be believed when a group goes.
                 told.clear();
