@@ -1634,9 +1634,10 @@ impl World {
             let members = members.map_or(vec![], |s| [s.voters, s.learners, s.outgoing].concat());
             let copies = self.plan.copies_of(group, living.len());
             // Where nodes of before are, nothing goes.
-            let is_enough = |n: usize| n == copies || n > copies && living.iter().any(|n| self.is_older(*n));
-            let is_older = living.iter().any(|n| self.is_older(*n));
-            if self.plan.copies > 0 && on_the_way > 0 && !is_older {
+            let nothing_goes =
+                self.plan.copies > 0 && group != GroupId::META && living.iter().any(|n| self.is_older(*n));
+            let is_enough = |n: usize| n == copies || n > copies && nothing_goes;
+            if self.plan.copies > 0 && on_the_way > 0 && !nothing_goes {
                 busy.push(format!(
                     "of the members {members:?} of group {group} {on_the_way} do not count yet"
                 ));
@@ -1661,7 +1662,7 @@ impl World {
                 .filter(|(_, r)| has_state(r))
                 .map(|(id, _)| **id)
                 .collect();
-            if !left.is_empty() && !living.iter().any(|n| self.is_older(*n)) {
+            if !left.is_empty() && !nothing_goes {
                 busy.push(format!(
                     "group {group} is still on nodes {left:?}, which have no copy of it"
                 ));

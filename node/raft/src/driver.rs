@@ -898,8 +898,8 @@ impl Driver {
     }
 
     /// For raft a change of members counts when it is applied, and what was confirmed before that counts with it: changes that stand
-    /// in the log and are not applied yet may take this copy in. The last one that names it decides: whoever is removed hears no more
-    /// of it, and the entry that says so may never be known to be committed here.
+    /// in the log and are not applied yet may take this copy in. One that makes it a voter counts whatever follows; else the last one that
+    /// names it decides: whoever is removed hears no more, and the entry that says so may never be known to be committed here.
     fn may_count_soon(&self) -> bool {
         let view = self.view.lock();
         // What cannot be read may be one.

@@ -38,7 +38,12 @@ struct Place {
 impl Place {
     fn lead_by(&mut self, leader: NodeId) {
         self.leader = Some(leader);
-        self.holders.sort_by_key(|n| (*n != leader, *n));
+        self.sort();
+    }
+
+    fn sort(&mut self) {
+        let leader = self.leader;
+        self.holders.sort_by_key(|n| (Some(*n) != leader, *n));
     }
 }
 
@@ -169,10 +174,7 @@ fn table(told: &[(NodeId, Vec<Copy>)]) -> BTreeMap<GroupId, Place> {
             }
         }
     }
-    for place in places.values_mut() {
-        let leader = place.leader;
-        place.holders.sort_by_key(|n| (Some(*n) != leader, *n));
-    }
+    places.values_mut().for_each(Place::sort);
     places
 }
 

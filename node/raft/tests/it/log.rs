@@ -453,6 +453,21 @@ fn a_log_of_which_only_freed_segments_are_left_was_taken_away_and_their_numbers_
     assert_ne!(names(".log"), freed, "the number is given a second time");
 }
 
+/// A node was killed twice before its newest segment held anything: what was to be that segment lay free under its number, a gap was left
+/// in its place, and the start after next called the log damaged.
+#[test]
+fn a_segment_that_was_never_used_leaves_no_gap() {
+    let disk = filled(40);
+    let before = segments(&disk);
+    let last = before.last().unwrap();
+    disk.rename(last, &last.replace(".log", ".free")).unwrap();
+    disk.sync_dir("log").unwrap();
+    for _ in 0..2 {
+        drop(open(&disk).unwrap());
+    }
+    assert_eq!(segments(&disk), before);
+}
+
 #[test]
 fn one_sync_serves_all_groups_and_segments_are_used_again() {
     let disk = SimDisk::new();

@@ -669,6 +669,8 @@ fn a_late_heartbeat_is_no_loss_to_a_copy_that_let_go() {
     late.set_msg_type(MessageType::MsgHeartbeat);
     net.step(3, Input::Message(late));
     assert_eq!(net.status(3).quarantined, None);
+    let is_answer = |m: &Sent| m.0.get_msg_type() == MessageType::MsgHeartbeatResponse;
+    assert!(net.mail.iter().any(is_answer), "its leader would wait for it for good");
     net.change(leader, vec![MemberStep::Learner(NodeId(3))]);
     net.run(20);
     assert_eq!(net.nodes[&3].state.lines.len(), net.nodes[&leader].state.lines.len());
