@@ -170,10 +170,7 @@ pub enum StartError {
     NoPeerPort { what: &'static str },
     #[error(transparent)]
     Shards(#[from] BadShardCount),
-    #[error(
-        "{replicas} copies of each shard are not kept on {nodes} nodes: say --replicas from {} to {nodes}, list more addresses with --join, or leave --replicas out",
-        nodes.min(&2)
-    )]
+    #[error("{replicas} copies of each shard are not kept on {nodes} nodes: {}", replicas_hint(*nodes))]
     Replicas { replicas: u64, nodes: u64 },
     #[error("shard {group} does not open: {source}")]
     Shard { group: GroupId, source: StorageError },
@@ -193,6 +190,13 @@ pub enum StartError {
         "the peer certificate is of cluster {certificate}, and the data is of cluster {data}; make an authority for it with `hindcast cert ca --cluster {data}`"
     )]
     OtherClustersCertificate { certificate: String, data: String },
+}
+
+fn replicas_hint(nodes: u64) -> String {
+    match nodes {
+        1 => "one node keeps one; list the addresses of more with --join, or leave --replicas out".to_owned(),
+        _ => format!("say --replicas from 2 to {nodes}, list more addresses with --join, or leave --replicas out"),
+    }
 }
 
 /// A running node. Clones share it.
