@@ -8,6 +8,7 @@
 //! Every cell here is exact about order, not about rounding: sums are compensated (Neumaier), means of sums that
 //! overflow are taken from a sum scaled by a power of two, variances are merged pairwise (Chan).
 
+use crate::column::is_absent;
 use hindcast_model::SLOTS;
 
 /// A compensated sum.
@@ -19,16 +20,18 @@ pub struct Sum {
 }
 
 impl Sum {
+    #[inline(always)]
     pub fn add(&mut self, v: f64) {
         let next = self.total + v;
-        if next.is_infinite() {
-            // From here on the sum is infinite or NaN, and inf - inf must not turn the first into the second.
-            self.lost = 0.0;
-        } else if self.total.abs() >= v.abs() {
-            self.lost += (self.total - next) + v;
+        // Chosen, not branched to: which of two values is larger nobody can foretell.
+        let (large, small) = if self.total.abs() >= v.abs() {
+            (self.total, v)
         } else {
-            self.lost += (v - next) + self.total;
-        }
+            (v, self.total)
+        };
+        let more = self.lost + ((large - next) + small);
+        // Once it is infinite it stays infinite or NaN, and inf - inf must not turn the first into the second.
+        self.lost = if next.is_infinite() { 0.0 } else { more };
         self.total = next;
     }
 
@@ -64,15 +67,12 @@ pub fn sums<const N: usize>(values: &[f64]) -> [Sum; N] {
 #[inline(always)]
 fn add_each<const N: usize>(totals: &mut [f64; N], losts: &mut [f64; N], values: &[f64]) {
     for ((total, lost), &v) in totals.iter_mut().zip(losts).zip(values) {
-        let next = *total + v;
-        let (large, small) = if total.abs() >= v.abs() {
-            (*total, v)
-        } else {
-            (v, *total)
+        let mut sum = Sum {
+            total: *total,
+            lost: *lost,
         };
-        let more = *lost + ((large - next) + small);
-        *lost = if next.is_infinite() { 0.0 } else { more };
-        *total = next;
+        sum.add(v);
+        (*total, *lost) = (sum.total, sum.lost);
     }
 }
 
@@ -87,6 +87,29 @@ pub trait Cell: Clone + Default {
     fn merge(&mut self, right: &Self);
     /// `None`: no value was seen.
     fn value(&self) -> Option<f64>;
+    fn is_empty(&self) -> bool {
+        self.value().is_none()
+    }
+
+    /// To each cell its value, unless it is absent.
+    fn add_each(cells: &mut [Self], values: &[f64]) {
+        for (cell, v) in cells.iter_mut().zip(values) {
+            if !is_absent(*v) {
+                cell.add(*v);
+            }
+        }
+    }
+
+    /// Merges each cell with one that has seen its value and nothing else.
+    fn merge_each(cells: &mut [Self], values: &[f64]) {
+        for (cell, v) in cells.iter_mut().zip(values) {
+            if !is_absent(*v) {
+                let mut right = Self::default();
+                right.add(*v);
+                merge_cell(cell, &right);
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -106,6 +129,20 @@ impl Cell for Total {
     }
     fn value(&self) -> Option<f64> {
         (self.count > 0).then(|| self.sum.value())
+    }
+    fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+    fn add_each(cells: &mut [Self], values: &[f64]) {
+        for (cell, &v) in cells.iter_mut().zip(values) {
+            let mut more = *cell;
+            more.add(v);
+            *cell = if is_absent(v) { *cell } else { more };
+        }
+    }
+    /// The sum of one value has lost nothing: merging it is adding the value.
+    fn merge_each(cells: &mut [Self], values: &[f64]) {
+        Self::add_each(cells, values);
     }
 }
 
@@ -267,33 +304,39 @@ fn merge_cells<C: Cell>(left: Option<Cells<C>>, right: Option<Cells<C>>) -> Opti
 
 /// A cell that has seen nothing counts for nothing: `0 + -0` must not turn a sum of -0 into 0.
 fn merge_cell<C: Cell>(left: &mut C, right: &C) {
-    if right.value().is_none() {
+    if right.is_empty() {
         return;
     }
-    if left.value().is_none() {
+    if left.is_empty() {
         *left = right.clone();
     } else {
         left.merge(right);
     }
 }
 
-/// The node of `run` over series that lie in it, each `(slot, values)`, ordered by (slot, fingerprint).
-/// `add` puts the values of one series into the cells. `None`: no series.
-pub fn node<C: Cell, T>(series: &[(u16, T)], run: Run, steps: usize, add: &impl Fn(&T, &mut [C])) -> Option<Cells<C>> {
-    if series.is_empty() {
-        return None;
-    }
-    if run.len == 1 {
+/// The node of `run` over series that lie in it, each `(slot, values)`, ordered by (slot, fingerprint). As many values as steps.
+/// `None`: no series.
+pub fn node<C: Cell>(series: &[(u16, &[f64])], run: Run, steps: usize) -> Option<Cells<C>> {
+    let first = series.first()?;
+    // What has nothing beside it goes up the tree as it is.
+    if run.len == 1 || series.len() == 1 {
         let mut cells = vec![C::default(); steps];
-        for (_, one) in series {
-            add(one, &mut cells);
+        C::add_each(&mut cells, first.1);
+        for (_, values) in &series[1..] {
+            C::add_each(&mut cells, values);
         }
         return Some(cells);
     }
     let (left, right) = run.halves();
     let cut = series.partition_point(|(slot, _)| *slot < right.first);
     let (low, high) = series.split_at(cut);
-    merge_cells(node(low, left, steps, add), node(high, right, steps, add))
+    match (node(low, left, steps), high) {
+        (Some(mut cells), [(_, values)]) => {
+            C::merge_each(&mut cells, values);
+            Some(cells)
+        }
+        (low, high) => merge_cells(low, node(high, right, steps)),
+    }
 }
 
 /// Combines the nodes of disjoint aligned runs, ascending, into the node of `run`.
@@ -321,8 +364,21 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn add<C: Cell>(v: &f64, cells: &mut [C]) {
-        cells[0].add(*v);
+    fn node_of<C: Cell>(series: &[(u16, f64)], run: Run) -> Option<Cells<C>> {
+        let series: Vec<(u16, &[f64])> = series.iter().map(|(s, v)| (*s, std::slice::from_ref(v))).collect();
+        node(&series, run, 1)
+    }
+
+    /// Every node of the tree made and merged, as the rule says.
+    fn plain<C: Cell>(series: &[(u16, f64)], run: Run) -> Option<Cells<C>> {
+        if series.is_empty() || run.len == 1 {
+            let mut cell = C::default();
+            series.iter().for_each(|(_, v)| cell.add(*v));
+            return (!series.is_empty()).then(|| vec![cell]);
+        }
+        let (left, right) = run.halves();
+        let (low, high) = series.split_at(series.partition_point(|(slot, _)| *slot < right.first));
+        merge_cells(plain(low, left), plain(high, right))
     }
 
     #[test]
@@ -378,7 +434,7 @@ mod tests {
     }
 
     fn same_bits_however_cut<C: Cell>(series: &[(u16, f64)], cuts: &[bool]) -> Result<(), TestCaseError> {
-        let whole = node::<C, _>(series, Run::ALL, 1, &add);
+        let whole = node_of::<C>(series, Run::ALL);
         let mut runs = vec![];
         cut(Run::ALL, &mut cuts.iter().copied(), &mut runs);
         let nodes: Vec<_> = runs
@@ -389,10 +445,11 @@ mod tests {
                     .copied()
                     .filter(|(s, _)| run.first <= *s && *s < run.first + run.len)
                     .collect();
-                node::<C, _>(&own, run, 1, &add).map(|cells| (run, cells))
+                node_of::<C>(&own, run).map(|cells| (run, cells))
             })
             .collect();
         let bits = |cells: Option<Cells<C>>| cells.and_then(|c| c[0].value()).map(f64::to_bits);
+        prop_assert_eq!(bits(plain::<C>(series, Run::ALL)), bits(whole.clone()));
         prop_assert_eq!(bits(gather(&nodes, Run::ALL)), bits(whole));
         Ok(())
     }
@@ -414,7 +471,7 @@ mod tests {
         #[test]
         fn a_compensated_sum_is_as_good_as_exact_integers(values in prop::collection::vec(-1_000_000_000_000i64..1_000_000_000_000, 0..100)) {
             let series: Vec<_> = values.iter().map(|v| (7, *v as f64 / 1024.0)).collect();
-            let sum = node::<Total, _>(&series, Run::ALL, 1, &add).and_then(|c| c[0].value()).unwrap_or(0.0);
+            let sum = node_of::<Total>(&series, Run::ALL).and_then(|c| c[0].value()).unwrap_or(0.0);
             prop_assert_eq!(sum, values.iter().sum::<i64>() as f64 / 1024.0);
         }
     }

@@ -21,6 +21,12 @@ fn select(r: &SeriesRequest, as_of: Option<u64>) -> SelectSeries {
     }
 }
 
+/// Whether `series`, `columns` and `natives` answer sooner than another thread would wake up for it.
+pub fn is_quick(reader: &ShardReader, r: &SeriesRequest) -> bool {
+    let no_natives = load::of_natives(&r.matchers).is_none_or(|streams| !reader.knows(&r.tenant, true, &streams));
+    no_natives && reader.is_quick(&select(r, None))
+}
+
 /// `as_of` is the shard's own position, as in all functions here.
 pub fn series(reader: &ShardReader, r: &SeriesRequest, as_of: Option<u64>) -> Result<Vec<SeriesData>, ReadError> {
     let mut found = vec![];

@@ -439,6 +439,19 @@ impl Question {
         })
     }
 
+    /// Whether `ask` takes less than giving it to another thread.
+    pub fn is_quick(&self, reader: &ShardReader) -> bool {
+        match self {
+            Self::Series(r) | Self::Natives(r) => replica::is_quick(reader, r),
+            Self::Columns(r) => replica::is_quick(reader, &r.series),
+            // Mostly asked for native histograms, which few tenants have.
+            Self::LabelSets(r) | Self::LabelTexts(r, _) if r.streams && !r.any_of.is_empty() => {
+                !r.any_of.iter().any(|m| reader.knows(&r.tenant, true, m))
+            }
+            Self::LineCounts(_) | Self::Lines(_) | Self::LabelSets(_) | Self::LabelTexts(..) => false,
+        }
+    }
+
     /// Reads one replica. Blocks; `as_of` is the shard's own position.
     pub fn ask(&self, reader: &ShardReader, as_of: Option<u64>) -> Result<Answer, ReadError> {
         let search = |r: &LabelsRequest| SearchLabels {

@@ -61,7 +61,8 @@ impl Points {
 
     /// Puts samples that came in the order of commits into the order of time; of equal times the last stays.
     pub fn settle(&mut self) {
-        if self.times.is_sorted_by(|a, b| a < b) {
+        // Without a branch: it is true of nearly all.
+        if !self.times.windows(2).fold(false, |any, t| any | (t[0] >= t[1])) {
             return;
         }
         let mut order: Vec<u32> = (0..self.len() as u32).collect();

@@ -25,7 +25,7 @@ use crate::segment::Segment;
 use crate::shard::check_sides;
 use hindcast_env::Disk;
 use hindcast_model::histogram::is_marked;
-use hindcast_model::{Labels, LogLine, Matcher, Owner, ResourceId, Slot, TenantId, TimestampNs, codec};
+use hindcast_model::{Labels, LogLine, MatchOp, Matcher, Owner, ResourceId, Slot, TenantId, TimestampNs, codec};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{ControlFlow, Range};
@@ -95,6 +95,10 @@ pub struct VisitedStream<'a> {
     /// Of each stream another one, ascending.
     pub rank: usize,
 }
+
+/// A read of no more series and rows than this is quick: it takes less than a tenth of a millisecond.
+const QUICK_SERIES_MAX: u64 = 8;
+const QUICK_ROWS_MAX: usize = 8 << 10;
 
 /// A series that a read wants, and the times in which it may have it.
 struct Wanted {
@@ -529,6 +533,47 @@ impl ShardReader {
         let state = self.state.read();
         let ids = wanted.map(|(labels, owner)| state.directory.find(tenant, streams, labels, owner));
         (state.directory.epoch(), ids.collect())
+    }
+
+    /// Whether samples are read sooner than another thread would wake up for it: of few series, few rows, all of them on this disk
+    /// or in memory. A guess: nothing depends on it but where the read is done.
+    pub fn is_quick(&self, q: &SelectSeries) -> bool {
+        if q.matchers.iter().any(|m| m.op != MatchOp::Equal) {
+            return false;
+        }
+        let state = self.state.read();
+        let found = state
+            .directory
+            .select_few(&q.tenant, false, &q.matchers, QUICK_SERIES_MAX);
+        let Some(ids) = found else { return false };
+        let mut rows = 0;
+        for series in ids.iter().filter_map(|id| state.directory.get(*id)) {
+            let Some(wanted) = state.wanted_of(&series, (q.from, q.to), true) else {
+                continue;
+            };
+            if wanted.old.is_some() {
+                return false;
+            }
+            let (from, to) = wanted.outer();
+            for segment in &state.segments {
+                let Some(metrics) = segment.metrics() else { continue };
+                let pages = metrics.pages_in(series.id, from, to);
+                if !pages.is_empty() && segment.cold.is_some() {
+                    return false;
+                }
+                rows += pages.map(|page| metrics.page_rows(page)).sum::<usize>();
+            }
+            let heads = state.sealed.iter().map(Arc::as_ref).chain([&state.active]);
+            rows += heads.map(|head| head.rows_about(series.id)).sum::<usize>();
+        }
+        rows <= QUICK_ROWS_MAX
+    }
+
+    /// Whether the shard knows a series, or a stream, that matches; it may have no row.
+    pub fn knows(&self, tenant: &TenantId, streams: bool, matchers: &[Matcher]) -> bool {
+        let state = self.state.read();
+        let found = state.directory.select_few(tenant, streams, matchers, 0);
+        found.is_none()
     }
 
     /// The epoch in which ids hold now.

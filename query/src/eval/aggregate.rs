@@ -240,15 +240,8 @@ fn fold(op: AggregateOp, columns: &[Column], scalar: &[f64], steps: Steps) -> Ve
 }
 
 fn combined<C: Cell>(columns: &[Column], steps: Steps, finish: fn(f64) -> f64) -> Vec<f64> {
-    let series: Vec<(u16, &Column)> = columns.iter().map(|c| (c.place.slot, c)).collect();
-    let add = |column: &&Column, cells: &mut [C]| {
-        for (cell, v) in cells.iter_mut().zip(&column.values) {
-            if !is_absent(*v) {
-                cell.add(*v);
-            }
-        }
-    };
-    let cells = gather::node(&series, Run::ALL, steps.count, &add).unwrap_or_default();
+    let series: Vec<(u16, &[f64])> = columns.iter().map(|c| (c.place.slot, c.values.as_slice())).collect();
+    let cells = gather::node::<C>(&series, Run::ALL, steps.count).unwrap_or_default();
     cells.iter().map(|c| c.value().map_or(ABSENT, finish)).collect()
 }
 
@@ -293,15 +286,19 @@ fn best(mut groups: Groups, k: &[f64], greatest: bool) -> Vec<Column> {
     }
     let choose = |columns: &[Column], i: usize| {
         let mut values: Vec<(usize, f64)> = present(columns, i).collect();
-        values.sort_unstable_by(|a, b| {
+        let k = (k[i].max(0.0) as usize).min(values.len());
+        let order = |a: &(usize, f64), b: &(usize, f64)| {
             let by_value = match (a.1.is_nan(), b.1.is_nan()) {
                 (false, false) if greatest => b.1.total_cmp(&a.1),
                 (false, false) => a.1.total_cmp(&b.1),
                 (a, b) => a.cmp(&b),
             };
             by_value.then(a.0.cmp(&b.0))
-        });
-        values.truncate(k[i].max(0.0) as usize);
+        };
+        if (1..values.len()).contains(&k) {
+            values.select_nth_unstable_by(k - 1, order);
+        }
+        values.truncate(k);
         values.into_iter().map(|(c, _)| c).collect()
     };
     let instant = k.len() == 1;

@@ -5,6 +5,7 @@
 
 use crate::column::ABSENT;
 use crate::gather::{self, Cell, Mean, Sum, canonical};
+use fearless_simd::{Level, dispatch};
 
 const LANES: usize = 8;
 
@@ -237,23 +238,27 @@ pub struct Reach {
 impl Reach {
     /// `None`: fewer than two samples have no difference.
     pub fn of(count: usize, (first_ms, last_ms): (i64, i64), at: i64, range_ms: i64) -> Option<Self> {
-        if count < 2 {
-            return None;
-        }
-        let seconds = |ms: i64| ms as f64 / 1000.0;
-        let sampled = seconds(last_ms - first_ms);
-        let spacing = sampled / (count - 1) as f64;
+        let gaps = [last_ms - first_ms, first_ms - (at - range_ms), at - last_ms];
+        (count >= 2).then(|| Self::measured(gaps.map(|ms| ms as f64), (count - 1) as f64))
+    }
+
+    /// Of milliseconds between the first and the last sample, before the first, and after the last; and how many spaces are between
+    /// samples.
+    #[inline(always)]
+    fn measured([sampled_ms, before_ms, after_ms]: [f64; 3], spaces: f64) -> Self {
+        let sampled = sampled_ms / 1000.0;
+        let spacing = sampled / spaces;
         let up_to = |gap: f64| if gap >= spacing * 1.1 { spacing / 2.0 } else { gap };
-        Some(Self {
+        Self {
             sampled,
-            to_start: up_to(seconds(first_ms - (at - range_ms))),
-            to_end: up_to(seconds(at - last_ms)),
-        })
+            to_start: up_to(before_ms / 1000.0),
+            to_end: up_to(after_ms / 1000.0),
+        }
     }
 
     /// By how much a difference is stretched. `risen`: the part of the difference that the first value is, when nothing may be
     /// stretched below zero.
-    #[inline]
+    #[inline(always)]
     pub fn factor(&self, risen: Option<f64>, range_ms: i64, per_second: bool) -> f64 {
         let to_start = risen.map_or(self.to_start, |r| self.to_start.min(self.sampled * r));
         let factor = (self.sampled + to_start + self.to_end) / self.sampled;
@@ -265,7 +270,7 @@ impl Reach {
     }
 
     /// The function of a window whose first and last values these are; resets took `lost` away.
-    #[inline]
+    #[inline(always)]
     pub fn stretched(&self, (first, last): (f64, f64), lost: f64, range_ms: i64, stretch: Stretch) -> f64 {
         let mut result = last - first;
         let mut risen = None;
@@ -274,6 +279,93 @@ impl Reach {
             risen = (result > 0.0 && first >= 0.0).then(|| first / result);
         }
         canonical(result * self.factor(risen, range_ms, stretch.per_second))
+    }
+}
+
+/// The reach of each window of a query, part by part, so that what is made of them becomes vector code.
+#[derive(Default)]
+pub struct Reaches {
+    sampled: Vec<f64>,
+    to_start: Vec<f64>,
+    to_end: Vec<f64>,
+    /// Between samples; less than one: the window has too little to stretch.
+    spaces: Vec<f64>,
+    has_gaps: bool,
+}
+
+impl Reaches {
+    pub const BYTES_OF_ONE: usize = 4 * size_of::<f64>();
+
+    /// So many windows, each by the number of its samples, the times of its first and last one, and its end.
+    pub fn set(&mut self, windows: impl ExactSizeIterator<Item = (usize, (i64, i64), i64)>, range_ms: i64) {
+        for part in [
+            &mut self.sampled,
+            &mut self.to_start,
+            &mut self.to_end,
+            &mut self.spaces,
+        ] {
+            part.resize(windows.len(), 0.0);
+        }
+        let starts_and_ends = self.to_start.iter_mut().zip(&mut self.to_end);
+        let parts = self.sampled.iter_mut().zip(starts_and_ends).zip(&mut self.spaces);
+        let mut fewest = usize::MAX;
+        for (((sampled, (to_start, to_end)), spaces), (count, (first_ms, last_ms), at)) in parts.zip(windows) {
+            fewest = fewest.min(count);
+            // Saturating for the ends of windows that have no sample; where there are some, nothing is near the bounds.
+            *sampled = (last_ms - first_ms) as f64;
+            *to_start = first_ms.saturating_sub(at.saturating_sub(range_ms)) as f64;
+            *to_end = at.saturating_sub(last_ms) as f64;
+            *spaces = count as f64 - 1.0;
+        }
+        self.has_gaps = fewest < 2;
+        let level = Level::new();
+        dispatch!(level, _simd => self.measure());
+    }
+
+    #[inline(always)]
+    fn measure(&mut self) {
+        let windows = self.sampled.iter_mut().zip(&mut self.to_start).zip(&mut self.to_end);
+        for (((sampled, to_start), to_end), spaces) in windows.zip(&self.spaces) {
+            let reach = Reach::measured([*sampled, *to_start, *to_end], *spaces);
+            (*sampled, *to_start, *to_end) = (reach.sampled, reach.to_start, reach.to_end);
+        }
+    }
+
+    /// Whether there is a window that has too little to stretch.
+    pub const fn has_gaps(&self) -> bool {
+        self.has_gaps
+    }
+
+    /// `None`: the window has too little to stretch.
+    pub fn get(&self, i: usize) -> Option<Reach> {
+        (self.spaces[i] >= 1.0).then(|| Reach {
+            sampled: self.sampled[i],
+            to_start: self.to_start[i],
+            to_end: self.to_end[i],
+        })
+    }
+
+    /// What [`Reach::stretched`] gives for the first and last values of all windows, where no value is lower than the one before
+    /// and no window has too little: appended to `out`.
+    pub fn stretched(&self, ends: (&[f64], &[f64]), range_ms: i64, stretch: Stretch, out: &mut Vec<f64>) {
+        let start = out.len();
+        out.resize(start + self.sampled.len(), 0.0);
+        let level = Level::new();
+        dispatch!(level, _simd => self.stretch(ends, range_ms, stretch, &mut out[start..]));
+    }
+
+    #[inline(always)]
+    fn stretch(&self, (firsts, lasts): (&[f64], &[f64]), range_ms: i64, stretch: Stretch, out: &mut [f64]) {
+        let reaches = self.sampled.iter().zip(&self.to_start).zip(&self.to_end);
+        for ((reach, (first, last)), out) in reaches.zip(firsts.iter().zip(lasts)).zip(out) {
+            let ((sampled, to_start), to_end) = reach;
+            let reach = Reach {
+                sampled: *sampled,
+                to_start: *to_start,
+                to_end: *to_end,
+            };
+            *out = reach.stretched((*first, *last), 0.0, range_ms, stretch);
+        }
     }
 }
 

@@ -174,6 +174,11 @@ impl Lane {
         self.times.len()
     }
 
+    /// No fewer than there are.
+    pub fn rows_about(&self) -> usize {
+        self.chunks.len() * CHUNK_ROWS + self.times.len()
+    }
+
     /// What an open row takes.
     pub fn row_bytes(&self) -> usize {
         self.width() * VALUE_BYTES + 8

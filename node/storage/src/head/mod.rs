@@ -438,6 +438,14 @@ impl Head {
         self.place(id) != Place::Nowhere
     }
 
+    /// No fewer rows than a series has.
+    pub fn rows_about(&self, id: u32) -> usize {
+        match self.place(id) {
+            Place::Lane { lane, .. } => self.lanes[lane as usize].rows_about(),
+            Place::Nowhere | Place::Stream(_) => 0,
+        }
+    }
+
     /// A series' first and last shown time.
     pub fn times_of(&self, id: u32) -> Option<(i64, i64)> {
         match self.place(id) {

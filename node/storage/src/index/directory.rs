@@ -494,6 +494,15 @@ impl Directory {
         self.in_order(&self.matching(&self.spaces[space as usize], any_of))
     }
 
+    /// As `select`, unless there are more than so many.
+    pub fn select_few(&self, tenant: &TenantId, streams: bool, matchers: &[Matcher], max: u64) -> Option<Vec<u32>> {
+        let Some(space) = self.space_of(tenant, streams) else {
+            return Some(vec![]);
+        };
+        let found = self.matching_all(&self.spaces[space as usize], matchers);
+        (found.len() <= max).then(|| self.in_order(&found))
+    }
+
     fn matching<'a>(&self, space: &'a Space, any_of: &[Vec<Matcher>]) -> Cow<'a, RoaringBitmap> {
         let mut sets = any_of.iter().map(|matchers| self.matching_all(space, matchers));
         let first = sets.next().unwrap_or_default();

@@ -517,3 +517,43 @@ fn native_histograms_and_logs_of_one_file_have_floors_of_their_own() {
         assert_eq!(shard.reader().files().len(), files, "{lines} {natives}");
     }
 }
+
+#[test]
+fn few_rows_here_are_quick_and_many_or_a_search_are_not() {
+    let (mut shard, _) = Shard::open(Arc::new(SimDisk::new()), "s", config()).unwrap();
+    let tenant = TenantId::default();
+    let block = |host: i64, rows: i64| SeriesBlock {
+        labels: Labels::from_pairs([("__name__", "m"), ("host", &host.to_string())]),
+        owner: owners()[1],
+        samples: (0..rows)
+            .map(|i| Sample {
+                at: TimestampNs::from_secs(i),
+                value: 1.0,
+            })
+            .collect(),
+    };
+    let blocks: Vec<SeriesBlock> = (0..20)
+        .map(|host| block(host, if host == 0 { 20_000 } else { 100 }))
+        .collect();
+    let quick = |shard: &Shard, matcher: Matcher, to: i64| {
+        let mut q = all_series(&tenant);
+        (q.matchers, q.to) = (vec![matcher], TimestampNs::from_secs(to));
+        shard.reader().is_quick(&q)
+    };
+    shard.write(1, &tenant, &blocks, &[]);
+    shard.advance(1);
+    for is_flushed in [false, true] {
+        if is_flushed {
+            shard.flush(b"").unwrap();
+        }
+        assert!(quick(&shard, Matcher::equal("host", "7"), 100_000), "a hundred rows");
+        assert!(quick(&shard, Matcher::equal("host", "77"), 100_000), "nothing");
+        assert!(!quick(&shard, Matcher::equal("host", "0"), 100_000), "many rows");
+        assert!(!quick(&shard, Matcher::equal("__name__", "m"), 100_000), "many series");
+        let search = Matcher::new("host", hindcast_model::MatchOp::Regex, "7|8").unwrap();
+        assert!(!quick(&shard, search, 100_000), "a search");
+    }
+    assert!(quick(&shard, Matcher::equal("host", "0"), 100), "few of many rows");
+    assert!(shard.reader().knows(&tenant, false, &[Matcher::equal("host", "7")]));
+    assert!(!shard.reader().knows(&tenant, true, &[Matcher::equal("host", "7")]));
+}

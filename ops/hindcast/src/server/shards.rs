@@ -23,7 +23,8 @@ use hindcast_storage::read::{Direction, LabelTexts, SeriesData, StreamCounts, St
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tonic::Status;
@@ -244,29 +245,43 @@ impl ClusterShards {
         Ok(try_join_all(all).await?.into_iter().fold(silence, least))
     }
 
-    /// Reads this node's copy, on a thread that may block.
-    async fn here(
-        &self,
-        group: GroupId,
-        as_of: Option<u64>,
-        question: &Arc<Question>,
-    ) -> Result<(u64, Freshness, Answer), String> {
-        let shard = self
-            .node
-            .shards
-            .get(&group)
-            .ok_or_else(|| format!("there is no shard {group}"))?;
-        let (applied, freshness) = self.fresh(group, as_of).await?;
-        let (reader, question) = (shard.reader.clone(), question.clone());
-        match tokio::task::spawn_blocking(move || question.ask(&reader, as_of)).await {
-            // A copy that was let go meanwhile may have been empty when it was read.
-            Ok(Ok(_)) if !self.node.whereabouts.is_here(group) => Err(format!(
-                "shard {group} went to other nodes while it was read; ask again"
-            )),
-            Ok(Ok(answer)) => Ok((applied, freshness, answer)),
-            Ok(Err(e)) => Err(format!("shard {group}: {e}")),
-            Err(e) => Err(format!("shard {group}: the read ended early: {e}")),
+    /// Reads copies of this node, once they may answer.
+    async fn here(&self, of: Vec<(GroupId, Option<u64>)>, question: &Arc<Question>) -> Vec<(GroupId, Answered)> {
+        let fresh = of.into_iter().map(|(group, as_of)| async move {
+            let shard = self.node.shards.get(&group);
+            let shard = shard.ok_or_else(|| format!("there is no shard {group}"));
+            let fresh = match shard {
+                Ok(shard) => self
+                    .fresh(group, as_of)
+                    .await
+                    .map(|fresh| (fresh, shard.reader.clone())),
+                Err(why) => Err(why),
+            };
+            (group, as_of, fresh)
+        });
+        let (mut answers, mut seen, mut copies) = (vec![], vec![], vec![]);
+        for (group, as_of, fresh) in join_all(fresh).await {
+            match fresh {
+                Ok((fresh, reader)) => {
+                    seen.push(fresh);
+                    copies.push(Copy { group, as_of, reader });
+                }
+                Err(why) => answers.push((group, Err(why))),
+            }
         }
+        let groups: Vec<GroupId> = copies.iter().map(|c| c.group).collect();
+        let read = read_copies(copies, question).await;
+        for ((group, (applied, freshness)), answer) in groups.into_iter().zip(seen).zip(read) {
+            // A copy that was let go meanwhile may have been empty when it was read.
+            let answer = answer.and_then(|answer| match self.node.whereabouts.is_here(group) {
+                true => Ok((applied, freshness, answer)),
+                false => Err(format!(
+                    "shard {group} went to other nodes while it was read; ask again"
+                )),
+            });
+            answers.push((group, answer));
+        }
+        answers
     }
 
     /// Who has a shard that is not here; waits a little for somebody to be known.
@@ -385,7 +400,7 @@ impl ClusterShards {
         let _cancels = question.budget().map(|budget| CancelsWhenDropped(budget.clone()));
         let before = question.budget().map_or((0, 0), |b| b.left());
         let local = self.with(consistency);
-        let reading = local.here(asked.group, asked.as_of, &question);
+        let reading = local.here(vec![(asked.group, asked.as_of)], &question);
         tokio::pin!(reading);
         let read = loop {
             tokio::select! {
@@ -395,6 +410,7 @@ impl ClusterShards {
                 }
             }
         };
+        let [(_, read)] = <[_; 1]>::try_from(read).map_err(|_| Status::internal("a shard answers once"))?;
         let (applied, freshness, answer) = read.map_err(Status::unavailable)?;
         let is_made = matches!(answer, Answer::Columns(_));
         let closing = Closing {
@@ -424,42 +440,46 @@ impl ClusterShards {
         question: Question,
     ) -> Result<(Vec<Answer>, Completeness), ShardsError> {
         let question = Arc::new(question);
-        let asked = self.node.shards.keys().map(|group| {
-            let (group, question) = (*group, &question);
-            let position = as_of.map(|p| p.get(&group).copied());
-            async move {
+        let (mut here, mut elsewhere) = (vec![], vec![]);
+        for group in self.node.shards.keys() {
+            let position = match as_of {
                 // A shard that the cut does not name held nothing then.
-                let position = match position {
-                    Some(None) => return Ok(None),
-                    Some(Some(index)) => Some(index),
-                    None => None,
-                };
-                let answer = match self.node.whereabouts.is_here(group) {
-                    true => self.here(group, position, question).await,
-                    false => self.elsewhere(group, position, question).await,
-                };
-                answer.map(|(applied, freshness, answer)| Some((group, applied, freshness, answer)))
+                Some(cut) => match cut.get(group) {
+                    Some(index) => Some(*index),
+                    None => continue,
+                },
+                None => None,
+            };
+            match self.node.whereabouts.is_here(*group) {
+                true => here.push((*group, position)),
+                false => elsewhere.push((*group, position)),
             }
+        }
+        let question_of_others = &question;
+        let elsewhere = elsewhere.into_iter().map(|(group, position)| async move {
+            let answer = self.elsewhere(group, position, question_of_others).await;
+            (group, answer)
         });
+        let (here, elsewhere) = futures::join!(self.here(here, &question), join_all(elsewhere));
+        // In the order of shards, whoever answered.
+        let all: BTreeMap<GroupId, Answered> = here.into_iter().chain(elsewhere).collect();
         let (mut answers, mut completeness) = (vec![], Completeness::default());
-        let mut asked_any = false;
-        for answer in join_all(asked).await {
+        let asked = all.len();
+        for (group, answer) in all {
             match answer {
-                Ok(Some((group, applied, freshness, answer))) => {
-                    asked_any = true;
+                Ok((applied, freshness, answer)) => {
                     completeness.positions.insert(group, applied);
                     completeness.freshness = completeness.freshness.merge(freshness);
                     answers.push(answer);
                 }
-                Ok(None) => asked_any = true,
                 Err(why) => completeness.missing.push(why),
             }
         }
-        if asked_any {
-            Ok((answers, completeness))
-        } else {
-            Err(ShardsError::Unavailable(completeness.missing.join("; ")))
+        let told_nothing = asked == self.node.shards.len() && answers.is_empty();
+        if told_nothing {
+            return Err(ShardsError::Unavailable(completeness.missing.join("; ")));
         }
+        Ok((answers, completeness))
     }
 
     /// The copies here, if all shards are here.
@@ -487,6 +507,61 @@ impl ClusterShards {
         }
         Ok(Some((readers, completeness)))
     }
+}
+
+/// What a shard was asked for, the position and the age of that; or why there is nothing.
+type Answered = Result<(u64, Freshness, Answer), String>;
+
+/// Asked once: the system reads files to tell.
+static PROCESSORS: LazyLock<usize> = LazyLock::new(|| std::thread::available_parallelism().map_or(1, usize::from));
+
+/// A copy that may answer.
+struct Copy {
+    group: GroupId,
+    as_of: Option<u64>,
+    reader: ShardReader,
+}
+
+/// Reads copies on threads that may block, one for each processor at most: more would only take turns. What is done before such a
+/// thread would wake up is done here. Answers as many as copies, in their order.
+async fn read_copies(copies: Vec<Copy>, question: &Arc<Question>) -> Vec<Result<Answer, String>> {
+    let ask = |copy: &Copy, question: &Question| {
+        let answer = question.ask(&copy.reader, copy.as_of);
+        answer.map_err(|e| format!("shard {}: {e}", copy.group))
+    };
+    let mut answers: Vec<Option<Result<Answer, String>>> = vec![];
+    let mut long = vec![];
+    for (i, copy) in copies.iter().enumerate() {
+        let quick = question.is_quick(&copy.reader);
+        answers.push(quick.then(|| ask(copy, question)));
+        if !quick {
+            long.push(i);
+        }
+    }
+    let threads = long.len().min(*PROCESSORS);
+    let work = Arc::new((copies, long, AtomicUsize::new(0)));
+    let reading = (0..threads).map(|_| {
+        let (work, question) = (work.clone(), question.clone());
+        tokio::task::spawn_blocking(move || {
+            let (copies, long, next) = &*work;
+            let mut done = vec![];
+            while let Some(i) = long.get(next.fetch_add(1, Ordering::Relaxed)) {
+                done.push((*i, ask(&copies[*i], &question)));
+            }
+            done
+        })
+    });
+    let mut why = String::from("nobody read it");
+    for done in join_all(reading).await {
+        match done {
+            Ok(done) => done.into_iter().for_each(|(i, answer)| answers[i] = Some(answer)),
+            Err(e) => why = e.to_string(),
+        }
+    }
+    let early = |group: GroupId| Err(format!("shard {group}: the read ended early: {why}"));
+    let all = answers.into_iter().zip(&work.0);
+    all.map(|(answer, copy)| answer.unwrap_or_else(|| early(copy.group)))
+        .collect()
 }
 
 /// Ends a read when who asked for it has gone.
