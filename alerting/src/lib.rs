@@ -9,6 +9,7 @@ pub mod channel;
 pub mod command;
 pub mod event;
 pub mod expr;
+pub mod fuzz;
 pub mod gateway;
 pub mod incident;
 pub mod io;

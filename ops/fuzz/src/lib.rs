@@ -18,6 +18,7 @@ pub fn targets() -> impl Iterator<Item = &'static Target> {
         hindcast_node::fuzz::TARGETS,
         languages::TARGETS,
         questions::TARGETS,
+        hindcast_alerting::fuzz::TARGETS,
     ];
     lists.into_iter().flatten()
 }

@@ -765,6 +765,29 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_file_is_read_or_refused() {
+        use hindcast_env::fuzz::{Target, check_targets};
+        let target = Target {
+            name: "server-config",
+            run: |bytes| {
+                if let Ok(args) = toml::from_str::<ServerArgs>(&String::from_utf8_lossy(bytes)) {
+                    drop(args.resolve());
+                }
+            },
+            seeds: || {
+                let text = "listen = \"127.0.0.1:1\"\nretention = \"30d,DBMS=90d\"\nshards = 4\nmemory_limit = \"2GiB\"\n[masking]\ncharacter = \"#\"\n\
+                            [[masking.type]]\nname = \"e\"\npattern = 'EMP-\\d{6}'\n[[policy]]\nname = \"p\"\nkeep = \"7d\"\nselector = \"{job=\\\"x\\\"}\"\n";
+                vec![text.as_bytes().to_vec()]
+            },
+        };
+        for seed in (target.seeds)() {
+            let args: ServerArgs = toml::from_str(&String::from_utf8(seed).unwrap()).unwrap();
+            args.resolve().unwrap();
+        }
+        check_targets(&[target], &hindcast_env::io::SystemClock::new(), SpanNs::from_ms(2000));
+    }
+
+    #[test]
     fn masking_stands_in_the_file_and_is_checked() {
         let of = |text: &str| toml::from_str::<ServerArgs>(text).map_err(|e| e.to_string());
         assert!(
