@@ -468,6 +468,26 @@ mod tests {
             same_bits_however_cut::<Count>(&series, &cuts)?;
         }
 
+        /// What is absent, infinite or NaN at some steps and not at others: each step alone, as the rule says.
+        #[test]
+        fn many_steps_at_once_are_each_step_alone(
+            mut series in prop::collection::vec(
+                (0u16..8, prop::collection::vec(prop_oneof![4 => value(), 1 => Just(crate::column::ABSENT), 1 => any::<f64>()], 5)),
+                0..12,
+            ),
+        ) {
+            series.sort_by_key(|(slot, _)| *slot);
+            let columns: Vec<(u16, &[f64])> = series.iter().map(|(slot, values)| (*slot, values.as_slice())).collect();
+            let cells = node::<Total>(&columns, Run::ALL, 5);
+            for step in 0..5 {
+                let there = series.iter().filter(|(_, values)| !is_absent(values[step]));
+                let alone: Vec<(u16, f64)> = there.map(|(slot, values)| (*slot, values[step])).collect();
+                let wanted = plain::<Total>(&alone, Run::ALL).and_then(|c| c[0].value());
+                let told = cells.as_ref().and_then(|c| c[step].value());
+                prop_assert_eq!(told.map(f64::to_bits), wanted.map(f64::to_bits));
+            }
+        }
+
         #[test]
         fn a_compensated_sum_is_as_good_as_exact_integers(values in prop::collection::vec(-1_000_000_000_000i64..1_000_000_000_000, 0..100)) {
             let series: Vec<_> = values.iter().map(|v| (7, *v as f64 / 1024.0)).collect();

@@ -69,7 +69,8 @@ const MS_NS: i64 = 1_000_000;
 
 /// The last nanosecond (or the millisecond, of times that are such) of a millisecond.
 fn last_of<const PER_MS: i64>(ms: i64) -> i64 {
-    ms.saturating_mul(PER_MS).saturating_add(PER_MS - 1)
+    let last = i128::from(ms) * i128::from(PER_MS) + i128::from(PER_MS - 1);
+    last.clamp(i64::MIN.into(), i64::MAX.into()) as i64
 }
 
 fn to_ms<const PER_MS: i64>(at: i64) -> i64 {
@@ -354,9 +355,7 @@ const FRAMED_BYTES_MAX: usize = 4 << 20;
 #[derive(Default)]
 struct Frames {
     of: Option<Framing>,
-    /// The first `known` are in use; the others keep their room.
     framed: Vec<Framed>,
-    known: usize,
     /// By a few of their times; the last that had these.
     places: HashMap<Print, usize>,
     /// The one seen last: mostly the next one's as well.
@@ -375,6 +374,7 @@ struct Framed {
     frames: Vec<Frame>,
     /// As many as frames, where they are wanted.
     reaches: Reaches,
+    /// Likewise, as many as times.
     times_ms: Vec<i64>,
 }
 
@@ -390,7 +390,7 @@ impl Frames {
             self.of = Some(framing);
             self.forget();
         }
-        if self.last >= self.known || self.framed[self.last].times != times {
+        if self.framed.get(self.last).is_none_or(|f| f.times != times) {
             self.last = self.find::<PER_MS>(framing, times);
         }
         &self.framed[self.last]
@@ -398,7 +398,8 @@ impl Frames {
 
     fn forget(&mut self) {
         self.places.clear();
-        (self.known, self.bytes) = (0, 0);
+        self.framed.clear();
+        self.bytes = 0;
     }
 
     fn find<const PER_MS: i64>(&mut self, framing: Framing, times: &[i64]) -> usize {
@@ -416,12 +417,10 @@ impl Frames {
             self.forget();
         }
         self.bytes += bytes;
-        let place = self.known;
-        self.known += 1;
-        if place == self.framed.len() {
-            self.framed.push(Framed::default());
-        }
-        self.framed[place].make::<PER_MS>(framing, times);
+        let place = self.framed.len();
+        let mut framed = Framed::default();
+        framed.make::<PER_MS>(framing, times);
+        self.framed.push(framed);
         self.places.insert(print, place);
         place
     }
@@ -434,7 +433,8 @@ impl Framed {
             Wants::Reach => size_of::<Frame>() + Reaches::BYTES_OF_ONE,
             Wants::Places | Wants::Times => size_of::<Frame>(),
         };
-        framing.steps.count.saturating_mul(per_step) + times.saturating_mul(2 * size_of::<i64>())
+        let of_itself = size_of::<Self>() + size_of::<(Print, usize)>();
+        of_itself + framing.steps.count.saturating_mul(per_step) + times.saturating_mul(2 * size_of::<i64>())
     }
 
     fn make<const PER_MS: i64>(&mut self, framing: Framing, times: &[i64]) {
@@ -702,22 +702,46 @@ mod tests {
         };
         let times = |target: i64| (0..1440).map(|i| i * 15_000 + target).collect::<Vec<i64>>();
         let mut frames = Frames::default();
-        let mut of_two = [0, 1, 0, 1].map(|target| {
+        let of_two = [0, 1, 0, 1].map(|target| {
             frames.see::<1>(framing, &times(target));
             frames.last
         });
-        assert_eq!((of_two, frames.known), ([0, 1, 0, 1], 2));
+        assert_eq!((of_two, frames.framed.len()), ([0, 1, 0, 1], 2));
         for target in 0..1000 {
             frames.see::<1>(framing, &times(target));
         }
         assert!(frames.bytes <= FRAMED_BYTES_MAX && frames.framed.len() < 200);
         // Of other steps nothing is left.
-        let later = Framing {
+        let shorter = Framing {
             range_ms: 60_000,
             ..framing
         };
-        of_two[0] = frames.see::<1>(later, &times(7)).frames[0].low;
-        assert_eq!((of_two[0], frames.known), (0, 1));
+        let at = |frames: &mut Frames, framing| {
+            let frame = &frames.see::<1>(framing, &times(7)).frames[100];
+            frame.high - frame.low
+        };
+        assert_eq!([framing, shorter].map(|f| at(&mut frames, f)), [20, 4]);
+        assert_eq!(frames.framed.len(), 1);
+    }
+
+    #[test]
+    fn times_of_the_same_ends_are_not_taken_for_each_other() {
+        let r = Reduction {
+            how: How::Newest {
+                lookback_ms: 5,
+                times: true,
+            },
+            steps: Steps {
+                start: 12,
+                step: 1,
+                count: 1,
+            },
+            when: When::default(),
+        };
+        let mut reducer = Reducer::default();
+        let of = |second| [0, second, 20, 31, 40];
+        let newest = [10, 11, 10, 11].map(|second| reducer.samples(&r, &of(second), &[1.0; 5]));
+        assert_eq!(newest.concat(), [0.010, 0.011, 0.010, 0.011]);
     }
 
     proptest! {
@@ -732,6 +756,7 @@ mod tests {
             offset_ms in -50_000i64..50_000,
             fixed in prop::option::of(-100_000i64..500_000),
             param in prop_oneof![Just(0.5), Just(-3.0), Just(f64::NAN)],
+            beyond_ns in prop_oneof![Just(0), Just(1), Just(999_999)],
         ) {
             let steps = Steps { start, step, count: 25 };
             let range_ms = whole_steps.map_or(range_ms, |n| n * step);
@@ -753,7 +778,7 @@ mod tests {
                 // Twice: what is kept of their times must be theirs.
                 for samples in series.iter().chain(&series) {
                     let mut points = Points::default();
-                    samples.iter().for_each(|(t, v)| points.push(t * 1_000_000 + 999_999, *v));
+                    samples.iter().for_each(|(t, v)| points.push(t * 1_000_000 + beyond_ns, *v));
                     let mut wanted = naive(&r, samples);
                     if wanted.iter().all(|v| is_absent(*v)) {
                         wanted.clear();

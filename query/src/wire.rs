@@ -439,28 +439,26 @@ impl Question {
         })
     }
 
-    /// Whether `ask` takes less than giving it to another thread.
-    pub fn is_quick(&self, reader: &ShardReader) -> bool {
-        match self {
+    /// As `ask`, if that takes less than giving it to another thread. `None`: it may take longer.
+    pub fn ask_at_once(&self, reader: &ShardReader, as_of: Option<u64>) -> Option<Result<Answer, ReadError>> {
+        let is_quick = match self {
             Self::Series(r) | Self::Natives(r) => replica::is_quick(reader, r),
             Self::Columns(r) => replica::is_quick(reader, &r.series),
             // Mostly asked for native histograms, which few tenants have.
-            Self::LabelSets(r) | Self::LabelTexts(r, _) if r.streams && !r.any_of.is_empty() => {
-                !r.any_of.iter().any(|m| reader.knows(&r.tenant, true, m))
+            Self::LabelSets(r) => {
+                r.streams && !r.any_of.is_empty() && !r.any_of.iter().any(|m| reader.knows(&r.tenant, true, m))
             }
-            Self::LineCounts(_) | Self::Lines(_) | Self::LabelSets(_) | Self::LabelTexts(..) => false,
-        }
+            Self::LabelTexts(r, of) => {
+                let texts = reader.label_texts_at_once(&search(r), of);
+                return texts.map(|t| t.map(Answer::LabelTexts)).transpose();
+            }
+            Self::LineCounts(_) | Self::Lines(_) => false,
+        };
+        is_quick.then(|| self.ask(reader, as_of))
     }
 
     /// Reads one replica. Blocks; `as_of` is the shard's own position.
     pub fn ask(&self, reader: &ShardReader, as_of: Option<u64>) -> Result<Answer, ReadError> {
-        let search = |r: &LabelsRequest| SearchLabels {
-            tenant: r.tenant.clone(),
-            streams: r.streams,
-            any_of: r.any_of.clone(),
-            from: r.from,
-            to: r.to,
-        };
         Ok(match self {
             Self::Series(r) => Answer::Series(replica::series(reader, r, as_of)?),
             Self::Columns(r) => Answer::Columns(replica::columns(reader, r, as_of)?),
@@ -483,6 +481,16 @@ impl Question {
             Self::LabelSets(_) => Answer::LabelSets(vec![]),
             Self::LabelTexts(..) => Answer::LabelTexts(vec![]),
         }
+    }
+}
+
+fn search(r: &LabelsRequest) -> SearchLabels {
+    SearchLabels {
+        tenant: r.tenant.clone(),
+        streams: r.streams,
+        any_of: r.any_of.clone(),
+        from: r.from,
+        to: r.to,
     }
 }
 

@@ -25,7 +25,7 @@ use crate::segment::Segment;
 use crate::shard::check_sides;
 use hindcast_env::Disk;
 use hindcast_model::histogram::is_marked;
-use hindcast_model::{Labels, LogLine, MatchOp, Matcher, Owner, ResourceId, Slot, TenantId, TimestampNs, codec};
+use hindcast_model::{Labels, LogLine, Matcher, Owner, ResourceId, Slot, TenantId, TimestampNs, codec};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{ControlFlow, Range};
@@ -96,9 +96,14 @@ pub struct VisitedStream<'a> {
     pub rank: usize,
 }
 
-/// A read of no more series and rows than this is quick: it takes less than a tenth of a millisecond.
+/// A read of no more series, files, pages and rows than this is quick: a few tenths of a millisecond at most.
 const QUICK_SERIES_MAX: u64 = 8;
+const QUICK_FILES_MAX: usize = 32;
+const QUICK_PAGES_MAX: usize = 16;
 const QUICK_ROWS_MAX: usize = 8 << 10;
+/// Likewise, of texts of labels, and of files that are looked at for their series.
+const QUICK_TEXTS_MAX: usize = 256;
+const QUICK_LOOKS_MAX: usize = 4096;
 
 /// A series that a read wants, and the times in which it may have it.
 struct Wanted {
@@ -285,8 +290,7 @@ impl Sources {
             };
             s.metrics().is_some_and(page) || s.lines().is_some_and(block)
         };
-        let in_head = |h: &Arc<Head>| h.times_of(wanted.id).is_some_and(within);
-        self.segments.iter().any(in_segment) || self.sealed.iter().any(in_head)
+        self.segments.iter().any(in_segment) || self.sealed.iter().any(|h| surely_has_rows(h, wanted))
     }
 
     /// Leaves out files of rows in which nothing that is wanted can lie: they would be searched for each series.
@@ -498,6 +502,12 @@ impl Unsure {
     }
 }
 
+/// Whether a head's first and last times alone tell of a row in the time asked for.
+fn surely_has_rows(head: &Head, wanted: &Wanted) -> bool {
+    let ends = head.times_of(wanted.id);
+    ends.is_some_and(|(first, last)| is_within(&wanted.spans, first) || is_within(&wanted.spans, last))
+}
+
 fn has_rows(head: &Head, streams: bool, wanted: &Wanted) -> Result<bool, ReadError> {
     let Some((first, last)) = head.times_of(wanted.id) else {
         return Ok(false);
@@ -535,18 +545,31 @@ impl ShardReader {
         (state.directory.epoch(), ids.collect())
     }
 
-    /// Whether samples are read sooner than another thread would wake up for it: of few series, few rows, all of them on this disk
-    /// or in memory. A guess: nothing depends on it but where the read is done.
+    /// Whether samples are read about as soon as another thread would wake up for it: of few series, few rows in few files, all of them
+    /// on this disk or in memory. A guess: nothing depends on it but where the read is done.
     pub fn is_quick(&self, q: &SelectSeries) -> bool {
-        if q.matchers.iter().any(|m| m.op != MatchOp::Equal) {
-            return false;
-        }
         let state = self.state.read();
         let found = state
             .directory
             .select_few(&q.tenant, false, &q.matchers, QUICK_SERIES_MAX);
         let Some(ids) = found else { return false };
-        let mut rows = 0;
+        if ids.is_empty() {
+            return true;
+        }
+        let is_reached = |s: &&Arc<Segment>| {
+            let (first, last) = s.head.times;
+            s.head.tenant == q.tenant && first <= q.to.0 && q.from.0 <= last
+        };
+        let files: Vec<&Arc<Segment>> = state
+            .segments
+            .iter()
+            .filter(is_reached)
+            .take(QUICK_FILES_MAX + 1)
+            .collect();
+        if files.len() > QUICK_FILES_MAX {
+            return false;
+        }
+        let (mut pages, mut rows) = (0, 0);
         for series in ids.iter().filter_map(|id| state.directory.get(*id)) {
             let Some(wanted) = state.wanted_of(&series, (q.from, q.to), true) else {
                 continue;
@@ -555,21 +578,29 @@ impl ShardReader {
                 return false;
             }
             let (from, to) = wanted.outer();
-            for segment in &state.segments {
-                let Some(metrics) = segment.metrics() else { continue };
-                let pages = metrics.pages_in(series.id, from, to);
-                if !pages.is_empty() && segment.cold.is_some() {
+            for file in &files {
+                let Some(metrics) = file.metrics() else { continue };
+                let of_series = metrics.pages_in(series.id, from, to);
+                if !of_series.is_empty() && file.cold.is_some() {
                     return false;
                 }
-                rows += pages.map(|page| metrics.page_rows(page)).sum::<usize>();
+                pages += of_series.len();
+                rows += of_series.map(|page| metrics.page_rows(page)).sum::<usize>();
             }
+            // Those of a head are about all of them: it does not tell how many lie in a time.
             let heads = state.sealed.iter().map(Arc::as_ref).chain([&state.active]);
             rows += heads.map(|head| head.rows_about(series.id)).sum::<usize>();
         }
-        rows <= QUICK_ROWS_MAX
+        pages <= QUICK_PAGES_MAX && rows <= QUICK_ROWS_MAX
     }
 
-    /// Whether the shard knows a series, or a stream, that matches; it may have no row.
+    /// Whether some of what is wanted may have to be fetched from the cold store.
+    pub fn has_cold(&self) -> bool {
+        let state = self.state.read();
+        state.segments.iter().chain(&state.windows).any(|s| s.cold.is_some())
+    }
+
+    /// Whether the shard may know a series, or a stream, that matches; it may have no row. What needs a search is not looked for.
     pub fn knows(&self, tenant: &TenantId, streams: bool, matchers: &[Matcher]) -> bool {
         let state = self.state.read();
         let found = state.directory.select_few(tenant, streams, matchers, 0);
@@ -941,34 +972,64 @@ impl ShardReader {
     /// Names of labels, or values of one, that label sets with a row in the time asked for have; sorted, each once.
     /// Of each text one series with a row is enough, and most tell without a page being read.
     pub fn label_texts(&self, q: &SearchLabels, of: &LabelTexts) -> Result<Vec<String>, ReadError> {
+        let told = self.texts_of(q, of, false)?;
+        Ok(told.unwrap_or_default())
+    }
+
+    /// Likewise, if that is done about as soon as another thread would wake up for it: few texts, told by tables alone. `None`: it is not.
+    pub fn label_texts_at_once(&self, q: &SearchLabels, of: &LabelTexts) -> Result<Option<Vec<String>>, ReadError> {
+        self.texts_of(q, of, true)
+    }
+
+    /// `None`: not at once, as it is wanted.
+    fn texts_of(&self, q: &SearchLabels, of: &LabelTexts, at_once: bool) -> Result<Option<Vec<String>>, ReadError> {
         let mut texts: Vec<(String, bool)> = vec![];
         let (sources, unsure, copied) = {
             let state = self.state.read();
-            let sources = state.sources(&q.tenant, q.streams, None)?;
             let values_of = match of {
                 LabelTexts::Names => None,
                 LabelTexts::Values(name) => Some(name.as_str()),
             };
+            let directory = &state.directory;
+            if at_once && !directory.has_few_texts(&q.tenant, q.streams, values_of, q.any_of(), QUICK_TEXTS_MAX) {
+                return Ok(None);
+            }
+            let sources = state.sources(&q.tenant, q.streams, None)?;
             let mut undecided = vec![];
-            let visit = |text: &str, ids: &mut dyn Iterator<Item = u32>| -> Result<(), ReadError> {
+            let mut looks = 0;
+            let visit = |text: &str, ids: &mut dyn Iterator<Item = u32>| -> Result<(), Option<ReadError>> {
                 let (place, before) = (texts.len(), undecided.len());
                 let mut has_row = false;
                 for series in ids.filter_map(|id| state.directory.get(id)) {
+                    looks += 1 + sources.segments.len();
+                    if at_once && looks > QUICK_LOOKS_MAX {
+                        return Err(None);
+                    }
                     let Some(wanted) = state.wanted_of(&series, (q.from, q.to), true) else {
                         continue;
                     };
-                    has_row = sources.surely_has_rows(&wanted) || has_rows(&state.active, q.streams, &wanted)?;
+                    has_row = sources.surely_has_rows(&wanted)
+                        || match at_once {
+                            true => surely_has_rows(&state.active, &wanted),
+                            false => has_rows(&state.active, q.streams, &wanted)?,
+                        };
                     if has_row {
                         undecided.truncate(before);
                         break;
                     }
                     undecided.push((place, wanted));
                 }
+                if at_once && !has_row && undecided.len() > before {
+                    return Err(None);
+                }
                 texts.push((text.to_owned(), has_row));
                 Ok(())
             };
-            let directory = &state.directory;
-            directory.visit_label_texts(&q.tenant, q.streams, values_of, q.any_of(), visit)?;
+            match directory.visit_label_texts(&q.tenant, q.streams, values_of, q.any_of(), visit) {
+                Ok(()) => {}
+                Err(Some(e)) => return Err(e),
+                Err(None) => return Ok(None),
+            }
             let (unsure, copied) = Unsure::copy(&state, q.streams, undecided)?;
             (sources, unsure, copied)
         };
@@ -978,11 +1039,8 @@ impl ShardReader {
                 texts[unsure.place].1 = scan.has_row(i, q, unsure)?;
             }
         }
-        Ok(texts
-            .into_iter()
-            .filter(|(_, has_row)| *has_row)
-            .map(|(text, _)| text)
-            .collect())
+        let with_rows = texts.into_iter().filter(|(_, has_row)| *has_row);
+        Ok(Some(with_rows.map(|(text, _)| text).collect()))
     }
 
     /// A digest of all that can be read and of what decides that: equal on replicas at the same position,

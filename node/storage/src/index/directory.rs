@@ -12,7 +12,7 @@ use crate::cursor::Bad;
 use crate::retention::Policy;
 use hashbrown::HashTable;
 use hindcast_model::histogram::MARK;
-use hindcast_model::{Labels, Matcher, Owner, Slot, TenantId};
+use hindcast_model::{Labels, MatchOp, Matcher, Owner, Slot, TenantId};
 use roaring::RoaringBitmap;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -494,8 +494,11 @@ impl Directory {
         self.in_order(&self.matching(&self.spaces[space as usize], any_of))
     }
 
-    /// As `select`, unless there are more than so many.
+    /// As `select`, unless there are more than so many, or a search is needed for them.
     pub fn select_few(&self, tenant: &TenantId, streams: bool, matchers: &[Matcher], max: u64) -> Option<Vec<u32>> {
+        if matchers.iter().any(|m| m.op != MatchOp::Equal) {
+            return None;
+        }
         let Some(space) = self.space_of(tenant, streams) else {
             return Some(vec![]);
         };
@@ -551,6 +554,32 @@ impl Directory {
         keys.into_iter().map(|(_, _, id)| id).collect()
     }
 
+    /// Whether `visit_label_texts` finds its texts without a search, and goes through few of them and of no series in vain.
+    pub fn has_few_texts(
+        &self,
+        tenant: &TenantId,
+        streams: bool,
+        values_of: Option<&str>,
+        any_of: &[Vec<Matcher>],
+        max: usize,
+    ) -> bool {
+        let Some(space) = self.space_of(tenant, streams) else {
+            return true;
+        };
+        let space = &self.spaces[space as usize];
+        if any_of.iter().flatten().any(|m| m.op != MatchOp::Equal) {
+            return false;
+        }
+        let found = self.matching(space, any_of);
+        let texts = || match values_of {
+            None => space.by_name.len(),
+            Some(name) => space
+                .values(name)
+                .map_or(0, |values| values.live().take(max + 1).count()),
+        };
+        found.is_empty() || (found.len() == space.all.len() && texts() <= max)
+    }
+
     /// Names of labels that series have, or values of the label `values_of`, sorted, each once. `visit` gets each with those of its
     /// series that match any of the sets, and takes as many as it needs: there may be none.
     pub fn visit_label_texts<'a, E>(
@@ -566,6 +595,9 @@ impl Directory {
         };
         let space = &self.spaces[space as usize];
         let found = self.matching(space, any_of);
+        if found.is_empty() {
+            return Ok(());
+        }
         let all = *found == space.all;
         let is_found = |id: &u32| all || found.contains(*id);
         let Some(name) = values_of else {

@@ -5,7 +5,7 @@ use expect_test::{Expect, expect};
 use hindcast_env::SimDisk;
 use hindcast_model::{Labels, LogLine, Matcher, Sample, SeriesBlock, SpanNs, StreamBlock, TenantId, TimestampNs};
 use hindcast_storage::logs::Filter;
-use hindcast_storage::read::{CountLines, Direction, SearchLabels};
+use hindcast_storage::read::{CountLines, Direction, LabelTexts, SearchLabels};
 use hindcast_storage::{Floor, Pin, Selector, Shard, ShardConfig};
 use std::fmt::Write;
 use std::ops::ControlFlow;
@@ -556,4 +556,23 @@ fn few_rows_here_are_quick_and_many_or_a_search_are_not() {
     assert!(quick(&shard, Matcher::equal("host", "0"), 100), "few of many rows");
     assert!(shard.reader().knows(&tenant, false, &[Matcher::equal("host", "7")]));
     assert!(!shard.reader().knows(&tenant, true, &[Matcher::equal("host", "7")]));
+
+    let texts = |shard: &Shard, of: LabelTexts, to: i64| {
+        let q = SearchLabels {
+            tenant: tenant.clone(),
+            streams: false,
+            any_of: vec![],
+            from: TimestampNs(0),
+            to: TimestampNs::from_secs(to),
+        };
+        let at_once = shard.reader().label_texts_at_once(&q, &of).unwrap();
+        at_once.inspect(|texts| assert_eq!(*texts, shard.reader().label_texts(&q, &of).unwrap()))
+    };
+    let hosts = || LabelTexts::Values("host".to_owned());
+    assert_eq!(texts(&shard, hosts(), 100_000).unwrap().len(), 20);
+    assert_eq!(texts(&shard, LabelTexts::Names, 100_000).unwrap(), ["__name__", "host"]);
+    let many: Vec<SeriesBlock> = (0..300).map(|host| block(host, 1)).collect();
+    shard.write(2, &tenant, &many, &[]);
+    shard.advance(2);
+    assert!(texts(&shard, hosts(), 100_000).is_none(), "many texts");
 }

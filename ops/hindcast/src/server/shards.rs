@@ -8,6 +8,7 @@
 use bytes::Bytes;
 use futures::future::join_all;
 use futures::future::try_join_all;
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use hindcast_model::{GroupId, Labels, NodeId, Positions, Sample, SpanNs, TenantId, TimestampNs, codec};
 use hindcast_node::io::node::Node;
 use hindcast_node::memory_guard::Work;
@@ -17,9 +18,9 @@ use hindcast_query::shards::{
     NativeSeries, SeriesRequest, Shards, ShardsError, cardinality_of_sets,
 };
 use hindcast_query::wire::{Answer, Closing, Question};
-use hindcast_storage::ShardReader;
 use hindcast_storage::cardinality::{ACTIVE_SPAN, Cardinality, cardinality};
 use hindcast_storage::read::{Direction, LabelTexts, SeriesData, StreamCounts, StreamData};
+use hindcast_storage::{ReadError, ShardReader};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +46,10 @@ const SPOKEN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Reports on series that are made at a time; another one waits so long, and is refused then.
 pub const REPORTS_MAX: usize = 1;
 const REPORT_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Copies that may answer within so long of each other are read together.
+const TOGETHER: Duration = Duration::from_millis(5);
+/// After so many small reads others get their turn.
+const AT_ONCE_MAX: usize = 8;
 const BEHIND_PAUSE: Duration = Duration::from_millis(5);
 
 /// How often leaders are asked how far they are, for answers that do not wait for it.
@@ -245,41 +250,53 @@ impl ClusterShards {
         Ok(try_join_all(all).await?.into_iter().fold(silence, least))
     }
 
-    /// Reads copies of this node, once they may answer.
+    /// Reads copies of this node, once they may answer: those together that may at about the same time, so that one whose leader is
+    /// silent holds up no other.
     async fn here(&self, of: Vec<(GroupId, Option<u64>)>, question: &Arc<Question>) -> Vec<(GroupId, Answered)> {
         let fresh = of.into_iter().map(|(group, as_of)| async move {
-            let shard = self.node.shards.get(&group);
-            let shard = shard.ok_or_else(|| format!("there is no shard {group}"));
-            let fresh = match shard {
-                Ok(shard) => self
-                    .fresh(group, as_of)
-                    .await
-                    .map(|fresh| (fresh, shard.reader.clone())),
-                Err(why) => Err(why),
+            let Some(shard) = self.node.shards.get(&group) else {
+                return (group, Err(format!("there is no shard {group}")));
             };
-            (group, as_of, fresh)
+            let fresh = self.fresh(group, as_of).await;
+            let reader = shard.reader.clone();
+            (group, fresh.map(|fresh| (fresh, FreshCopy { group, as_of, reader })))
         });
-        let (mut answers, mut seen, mut copies) = (vec![], vec![], vec![]);
-        for (group, as_of, fresh) in join_all(fresh).await {
-            match fresh {
-                Ok((fresh, reader)) => {
-                    seen.push(fresh);
-                    copies.push(Copy { group, as_of, reader });
+        let mut waiting: FuturesUnordered<_> = fresh.collect();
+        let mut answers = vec![];
+        while let Some(first) = waiting.next().await {
+            let mut together = vec![first];
+            let rest = async {
+                while let Some(one) = waiting.next().await {
+                    together.push(one);
                 }
-                Err(why) => answers.push((group, Err(why))),
+            };
+            // Cancelled or not: what came is among them.
+            let _ = tokio::time::timeout(TOGETHER, rest).await;
+            let (mut seen, mut copies) = (vec![], vec![]);
+            for (group, fresh) in together {
+                match fresh {
+                    Ok((fresh, copy)) => {
+                        seen.push((group, fresh));
+                        copies.push(copy);
+                    }
+                    Err(why) => answers.push((group, Err(why))),
+                }
             }
-        }
-        let groups: Vec<GroupId> = copies.iter().map(|c| c.group).collect();
-        let read = read_copies(copies, question).await;
-        for ((group, (applied, freshness)), answer) in groups.into_iter().zip(seen).zip(read) {
-            // A copy that was let go meanwhile may have been empty when it was read.
-            let answer = answer.and_then(|answer| match self.node.whereabouts.is_here(group) {
-                true => Ok((applied, freshness, answer)),
-                false => Err(format!(
-                    "shard {group} went to other nodes while it was read; ask again"
-                )),
-            });
-            answers.push((group, answer));
+            let read = read_copies(copies, question).await;
+            answers.extend(
+                seen.into_iter()
+                    .zip(read)
+                    .map(|((group, (applied, freshness)), answer)| {
+                        // A copy that was let go meanwhile may have been empty when it was read.
+                        let answer = answer.and_then(|answer| match self.node.whereabouts.is_here(group) {
+                            true => Ok((applied, freshness, answer)),
+                            false => Err(format!(
+                                "shard {group} went to other nodes while it was read; ask again"
+                            )),
+                        });
+                        (group, answer)
+                    }),
+            );
         }
         answers
     }
@@ -516,29 +533,30 @@ type Answered = Result<(u64, Freshness, Answer), String>;
 static PROCESSORS: LazyLock<usize> = LazyLock::new(|| std::thread::available_parallelism().map_or(1, usize::from));
 
 /// A copy that may answer.
-struct Copy {
+struct FreshCopy {
     group: GroupId,
     as_of: Option<u64>,
     reader: ShardReader,
 }
 
-/// Reads copies on threads that may block, one for each processor at most: more would only take turns. What is done before such a
-/// thread would wake up is done here. Answers as many as copies, in their order.
-async fn read_copies(copies: Vec<Copy>, question: &Arc<Question>) -> Vec<Result<Answer, String>> {
-    let ask = |copy: &Copy, question: &Question| {
-        let answer = question.ask(&copy.reader, copy.as_of);
-        answer.map_err(|e| format!("shard {}: {e}", copy.group))
-    };
+/// Reads copies on threads that may block: one for each processor, since more would only take turns, or one for each copy where reads wait
+/// for the cold store. What is done about as soon as such a thread would wake up is done here. Answers as many as copies, in their
+/// order.
+async fn read_copies(copies: Vec<FreshCopy>, question: &Arc<Question>) -> Vec<Result<Answer, String>> {
     let mut answers: Vec<Option<Result<Answer, String>>> = vec![];
-    let mut long = vec![];
+    let (mut long, mut waits) = (vec![], false);
     for (i, copy) in copies.iter().enumerate() {
-        let quick = question.is_quick(&copy.reader);
-        answers.push(quick.then(|| ask(copy, question)));
-        if !quick {
+        let at_once = read_one(copy, || question.ask_at_once(&copy.reader, copy.as_of).transpose()).transpose();
+        if at_once.is_none() {
             long.push(i);
+            waits |= copy.reader.has_cold();
+        }
+        answers.push(at_once);
+        if i % AT_ONCE_MAX == AT_ONCE_MAX - 1 {
+            tokio::task::yield_now().await;
         }
     }
-    let threads = long.len().min(*PROCESSORS);
+    let threads = if waits { long.len() } else { long.len().min(*PROCESSORS) };
     let work = Arc::new((copies, long, AtomicUsize::new(0)));
     let reading = (0..threads).map(|_| {
         let (work, question) = (work.clone(), question.clone());
@@ -546,22 +564,29 @@ async fn read_copies(copies: Vec<Copy>, question: &Arc<Question>) -> Vec<Result<
             let (copies, long, next) = &*work;
             let mut done = vec![];
             while let Some(i) = long.get(next.fetch_add(1, Ordering::Relaxed)) {
-                done.push((*i, ask(&copies[*i], &question)));
+                let copy = &copies[*i];
+                done.push((*i, read_one(copy, || question.ask(&copy.reader, copy.as_of))));
             }
             done
         })
     });
-    let mut why = String::from("nobody read it");
     for done in join_all(reading).await {
-        match done {
-            Ok(done) => done.into_iter().for_each(|(i, answer)| answers[i] = Some(answer)),
-            Err(e) => why = e.to_string(),
-        }
+        // It only fails when the program ends.
+        done.into_iter()
+            .flatten()
+            .for_each(|(i, answer)| answers[i] = Some(answer));
     }
-    let early = |group: GroupId| Err(format!("shard {group}: the read ended early: {why}"));
     let all = answers.into_iter().zip(&work.0);
-    all.map(|(answer, copy)| answer.unwrap_or_else(|| early(copy.group)))
+    all.map(|(answer, copy)| answer.unwrap_or_else(|| Err(format!("shard {}: the read ended early", copy.group))))
         .collect()
+}
+
+/// One read, whose end by a panic is that of no other.
+fn read_one<A>(copy: &FreshCopy, read: impl FnOnce() -> Result<A, ReadError>) -> Result<A, String> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)) {
+        Ok(answer) => answer.map_err(|e| format!("shard {}: {e}", copy.group)),
+        Err(_) => Err(format!("shard {}: the read ended early; the log tells why", copy.group)),
+    }
 }
 
 /// Ends a read when who asked for it has gone.
