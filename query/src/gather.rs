@@ -9,6 +9,7 @@
 //! overflow are taken from a sum scaled by a power of two, variances are merged pairwise (Chan).
 
 use crate::column::is_absent;
+use fearless_simd::{Level, dispatch};
 use hindcast_model::SLOTS;
 
 /// A compensated sum.
@@ -100,6 +101,13 @@ pub trait Cell: Clone + Default {
         }
     }
 
+    /// Likewise, of several series, one after the other.
+    fn add_series(cells: &mut [Self], series: &[(u16, &[f64])]) {
+        for (_, values) in series {
+            Self::add_each(cells, values);
+        }
+    }
+
     /// Merges each cell with one that has seen its value and nothing else.
     fn merge_each(cells: &mut [Self], values: &[f64]) {
         for (cell, v) in cells.iter_mut().zip(values) {
@@ -140,9 +148,48 @@ impl Cell for Total {
             *cell = if is_absent(v) { *cell } else { more };
         }
     }
+    fn add_series(cells: &mut [Self], series: &[(u16, &[f64])]) {
+        let level = Level::new();
+        dispatch!(level, _simd => add_blocks(cells, series));
+    }
     /// The sum of one value has lost nothing: merging it is adding the value.
     fn merge_each(cells: &mut [Self], values: &[f64]) {
         Self::add_each(cells, values);
+    }
+}
+
+/// Steps that are summed at once over all series of a slot.
+const BLOCK: usize = 8;
+
+#[inline(always)]
+fn add_blocks(cells: &mut [Total], series: &[(u16, &[f64])]) {
+    let (blocks, rest) = cells.as_chunks_mut::<BLOCK>();
+    let done = blocks.len() * BLOCK;
+    for (n, block) in blocks.iter_mut().enumerate() {
+        let mut counts: [u64; BLOCK] = std::array::from_fn(|i| block[i].count);
+        let mut totals: [f64; BLOCK] = std::array::from_fn(|i| block[i].sum.total);
+        let mut losts: [f64; BLOCK] = std::array::from_fn(|i| block[i].sum.lost);
+        for (_, values) in series {
+            let values = &values[n * BLOCK..][..BLOCK];
+            for i in 0..BLOCK {
+                let mut sum = Sum {
+                    total: totals[i],
+                    lost: losts[i],
+                };
+                sum.add(values[i]);
+                let is_there = !is_absent(values[i]);
+                counts[i] += u64::from(is_there);
+                totals[i] = if is_there { sum.total } else { totals[i] };
+                losts[i] = if is_there { sum.lost } else { losts[i] };
+            }
+        }
+        for (i, cell) in block.iter_mut().enumerate() {
+            cell.count = counts[i];
+            (cell.sum.total, cell.sum.lost) = (totals[i], losts[i]);
+        }
+    }
+    for (_, values) in series {
+        Total::add_each(rest, &values[done..]);
     }
 }
 
@@ -317,14 +364,13 @@ fn merge_cell<C: Cell>(left: &mut C, right: &C) {
 /// The node of `run` over series that lie in it, each `(slot, values)`, ordered by (slot, fingerprint). As many values as steps.
 /// `None`: no series.
 pub fn node<C: Cell>(series: &[(u16, &[f64])], run: Run, steps: usize) -> Option<Cells<C>> {
-    let first = series.first()?;
+    if series.is_empty() {
+        return None;
+    }
     // What has nothing beside it goes up the tree as it is.
     if run.len == 1 || series.len() == 1 {
         let mut cells = vec![C::default(); steps];
-        C::add_each(&mut cells, first.1);
-        for (_, values) in &series[1..] {
-            C::add_each(&mut cells, values);
-        }
+        C::add_series(&mut cells, series);
         return Some(cells);
     }
     let (left, right) = run.halves();
@@ -472,14 +518,14 @@ mod tests {
         #[test]
         fn many_steps_at_once_are_each_step_alone(
             mut series in prop::collection::vec(
-                (0u16..8, prop::collection::vec(prop_oneof![4 => value(), 1 => Just(crate::column::ABSENT), 1 => any::<f64>()], 5)),
+                (0u16..4, prop::collection::vec(prop_oneof![4 => value(), 1 => Just(crate::column::ABSENT), 1 => any::<f64>()], 19)),
                 0..12,
             ),
         ) {
             series.sort_by_key(|(slot, _)| *slot);
             let columns: Vec<(u16, &[f64])> = series.iter().map(|(slot, values)| (*slot, values.as_slice())).collect();
-            let cells = node::<Total>(&columns, Run::ALL, 5);
-            for step in 0..5 {
+            let cells = node::<Total>(&columns, Run::ALL, 19);
+            for step in 0..19 {
                 let there = series.iter().filter(|(_, values)| !is_absent(values[step]));
                 let alone: Vec<(u16, f64)> = there.map(|(slot, values)| (*slot, values[step])).collect();
                 let wanted = plain::<Total>(&alone, Run::ALL).and_then(|c| c[0].value());
