@@ -18,7 +18,7 @@ struct Args {
 enum Chore {
     /// Checks folder order and purity of the sources; also part of `cargo test`.
     Tidy,
-    /// Runs the long proofs and prints a summary; all of them take about fifty minutes on two cores.
+    /// Runs the long proofs and prints a summary; all of them take about an hour on two cores.
     Prove {
         /// Only the proof of this name; `list` names them.
         level: Option<String>,
