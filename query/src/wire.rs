@@ -457,6 +457,17 @@ impl Question {
         is_quick.then(|| self.ask(reader, as_of))
     }
 
+    /// Whether `ask` may wait for the cold store.
+    pub fn may_wait(&self, reader: &ShardReader) -> bool {
+        match self {
+            Self::Series(r) | Self::Natives(r) => reader.has_cold(&r.tenant, r.from, r.to),
+            Self::Columns(r) => reader.has_cold(&r.series.tenant, r.series.from, r.series.to),
+            Self::LineCounts(r) => reader.has_cold(&r.tenant, r.from, r.bounds.last().copied().unwrap_or(r.from)),
+            Self::Lines(r) => reader.has_cold(&r.tenant, r.from, r.to),
+            Self::LabelSets(r) | Self::LabelTexts(r, _) => reader.has_cold(&r.tenant, r.from, r.to),
+        }
+    }
+
     /// Reads one replica. Blocks; `as_of` is the shard's own position.
     pub fn ask(&self, reader: &ShardReader, as_of: Option<u64>) -> Result<Answer, ReadError> {
         Ok(match self {

@@ -594,10 +594,12 @@ impl ShardReader {
         pages <= QUICK_PAGES_MAX && rows <= QUICK_ROWS_MAX
     }
 
-    /// Whether some of what is wanted may have to be fetched from the cold store.
-    pub fn has_cold(&self) -> bool {
+    /// Whether what a tenant has of a time may have to be fetched from the cold store.
+    pub fn has_cold(&self, tenant: &TenantId, from: TimestampNs, to: TimestampNs) -> bool {
         let state = self.state.read();
-        state.segments.iter().chain(&state.windows).any(|s| s.cold.is_some())
+        let files = state.segments.iter().chain(&state.windows);
+        let mut cold = files.filter(|s| s.cold.is_some() && s.head.tenant == *tenant);
+        cold.any(|s| s.head.times.0 <= to.0 && from.0 <= s.head.times.1)
     }
 
     /// Whether the shard may know a series, or a stream, that matches; it may have no row. What needs a search is not looked for.
@@ -1001,7 +1003,7 @@ impl ShardReader {
                 let (place, before) = (texts.len(), undecided.len());
                 let mut has_row = false;
                 for series in ids.filter_map(|id| state.directory.get(id)) {
-                    looks += 1 + sources.segments.len();
+                    looks += 1 + sources.segments.len() + sources.windows.len() + sources.sealed.len();
                     if at_once && looks > QUICK_LOOKS_MAX {
                         return Err(None);
                     }

@@ -22,6 +22,8 @@ use std::sync::Arc;
 /// Ids per piece of the table of series; a piece of which all are forgotten gives its memory back.
 const PIECE: usize = 1024;
 type Piece = Vec<Option<Row>>;
+/// Sets of matchers that are put together without much work.
+const FEW_SETS: usize = 8;
 /// Postings take their smallest form whenever that many ids were given: the span of one bitmap container.
 const COMPACT_IDS: u32 = 1 << 16;
 
@@ -567,7 +569,7 @@ impl Directory {
             return true;
         };
         let space = &self.spaces[space as usize];
-        if any_of.iter().flatten().any(|m| m.op != MatchOp::Equal) {
+        if any_of.len() > FEW_SETS || any_of.iter().flatten().any(|m| m.op != MatchOp::Equal) {
             return false;
         }
         let found = self.matching(space, any_of);

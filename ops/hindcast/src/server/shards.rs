@@ -8,7 +8,6 @@
 use bytes::Bytes;
 use futures::future::join_all;
 use futures::future::try_join_all;
-use futures::stream::{FuturesUnordered, StreamExt as _};
 use hindcast_model::{GroupId, Labels, NodeId, Positions, Sample, SpanNs, TenantId, TimestampNs, codec};
 use hindcast_node::io::node::Node;
 use hindcast_node::memory_guard::Work;
@@ -23,11 +22,10 @@ use hindcast_storage::read::{Direction, LabelTexts, SeriesData, StreamCounts, St
 use hindcast_storage::{ReadError, ShardReader};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tonic::Status;
 
 /// How long a read waits for the shard's leader, or for a replica that is behind a cut.
@@ -46,9 +44,7 @@ const SPOKEN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Reports on series that are made at a time; another one waits so long, and is refused then.
 pub const REPORTS_MAX: usize = 1;
 const REPORT_WAIT_MAX: Duration = Duration::from_secs(5);
-/// Copies that may answer within so long of each other are read together.
-const TOGETHER: Duration = Duration::from_millis(5);
-/// After so many small reads others get their turn.
+/// Of one question so many shards are read where it is asked: others want their turn.
 const AT_ONCE_MAX: usize = 8;
 const BEHIND_PAUSE: Duration = Duration::from_millis(5);
 
@@ -250,55 +246,37 @@ impl ClusterShards {
         Ok(try_join_all(all).await?.into_iter().fold(silence, least))
     }
 
-    /// Reads copies of this node, once they may answer: those together that may at about the same time, so that one whose leader is
-    /// silent holds up no other.
+    /// Reads copies of this node, each once it may answer.
     async fn here(&self, of: Vec<(GroupId, Option<u64>)>, question: &Arc<Question>) -> Vec<(GroupId, Answered)> {
-        let fresh = of.into_iter().map(|(group, as_of)| async move {
-            let Some(shard) = self.node.shards.get(&group) else {
-                return (group, Err(format!("there is no shard {group}")));
-            };
-            let fresh = self.fresh(group, as_of).await;
-            let reader = shard.reader.clone();
-            (group, fresh.map(|fresh| (fresh, FreshCopy { group, as_of, reader })))
-        });
-        let mut waiting: FuturesUnordered<_> = fresh.collect();
-        let mut answers = vec![];
-        while let Some(first) = waiting.next().await {
-            let mut together = vec![first];
-            let rest = async {
-                while let Some(one) = waiting.next().await {
-                    together.push(one);
-                }
-            };
-            // Cancelled or not: what came is among them.
-            let _ = tokio::time::timeout(TOGETHER, rest).await;
-            let (mut seen, mut copies) = (vec![], vec![]);
-            for (group, fresh) in together {
-                match fresh {
-                    Ok((fresh, copy)) => {
-                        seen.push((group, fresh));
-                        copies.push(copy);
+        let readers = Arc::new(Readers::default());
+        let reading = of.into_iter().enumerate().map(|(i, (group, as_of))| {
+            let readers = &readers;
+            async move {
+                let answered = async {
+                    let shard = self.node.shards.get(&group);
+                    let shard = shard.ok_or_else(|| format!("there is no shard {group}"))?;
+                    let (applied, freshness) = self.fresh(group, as_of).await?;
+                    let copy = FreshCopy {
+                        group,
+                        as_of,
+                        reader: shard.reader.clone(),
+                    };
+                    let answer = match (i < AT_ONCE_MAX).then(|| copy.ask_at_once(question)).flatten() {
+                        Some(answer) => answer?,
+                        None => readers.ask(copy, question.clone()).await?,
+                    };
+                    // A copy that was let go meanwhile may have been empty when it was read.
+                    match self.node.whereabouts.is_here(group) {
+                        true => Ok((applied, freshness, answer)),
+                        false => Err(format!(
+                            "shard {group} went to other nodes while it was read; ask again"
+                        )),
                     }
-                    Err(why) => answers.push((group, Err(why))),
-                }
+                };
+                (group, answered.await)
             }
-            let read = read_copies(copies, question).await;
-            answers.extend(
-                seen.into_iter()
-                    .zip(read)
-                    .map(|((group, (applied, freshness)), answer)| {
-                        // A copy that was let go meanwhile may have been empty when it was read.
-                        let answer = answer.and_then(|answer| match self.node.whereabouts.is_here(group) {
-                            true => Ok((applied, freshness, answer)),
-                            false => Err(format!(
-                                "shard {group} went to other nodes while it was read; ask again"
-                            )),
-                        });
-                        (group, answer)
-                    }),
-            );
-        }
-        answers
+        });
+        join_all(reading).await
     }
 
     /// Who has a shard that is not here; waits a little for somebody to be known.
@@ -539,53 +517,78 @@ struct FreshCopy {
     reader: ShardReader,
 }
 
-/// Reads copies on threads that may block: one for each processor, since more would only take turns, or one for each copy where reads wait
-/// for the cold store. What is done about as soon as such a thread would wake up is done here. Answers as many as copies, in their
-/// order.
-async fn read_copies(copies: Vec<FreshCopy>, question: &Arc<Question>) -> Vec<Result<Answer, String>> {
-    let mut answers: Vec<Option<Result<Answer, String>>> = vec![];
-    let (mut long, mut waits) = (vec![], false);
-    for (i, copy) in copies.iter().enumerate() {
-        let at_once = read_one(copy, || question.ask_at_once(&copy.reader, copy.as_of).transpose()).transpose();
-        if at_once.is_none() {
-            long.push(i);
-            waits |= copy.reader.has_cold();
-        }
-        answers.push(at_once);
-        if i % AT_ONCE_MAX == AT_ONCE_MAX - 1 {
-            tokio::task::yield_now().await;
+impl FreshCopy {
+    fn ask(&self, question: &Question) -> Result<Answer, String> {
+        self.contained(|| question.ask(&self.reader, self.as_of))
+    }
+
+    /// What is done about as soon as another thread would wake up for it. `None`: it may take longer.
+    fn ask_at_once(&self, question: &Question) -> Option<Result<Answer, String>> {
+        let ask = || question.ask_at_once(&self.reader, self.as_of).transpose();
+        self.contained(ask).transpose()
+    }
+
+    /// A read whose end by a panic is that of no other.
+    fn contained<A>(&self, read: impl FnOnce() -> Result<A, ReadError>) -> Result<A, String> {
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)) {
+            Ok(answer) => answer.map_err(|e| format!("shard {}: {e}", self.group)),
+            Err(_) => Err(early(self.group)),
         }
     }
-    let threads = if waits { long.len() } else { long.len().min(*PROCESSORS) };
-    let work = Arc::new((copies, long, AtomicUsize::new(0)));
-    let reading = (0..threads).map(|_| {
-        let (work, question) = (work.clone(), question.clone());
-        tokio::task::spawn_blocking(move || {
-            let (copies, long, next) = &*work;
-            let mut done = vec![];
-            while let Some(i) = long.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let copy = &copies[*i];
-                done.push((*i, read_one(copy, || question.ask(&copy.reader, copy.as_of))));
-            }
-            done
-        })
-    });
-    for done in join_all(reading).await {
-        // It only fails when the program ends.
-        done.into_iter()
-            .flatten()
-            .for_each(|(i, answer)| answers[i] = Some(answer));
-    }
-    let all = answers.into_iter().zip(&work.0);
-    all.map(|(answer, copy)| answer.unwrap_or_else(|| Err(format!("shard {}: the read ended early", copy.group))))
-        .collect()
 }
 
-/// One read, whose end by a panic is that of no other.
-fn read_one<A>(copy: &FreshCopy, read: impl FnOnce() -> Result<A, ReadError>) -> Result<A, String> {
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)) {
-        Ok(answer) => answer.map_err(|e| format!("shard {}: {e}", copy.group)),
-        Err(_) => Err(format!("shard {}: the read ended early; the log tells why", copy.group)),
+fn early(group: GroupId) -> String {
+    format!("shard {group}: the read ended early; the log tells why")
+}
+
+/// A copy, what it is asked, and who waits for the answer.
+type Waits = (FreshCopy, Arc<Question>, oneshot::Sender<Result<Answer, String>>);
+
+/// The threads that read for one question: one for each processor, since more would only take turns. What may wait for the cold store
+/// has a thread of its own.
+#[derive(Default)]
+struct Readers {
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    copies: VecDeque<Waits>,
+    threads: usize,
+}
+
+impl Readers {
+    async fn ask(self: &Arc<Self>, copy: FreshCopy, question: Arc<Question>) -> Result<Answer, String> {
+        let group = copy.group;
+        let (tell, told) = oneshot::channel();
+        if question.may_wait(&copy.reader) {
+            tokio::task::spawn_blocking(move || drop(tell.send(copy.ask(&question))));
+        } else {
+            let mut waiting = self.waiting.lock();
+            waiting.copies.push_back((copy, question, tell));
+            if waiting.threads < *PROCESSORS {
+                waiting.threads += 1;
+                let this = self.clone();
+                tokio::task::spawn_blocking(move || this.read());
+            }
+        }
+        told.await.unwrap_or_else(|_| Err(early(group)))
+    }
+
+    /// Until nothing waits.
+    fn read(&self) {
+        loop {
+            let next = {
+                let mut waiting = self.waiting.lock();
+                let next = waiting.copies.pop_front();
+                if next.is_none() {
+                    waiting.threads -= 1;
+                }
+                next
+            };
+            let Some((copy, question, tell)) = next else { return };
+            let _ = tell.send(copy.ask(&question));
+        }
     }
 }
 
@@ -803,7 +806,67 @@ impl Shards for ClusterShards {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hindcast_model::{LogLine, Owner, Slot};
+    use hindcast_env::SimDisk;
+    use hindcast_model::{LogLine, Owner, SeriesBlock, Slot};
+    use hindcast_storage::{Shard, ShardConfig};
+
+    /// A copy of a shard that has series of its own name.
+    fn copy(group: u64) -> FreshCopy {
+        let (mut shard, _) = Shard::open(Arc::new(SimDisk::new()), "s", ShardConfig::default()).unwrap();
+        let block = SeriesBlock {
+            labels: Labels::from_pairs([("shard", &group.to_string())]),
+            owner: Owner::None,
+            samples: vec![Sample {
+                at: TimestampNs(1),
+                value: 1.0,
+            }],
+        };
+        shard.write(1, &TenantId::default(), &[block], &[]);
+        shard.advance(1);
+        FreshCopy {
+            group: GroupId(group),
+            as_of: None,
+            reader: shard.reader(),
+        }
+    }
+
+    fn names() -> Arc<Question> {
+        let request = LabelsRequest {
+            tenant: TenantId::default(),
+            streams: false,
+            any_of: vec![],
+            from: TimestampNs(0),
+            to: TimestampNs(9),
+        };
+        Arc::new(Question::LabelTexts(request, LabelTexts::Values("shard".to_owned())))
+    }
+
+    #[tokio::test]
+    async fn each_copy_gives_its_own_answer_and_the_threads_end() {
+        let readers = Arc::new(Readers::default());
+        let asked = (1..=20).map(|group| readers.ask(copy(group), names()));
+        for (answer, group) in join_all(asked).await.into_iter().zip(1..) {
+            let Ok(Answer::LabelTexts(texts)) = answer else {
+                panic!("shard {group} answers with texts")
+            };
+            assert_eq!(texts, [i32::to_string(&group)]);
+        }
+        let ended = || {
+            let waiting = readers.waiting.lock();
+            waiting.copies.is_empty() && waiting.threads == 0
+        };
+        while !ended() {
+            tokio::task::yield_now().await;
+        }
+        let small = copy(7).ask_at_once(&names());
+        assert!(matches!(small, Some(Ok(Answer::LabelTexts(texts))) if texts == ["7"]));
+    }
+
+    #[test]
+    fn a_read_that_panics_is_told_as_that_shards_end() {
+        let told = copy(3).contained(|| -> Result<(), ReadError> { panic!("a bug") });
+        assert_eq!(told.unwrap_err(), early(GroupId(3)));
+    }
 
     fn stream(name: &str, times: &[i64]) -> StreamData {
         let line = |at: &i64| LogLine {
