@@ -8,12 +8,15 @@
 
 use crate::meta::{Changes, MetaRead, MetaStore, MetaStoreError, Rows};
 use crate::meta_machine::StoreFactory;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 #[derive(Clone, Debug)]
 pub struct SledConfig {
@@ -42,6 +45,7 @@ pub struct SledStore {
     applied: AtomicU64,
     /// A batch is one step to point reads but not to a walk; this makes it one to both.
     gate: RwLock<()>,
+    watchdog: Watchdog,
 }
 
 fn failed(what: &'static str, why: impl std::fmt::Display) -> MetaStoreError {
@@ -88,12 +92,14 @@ impl SledStore {
             db_file: config.dir.join("db"),
             applied: AtomicU64::new(applied),
             gate: RwLock::new(()),
+            watchdog: Watchdog::new(TICK, TICKS_MAX, end_process).map_err(|e| failed("start its watchdog", e))?,
         })
     }
 }
 
 impl MetaRead for SledStore {
     fn get(&self, tree: &str, key: &[u8]) -> Option<Vec<u8>> {
+        let _call = self.watchdog.call("read");
         readable(self.db.get(full_key(tree, key))).map(|v| v.to_vec())
     }
 
@@ -101,6 +107,7 @@ impl MetaRead for SledStore {
         let start = full_key(tree, from.unwrap_or(prefix).max(prefix));
         let prefix = full_key(tree, prefix);
         let skip = tree.len() + 1;
+        let _call = self.watchdog.call("walk");
         let _gate = self.gate.read();
         let mut rows = Rows::new();
         for row in self.db.range(start..).take(limit) {
@@ -128,6 +135,7 @@ impl MetaStore for SledStore {
             }
         }
         batch.insert(APPLIED_KEY, &applied.to_be_bytes());
+        let _call = self.watchdog.call("commit");
         let _gate = self.gate.write();
         self.db.apply_batch(batch).map_err(|e| failed("commit", e))?;
         self.applied.store(applied, Ordering::Release);
@@ -135,11 +143,87 @@ impl MetaStore for SledStore {
     }
 
     fn checkpoint(&self) -> Result<(), MetaStoreError> {
-        self.db.flush().map_err(|e| failed("flush", e))?;
+        {
+            let _call = self.watchdog.call("flush");
+            self.db.flush().map_err(|e| failed("flush", e))?;
+        }
         // sled's flush stops at the page cache.
         let file = fs::File::open(&self.db_file).map_err(|e| failed("open its file to sync it", e))?;
         file.sync_all().map_err(|e| failed("sync its file", e))
     }
+}
+
+const TICK: Duration = Duration::from_secs(1);
+/// A call that was there for so many ticks in a row does not end.
+const TICKS_MAX: u32 = 30;
+
+/// Tells of a call that does not end. After some failed writes sled 0.34 waits for a lock of its own for ever, and who waits for the
+/// store with it: the node would neither answer nor end.
+///
+/// Counts its own ticks instead of asking a clock: a process that was stopped for a while did not hang.
+struct Watchdog {
+    calls: Arc<Mutex<Calls>>,
+}
+
+#[derive(Default)]
+struct Calls {
+    next: u64,
+    /// What it is, and how often a tick met it.
+    open: BTreeMap<u64, (&'static str, u32)>,
+}
+
+impl Watchdog {
+    fn new(tick: Duration, ticks_max: u32, hangs: fn(&'static str)) -> io::Result<Self> {
+        let calls = Arc::new(Mutex::new(Calls::default()));
+        let watched = Arc::downgrade(&calls);
+        let watch = move || {
+            loop {
+                std::thread::sleep(tick);
+                // The store is closed.
+                let Some(calls) = watched.upgrade() else { return };
+                let mut calls = calls.lock();
+                for (what, ticks) in calls.open.values_mut() {
+                    *ticks += 1;
+                    if *ticks == ticks_max {
+                        hangs(what);
+                    }
+                }
+            }
+        };
+        std::thread::Builder::new().name("meta-watch".to_owned()).spawn(watch)?;
+        Ok(Self { calls })
+    }
+
+    /// Open until it is dropped.
+    fn call(&self, what: &'static str) -> Call<'_> {
+        let mut calls = self.calls.lock();
+        let id = calls.next;
+        calls.next += 1;
+        calls.open.insert(id, (what, 0));
+        Call { watchdog: self, id }
+    }
+}
+
+struct Call<'a> {
+    watchdog: &'a Watchdog,
+    id: u64,
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.watchdog.calls.lock().open.remove(&self.id);
+    }
+}
+
+/// Not by way of the other threads: they may wait for the store. The next start reads it, or builds it again.
+fn end_process(what: &'static str) {
+    let span = TICK * TICKS_MAX;
+    tracing::error!(?span, "a {what} of the meta store does not end");
+    eprintln!(
+        "hindcast: this node cannot go on: a {what} of the meta store has not ended for {span:?}, which is how sled meets some errors of \
+         the disk; start the node again: the store is read, or built again from its snapshot and the Raft log"
+    );
+    std::process::exit(1);
 }
 
 /// Opens the store in its folder. At most one damaged folder is kept aside, for a later look.
@@ -177,5 +261,32 @@ impl StoreFactory for SledStores {
         let aside = self.aside();
         ignore_missing(fs::remove_dir_all(&aside)).map_err(|e| failed("remove the folder kept aside", e))?;
         ignore_missing(fs::rename(&self.config.dir, &aside)).map_err(|e| failed("move its folder aside", e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU32;
+
+    #[test]
+    fn a_call_that_does_not_end_is_told_of_once_and_those_that_end_never() {
+        static HANGS: AtomicU32 = AtomicU32::new(0);
+        static ENDS: AtomicU32 = AtomicU32::new(0);
+        let tell = |what| {
+            let told = if what == "commit" { &HANGS } else { &ENDS };
+            told.fetch_add(1, Ordering::SeqCst);
+        };
+        let watchdog = Watchdog::new(Duration::from_millis(10), 50, tell).unwrap();
+        let hanging = watchdog.call("commit");
+        while HANGS.load(Ordering::SeqCst) == 0 {
+            // Many short ones meanwhile, none of them for fifty ticks.
+            drop(watchdog.call("read"));
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        drop(hanging);
+        assert!(watchdog.calls.lock().open.is_empty());
+        assert_eq!([&HANGS, &ENDS].map(|n| n.load(Ordering::SeqCst)), [1, 0]);
     }
 }
