@@ -3,7 +3,7 @@
  * Preloaded into a node. HINDCAST_FAULT_DIR names the folder, HINDCAST_FAULT_FILE a file of 32-bit numbers that the
  * tests write while the node runs:
  *
- *   0  errno of fsync and fdatasync; 0: none        4  fsync and fdatasync do nothing and say that they did
+ *   0  errno of syncs; 0: none                      4  syncs do nothing and say that they did
  *   1  errno of writes; 0: none                     5  writes take half of what they are given
  *   2  bits flipped in a million reads              6  (told) faults that were met
  *   3  milliseconds that a sync takes longer
@@ -100,26 +100,39 @@ int close(int fd) {
     return real(fd);
 }
 
+/* 1: the sync is to be done; else it has its result. */
+static int sync_goes_on(int fd) {
+    if (!is_ours(fd))
+        return 1;
+    if (told[SYNC_DELAY_MS]) {
+        struct timespec wait = {told[SYNC_DELAY_MS] / 1000, (long)(told[SYNC_DELAY_MS] % 1000) * 1000000};
+        __sync_fetch_and_add(&told[MET], 1);
+        nanosleep(&wait, NULL);
+    }
+    if (fails(SYNC_ERRNO))
+        return -1;
+    if (told[SYNC_LIES]) {
+        __sync_fetch_and_add(&told[MET], 1);
+        return 0;
+    }
+    return 1;
+}
+
 #define SYNC(name) \
     int name(int fd) { \
         REAL(name); \
-        if (!is_ours(fd)) \
-            return real(fd); \
-        if (told[SYNC_DELAY_MS]) { \
-            struct timespec wait = {told[SYNC_DELAY_MS] / 1000, (long)(told[SYNC_DELAY_MS] % 1000) * 1000000}; \
-            __sync_fetch_and_add(&told[MET], 1); \
-            nanosleep(&wait, NULL); \
-        } \
-        if (fails(SYNC_ERRNO)) \
-            return -1; \
-        if (told[SYNC_LIES]) { \
-            __sync_fetch_and_add(&told[MET], 1); \
-            return 0; \
-        } \
-        return real(fd); \
+        int result = sync_goes_on(fd); \
+        return result == 1 ? real(fd) : result; \
     }
 SYNC(fsync)
 SYNC(fdatasync)
+
+/* sled's only way to the disk while it runs. */
+int sync_file_range(int fd, off64_t at, off64_t count, unsigned how) {
+    REAL(sync_file_range);
+    int result = sync_goes_on(fd);
+    return result == 1 ? real(fd, at, count, how) : result;
+}
 
 ssize_t write(int fd, const void *buf, size_t count) {
     REAL(write);

@@ -115,7 +115,7 @@ fn row_key(key: &[u8], prefix: &[u8]) -> Option<(u64, u32)> {
 const CLOCK_KEY: &[u8] = b"clock";
 const SNAPSHOT_FILE: &str = "meta.snapshot";
 /// Rows per transaction while a snapshot file is loaded.
-const LOAD_ROWS_MAX: usize = 4096;
+const LOAD_ROWS_MAX: usize = 256;
 
 /// Sum of the hashes of a tree's rows: order-independent, kept up to date row by row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -107,6 +107,12 @@ const PROOFS: &[Proof] = &[
         env: &[],
     },
     Proof {
+        name: "slow-disk",
+        shows: "four meta stores on disks whose syncs take 100 ms, growing and shrinking for 45 s: none stands still",
+        run: Run::ignored("hindcast-chaos", "slow_disk"),
+        env: &[],
+    },
+    Proof {
         name: "failover",
         shows: "the leader killed fifty times under 64 writers: median gap at most 0.7 s, worst at most 1.2 s",
         run: Run::Ignored {

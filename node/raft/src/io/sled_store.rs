@@ -37,7 +37,15 @@ impl SledConfig {
 
 /// No tree has an empty name, so this key is none of theirs.
 const APPLIED_KEY: &[u8] = b"\0applied";
-const FLUSH_EVERY_MS: u64 = 500;
+/// sled cleans its file as often as it flushes by itself; a flush also takes one of its seven threads until it is written.
+const FLUSH_EVERY_MS: u64 = 5_000;
+const LOCK_TRIES_MAX: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// Between two flushes that are waited for. sled 0.34 stands still for ever when all of its seven threads have something to write and a
+/// change of its file's length waits behind them, so no more than three buffers of 512 KiB may be under way. A row that changes takes
+/// its page with it, which has some kilobytes.
+const UNFLUSHED_ROWS_MAX: u64 = 256;
+const UNFLUSHED_BYTES_MAX: u64 = 256 << 10;
 
 pub struct SledStore {
     db: sled::Db,
@@ -45,7 +53,15 @@ pub struct SledStore {
     applied: AtomicU64,
     /// A batch is one step to point reads but not to a walk; this makes it one to both.
     gate: RwLock<()>,
+    unflushed: Mutex<Unflushed>,
     watchdog: Watchdog,
+}
+
+/// What was committed since the last flush that was waited for.
+#[derive(Default)]
+struct Unflushed {
+    rows: u64,
+    bytes: u64,
 }
 
 fn failed(what: &'static str, why: impl std::fmt::Display) -> MetaStoreError {
@@ -57,6 +73,20 @@ fn failed(what: &'static str, why: impl std::fmt::Display) -> MetaStoreError {
 
 fn full_key(tree: &str, key: &[u8]) -> Vec<u8> {
     [tree.as_bytes(), b"\0", key].concat()
+}
+
+/// A thread of sled may hold the file of a store that was closed for a moment longer.
+fn open_unlocked(options: &sled::Config) -> sled::Result<sled::Db> {
+    let mut tries_left = LOCK_TRIES_MAX;
+    loop {
+        match options.open() {
+            Err(sled::Error::Io(e)) if tries_left > 0 && e.to_string().contains("could not acquire lock") => {
+                tries_left -= 1;
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            opened => return opened,
+        }
+    }
 }
 
 /// A store that cannot be read must not look like one without rows: the worker stops the node, the next start rebuilds.
@@ -75,7 +105,7 @@ impl SledStore {
             .flush_every_ms(Some(FLUSH_EVERY_MS));
         // sled meets some kinds of damage with a panic.
         let opened = catch_unwind(AssertUnwindSafe(|| {
-            let db = options.open().map_err(|e| failed("open", e))?;
+            let db = open_unlocked(&options).map_err(|e| failed("open", e))?;
             let applied = db.get(APPLIED_KEY).map_err(|e| failed("read its applied index", e))?;
             let applied = match applied.as_deref().map(<[u8; 8]>::try_from) {
                 None if db.is_empty() => 0,
@@ -92,8 +122,34 @@ impl SledStore {
             db_file: config.dir.join("db"),
             applied: AtomicU64::new(applied),
             gate: RwLock::new(()),
+            unflushed: Mutex::default(),
             watchdog: Watchdog::new(TICK, TICKS_MAX, end_process).map_err(|e| failed("start its watchdog", e))?,
         })
+    }
+}
+
+impl SledStore {
+    fn flush(&self) -> Result<(), MetaStoreError> {
+        let _call = self.watchdog.call("flush");
+        self.db.flush().map_err(|e| failed("flush", e))?;
+        Ok(())
+    }
+
+    /// Waits for what is under way if these changes make it too much.
+    fn make_room(&self, changes: &Changes) -> Result<(), MetaStoreError> {
+        let bytes = changes
+            .iter()
+            .map(|((tree, key), value)| tree.len() + key.len() + value.as_ref().map_or(0, Vec::len));
+        let (rows, bytes) = (changes.len() as u64, bytes.sum::<usize>() as u64);
+        let mut unflushed = self.unflushed.lock();
+        if unflushed.rows + rows > UNFLUSHED_ROWS_MAX || unflushed.bytes + bytes > UNFLUSHED_BYTES_MAX {
+            // Readers go on meanwhile: the gate is not held.
+            self.flush()?;
+            *unflushed = Unflushed::default();
+        }
+        unflushed.rows += rows;
+        unflushed.bytes += bytes;
+        Ok(())
     }
 }
 
@@ -127,6 +183,7 @@ impl MetaRead for SledStore {
 
 impl MetaStore for SledStore {
     fn commit(&self, changes: &Changes, applied: u64) -> Result<(), MetaStoreError> {
+        self.make_room(changes)?;
         let mut batch = sled::Batch::default();
         for ((tree, key), value) in changes {
             match value {
@@ -143,10 +200,7 @@ impl MetaStore for SledStore {
     }
 
     fn checkpoint(&self) -> Result<(), MetaStoreError> {
-        {
-            let _call = self.watchdog.call("flush");
-            self.db.flush().map_err(|e| failed("flush", e))?;
-        }
+        self.flush()?;
         // sled's flush stops at the page cache.
         let file = fs::File::open(&self.db_file).map_err(|e| failed("open its file to sync it", e))?;
         file.sync_all().map_err(|e| failed("sync its file", e))
@@ -157,8 +211,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// A call that was there for so many ticks in a row does not end.
 const TICKS_MAX: u32 = 30;
 
-/// Tells of a call that does not end. After some failed writes sled 0.34 waits for a lock of its own for ever, and who waits for the
-/// store with it: the node would neither answer nor end.
+/// Tells of a call that does not end. On a disk that fails or is slow sled 0.34 can wait for itself for ever (see
+/// `UNFLUSHED_ROWS_MAX`), and who waits for the store with it: the node would neither answer nor end.
 ///
 /// Counts its own ticks instead of asking a clock: a process that was stopped for a while did not hang.
 struct Watchdog {

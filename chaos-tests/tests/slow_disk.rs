@@ -1,0 +1,97 @@
+//! The meta store on a disk that is slow.
+//!
+//! sled has seven threads for all its writes. When each of them had something to write and a change of its file's length waited behind
+//! them, they waited for each other for ever: a node on a slow disk listened, answered nobody, and did not end.
+
+#![allow(clippy::disallowed_methods, reason = "a test on real processes runs in real time")]
+
+use anyhow::{Context, Result, ensure};
+use hindcast_env::{Rng, SeededRng};
+use hindcast_raft::io::{SledConfig, SledStores};
+use hindcast_raft::meta::{Changes, MetaStore};
+use hindcast_raft::meta_machine::StoreFactory;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const DIR: &str = "HINDCAST_TEST_SLOW_DISK_DIR";
+const SYNC_TAKES_MS: u32 = 100;
+const WORK: Duration = Duration::from_secs(45);
+/// Longer than the store's own watchdog waits.
+const QUIET_MAX: Duration = Duration::from_secs(45);
+/// Each has its own sled; one that stands still is enough.
+const STORES: u64 = 4;
+
+/// The library of the episodes, and the numbers that it reads: a sync takes longer, nothing else.
+fn slow_disk(dir: &Path) -> Result<(PathBuf, PathBuf)> {
+    let (library, numbers) = (dir.join("disk.so"), dir.join("numbers"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("episodes/faults/disk.c");
+    let made = Command::new("cc")
+        .args(["-O2", "-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .arg("-ldl")
+        .status()
+        .context("a C compiler is needed")?;
+    ensure!(made.success(), "disk.c does not compile");
+    let mut told = [0; 7];
+    told[3] = SYNC_TAKES_MS;
+    std::fs::write(
+        &numbers,
+        told.iter().flat_map(|n: &u32| n.to_ne_bytes()).collect::<Vec<u8>>(),
+    )?;
+    Ok((library, numbers))
+}
+
+fn start(dir: &Path, library: &Path, numbers: &Path) -> Result<Child> {
+    std::fs::create_dir_all(dir)?;
+    Ok(Command::new(std::env::current_exe()?)
+        .args(["--exact", "one_store", "--ignored"])
+        .env(DIR, dir)
+        .env("LD_PRELOAD", library)
+        .env("HINDCAST_FAULT_DIR", dir)
+        .env("HINDCAST_FAULT_FILE", numbers)
+        .stdout(Stdio::null())
+        .spawn()?)
+}
+
+#[test]
+#[ignore = "45 s: `cargo xtask prove slow-disk`"]
+fn a_meta_store_on_a_slow_disk_does_not_stand_still() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (library, numbers) = slow_disk(dir.path())?;
+    let stores = (0..STORES).map(|i| start(&dir.path().join(i.to_string()), &library, &numbers));
+    let mut stores = stores.collect::<Result<Vec<Child>>>()?;
+    let told = stores.iter_mut().map(|store| Ok(store.wait()?.success()));
+    let told = told.collect::<Result<Vec<bool>>>()?;
+    ensure!(told.iter().all(|well| *well), "a store stood still: {told:?}");
+    let met = std::fs::read(&numbers)?[24..].try_into().map(u32::from_ne_bytes)?;
+    println!("{STORES} stores, {met} slow syncs");
+    ensure!(met > 100, "the disk was not slow: {met} syncs");
+    Ok(())
+}
+
+/// Grows and shrinks in turn, so that the file does as well.
+#[test]
+#[ignore = "run by the other test, on a disk that is slow"]
+fn one_store() -> Result<()> {
+    let Some(dir) = std::env::var_os(DIR) else {
+        return Ok(());
+    };
+    let store = SledStores::new(SledConfig::new(Path::new(&dir).join("sled"))).open()?;
+    let mut rng = SeededRng::new(1);
+    let begun = Instant::now();
+    let (mut index, mut last) = (0, begun);
+    while begun.elapsed() < WORK {
+        index += 1;
+        let grows = (index / 200) % 2 == 0;
+        let row = |_| {
+            let key = ("rows".to_owned(), rng.below(2_000).to_be_bytes().to_vec());
+            (key, grows.then(|| vec![7; rng.below(64 << 10) as usize]))
+        };
+        store.commit(&(0..20).map(row).collect::<Changes>(), index)?;
+        ensure!(last.elapsed() < QUIET_MAX, "a commit took {:?}", last.elapsed());
+        last = Instant::now();
+    }
+    eprintln!("{index} commits");
+    Ok(())
+}
