@@ -49,6 +49,7 @@ fn rule_seeds() -> Vec<Vec<u8>> {
         "groups:\n  - name: g\n    interval: 30s\n    labels: {team: db}\n    rules:\n      - alert: Down\n        expr: up{job=\"x\"} == 0\n        for: 5m\n        keep_firing_for: 1m\n        labels: {severity: critical}\n        annotations: {summary: \"{{ $labels.instance }} is down: {{ $value | humanize }}\"}\n",
         "groups:\n  - name: t\n    rules:\n      - threshold: Disk\n        expr: 1 - node_filesystem_avail_bytes / node_filesystem_size_bytes\n        levels:\n          minor: {above: 0.8, for: 10m, clear: 0.75}\n          critical: {above: 0.95}\n",
         "groups: [{name: a, rules: []}, {name: b, rules: [{alert: X, expr: 'vector(1)', labels: {n: 1, t: true}}]}]",
+        "groups: [{name: l, type: loki, rules: [{alert: X, expr: 'sum by (a) (count_over_time({a=\"b\"} |= \"c\" [5m])) > 0'}]}]",
     ];
     texts.map(|t| t.as_bytes().to_vec()).into()
 }

@@ -16,7 +16,14 @@
 //!         levels:
 //!           minor:    { above: 0.7, for: 1m, clear: 0.6 }
 //!           critical: { above: 0.9, for: 1m, clear: 0.8 }
+//!   - name: devices
+//!     type: loki
+//!     rules:
+//!       - alert: LinkDown
+//!         expr: sum by (instance, ifName) (count_over_time({log_source="snmptrap", trap="linkDown"}[5m])) > 0
 //! ```
+//!
+//! The rules of a group of the type `loki` ask logs, in LogQL; all others ask metrics, in PromQL (`prometheus`).
 //!
 //! Promises
 //! - A file is taken as a whole or not at all; an error names file, line, group and rule, and what to change.
@@ -26,7 +33,7 @@
 //!
 //! Durations are `SpanNs`.
 
-use crate::template;
+use crate::{expr, template};
 use hindcast_model::{Class, Classify, Severity, SpanNs};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,11 +45,37 @@ pub const GROUPS_PER_FILE_MAX: usize = 1_000;
 pub const INTERVAL_DEFAULT: SpanNs = SpanNs::from_secs(60);
 pub const INTERVAL_MIN: SpanNs = SpanNs::from_secs(1);
 
+/// What the expressions of a group are written in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Language {
+    #[default]
+    Promql,
+    Logql,
+}
+
+impl Language {
+    fn is_promql(&self) -> bool {
+        *self == Self::Promql
+    }
+
+    /// As errors call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Promql => "PromQL",
+            Self::Logql => "LogQL",
+        }
+    }
+}
+
 /// Rules that are evaluated together, at the same instants.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RuleGroup {
     pub name: String,
     pub interval: SpanNs,
+    /// Left out where it is PromQL: rows of before there was a choice stay as they are.
+    #[serde(default, skip_serializing_if = "Language::is_promql")]
+    pub language: Language,
     pub rules: Vec<Rule>,
 }
 
@@ -163,6 +196,8 @@ struct RawFile {
 struct RawGroup {
     name: String,
     interval: Option<String>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
     #[serde(default)]
     labels: BTreeMap<String, Scalar>,
     #[serde(default)]
@@ -286,6 +321,14 @@ fn check_group(
             "use a longer interval",
         ));
     }
+    let language = match raw.kind.as_deref() {
+        None | Some("prometheus") => Language::Promql,
+        Some("loki") => Language::Logql,
+        Some(other) => {
+            let fix = "write `prometheus`, or nothing, for PromQL and `loki` for LogQL";
+            return Err(place.wrong(format!("`type: {other}` is no type of group"), fix));
+        }
+    };
     let mut seen: BTreeMap<String, u32> = BTreeMap::new();
     let mut rules = vec![];
     for (i, rule) in raw.rules.iter().enumerate() {
@@ -295,7 +338,7 @@ fn check_group(
             line: lines.get(first + i).copied(),
             ..place
         };
-        let mut rule = check_rule(rule, &raw.labels, place)?;
+        let mut rule = check_rule(rule, language, &raw.labels, place)?;
         let nth = seen.entry(rule.name.clone()).or_default();
         rule.nth = *nth;
         *nth += 1;
@@ -312,11 +355,17 @@ fn check_group(
     Ok(RuleGroup {
         name: raw.name.clone(),
         interval,
+        language,
         rules,
     })
 }
 
-fn check_rule(raw: &RawRule, group_labels: &BTreeMap<String, Scalar>, place: Place<'_>) -> Result<Rule, RuleFileError> {
+fn check_rule(
+    raw: &RawRule,
+    language: Language,
+    group_labels: &BTreeMap<String, Scalar>,
+    place: Place<'_>,
+) -> Result<Rule, RuleFileError> {
     if raw.record.is_some() {
         return Err(place.wrong(
             "recording rules are not evaluated yet",
@@ -338,8 +387,13 @@ fn check_rule(raw: &RawRule, group_labels: &BTreeMap<String, Scalar>, place: Pla
     if expr.trim().is_empty() {
         return Err(place.wrong("`expr` is missing", "say what to evaluate"));
     }
-    let metric = crate::expr::check(&expr)
-        .map_err(|why| place.wrong(format!("`expr` is not PromQL: {why}"), "correct the expression"))?;
+    let metric = expr::check(&expr, language).map_err(|wrong| {
+        let what = match wrong.is_language {
+            true => format!("`expr` is not {}: {}", language.name(), wrong.why),
+            false => format!("`expr` cannot be a rule's: {}", wrong.why),
+        };
+        place.wrong(what, wrong.fix)
+    })?;
     let hold = place.span("for", raw.hold.as_deref())?;
     let condition = if is_threshold {
         if hold.is_some() {
@@ -531,7 +585,13 @@ mod tests {
         check(
             "
 groups:
+- name: devices
+  type: loki
+  rules:
+  - alert: LinkDown
+    expr: sum by (instance) (count_over_time({trap=\"linkDown\"}[5m])) > 0
 - name: hosts
+  type: prometheus
   interval: 15s
   rules:
   - alert: Down
@@ -546,10 +606,12 @@ groups:
       minor: {above: 0.7}
 ",
             expect![[r#"
+                devices every 1m
+                  LinkDown Present { hold: SpanNs(0) }
                 hosts every 15s
                   Down Present { hold: SpanNs(60000000000) }
                   Busy Levels { sense: Above, levels: [Level { severity: Minor, bound: 0.7, hold: SpanNs(0), clear: 0.7 }, Level { severity: Critical, bound: 0.9, hold: SpanNs(30000000000), clear: 0.8 }] }
-                rules.yml:6, group "hosts", rule "Down": the template of "broken" will be replaced by a plain text: "query" is not known here"#]],
+                rules.yml:12, group "hosts", rule "Down": the template of "broken" will be replaced by a plain text: "query" is not known here"#]],
         );
     }
 
@@ -578,6 +640,32 @@ groups:
             &with("  - alert: A\n    expr: sum(((\n"),
             expect![[
                 r#"rules.yml:6, group "g", rule "A": `expr` is not PromQL: 1:7: parse error: unexpected end of input; correct the expression"#
+            ]],
+        );
+        let logs =
+            |expr: &str| format!("groups:\n- name: g\n  type: loki\n  rules:\n  - alert: A\n    expr: '{expr}'\n");
+        check(
+            &logs("{trap=\"linkDown\"}"),
+            expect![[
+                r#"rules.yml:5, group "g", rule "A": `expr` cannot be a rule's: it gives lines, a rule needs values; count them: `sum by (instance) (count_over_time({…}[5m])) > 0`"#
+            ]],
+        );
+        check(
+            &logs("up == 0"),
+            expect![[
+                r#"rules.yml:5, group "g", rule "A": `expr` is not LogQL: 1:1: parse error: "up" is no function of this LogQL; it is PromQL: move the rule to a group without `type: loki`"#
+            ]],
+        );
+        check(
+            &with("  - alert: A\n    expr: count_over_time({trap=\"linkDown\"} |= \"x\" [5m]) > 0\n"),
+            expect![[
+                r#"rules.yml:6, group "g", rule "A": `expr` is not PromQL: 1:35: parse error: unexpected "|=" in function call, expected ")"; it is LogQL: move the rule to a group with `type: loki`"#
+            ]],
+        );
+        check(
+            &logs("vector(1)").replace("loki", "graphite"),
+            expect![[
+                r#"rules.yml, group "g": `type: graphite` is no type of group; write `prometheus`, or nothing, for PromQL and `loki` for LogQL"#
             ]],
         );
         check(

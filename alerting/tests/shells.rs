@@ -6,7 +6,7 @@ use hindcast_alerting::io::{Deliverer, Evaluator, HistoryPump, HistoryWriteError
 use hindcast_alerting::outbox::{EffectKind, EffectState, Receipt, Sending};
 use hindcast_alerting::{Channel, Channels, GatewayPart, SendError, route, rows, rule};
 use hindcast_env::{Clock, SimClock};
-use hindcast_model::{Labels, NodeId, Sample, SpanNs, TenantId, TimestampNs};
+use hindcast_model::{Labels, LogLine, NodeId, Owner, Sample, SpanNs, TenantId, TimestampNs};
 use hindcast_query::engine::{Engine, Limits};
 use hindcast_query::shards::Shards;
 use hindcast_query::testing::OneShard;
@@ -168,4 +168,59 @@ async fn a_sample_becomes_a_message_and_history() {
         (&"Loaded on web-1".into(), &"closed".into())
     );
     assert_eq!(shown["deliveries"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trap_becomes_an_incident_of_its_interface_until_there_are_no_more() {
+    let clock = SimClock::at(TimestampNs::from_secs(1_000));
+    let meta = Arc::new(LocalMeta::new(vec![Box::new(GatewayPart)]));
+    meta.set_now(clock.now());
+    let (shard, tenant) = (Arc::new(OneShard::new()), TenantId::default());
+    let stream = [
+        ("log_source", "snmptrap"),
+        ("trap", "linkDown"),
+        ("instance", "sw-1"),
+        ("ifIndex", "4"),
+        ("ifName", "eth0"),
+    ];
+    let line = LogLine {
+        at: clock.now(),
+        line: "trap 1.3.6.1.6.3.1.1.5.3 linkDown ifIndex=4 ifName=eth0".into(),
+        metadata: vec![],
+    };
+    shard.add_lines(&tenant, Labels::from_pairs(stream), Owner::None, [line]);
+    let rules = "groups: [{name: g, type: loki, interval: 10s, rules: [{alert: LinkDown, labels: {severity: error},
+        expr: 'sum by (instance, ifIndex, ifName) (count_over_time({log_source=\"snmptrap\", trap=\"linkDown\"}[1m])) > 0',
+        annotations: {summary: '{{ $labels.ifName }} of {{ $labels.instance }} is down, {{ $value }} traps'}}]}]";
+    let command = GatewayCommand::SetRules {
+        tenant: tenant.clone(),
+        source: "r.yml".into(),
+        revision: "1".into(),
+        groups: rule::parse("r.yml", rules).unwrap().groups,
+    };
+    meta.propose(GATEWAY_PART, command.encode()).await.unwrap();
+    let (stop, stopped) = watch::channel(false);
+    let shards: Arc<dyn Shards> = shard.clone();
+    let engine = Arc::new(Engine::new(shards.clone(), Limits::default()));
+    let as_clock: Arc<dyn Clock> = Arc::new(clock.clone());
+    let evaluator = Evaluator::new(meta.clone(), engine, shards, as_clock.clone(), as_clock, NodeId(1));
+    let worker = tokio::spawn(evaluator.run(stopped));
+    let read = meta.stale();
+    let incident = || rows::incidents(read.as_ref(), &tenant, None, 1).unwrap().pop();
+    until("an incident", || {
+        incident().is_some_and(|i| i.state == IncidentState::Open)
+    })
+    .await;
+    assert_eq!(incident().unwrap().title, "LinkDown on sw-1/4");
+    let alert = rows::alerts(read.as_ref(), &tenant).unwrap().pop().unwrap();
+    assert_eq!(alert.annotations["summary"], "eth0 of sw-1 is down, 1 traps");
+    clock.advance(SpanNs::from_secs(90));
+    meta.set_now(clock.now());
+    shard.set_complete_to(clock.now());
+    until("a recovery", || {
+        incident().is_some_and(|i| i.state == IncidentState::Recovered)
+    })
+    .await;
+    stop.send(true).unwrap();
+    worker.await.unwrap();
 }

@@ -3,7 +3,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "a test on real processes runs in real time")]
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use hindcast_chaos::process::{Cluster, free_addresses, http_get};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -205,6 +205,17 @@ traps:
     )
 }
 
+const RULES: &str = r#"
+groups:
+  - name: devices
+    type: loki
+    interval: 1s
+    rules:
+      - alert: LinkDown
+        expr: sum by (instance, ifIndex) (count_over_time({log_source="snmptrap", trap="linkDown"}[5m])) > 0
+        labels: { severity: error }
+"#;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Debian's snmp and snmpd: `cargo xtask prove clients` runs it"]
 async fn a_real_agent_is_polled_and_real_traps_are_taken() -> Result<()> {
@@ -216,6 +227,7 @@ async fn a_real_agent_is_polled_and_real_traps_are_taken() -> Result<()> {
     scene.write("auth", &format!("{AUTH}\n"))?;
     let text = list(agent.port(), nobody.port());
     let file = scene.write("devices.yml", &text)?;
+    let rules = scene.write("rules.yml", RULES)?;
 
     let checked = Command::new(PROGRAM)
         .args(["snmp", "check", &file, "-o", "json"])
@@ -236,7 +248,7 @@ async fn a_real_agent_is_polled_and_real_traps_are_taken() -> Result<()> {
         "snmp",
         PROGRAM,
         1,
-        &["--snmp-config", &file, "--snmp-trap-listen", &listen],
+        &["--snmp-config", &file, "--snmp-trap-listen", &listen, "--rules", &rules],
     )?;
     cluster.wait_ready().await?;
     let node = cluster.addresses()[0];
@@ -328,6 +340,19 @@ async fn a_real_agent_is_polled_and_real_traps_are_taken() -> Result<()> {
     send_traps(&scene, node, &listen).await
 }
 
+async fn until_alert(node: SocketAddr, name: &str) -> Result<Value> {
+    for _ in 0..150 {
+        let told = json(node, "/api/v1/alerts").await?;
+        let alerts = told["data"]["alerts"].as_array().context("no list of alerts")?;
+        let mut firing = alerts.iter().filter(|a| a["state"] == "firing");
+        if let Some(alert) = firing.find(|a| a["labels"]["alertname"] == name) {
+            return Ok(alert.clone());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    bail!("{name} does not fire: {}", json(node, "/api/v1/rules").await?)
+}
+
 async fn send_traps(scene: &Scene, node: SocketAddr, listen: &str) -> Result<()> {
     let link = [
         "",
@@ -367,6 +392,14 @@ async fn send_traps(scene: &Scene, node: SocketAddr, listen: &str) -> Result<()>
             "{name}: {told:?}"
         );
     }
+
+    // And somebody is told of it: the alert is that of the interface.
+    let alert = until_alert(node, "LinkDown").await?;
+    println!("{alert}");
+    ensure!(
+        alert["labels"]["instance"] == "sw-1" && alert["labels"]["ifIndex"] == "4",
+        "{alert}"
+    );
 
     let cold = [
         "",

@@ -177,14 +177,29 @@ impl Engine {
             range_ms: 0,
         };
         let expr = self.parse(&q.expr, Some(of_instant))?;
+        self.at(q, |steps| plan::plan(&expr, steps, lookback_ms(&q.options)))
+            .await
+    }
+
+    /// The value of a metric expression over logs at one instant.
+    pub async fn instant_of_logs(&self, q: &InstantQuery) -> Result<Answer<Value>, QueryError> {
+        self.check_length(&q.expr)?;
+        match hindcast_logql::parse(&q.expr)? {
+            hindcast_logql::Expr::Metric(metric) => self.at(q, |steps| plan::plan_logs(&metric, steps)).await,
+            hindcast_logql::Expr::Lines(_) => Err(QueryError::Parameter(
+                "the expression gives lines and no values: count them with `count_over_time`".to_owned(),
+            )),
+        }
+    }
+
+    async fn at(&self, q: &InstantQuery, plan: impl FnOnce(Steps) -> Planned) -> Result<Answer<Value>, QueryError> {
         let at = q.at.as_ms();
         let steps = Steps {
             start: at,
             step: 1,
             count: 1,
         };
-        let planned = plan::plan(&expr, steps, lookback_ms(&q.options));
-        let (out, answer) = self.run(&q.tenant, planned, &q.options, steps, false).await?;
+        let (out, answer) = self.run(&q.tenant, plan(steps), &q.options, steps, false).await?;
         Ok(answer.map(|ordered| instant_value(out, at, ordered)))
     }
 

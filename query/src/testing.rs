@@ -285,12 +285,10 @@ impl Shards for OneShard {
 
     async fn complete_to(&self, tenant: &TenantId) -> Result<TimestampNs, ShardsError> {
         let data = self.data();
-        let newest = data
-            .series
-            .iter()
-            .filter(|(p, _)| p.0 == *tenant)
-            .filter_map(|(_, s)| s.samples.keys().last().copied())
-            .max();
+        let samples = data.series.iter().filter(|(p, _)| p.0 == *tenant);
+        let lines = data.streams.iter().filter(|(p, _)| p.0 == *tenant);
+        let newest = samples.filter_map(|(_, s)| s.samples.keys().last().copied()).max();
+        let newest = newest.max(lines.filter_map(|(_, s)| s.lines.last().map(|l| l.at)).max());
         Ok(data.complete_to.or(newest).unwrap_or(TimestampNs::EPOCH))
     }
 }

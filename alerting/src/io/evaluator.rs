@@ -9,11 +9,12 @@ use super::{is_passing, pause, propose};
 use crate::command::{Evaluation, GatewayCommand, GatewayReply, RuleResult, SERIES_PER_RULE_MAX};
 use crate::outbox::Lease;
 use crate::rows::{self, GroupRow};
+use crate::rule::Language;
 use hindcast_env::Clock;
 use hindcast_model::{Labels, NodeId, Positions, SpanNs, TimestampNs};
-use hindcast_query::engine::{Engine, InstantQuery, Options};
+use hindcast_query::engine::{Engine, InstantQuery, Options, QueryError};
 use hindcast_query::shards::Shards;
-use hindcast_query::value::{Value, VectorSample};
+use hindcast_query::value::{Answer, Value, VectorSample};
 use hindcast_raft::Meta;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -150,13 +151,7 @@ impl Evaluator {
         let partial = !self.wait_for_sources(&group, instant).await;
         let (mut results, mut missing, mut positions) = (vec![], BTreeSet::new(), Positions::new());
         for rule in &group.group.rules {
-            let query = InstantQuery {
-                tenant: group.key.tenant.clone(),
-                expr: rule.expr.clone(),
-                at: instant,
-                options: Options::default(),
-            };
-            results.push(match self.engine.instant(&query).await {
+            results.push(match self.value(&group, &rule.expr, instant).await {
                 Ok(answer) => {
                     missing.extend(answer.completeness.missing);
                     for (shard, index) in answer.completeness.positions {
@@ -180,6 +175,20 @@ impl Evaluator {
             positions,
         });
         self.propose_evaluation(evaluation).await;
+    }
+
+    /// What an expression of the group gives at the instant.
+    async fn value(&self, group: &GroupRow, expr: &str, at: TimestampNs) -> Result<Answer<Value>, QueryError> {
+        let query = InstantQuery {
+            tenant: group.key.tenant.clone(),
+            expr: expr.to_owned(),
+            at,
+            options: Options::default(),
+        };
+        match group.group.language {
+            Language::Promql => self.engine.instant(&query).await,
+            Language::Logql => self.engine.instant_of_logs(&query).await,
+        }
     }
 
     /// Waits until the sources that may still do so have sent up to the instant. `false`: some have not, or it could not be told.
