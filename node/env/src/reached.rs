@@ -33,6 +33,8 @@ marks! {
     InstallMadeUpFor,
     /// A snapshot came and nobody had use for it.
     SnapshotNeedless,
+    /// A follower's read was answered without another round of heartbeats.
+    ReadAnsweredAtOnce,
     /// A joint membership stayed, and the watchdog proposed its end.
     JointEndedByWatchdog,
     /// A leader or candidate that found itself taken out stepped down.

@@ -244,6 +244,7 @@ pub struct Pulse {
     applied: u64,
     durable: u64,
     is_out: bool,
+    pub(crate) is_alone: bool,
 }
 
 /// raft draws its timeouts from a generator that no seed reaches. It is given so wide a range that what it draws is
@@ -663,7 +664,21 @@ impl Driver {
             applied: self.applied,
             durable: self.durable,
             is_out: self.quarantined.is_some() || self.rebuilding && !self.is_empty,
+            is_alone: self.is_alone(),
         }
+    }
+
+    /// Whether what the machine has is all that anybody was ever told: this node leads, nobody else has a vote, and what was confirmed
+    /// in earlier lives is applied. No other can be elected without its vote, nor confirm anything then without its log.
+    pub fn is_alone(&self) -> bool {
+        let Some(node) = &self.node else { return false };
+        let raft = &node.raft;
+        let conf = node.store().confs.now();
+        raft.state == StateRole::Leader
+            && raft.prs().is_singleton()
+            && conf.voters == [raft.id]
+            && conf.voters_outgoing.is_empty()
+            && raft.raft_log.term(self.applied).is_ok_and(|term| term == raft.term)
     }
 
     /// Takes one input. What comes of it is collected until `ready`.
@@ -812,6 +827,11 @@ impl Driver {
         let is_installing = self.installing.is_some() || self.resetting.is_some();
         if is_installing && message.get_msg_type() == MessageType::MsgTimeoutNow {
             // Not now: see `tick`.
+            return;
+        }
+        if let Some(answer) = answer_to_read(node, &message) {
+            reached(Mark::ReadAnsweredAtOnce);
+            self.out.push(Output::Send(answer));
             return;
         }
         // What raft does not take (an unknown peer, a late answer) needs no one's attention.
@@ -1436,7 +1456,17 @@ impl Driver {
         self.read_seq += 1;
         self.read_tick = self.ticks;
         let context = [self.read_prefix.as_slice(), &self.read_seq.to_le_bytes()].concat();
-        self.raft(|node| node.read_index(context));
+        self.raft(|node| {
+            node.read_index(context);
+            // raft sends a follower's question without a term; see `answer_to_read`.
+            let (me, term) = (node.raft.id, node.raft.term);
+            if let Some(asked) = node.raft.msgs.last_mut()
+                && asked.get_msg_type() == MessageType::MsgReadIndex
+                && asked.from == me
+            {
+                asked.log_term = term;
+            }
+        });
     }
 
     fn read_confirmed(&mut self, index: u64, context: &[u8]) {
@@ -1526,6 +1556,33 @@ fn conf_write(index: u64, conf: &ConfState) -> LogWrite {
 }
 
 /// What an entry changes; one without data ends a joint membership.
+/// The leader's answer to a follower's read, where the question itself is the word that is waited for. The log term of a question is the
+/// term that the follower was in when it asked, which was after the read began. When it is the leader's own, nobody can have been
+/// elected before that without either of them: where the two are a majority, as of three, another round of heartbeats would tell
+/// nothing new. Otherwise, and for a question of a node that names no term, raft asks everybody (`ReadOnlyOption::Safe`).
+fn answer_to_read(node: &RawNode<Store>, asked: &Message) -> Option<Message> {
+    let raft = &node.raft;
+    let is_question = asked.get_msg_type() == MessageType::MsgReadIndex && asked.get_entries().len() == 1;
+    let is_in_this_term = raft.state == StateRole::Leader && asked.log_term == raft.term;
+    if !is_question || !is_in_this_term || !raft.commit_to_current_term() {
+        return None;
+    }
+    let words = [raft.id, asked.from].into_iter().collect();
+    if !raft.prs().has_quorum(&words) {
+        return None;
+    }
+    let mut answer = Message {
+        from: raft.id,
+        to: asked.from,
+        term: raft.term,
+        index: raft.raft_log.committed,
+        entries: asked.entries.clone(),
+        ..Message::default()
+    };
+    answer.set_msg_type(MessageType::MsgReadIndexResp);
+    Some(answer)
+}
+
 fn read_change(entry: &Entry) -> Option<ConfChangeV2> {
     match entry.get_entry_type() {
         EntryType::EntryConfChangeV2 => ConfChangeV2::parse_from_bytes(&entry.data).ok(),

@@ -370,7 +370,9 @@ impl RaftThread {
     }
 
     fn publish(&mut self, group: GroupId) {
-        self.published.insert(group, (self.drivers[&group].pulse(), self.ticks));
+        let pulse = self.drivers[&group].pulse();
+        let is_alone = pulse.is_alone;
+        self.published.insert(group, (pulse, self.ticks));
         let status = self.drivers[&group].status();
         let shared = &self.shared[&group];
         let is_whole = status.quarantined.is_none() && !status.is_rebuilding;
@@ -394,6 +396,8 @@ impl RaftThread {
             tracing::error!(%group, why, "this node lost confirmed entries");
         }
         *published = status;
+        // After the index that a reader is told. Before anything is sent: whom this node votes for is not leading yet.
+        shared.is_alone.store(is_alone, Ordering::Release);
     }
 }
 

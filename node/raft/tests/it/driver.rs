@@ -4,6 +4,7 @@ use bytes::Bytes;
 use expect_test::{Expect, expect};
 use hindcast_env::{SeededRng, SimDisk};
 use hindcast_model::{GroupId, NodeId};
+use hindcast_raft::Role;
 use hindcast_raft::driver::{Driver, DriverConfig, Input, Outcome, Output, Refused, Start, WriteTask, is_for_machine};
 use hindcast_raft::log::{LogConfig, LogStore, LogWrite};
 use protobuf::Message as _;
@@ -146,15 +147,7 @@ fn check(voters: u64, script: &str, expected: Expect) {
     for line in script.lines().map(str::trim).filter(|l| !l.is_empty()) {
         let words: Vec<_> = line.split_whitespace().collect();
         match words[..] {
-            ["all"] => loop {
-                for n in 0..nodes.len() {
-                    act(&mut nodes, n, "receive", &[]);
-                    act(&mut nodes, n, "disk", &[]);
-                }
-                if nodes.iter().all(|n| n.inbox.is_empty() && n.tasks.is_empty()) {
-                    break;
-                }
-            },
+            ["all"] => all(&mut nodes),
             [node, verb, ref rest @ ..] => {
                 let at = node.parse::<usize>().unwrap() - 1;
                 act(&mut nodes, at, verb, rest);
@@ -181,6 +174,18 @@ fn check(voters: u64, script: &str, expected: Expect) {
         }
     }
     expected.assert_eq(&shown);
+}
+
+fn all(nodes: &mut [Node]) {
+    loop {
+        for n in 0..nodes.len() {
+            act(nodes, n, "receive", &[]);
+            act(nodes, n, "disk", &[]);
+        }
+        if nodes.iter().all(|n| n.inbox.is_empty() && n.tasks.is_empty()) {
+            return;
+        }
+    }
 }
 
 fn act(nodes: &mut [Node], at: usize, verb: &str, rest: &[&str]) {
@@ -286,6 +291,48 @@ fn votes_and_acks_leave_after_the_disk_and_entries_of_a_leader_before() {
             3: Follower term 1 commit 2 applied 2
         "#]],
     );
+}
+
+/// What a leader sends when node 2 asks it for a read; `change` is done to the question.
+fn answers(voters: u64, change: impl Fn(&mut Message)) -> Vec<String> {
+    let mut nodes: Vec<_> = (1..=voters).map(|id| Node::new(id, voters, 7)).collect();
+    act(&mut nodes, 0, "tick", &["2"]);
+    all(&mut nodes);
+    act(&mut nodes, 1, "read", &["5"]);
+    change(&mut nodes[0].inbox[0]);
+    act(&mut nodes, 0, "receive", &[]);
+    let sent = nodes.iter().flat_map(|n| &n.inbox).map(name).collect();
+    all(&mut nodes);
+    assert_eq!(nodes[1].seen.last().map(String::as_str), Some("read 5 at 1"));
+    sent
+}
+
+#[test]
+fn of_three_a_followers_question_is_the_word_that_its_leader_needs() {
+    assert_eq!(answers(3, |_| {}), ["ReadIndexResp(1)->2"]);
+    let rounds = ["Heartbeat->2", "Heartbeat->3"];
+    // Of a node that names no term, and one that was in another when it asked.
+    assert_eq!(answers(3, |asked| asked.log_term = 0), rounds);
+    assert_eq!(answers(3, |asked| asked.log_term += 1), rounds);
+    assert_eq!(answers(5, |_| {}).len(), 4);
+}
+
+#[test]
+fn who_has_the_only_vote_is_read_at_any_time_once_earlier_lives_are_applied() {
+    let mut nodes = vec![Node::new(1, 1, 7)];
+    act(&mut nodes, 0, "tick", &["1"]);
+    while nodes[0].driver.status().role != Role::Leader {
+        act(&mut nodes, 0, "tick", &["1"]);
+    }
+    // Its first entry is not on disk: what was confirmed before may not be applied.
+    assert!(!nodes[0].driver.is_alone());
+    all(&mut nodes);
+    assert!(nodes[0].driver.is_alone());
+    let mut of_three: Vec<_> = (1..=3).map(|id| Node::new(id, 3, 7)).collect();
+    act(&mut of_three, 0, "tick", &["2"]);
+    all(&mut of_three);
+    assert_eq!(of_three[0].driver.status().role, Role::Leader);
+    assert!(of_three.iter().all(|n| !n.driver.is_alone()));
 }
 
 #[test]

@@ -190,7 +190,8 @@ impl ClusterShards {
             None => {
                 let read = self.confirm(group, FRESH_TIMEOUT).await;
                 let index = read.map_err(|e| format!("shard {group} gave no linearizable read: {e}"))?;
-                Ok((index, Freshness::Linearizable))
+                let applied = self.node.shards.get(&group).map_or(0, |s| s.reader.applied());
+                Ok((index.max(applied), Freshness::Linearizable))
             }
             Some(index) => {
                 let caught_up = async {
