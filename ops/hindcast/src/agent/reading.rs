@@ -312,6 +312,8 @@ fn load(text: &str) -> Option<[f64; 3]> {
 }
 
 fn memory(text: &str) -> Option<Memory> {
+    // procfs cuts names by bytes.
+    let text = Some(text).filter(|t| t.is_ascii())?;
     let m = procfs::Meminfo::from_read(text.as_bytes()).ok()?;
     let cached = m.cached.saturating_add(m.s_reclaimable.unwrap_or(0));
     Some(Memory {
@@ -648,6 +650,15 @@ pub mod tests {
             pids(Some(&before), &["idle".to_owned(), "cc1".to_owned()], 1),
             [7, 9, 10]
         );
+    }
+
+    #[test]
+    fn a_meminfo_with_letters_that_are_none_of_the_kernels_is_unread() {
+        let texts = Texts {
+            meminfo: Some("\u{a1}\t0".to_owned()),
+            ..Texts::default()
+        };
+        assert!(Reading::parse(&texts).unread.contains("meminfo"));
     }
 
     proptest! {
