@@ -446,6 +446,12 @@ impl Running {
     }
 
     pub fn read(&mut self, group: GroupId, id: u64, env: &mut Env<'_>) -> Result<(), End> {
+        if let Some(driver) = self.drivers.get(&group).filter(|d| d.is_alone()) {
+            // As the shell does.
+            let index = driver.status().applied;
+            env.out.push(Effect::ReadReady { id, group, index });
+            return Ok(());
+        }
         self.step(group, Input::Read { id }, env)
     }
 

@@ -383,6 +383,8 @@ pub struct Driver {
     read_prefix: [u8; 16],
     read_seq: u64,
     read_tick: u64,
+    /// See `is_alone`: the term in which it is.
+    alone_in: Option<u64>,
     incoming: Option<(u64, String)>,
     installing: Option<Installing>,
     /// Number of the task that resets the log, and the snapshot's index.
@@ -441,6 +443,7 @@ impl Driver {
             read_prefix,
             read_seq: 0,
             read_tick: 0,
+            alone_in: None,
             incoming: None,
             installing: None,
             resetting: None,
@@ -668,17 +671,24 @@ impl Driver {
         }
     }
 
-    /// Whether what the machine has is all that anybody was ever told: this node leads, nobody else has a vote, and what was confirmed
-    /// in earlier lives is applied. No other can be elected without its vote, nor confirm anything then without its log.
+    /// Whether what the machine has is all that anybody was ever told, as of the last [`ready`](Self::ready): this node leads and nobody
+    /// else is a member, so that a write is confirmed, and seen, after it is applied here and nowhere else. No other can be elected
+    /// without its vote, nor confirm anything then without its log.
     pub fn is_alone(&self) -> bool {
-        let Some(node) = &self.node else { return false };
-        let raft = &node.raft;
-        let conf = node.store().confs.now();
-        raft.state == StateRole::Leader
-            && raft.prs().is_singleton()
-            && conf.voters == [raft.id]
-            && conf.voters_outgoing.is_empty()
-            && raft.raft_log.term(self.applied).is_ok_and(|term| term == raft.term)
+        self.alone_in.is_some()
+    }
+
+    /// Once everything is applied that members of before, or earlier lives of this one, may have confirmed or seen, it stays until there
+    /// is another member or another term.
+    fn note_alone(&mut self) {
+        self.alone_in = self.node.as_ref().and_then(|node| {
+            let raft = &node.raft;
+            let is_only = raft.state == StateRole::Leader
+                && node.store().confs.now().voters == [raft.id]
+                && raft.prs().iter().all(|(id, _)| *id == raft.id);
+            let has_all = || raft.commit_to_current_term() && self.applied >= raft.raft_log.committed;
+            (is_only && (self.alone_in == Some(raft.term) || has_all())).then_some(raft.term)
+        });
     }
 
     /// Takes one input. What comes of it is collected until `ready`.
@@ -1258,6 +1268,7 @@ impl Driver {
             self.out.push(Output::Discard { dir });
         }
         self.want_exports();
+        self.note_alone();
         std::mem::take(&mut self.out)
     }
 
@@ -1307,6 +1318,8 @@ impl Driver {
             // Made while this node led; as a follower it has nothing to do with snapshots for others.
             match message.get_msg_type() {
                 MessageType::MsgSnapshot => {}
+                // They promise nothing that must be on disk first, and a read is not to wait for a write.
+                MessageType::MsgReadIndex | MessageType::MsgHeartbeatResponse => self.out.push(Output::Send(message)),
                 _ if planted(Bug::ReplyBeforeSync) => self.out.push(Output::Send(message)),
                 _ => task.messages.push(message),
             }
@@ -1555,7 +1568,6 @@ fn conf_write(index: u64, conf: &ConfState) -> LogWrite {
     LogWrite::Conf(SnapshotPoint { at, conf })
 }
 
-/// What an entry changes; one without data ends a joint membership.
 /// The leader's answer to a follower's read, where the question itself is the word that is waited for. The log term of a question is the
 /// term that the follower was in when it asked, which was after the read began. When it is the leader's own, nobody can have been
 /// elected before that without either of them: where the two are a majority, as of three, another round of heartbeats would tell
@@ -1583,6 +1595,7 @@ fn answer_to_read(node: &RawNode<Store>, asked: &Message) -> Option<Message> {
     Some(answer)
 }
 
+/// What an entry changes; one without data ends a joint membership.
 fn read_change(entry: &Entry) -> Option<ConfChangeV2> {
     match entry.get_entry_type() {
         EntryType::EntryConfChangeV2 => ConfChangeV2::parse_from_bytes(&entry.data).ok(),

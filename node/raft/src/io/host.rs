@@ -241,7 +241,7 @@ pub struct GroupShared {
     pub backlog_bytes: AtomicUsize,
     /// This copy counts in the group, by what is applied here, and is whole.
     pub counts: AtomicBool,
-    /// This node has the only vote, leads, and has applied all that was ever confirmed: it may be read at any time.
+    /// This node is the only member, leads, and has applied all that was ever confirmed: it may be read at any time.
     pub is_alone: AtomicBool,
 }
 
@@ -496,7 +496,7 @@ impl RaftHost {
     /// applied then; more may be.
     pub async fn read_index(&self, group: GroupId, timeout: Duration) -> Result<u64, ReadError> {
         let inner = &self.0;
-        // A write is confirmed after it is applied here, and by nobody else.
+        // A write is confirmed after it is applied here, and seen nowhere else.
         if let Some(shared) = inner.shared.get(&group).filter(|s| s.is_alone.load(Ordering::Acquire)) {
             return Ok(shared.status.lock().applied);
         }

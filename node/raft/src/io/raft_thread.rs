@@ -200,6 +200,10 @@ impl RaftThread {
     }
 
     fn stop(self) {
+        for shared in self.shared.values() {
+            // What comes now is not applied here.
+            shared.is_alone.store(false, Ordering::Release);
+        }
         let _ = self.log.send(LogJob::Stop);
         for worker in &self.workers {
             let _ = worker.send(Job::Stop);

@@ -7,6 +7,7 @@ use hindcast_model::{GroupId, NodeId};
 use hindcast_raft::Role;
 use hindcast_raft::driver::{Driver, DriverConfig, Input, Outcome, Output, Refused, Start, WriteTask, is_for_machine};
 use hindcast_raft::log::{LogConfig, LogStore, LogWrite};
+use hindcast_raft::members::MemberStep;
 use protobuf::Message as _;
 use raft::eraftpb::Message;
 use std::collections::VecDeque;
@@ -318,8 +319,8 @@ fn of_three_a_followers_question_is_the_word_that_its_leader_needs() {
 }
 
 #[test]
-fn who_has_the_only_vote_is_read_at_any_time_once_earlier_lives_are_applied() {
-    let mut nodes = vec![Node::new(1, 1, 7)];
+fn the_only_member_is_read_at_any_time_once_earlier_lives_are_applied() {
+    let mut nodes = vec![Node::new(1, 1, 7), Node::new(2, 1, 7)];
     act(&mut nodes, 0, "tick", &["1"]);
     while nodes[0].driver.status().role != Role::Leader {
         act(&mut nodes, 0, "tick", &["1"]);
@@ -328,6 +329,20 @@ fn who_has_the_only_vote_is_read_at_any_time_once_earlier_lives_are_applied() {
     assert!(!nodes[0].driver.is_alone());
     all(&mut nodes);
     assert!(nodes[0].driver.is_alone());
+    // While more is under way as well: nobody else can see it.
+    act(&mut nodes, 0, "propose", &["8"]);
+    nodes[0].disk(&mut vec![]);
+    assert!(nodes[0].driver.is_alone());
+    all(&mut nodes);
+    // A learner applies what is committed, may be sooner, and is read as well.
+    let steps = [MemberStep::Learner(NodeId(2))];
+    nodes[0].driver.step(Input::Change {
+        id: [9; 16],
+        steps: steps.into(),
+    });
+    all(&mut nodes);
+    assert!(!nodes[0].driver.is_alone());
+    assert_eq!(nodes[0].driver.status().learners, [NodeId(2)]);
     let mut of_three: Vec<_> = (1..=3).map(|id| Node::new(id, 3, 7)).collect();
     act(&mut of_three, 0, "tick", &["2"]);
     all(&mut of_three);
