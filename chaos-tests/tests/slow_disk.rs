@@ -70,25 +70,56 @@ fn a_meta_store_on_a_slow_disk_does_not_stand_still() -> Result<()> {
     Ok(())
 }
 
-/// Grows and shrinks in turn, so that the file does as well.
+/// What one store is asked for: some commits of a few rows, one of many, again and again; it grows and shrinks in turn, so that its file does.
+struct Work {
+    keys: u64,
+    bytes_max: u64,
+    rows: usize,
+    rows_of_the_large: usize,
+}
+
+const WORKS: [Work; 2] = [
+    Work {
+        keys: 2_000,
+        bytes_max: 64 << 10,
+        rows: 20,
+        rows_of_the_large: 20,
+    },
+    // A mass alarm: thousands of alerts in one command, and as many History rows that go in another.
+    Work {
+        keys: 20_000,
+        bytes_max: 2_000,
+        rows: 20,
+        rows_of_the_large: 5_000,
+    },
+];
+
 #[test]
 #[ignore = "run by the other test, on a disk that is slow"]
 fn one_store() -> Result<()> {
     let Some(dir) = std::env::var_os(DIR) else {
         return Ok(());
     };
-    let store = SledStores::new(SledConfig::new(Path::new(&dir).join("sled"))).open()?;
-    let mut rng = SeededRng::new(1);
+    let dir = Path::new(&dir);
+    let number: u64 = dir.file_name().and_then(|n| n.to_str()).context("no number")?.parse()?;
+    let work = &WORKS[number as usize % WORKS.len()];
+    let store = SledStores::new(SledConfig::new(dir.join("sled"))).open()?;
+    let mut rng = SeededRng::new(number);
     let begun = Instant::now();
     let (mut index, mut last) = (0, begun);
     while begun.elapsed() < WORK {
         index += 1;
         let grows = (index / 200) % 2 == 0;
-        let row = |_| {
-            let key = ("rows".to_owned(), rng.below(2_000).to_be_bytes().to_vec());
-            (key, grows.then(|| vec![7; rng.below(64 << 10) as usize]))
+        let rows = if index % 100 == 0 {
+            work.rows_of_the_large
+        } else {
+            work.rows
         };
-        store.commit(&(0..20).map(row).collect::<Changes>(), index)?;
+        let row = |_| {
+            let key = ("rows".to_owned(), rng.below(work.keys).to_be_bytes().to_vec());
+            (key, grows.then(|| vec![7; rng.below(work.bytes_max) as usize]))
+        };
+        store.commit(&(0..rows).map(row).collect::<Changes>(), index)?;
         ensure!(last.elapsed() < QUIET_MAX, "a commit took {:?}", last.elapsed());
         last = Instant::now();
     }

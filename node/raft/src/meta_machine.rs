@@ -114,8 +114,9 @@ fn row_key(key: &[u8], prefix: &[u8]) -> Option<(u64, u32)> {
 
 const CLOCK_KEY: &[u8] = b"clock";
 const SNAPSHOT_FILE: &str = "meta.snapshot";
-/// Rows per transaction while a snapshot file is loaded.
+/// Of one transaction while a snapshot file is loaded: rows, and bytes of their values.
 const LOAD_ROWS_MAX: usize = 256;
+const LOAD_BYTES_MAX: usize = 256 << 10;
 
 /// Sum of the hashes of a tree's rows: order-independent, kept up to date row by row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -508,7 +509,7 @@ fn rebuild<S: MetaStore + 'static>(
     reached(Mark::RowsRebuilt);
     let path = snapshot.path().to_owned();
     let mut counted = Sums::new();
-    let mut changes = Changes::new();
+    let (mut changes, mut bytes) = (Changes::new(), 0);
     while let Some((tree, key, value)) = snapshot.next_row().map_err(damaged)? {
         if tree != SUM_TREE {
             let row = Sum::of_row(&tree, &key, &value);
@@ -517,10 +518,11 @@ fn rebuild<S: MetaStore + 'static>(
                 None => drop(counted.insert(tree.clone(), row)),
             }
         }
+        bytes += value.len();
         changes.insert((tree, key), Some(value));
-        if changes.len() >= LOAD_ROWS_MAX {
+        if changes.len() >= LOAD_ROWS_MAX || bytes >= LOAD_BYTES_MAX {
             store.commit(&changes, 0).map_err(damaged)?;
-            changes.clear();
+            (changes, bytes) = (Changes::new(), 0);
         }
     }
     store.commit(&changes, snapshot.applied()).map_err(damaged)?;

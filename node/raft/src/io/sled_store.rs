@@ -37,13 +37,15 @@ impl SledConfig {
 
 /// No tree has an empty name, so this key is none of theirs.
 const APPLIED_KEY: &[u8] = b"\0applied";
-/// sled cleans its file as often as it flushes by itself; a flush also takes one of its seven threads until it is written.
+/// sled cleans a segment of its file as often as it flushes by itself; a flush also takes one of its seven threads until it is written.
 const FLUSH_EVERY_MS: u64 = 5_000;
+/// Of a segment, which is what sled writes at most at a time. A store that was made with another size is built again.
+const SEGMENT_BYTES: usize = 4 << 20;
 const LOCK_TRIES_MAX: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// Between two flushes that are waited for. sled 0.34 stands still for ever when all of its seven threads have something to write and a
-/// change of its file's length waits behind them, so no more than three buffers of 512 KiB may be under way. A row that changes takes
-/// its page with it, which has some kilobytes.
+/// change of its file's length waits behind them, so few writes may be under way. A row that changes takes its page with it, which has
+/// some kilobytes; one command may be larger than this, and it would take twenty-eight megabytes to be seven segments.
 const UNFLUSHED_ROWS_MAX: u64 = 256;
 const UNFLUSHED_BYTES_MAX: u64 = 256 << 10;
 
@@ -102,6 +104,7 @@ impl SledStore {
         let options = sled::Config::new()
             .path(&config.dir)
             .cache_capacity(config.cache_bytes)
+            .segment_size(SEGMENT_BYTES)
             .flush_every_ms(Some(FLUSH_EVERY_MS));
         // sled meets some kinds of damage with a panic.
         let opened = catch_unwind(AssertUnwindSafe(|| {
