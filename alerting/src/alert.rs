@@ -8,7 +8,8 @@
 //!   clear bound, not at its raise bound (hysteresis). The alert has the worst raised level; it moves between
 //!   levels and is not made anew.
 //! - What could not be observed (an incomplete answer) changes nothing.
-//! - A firing threshold whose series ends is `nodata`, not healthy; it resolves after `NODATA_SPAN`. NaN is no data.
+//! - A firing threshold whose series ends is `nodata`, not healthy; it resolves after `NODATA_SPAN`. NaN is no data. Of logs, no line is
+//!   no disturbance: its levels clear.
 //! - Every step has a reason, also when it does nothing.
 
 use crate::rule::{Condition, Rule};
@@ -96,6 +97,8 @@ pub enum Observation {
     Value(f64),
     /// Not in the answer, and the answer is whole.
     Absent,
+    /// Likewise, of a question about logs: no line says anything of it any more.
+    Silent,
     /// Not in the answer, but not all data could be asked.
     Unknown,
 }
@@ -247,10 +250,14 @@ pub fn step(
     let value = match observation {
         Observation::Unknown => return Reason::AnswerIncomplete,
         Observation::Value(v) => Some(v),
-        Observation::Absent => None,
+        Observation::Absent | Observation::Silent => None,
     };
     clock.set_back(at);
-    if let (Condition::Levels { .. }, true) = (&rule.condition, value.is_none_or(f64::is_nan)) {
+    let is_without_data = match value {
+        Some(value) => value.is_nan(),
+        None => observation == Observation::Absent,
+    };
+    if let (Condition::Levels { .. }, true) = (&rule.condition, is_without_data) {
         return step_without_data(clock, rule, at);
     }
     let between = step_levels(clock, rule, severity, value, at);
@@ -382,9 +389,11 @@ fn step_levels(
     match &rule.condition {
         Condition::Present { hold } => one(severity, 0, *hold, value.is_some(), value.is_none()),
         Condition::Levels { sense, levels } => {
-            let value = value.expect("a step without data is told apart before");
             for (i, level) in levels.iter().enumerate() {
-                let (beyond, clear) = (level.is_beyond(*sense, value), level.is_clear(*sense, value));
+                let (beyond, clear) = match value {
+                    Some(value) => (level.is_beyond(*sense, value), level.is_clear(*sense, value)),
+                    None => (false, true),
+                };
                 one(Some(level.severity), i, level.hold, beyond, clear);
             }
         }
@@ -398,7 +407,7 @@ mod tests {
     use crate::rule;
     use expect_test::{Expect, expect};
 
-    /// `seconds value`, where value is a number, `absent` or `unknown`.
+    /// `seconds value`, where value is a number, `absent`, `silent` or `unknown`.
     fn check(rule_text: &str, script: &str, expect: Expect) {
         let text = format!("groups: [{{name: g, rules: [{rule_text}]}}]");
         let rule = rule::parse("t.yml", &text).unwrap().groups.remove(0).rules.remove(0);
@@ -408,6 +417,7 @@ mod tests {
             let (at, value) = line.split_once(' ').unwrap();
             let observation = match value {
                 "absent" => Observation::Absent,
+                "silent" => Observation::Silent,
                 "unknown" => Observation::Unknown,
                 v => Observation::Value(v.parse().unwrap()),
             };
@@ -426,6 +436,31 @@ mod tests {
 
     const BUSY: &str = "{threshold: Busy, expr: cpu, levels: {\
         minor: {above: 0.7, for: 30s, clear: 0.6}, critical: {above: 0.9, for: 60s, clear: 0.8}}}";
+
+    #[test]
+    fn a_threshold_on_logs_clears_when_the_lines_stop() {
+        check(
+            "{threshold: Errors, expr: x, keep_firing_for: 20s, levels: {major: {above: 100, clear: 50}}}",
+            "
+            10 200
+            20 70
+            30 silent
+            40 silent
+            50 silent
+            60 200
+            70 absent
+            ",
+            expect![[r#"
+                10 200       -> firing major: fired
+                20 70        -> firing major: between_bounds
+                30 silent    -> firing major: kept_firing
+                40 silent    -> firing major: kept_firing
+                50 silent    -> resolved: cleared
+                60 200       -> firing major: fired
+                70 absent    -> nodata major: no_data
+            "#]],
+        );
+    }
 
     #[test]
     fn a_clock_that_was_hours_ahead_and_is_set_right_holds_no_duration_back() {

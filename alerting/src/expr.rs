@@ -1,6 +1,7 @@
 //! What the gateway needs to know of a rule's expression: whether it can be one, and which metric it speaks of.
 
 use crate::rule::Language;
+use hindcast_model::METRIC_NAME;
 use hindcast_promql::ValueType;
 use std::collections::BTreeSet;
 
@@ -49,9 +50,26 @@ fn check_logql(expr: &str) -> Result<(), Wrong> {
     }
 }
 
+/// Whether an expression that is PromQL would also be one over logs, and reads no metric by its name.
+pub fn may_mean_logs(expr: &str) -> bool {
+    let Ok(tree) = hindcast_promql::parse(expr) else {
+        return false;
+    };
+    let (mut selectors, mut named) = (0, 0);
+    tree.selectors(&mut |selector| {
+        selectors += 1;
+        named += usize::from(selector.matchers.iter().any(|m| m.name == METRIC_NAME));
+    });
+    selectors > 0 && named == 0 && check_logql(expr).is_ok()
+}
+
 fn check_promql(expr: &str) -> Result<Option<String>, Wrong> {
     let tree = hindcast_promql::parse(expr).map_err(|e| match check_logql(expr) {
         Ok(()) => Wrong::language(e, "it is LogQL: move the rule to a group with `type: loki`"),
+        Err(lines) if !lines.is_language => Wrong::language(
+            e,
+            "it is LogQL: move the rule to a group with `type: loki`, and count its lines",
+        ),
         Err(_) => Wrong::language(e, "correct the expression"),
     })?;
     match tree.value_type() {
@@ -104,11 +122,12 @@ mod tests {
         let wrong = |expr| check(expr, Language::Logql).unwrap_err();
         assert!(!wrong("{log_source=\"snmptrap\"}").is_language);
         assert!(wrong("up == 0").fix.contains("without"));
-        assert!(
-            check(values, Language::Promql)
-                .unwrap_err()
-                .fix
-                .contains("`type: loki`")
-        );
+        for other in [values, "{a=\"b\"} |= \"x\""] {
+            let wrong = check(other, Language::Promql).unwrap_err();
+            assert!(wrong.fix.contains("`type: loki`"), "{wrong:?}");
+        }
+        let both = "sum by (instance) (count_over_time({trap=\"linkDown\"}[5m])) > 0";
+        assert!(may_mean_logs(both) && !may_mean_logs("count_over_time(up{trap=\"x\"}[5m]) > 0"));
+        assert!(!may_mean_logs("vector(1)"));
     }
 }

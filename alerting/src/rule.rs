@@ -20,7 +20,7 @@
 //!     type: loki
 //!     rules:
 //!       - alert: LinkDown
-//!         expr: sum by (instance, ifName) (count_over_time({log_source="snmptrap", trap="linkDown"}[5m])) > 0
+//!         expr: sum by (instance, ifIndex) (count_over_time({log_source="snmptrap", trap="linkDown"}[5m])) > 0
 //! ```
 //!
 //! The rules of a group of the type `loki` ask logs, in LogQL; all others ask metrics, in PromQL (`prometheus`).
@@ -339,6 +339,12 @@ fn check_group(
             ..place
         };
         let mut rule = check_rule(rule, language, &raw.labels, place)?;
+        if language == Language::Promql && expr::may_mean_logs(&rule.expr) {
+            warnings.push(format!(
+                "{}: `expr` asks for series without naming a metric; if it is to count log lines, give the group `type: loki`",
+                place.text()
+            ));
+        }
         let nth = seen.entry(rule.name.clone()).or_default();
         rule.nth = *nth;
         *nth += 1;

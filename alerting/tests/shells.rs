@@ -181,17 +181,16 @@ async fn a_trap_becomes_an_incident_of_its_interface_until_there_are_no_more() {
         ("trap", "linkDown"),
         ("instance", "sw-1"),
         ("ifIndex", "4"),
-        ("ifName", "eth0"),
     ];
     let line = LogLine {
         at: clock.now(),
         line: "trap 1.3.6.1.6.3.1.1.5.3 linkDown ifIndex=4 ifName=eth0".into(),
-        metadata: vec![],
+        metadata: vec![("ifName".into(), "eth0".into())],
     };
     shard.add_lines(&tenant, Labels::from_pairs(stream), Owner::None, [line]);
     let rules = "groups: [{name: g, type: loki, interval: 10s, rules: [{alert: LinkDown, labels: {severity: error},
-        expr: 'sum by (instance, ifIndex, ifName) (count_over_time({log_source=\"snmptrap\", trap=\"linkDown\"}[1m])) > 0',
-        annotations: {summary: '{{ $labels.ifName }} of {{ $labels.instance }} is down, {{ $value }} traps'}}]}]";
+        expr: 'sum by (instance, ifIndex) (count_over_time({log_source=\"snmptrap\", trap=\"linkDown\"}[1m])) > 0',
+        annotations: {summary: 'interface {{ $labels.ifIndex }} of {{ $labels.instance }} is down, {{ $value }} traps'}}]}]";
     let command = GatewayCommand::SetRules {
         tenant: tenant.clone(),
         source: "r.yml".into(),
@@ -213,7 +212,7 @@ async fn a_trap_becomes_an_incident_of_its_interface_until_there_are_no_more() {
     .await;
     assert_eq!(incident().unwrap().title, "LinkDown on sw-1/4");
     let alert = rows::alerts(read.as_ref(), &tenant).unwrap().pop().unwrap();
-    assert_eq!(alert.annotations["summary"], "eth0 of sw-1 is down, 1 traps");
+    assert_eq!(alert.annotations["summary"], "interface 4 of sw-1 is down, 1 traps");
     clock.advance(SpanNs::from_secs(90));
     meta.set_now(clock.now());
     shard.set_complete_to(clock.now());

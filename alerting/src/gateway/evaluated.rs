@@ -7,7 +7,7 @@ use crate::command::{Evaluation, GatewayReply, GroupKey, RuleResult, SERIES_PER_
 use crate::outbox::Lease;
 use crate::route::Routes;
 use crate::rows::{self, GroupRow, RoutesRow, RuleHealth, SourceRow, key};
-use crate::rule::{Condition, Rule, RuleGroup};
+use crate::rule::{Condition, Language, Rule, RuleGroup};
 use crate::{template, view};
 use hindcast_model::resource::owning_resource;
 use hindcast_model::{Class, Labels, METRIC_NAME, NodeId, Severity, SpanNs, TenantId};
@@ -190,7 +190,14 @@ impl Apply<'_, '_> {
                         error: Some(error),
                         ..row.health[i].clone()
                     },
-                    Ok(series) => self.evaluate_rule(&e.group, rule, series, whole, e.instant, &mut touched)?,
+                    Ok(series) => self.evaluate_rule(
+                        (&e.group, row.group.language),
+                        rule,
+                        series,
+                        whole,
+                        e.instant,
+                        &mut touched,
+                    )?,
                 },
             };
         }
@@ -202,7 +209,7 @@ impl Apply<'_, '_> {
 
     fn evaluate_rule(
         &mut self,
-        group: &GroupKey,
+        (group, language): (&GroupKey, Language),
         rule: &Rule,
         series: BTreeMap<Labels, (Labels, f64)>,
         whole: bool,
@@ -237,7 +244,10 @@ impl Apply<'_, '_> {
                     let row = new_row(group, rule, &rule_id, id, instant);
                     (refreshed(row, rule, &labels, &full, value), Observation::Value(value))
                 }
-                (Some(row), None) if whole => (row, Observation::Absent),
+                (Some(row), None) if whole => match language {
+                    Language::Promql => (row, Observation::Absent),
+                    Language::Logql => (row, Observation::Silent),
+                },
                 (Some(row), None) => (row, Observation::Unknown),
                 (None, None) => continue,
             };
