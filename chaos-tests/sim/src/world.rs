@@ -1295,11 +1295,8 @@ impl World {
                     self.ledger.counts.quarantines += 1;
                     self.note(|| format!("node {node}: {why}"));
                     self.must_name(node, &why);
-                    // Its log goes first: a crash leaves a copy that was letting go with what it had, and without a log.
-                    let sides = self.voters_of(group);
-                    let is_let_go = !sides.is_empty() && !sides.iter().flatten().any(|v| v.0 == node);
                     let n = &self.nodes[&node];
-                    if !n.spoilt && n.owed.is_none() && !(self.plan.copies > 0 && is_let_go) {
+                    if !n.spoilt && n.owed.is_none() {
                         let why = format!("P6: node {node} does not take its own data: {why}");
                         self.ledger.violated(why);
                     }

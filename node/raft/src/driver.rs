@@ -552,9 +552,13 @@ impl Driver {
         }
         let (first, last) = (view.first_index(), view.last_index());
         drop(view);
-        // It began again and got no snapshot yet: a group is not founded with this copy as a learner.
+        // It began again and got no snapshot yet: a group is not founded with this copy as a learner. What the machine may still have
+        // is of the log that was given up, so nothing is lost with it.
         let began_again = conf_index == 0 && conf.learners.contains(&self.config.node.0);
-        self.rebuilding = began_again && last == 0 && self.applied == 0;
+        self.rebuilding = began_again && last == 0 && hard.commit == 0;
+        if self.rebuilding {
+            self.forget_state();
+        }
         if (self.applied > last || hard.commit > last) && !planted(Bug::WatermarkIgnored) {
             let known = self.applied.max(hard.commit);
             self.quarantine(format!(
@@ -923,8 +927,13 @@ impl Driver {
             reached(Mark::Forgotten);
             self.is_empty = true;
             // What was said of its old state came late.
-            (self.applied, self.durable, self.machine_index) = (0, 0, 0);
+            self.forget_state();
         }
+    }
+
+    /// What the machine has is none of this copy's log.
+    fn forget_state(&mut self) {
+        (self.applied, self.durable, self.machine_index) = (0, 0, 0);
     }
 
     /// For raft a change of members counts when it is applied, and what was confirmed before that counts with it: changes that stand
@@ -971,7 +980,7 @@ impl Driver {
         self.view.lock().reset(at);
         self.hard.commit = 0;
         self.numbers_from = self.number;
-        (self.applied, self.durable, self.machine_index) = (0, 0, 0);
+        self.forget_state();
         self.changes.clear();
         self.resetting = None;
         let left = self.installing.take().map(|i| i.dir);
