@@ -299,7 +299,7 @@ impl Writer {
         let container = self.file.finish(disk, &table, TABLE_PACKING, self.rows)?;
         let Tables { groups, series, refs } = self.tables;
         Ok(Segment {
-            by_id: by_id(&series),
+            by_id: by_id(&series).unwrap_or_else(|| unreachable!("a series is written once")),
             container,
             groups,
             series,
@@ -334,12 +334,11 @@ impl OpenGroup {
     }
 }
 
-fn by_id(series: &[SeriesAt]) -> Vec<u32> {
-    let mut by_id: Vec<u32> = (0..series.len() as u32).collect();
-    by_id.sort_unstable_by_key(|&i| series[i as usize].id);
-    let distinct = by_id.is_sorted_by(|&a, &b| series[a as usize].id < series[b as usize].id);
-    assert!(distinct, "a series is written once");
-    by_id
+/// Ids with their places, ascending by id. `None`: a series comes twice.
+fn by_id(series: &[SeriesAt]) -> Option<Vec<(u32, u32)>> {
+    let mut by_id: Vec<(u32, u32)> = series.iter().zip(0..).map(|(s, place)| (s.id, place)).collect();
+    by_id.sort_unstable();
+    by_id.is_sorted_by(|a, b| a.0 < b.0).then_some(by_id)
 }
 
 /// Column by column, so that zstd finds like next to like.
@@ -395,8 +394,8 @@ pub struct Segment {
     container: Container,
     groups: Vec<Group>,
     series: Vec<SeriesAt>,
-    /// Places in `series`, by id.
-    by_id: Vec<u32>,
+    /// Ids and their places in `series`; with the ids, so that a search stays within these.
+    by_id: Vec<(u32, u32)>,
     refs: Vec<u32>,
     dictionary: Vec<Block>,
     entries: Vec<Entry>,
@@ -411,16 +410,13 @@ impl Segment {
     pub fn new(container: Container, table: &[u8]) -> Result<Self, StorageError> {
         let bad = |why: Bad| container.damage(0..container.file.bytes, format!("the table: {why}"));
         let (tables, dictionary, entries) = get_table(table, container.data()).map_err(bad)?;
-        let mut by_id: Vec<u32> = (0..tables.series.len() as u32).collect();
-        let series = tables.series;
-        by_id.sort_unstable_by_key(|&i| series[i as usize].id);
-        if !by_id.is_sorted_by(|&a, &b| series[a as usize].id < series[b as usize].id) {
+        let Some(by_id) = by_id(&tables.series) else {
             return Err(bad("a series comes twice").into());
-        }
+        };
         Ok(Self {
             container,
             groups: tables.groups,
-            series,
+            series: tables.series,
             by_id,
             refs: tables.refs,
             dictionary,
@@ -482,8 +478,8 @@ impl Segment {
 
     /// Pages of a series; none if it is not here.
     pub fn pages_of(&self, id: u32) -> Range<u32> {
-        match self.by_id.binary_search_by_key(&id, |&i| self.series[i as usize].id) {
-            Ok(at) => self.pages_at(self.by_id[at] as usize),
+        match self.by_id.binary_search_by_key(&id, |&(id, _)| id) {
+            Ok(at) => self.pages_at(self.by_id[at].1 as usize),
             Err(_) => 0..0,
         }
     }
