@@ -964,7 +964,14 @@ fn a_copy_whose_node_ends_while_it_is_let_go_or_rebuilt_tells_of_no_loss() {
         // Long enough for it to have heard of nobody lately.
         net.run(40);
         let why = "it is to go".to_owned();
-        net.step(3, if forgets { Input::Release { why } } else { Input::GiveUp { why } });
+        net.step(
+            3,
+            if forgets {
+                Input::Release { why }
+            } else {
+                Input::GiveUp { why }
+            },
+        );
         // Its log is gone, its state is not.
         let state = net.nodes[&3].state.clone();
         assert_eq!(state.lines.len(), 20);
@@ -975,7 +982,10 @@ fn a_copy_whose_node_ends_while_it_is_let_go_or_rebuilt_tells_of_no_loss() {
         net.down.get_mut(&3).unwrap().1 = state;
         net.start(3);
         let status = net.status(3);
-        assert_eq!((status.quarantined, status.is_rebuilding, status.applied), (None, true, 0));
+        assert_eq!(
+            (status.quarantined, status.is_rebuilding, status.applied),
+            (None, true, 0)
+        );
         net.propose(1);
         net.run(1);
         net.change(1, vec![MemberStep::Learner(NodeId(3))]);
