@@ -127,7 +127,7 @@ static int sync_goes_on(int fd) {
 SYNC(fsync)
 SYNC(fdatasync)
 
-/* sled's only way to the disk while it runs. */
+/* After each of sled's writes. */
 int sync_file_range(int fd, off64_t at, off64_t count, unsigned how) {
     REAL(sync_file_range);
     int result = sync_goes_on(fd);

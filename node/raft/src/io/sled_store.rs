@@ -108,7 +108,11 @@ impl SledStore {
             .flush_every_ms(Some(FLUSH_EVERY_MS));
         // sled meets some kinds of damage with a panic.
         let opened = catch_unwind(AssertUnwindSafe(|| {
-            let db = open_unlocked(&options).map_err(|e| failed("open", e))?;
+            let db = open_unlocked(&options).map_err(|e| match e {
+                // sled asks the user to change a number back.
+                sled::Error::Unsupported(_) => failed("open", "it is of another version of this program"),
+                e => failed("open", e),
+            })?;
             let applied = db.get(APPLIED_KEY).map_err(|e| failed("read its applied index", e))?;
             let applied = match applied.as_deref().map(<[u8; 8]>::try_from) {
                 None if db.is_empty() => 0,
@@ -153,6 +157,14 @@ impl SledStore {
         unflushed.rows += rows;
         unflushed.bytes += bytes;
         Ok(())
+    }
+}
+
+impl Drop for SledStore {
+    /// sled writes what is left when it is closed, and can stand still there as well; afterwards nothing is left to do, but for an
+    /// error that it will meet again.
+    fn drop(&mut self) {
+        let _ = self.flush();
     }
 }
 
@@ -277,8 +289,8 @@ fn end_process(what: &'static str) {
     let span = TICK * TICKS_MAX;
     tracing::error!(?span, "a {what} of the meta store does not end");
     eprintln!(
-        "hindcast: this node cannot go on: a {what} of the meta store has not ended for {span:?}, which is how sled meets some errors of \
-         the disk; start the node again: the store is read, or built again from its snapshot and the Raft log"
+        "hindcast: this node cannot go on: a {what} of the meta store has not ended for {span:?}: the disk fails or is very slow; \
+         look after the disk, then start the node again: the store is read, or built again from its snapshot and the Raft log"
     );
     std::process::exit(1);
 }
