@@ -55,6 +55,16 @@ pub enum Language {
 }
 
 impl Language {
+    const ALL: [Self; 2] = [Self::Promql, Self::Logql];
+
+    /// The `type` of its groups.
+    pub fn group_type(self) -> &'static str {
+        match self {
+            Self::Promql => "prometheus",
+            Self::Logql => "loki",
+        }
+    }
+
     fn is_promql(&self) -> bool {
         *self == Self::Promql
     }
@@ -321,13 +331,10 @@ fn check_group(
             "use a longer interval",
         ));
     }
-    let language = match raw.kind.as_deref() {
-        None | Some("prometheus") => Language::Promql,
-        Some("loki") => Language::Logql,
-        Some(other) => {
-            let fix = "write `prometheus`, or nothing, for PromQL and `loki` for LogQL";
-            return Err(place.wrong(format!("`type: {other}` is no type of group"), fix));
-        }
+    let named = raw.kind.as_deref().unwrap_or(Language::default().group_type());
+    let Some(language) = Language::ALL.into_iter().find(|l| l.group_type() == named) else {
+        let fix = "write `prometheus`, or nothing, for PromQL and `loki` for LogQL";
+        return Err(place.wrong(format!("`type: {named}` is no type of group"), fix));
     };
     let mut seen: BTreeMap<String, u32> = BTreeMap::new();
     let mut rules = vec![];

@@ -51,6 +51,11 @@ impl HistoryWriter for Lines {
     }
 }
 
+fn evaluator(meta: Arc<dyn Meta>, shards: Arc<dyn Shards>, clock: Arc<dyn Clock>) -> Evaluator {
+    let engine = Arc::new(Engine::new(shards.clone(), Limits::default()));
+    Evaluator::new(meta, engine, shards, clock.clone(), clock, NodeId(1))
+}
+
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..400 {
         if holds() {
@@ -99,17 +104,8 @@ async fn a_sample_becomes_a_message_and_history() {
     }
     let (stop, stopped) = watch::channel(false);
     let (recorder, lines) = (Arc::new(Recorder::default()), Arc::new(Lines::default()));
-    let shards: Arc<dyn Shards> = shard.clone();
-    let engine = Arc::new(Engine::new(shards.clone(), Limits::default()));
     let (as_meta, as_clock): (Arc<dyn Meta>, Arc<dyn Clock>) = (meta.clone(), Arc::new(clock.clone()));
-    let evaluator = Evaluator::new(
-        as_meta.clone(),
-        engine,
-        shards,
-        as_clock.clone(),
-        as_clock.clone(),
-        NodeId(1),
-    );
+    let evaluator = evaluator(as_meta.clone(), shard.clone(), as_clock.clone());
     let channels = Channels::new().with("webhook", recorder.clone());
     let workers = [
         tokio::spawn(evaluator.run(stopped.clone())),
@@ -199,11 +195,7 @@ async fn a_trap_becomes_an_incident_of_its_interface_until_there_are_no_more() {
     };
     meta.propose(GATEWAY_PART, command.encode()).await.unwrap();
     let (stop, stopped) = watch::channel(false);
-    let shards: Arc<dyn Shards> = shard.clone();
-    let engine = Arc::new(Engine::new(shards.clone(), Limits::default()));
-    let as_clock: Arc<dyn Clock> = Arc::new(clock.clone());
-    let evaluator = Evaluator::new(meta.clone(), engine, shards, as_clock.clone(), as_clock, NodeId(1));
-    let worker = tokio::spawn(evaluator.run(stopped));
+    let worker = tokio::spawn(evaluator(meta.clone(), shard.clone(), Arc::new(clock.clone())).run(stopped));
     let read = meta.stale();
     let incident = || rows::incidents(read.as_ref(), &tenant, None, 1).unwrap().pop();
     until("an incident", || {

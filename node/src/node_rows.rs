@@ -143,7 +143,12 @@ pub fn join(tx: &mut MetaTx<'_>, token: [u8; 16], address: String) -> Result<Byt
 pub fn wish(tx: &mut MetaTx<'_>, id: NodeId, wish: Wish) -> Result<Bytes, Refusal> {
     let mut rows = all(tx)?;
     let fix = |why: String| Refusal::new(Class::FixRequest, why);
-    let unknown = |id| Refusal::new(Class::NotFound, format!("there is no node {id}"));
+    let unknown = |id| {
+        Refusal::new(
+            Class::NotFound,
+            format!("there is no node {id}; `hindcast cluster status` lists those that are"),
+        )
+    };
     if !rows.iter().any(|r| r.id == id) {
         return Err(unknown(id));
     }
@@ -177,7 +182,12 @@ pub fn wish(tx: &mut MetaTx<'_>, id: NodeId, wish: Wish) -> Result<Bytes, Refusa
 pub fn gone(tx: &mut MetaTx<'_>, id: NodeId) -> Result<Bytes, Refusal> {
     let rows = all(tx)?;
     let row = rows.into_iter().find(|r| r.id == id);
-    let mut row = row.ok_or_else(|| Refusal::new(Class::NotFound, format!("there is no node {id}")))?;
+    let mut row = row.ok_or_else(|| {
+        Refusal::new(
+            Class::NotFound,
+            format!("there is no node {id}; `hindcast cluster status` lists those that are"),
+        )
+    })?;
     if let Wish::Leaving { .. } = row.wish {
         row.wish = Wish::Removed;
         put(tx, &row);

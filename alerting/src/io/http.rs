@@ -5,7 +5,7 @@
 use super::grpc::{INCIDENTS_LISTED_MAX, incident_state};
 use crate::alert::{AlertRow, AlertState};
 use crate::rows::{self, GroupRow};
-use crate::rule::{Condition, Language, Rule};
+use crate::rule::{Condition, Rule};
 use crate::template::number;
 use crate::view;
 use axum::extract::{Path, Query, State};
@@ -220,10 +220,7 @@ fn rule_groups(read: &dyn MetaRead, tenant: &TenantId) -> Result<Vec<Value>, Dec
             "file": group.key.source,
             "interval": group.group.interval.as_ms() as f64 / 1000.0,
             "limit": 0,
-            "type": match group.group.language {
-                Language::Promql => "prometheus",
-                Language::Logql => "loki",
-            },
+            "type": group.group.language.group_type(),
             "rules": rules,
             "lastEvaluation": group.evaluated_at.map_or_else(String::new, rfc3339),
         })

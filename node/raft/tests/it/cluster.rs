@@ -171,21 +171,16 @@ async fn a_read_sees_every_write_acknowledged_before_it_on_every_node() {
 }
 
 #[tokio::test]
-async fn a_lone_node_reads_what_it_confirmed_in_this_life_and_in_those_before() {
+async fn a_lone_node_reads_what_it_confirmed_in_its_lives_before() {
     let mut cluster = Cluster::started(1, 1);
-    for life in 1..=5_u64 {
-        let host = cluster.hosts[&1].clone();
-        let read = async || host.read_index(GroupId(0), Duration::from_secs(5)).await.unwrap();
+    for life in 0..5 {
         // At once after the start, when what was confirmed before may not be applied yet.
-        read().await;
-        assert_eq!(cluster.lines(1, 0).len() as u64, (life - 1) * 100, "life {life}");
-        for n in (life - 1) * 100..life * 100 {
+        let host = &cluster.hosts[&1];
+        host.read_index(GroupId(0), Duration::from_secs(5)).await.unwrap();
+        assert_eq!(cluster.lines(1, 0).len(), life * 100, "life {life}");
+        for n in 0..100 {
             cluster.propose(0, &format!("{n}")).await.unwrap();
-            let index = read().await;
-            assert_eq!(cluster.lines(1, 0).len() as u64, n + 1);
-            assert!(index <= host.status(GroupId(0)).applied);
         }
-        drop(host);
         cluster.kill(1);
         cluster.start(1);
     }

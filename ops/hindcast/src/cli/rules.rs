@@ -15,7 +15,9 @@ pub struct RulesArgs {
 #[derive(Debug, clap::Subcommand)]
 enum RulesAction {
     /// Says what is wrong with a rule file, or that nothing is.
+    #[command(after_help = "Examples:\n  hindcast rules check rules.yml\n  hindcast rules check rules/*.yml")]
     Check {
+        /// Rule files, as `hindcast server --rules` takes them.
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
