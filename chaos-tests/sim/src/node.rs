@@ -134,11 +134,8 @@ pub enum Effect {
     },
     /// A snapshot's files are in force, and the log does not know yet: a moment that a crash rarely meets.
     InstalledHalf,
-    /// This copy takes no more part in its group.
-    Quarantined {
-        group: GroupId,
-        why: String,
-    },
+    /// A copy takes no more part in its group, and why.
+    Quarantined(String),
 }
 
 /// Why a node ended.
@@ -686,10 +683,7 @@ impl Running {
             }
             let status = self.status(group);
             match &status.quarantined {
-                Some(why) if self.quarantined.insert(group) => env.out.push(Effect::Quarantined {
-                    group,
-                    why: why.clone(),
-                }),
+                Some(why) if self.quarantined.insert(group) => env.out.push(Effect::Quarantined(why.clone())),
                 Some(_) => {}
                 None => _ = self.quarantined.remove(&group),
             }

@@ -1291,7 +1291,7 @@ impl World {
                         self.crash(node, "power cut within an installation");
                     }
                 }
-                Effect::Quarantined { group, why } => {
+                Effect::Quarantined(why) => {
                     self.ledger.counts.quarantines += 1;
                     self.note(|| format!("node {node}: {why}"));
                     self.must_name(node, &why);
