@@ -334,11 +334,13 @@ impl OpenGroup {
     }
 }
 
-/// Ids with their places, ascending by id. `None`: a series comes twice.
-fn by_id(series: &[SeriesAt]) -> Option<Vec<(u32, u32)>> {
-    let mut by_id: Vec<(u32, u32)> = series.iter().zip(0..).map(|(s, place)| (s.id, place)).collect();
-    by_id.sort_unstable();
-    by_id.is_sorted_by(|a, b| a.0 < b.0).then_some(by_id)
+/// Places, by id. `None`: a series comes twice.
+fn by_id(series: &[SeriesAt]) -> Option<Vec<u32>> {
+    let mut by_id: Vec<u32> = (0..series.len() as u32).collect();
+    by_id.sort_unstable_by_key(|&i| series[i as usize].id);
+    by_id
+        .is_sorted_by(|&a, &b| series[a as usize].id < series[b as usize].id)
+        .then_some(by_id)
 }
 
 /// Column by column, so that zstd finds like next to like.
@@ -394,8 +396,8 @@ pub struct Segment {
     container: Container,
     groups: Vec<Group>,
     series: Vec<SeriesAt>,
-    /// Ids and their places in `series`; with the ids, so that a search stays within these.
-    by_id: Vec<(u32, u32)>,
+    /// Places in `series`, by id.
+    by_id: Vec<u32>,
     refs: Vec<u32>,
     dictionary: Vec<Block>,
     entries: Vec<Entry>,
@@ -478,8 +480,8 @@ impl Segment {
 
     /// Pages of a series; none if it is not here.
     pub fn pages_of(&self, id: u32) -> Range<u32> {
-        match self.by_id.binary_search_by_key(&id, |&(id, _)| id) {
-            Ok(at) => self.pages_at(self.by_id[at].1 as usize),
+        match self.by_id.binary_search_by_key(&id, |&i| self.series[i as usize].id) {
+            Ok(at) => self.pages_at(self.by_id[at] as usize),
             Err(_) => 0..0,
         }
     }
