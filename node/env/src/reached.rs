@@ -23,6 +23,8 @@ marks! {
     Quarantined,
     /// Such a copy began again without a log.
     BeganAgain,
+    /// It ended between the two halves of that.
+    GivenUpHalf,
     /// A copy that was needed no more forgot what it had.
     Forgotten,
     /// It answered entries with a request for a snapshot.

@@ -423,6 +423,9 @@ pub struct Start {
 }
 
 impl Driver {
+    /// In the reason of a quarantine that is no loss: a crash came between the two halves of letting a copy go, or of its repair.
+    pub const GIVEN_UP: &str = "being let go or rebuilt";
+
     pub fn new(config: DriverConfig, start: Start) -> Result<Self, raft::Error> {
         let mut rng = start.rng;
         let mut read_prefix = [0; 16];
@@ -552,14 +555,17 @@ impl Driver {
         }
         let (first, last) = (view.first_index(), view.last_index());
         drop(view);
-        // It began again and got no snapshot yet: a group is not founded with this copy as a learner. What the machine may still have
-        // is of the log that was given up, so nothing is lost with it.
-        let began_again = conf_index == 0 && conf.learners.contains(&self.config.node.0);
-        self.rebuilding = began_again && last == 0 && hard.commit == 0;
-        if self.rebuilding {
-            self.forget_state();
-        }
-        if (self.applied > last || hard.commit > last) && !planted(Bug::WatermarkIgnored) {
+        // It began again and got no snapshot yet: a group is not founded with this copy as a learner.
+        let began_again = last == 0 && conf_index == 0 && conf.learners.contains(&self.config.node.0);
+        self.rebuilding = began_again && self.applied == 0 && hard.commit == 0;
+        if began_again && !self.rebuilding {
+            // Nothing tells for sure that it did not get a snapshot since and lost it: it stays silent, as after a loss.
+            reached(Mark::GivenUpHalf);
+            self.quarantine(format!(
+                "it was {} when the node ended, and its state of before is still here",
+                Self::GIVEN_UP
+            ));
+        } else if (self.applied > last || hard.commit > last) && !planted(Bug::WatermarkIgnored) {
             let known = self.applied.max(hard.commit);
             self.quarantine(format!(
                 "the log ends at {last}, but entries up to {known} were committed on this node"
@@ -718,6 +724,8 @@ impl Driver {
             Input::Persisted { number } => self.persisted(number),
             Input::Announced => self.announced(),
             Input::Applied { index, replies } => self.applied(index, replies),
+            // Of a state that is given up.
+            Input::Durable { .. } if self.rebuilding => {}
             Input::Durable { index } => self.durable = self.durable.max(index),
             Input::Installed { index } => self.installed(index),
             Input::Exported { to, result } => self.exported(to, result),

@@ -437,7 +437,7 @@ impl Node {
             return self.whereabouts.leader(group).is_some();
         }
         let status = self.raft.status(group);
-        status.leader.is_some() && status.applied >= status.commit
+        status.leader.is_some() && !status.is_rebuilding && status.applied >= status.commit
     }
 
     /// The oldest instant that is accepted and kept for a tenant; `None`: any.

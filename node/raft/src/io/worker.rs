@@ -107,13 +107,18 @@ impl Worker {
                 self.install(group, now).map_err(|e| (group, e))
             }
             Some(Job::Discard { dir }) => {
+                for owned in self.machines.values_mut() {
+                    owned.install.take_if(|(_, waits)| *waits == dir);
+                }
                 if let Err(e) = self.disk.remove_dir_all(&dir) {
                     tracing::warn!(dir, error = %e, "files of a snapshot stay behind until the next start");
                 }
                 Ok(())
             }
             Some(Job::Forget(group)) => {
-                self.owned(group).forgets = true;
+                // A snapshot that waits is of before; one that comes now is of a copy that is a member again.
+                let owned = self.owned(group);
+                (owned.forgets, owned.install) = (true, None);
                 let now = self.clock.monotonic();
                 self.forget(group, now).map_err(|e| (group, e))
             }
@@ -188,7 +193,8 @@ impl Worker {
 
     fn install(&mut self, group: GroupId, now: SpanNs) -> Result<(), MachineError> {
         let owned = self.owned(group);
-        let Some((index, dir)) = owned.install.take() else {
+        // What is to be forgotten goes first: it would take the snapshot with it.
+        let Some((index, dir)) = owned.install.take_if(|_| !owned.forgets) else {
             return Ok(());
         };
         match owned.machine.install(&dir, index) {
@@ -219,7 +225,7 @@ impl Worker {
             }
             done => {
                 done?;
-                (owned.forgets, owned.durable, owned.install) = (false, 0, None);
+                (owned.forgets, owned.durable) = (false, 0);
                 self.tell(group, Input::Forgotten);
             }
         }
@@ -258,5 +264,148 @@ impl Worker {
             self.tell(group, Input::Durable { index: durable });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::SnapshotCheck;
+    use bytes::Bytes;
+    use hindcast_env::{DiskError, SimClock, SimDisk};
+    use hindcast_model::TimestampNs;
+    use parking_lot::Mutex;
+    use std::io;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
+    use std::sync::mpsc::channel;
+    use tokio::sync::watch;
+
+    /// Its index is all that it has; a full disk takes nothing.
+    struct Indexed {
+        applied: u64,
+        is_full: Arc<AtomicBool>,
+    }
+
+    impl Indexed {
+        fn set(&mut self, applied: u64) -> Result<(), MachineError> {
+            if self.is_full.load(Ordering::Relaxed) {
+                let full = io::ErrorKind::StorageFull.into();
+                return Err(DiskError::new("write", "manifest", full).into());
+            }
+            self.applied = applied;
+            Ok(())
+        }
+    }
+
+    impl Machine for Indexed {
+        fn applied(&self) -> u64 {
+            self.applied
+        }
+        fn apply(&mut self, entry: &Entry) -> Result<Bytes, MachineError> {
+            self.applied = entry.index;
+            Ok(Bytes::new())
+        }
+        fn durable(&self) -> u64 {
+            self.applied
+        }
+        fn maintain(&mut self, _: &mut dyn FnMut(Work)) -> Result<(), MachineError> {
+            Ok(())
+        }
+        fn export(&mut self, _: &str) -> Result<(), MachineError> {
+            Ok(())
+        }
+        fn snapshot_check(&self) -> SnapshotCheck {
+            Arc::new(|_| Ok(()))
+        }
+        fn install(&mut self, _: &str, index: u64) -> Result<(), MachineError> {
+            self.set(index)
+        }
+        fn forget(&mut self) -> Result<(), MachineError> {
+            self.set(0)
+        }
+        fn digest(&self) -> [u8; 32] {
+            [0; 32]
+        }
+    }
+
+    const GROUP: GroupId = GroupId(1);
+
+    /// Jobs come while the disk is full, then it has room: what the machine has, and what was told.
+    fn after(jobs: Vec<Job>) -> (u64, Vec<String>) {
+        let is_full = Arc::new(AtomicBool::new(true));
+        let machine = Indexed {
+            applied: 25,
+            is_full: is_full.clone(),
+        };
+        let owned = Owned {
+            machine: Box::new(machine),
+            shared: Arc::new(GroupShared {
+                status: Mutex::default(),
+                digest: Mutex::default(),
+                leadership: watch::Sender::default(),
+                backlog_bytes: AtomicUsize::new(0),
+                counts: AtomicBool::new(false),
+                is_alone: AtomicBool::new(false),
+            }),
+            durable: 25,
+            maintain_after: SpanNs::ZERO,
+            install: None,
+            forgets: false,
+            exports: vec![],
+            digested: None,
+        };
+        let ((events, told), (_jobs, queue)) = (channel(), channel());
+        let mut worker = Worker {
+            machines: BTreeMap::from([(GROUP, owned)]),
+            jobs: queue,
+            events: events.clone(),
+            disk: Arc::new(SimDisk::new()),
+            clock: Arc::new(SimClock::at(TimestampNs(0))),
+            maintain_every: Duration::from_secs(1),
+            workshop: Workshop::new().0,
+            fatal: Fatal {
+                told: Arc::default(),
+                events,
+            },
+        };
+        for job in jobs {
+            worker.work(Some(job)).unwrap();
+        }
+        is_full.store(false, Ordering::Relaxed);
+        for round in 1..3 {
+            worker.maintain(GROUP, SpanNs(round * FULL_PAUSE.0)).unwrap();
+        }
+        let told = told.try_iter().filter_map(|event| match event {
+            Event::Inputs(inputs) => Some(inputs),
+            _ => None,
+        });
+        let told = told.flatten().filter_map(|(_, input)| match input {
+            Input::Forgotten => Some("forgotten".to_owned()),
+            Input::Installed { index } => Some(format!("installed {index}")),
+            _ => None,
+        });
+        (worker.machines[&GROUP].machine.applied(), told.collect())
+    }
+
+    fn install(index: u64) -> Job {
+        let dir = format!("snapshot-{index}");
+        Job::Install {
+            group: GROUP,
+            index,
+            dir,
+        }
+    }
+
+    /// The disk was full when a copy was let go; it became a member again, and what it got then was forgotten with what it had before.
+    #[test]
+    fn a_snapshot_of_a_copy_that_is_a_member_again_outlives_the_forgetting_that_waited_for_room() {
+        let told = |told: &[&str]| told.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
+        let both = told(&["forgotten", "installed 40"]);
+        assert_eq!(after(vec![Job::Forget(GROUP), install(40)]), (40, both.clone()));
+        // One that waited before is of what is given up.
+        assert_eq!(after(vec![install(30), Job::Forget(GROUP)]), (0, told(&["forgotten"])));
+        assert_eq!(after(vec![install(30), Job::Forget(GROUP), install(40)]), (40, both));
+        let dir = "snapshot-30".to_owned();
+        assert_eq!(after(vec![install(30), Job::Discard { dir }]), (25, vec![]));
     }
 }
