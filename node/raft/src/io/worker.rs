@@ -330,8 +330,8 @@ mod tests {
 
     const GROUP: GroupId = GroupId(1);
 
-    /// Jobs come while the disk is full, then it has room: what the machine has, and what was told.
-    fn after(jobs: Vec<Job>) -> (u64, Vec<String>) {
+    /// Jobs come while the disk is full, then it has room for others: what the machine has, and what was told.
+    fn after(while_full: Vec<Job>, then: Vec<Job>) -> (u64, Vec<String>) {
         let is_full = Arc::new(AtomicBool::new(true));
         let machine = Indexed {
             applied: 25,
@@ -368,10 +368,13 @@ mod tests {
                 events,
             },
         };
-        for job in jobs {
+        for job in while_full {
             worker.work(Some(job)).unwrap();
         }
         is_full.store(false, Ordering::Relaxed);
+        for job in then {
+            worker.work(Some(job)).unwrap();
+        }
         for round in 1..3 {
             worker.maintain(GROUP, SpanNs(round * FULL_PAUSE.0)).unwrap();
         }
@@ -400,12 +403,14 @@ mod tests {
     #[test]
     fn a_snapshot_of_a_copy_that_is_a_member_again_outlives_the_forgetting_that_waited_for_room() {
         let told = |told: &[&str]| told.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
-        let both = told(&["forgotten", "installed 40"]);
-        assert_eq!(after(vec![Job::Forget(GROUP), install(40)]), (40, both.clone()));
+        let both = (40, told(&["forgotten", "installed 40"]));
+        assert_eq!(after(vec![Job::Forget(GROUP)], vec![install(40)]), both);
+        assert_eq!(after(vec![Job::Forget(GROUP), install(40)], vec![]), both);
         // One that waited before is of what is given up.
-        assert_eq!(after(vec![install(30), Job::Forget(GROUP)]), (0, told(&["forgotten"])));
-        assert_eq!(after(vec![install(30), Job::Forget(GROUP), install(40)]), (40, both));
+        assert_eq!(after(vec![install(30), Job::Forget(GROUP)], vec![install(40)]), both);
+        let forgotten = (0, told(&["forgotten"]));
+        assert_eq!(after(vec![install(30), Job::Forget(GROUP)], vec![]), forgotten);
         let dir = "snapshot-30".to_owned();
-        assert_eq!(after(vec![install(30), Job::Discard { dir }]), (25, vec![]));
+        assert_eq!(after(vec![install(30), Job::Discard { dir }], vec![]), (25, vec![]));
     }
 }
