@@ -21,7 +21,7 @@ use hindcast_storage::VisitedSeries;
 use hindcast_storage::points::Points;
 use hindcast_storage::read::{Rolled, Values};
 use std::collections::{HashMap, HashSet};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 /// How samples become one value per step.
 #[derive(Clone, Debug)]
@@ -129,7 +129,8 @@ impl Reducer {
                 lookback_ms,
                 times: of_times,
             } => self.newest::<PER_MS>(r, *lookback_ms, *of_times, times, values),
-            How::Window { .. } if values.iter().any(|v| is_absent(*v)) => {
+            // Without a branch: hardly any series has one.
+            How::Window { .. } if values.iter().fold(false, |any, v| any | is_absent(*v)) => {
                 let (mut live_times, mut live_values) = (
                     std::mem::take(&mut self.live_times),
                     std::mem::take(&mut self.live_values),
@@ -163,7 +164,7 @@ impl Reducer {
             .frames
             .see::<PER_MS>(Framing::of(r, lookback_ms, Wants::Places), times);
         self.out.extend(framed.frames.iter().map(|frame| {
-            let newest = (frame.low < frame.high).then(|| frame.high - 1);
+            let newest = (frame.low < frame.high).then(|| frame.high() - 1);
             match newest.filter(|i| !is_absent(values[*i])) {
                 Some(i) if of_times => to_ms::<PER_MS>(times[i]) as f64 / 1000.0,
                 Some(i) => values[i],
@@ -200,8 +201,8 @@ impl Reducer {
         let steps = r.steps.iter().zip(&framed.frames).enumerate();
         self.out.extend(steps.map(|(i, (now, frame))| {
             kernel(&Window {
-                times: &framed.times_ms[frame.low..frame.high],
-                values: &values[frame.low..frame.high],
+                times: &framed.times_ms[frame.range()],
+                values: &values[frame.range()],
                 at: r.when.at(now),
                 now,
                 range_ms: *range_ms,
@@ -228,12 +229,13 @@ impl Reducer {
             self.falls.extend(falls.map(|(i, _)| i + 1));
         }
         let (frames, falls) = (&framed.frames, &self.falls);
-        if falls.is_empty() && !framed.reaches.has_gaps() {
+        if falls.is_empty() {
             let (firsts, lasts) = &mut self.ends;
             firsts.resize(frames.len(), 0.0);
             lasts.resize(frames.len(), 0.0);
+            let value = |i: usize| values.get(i).copied().unwrap_or_default();
             for ((first, last), frame) in firsts.iter_mut().zip(lasts.iter_mut()).zip(frames) {
-                (*first, *last) = (values[frame.low], values[frame.high - 1]);
+                (*first, *last) = (value(frame.low()), value(frame.high().wrapping_sub(1)));
             }
             framed
                 .reaches
@@ -242,19 +244,17 @@ impl Reducer {
         }
         let mut fall = 0;
         self.out.extend(frames.iter().enumerate().map(|(i, frame)| {
-            let Some(reach) = framed.reaches.get(i) else {
+            let (low, high) = (frame.low(), frame.high());
+            if high - low < 2 {
                 return ABSENT;
-            };
-            while falls.get(fall).is_some_and(|f| *f <= frame.low) {
+            }
+            while falls.get(fall).is_some_and(|f| *f <= low) {
                 fall += 1;
             }
-            let falls = falls.get(fall).is_some_and(|f| *f < frame.high);
-            let lost = if falls {
-                lost_to_resets(&values[frame.low..frame.high])
-            } else {
-                0.0
-            };
-            reach.stretched((values[frame.low], values[frame.high - 1]), lost, range_ms, stretch)
+            let falls = falls.get(fall).is_some_and(|f| *f < high);
+            let lost = if falls { lost_to_resets(&values[low..high]) } else { 0.0 };
+            let reach = framed.reaches.get(i);
+            reach.stretched((values[low], values[high - 1]), lost, range_ms, stretch)
         }));
     }
 
@@ -361,6 +361,8 @@ struct Frames {
     /// The one seen last: mostly the next one's as well.
     last: usize,
     bytes: usize,
+    /// To work with.
+    spaces: Vec<f64>,
 }
 
 /// How many times, the first, one in the middle and the last.
@@ -378,9 +380,24 @@ struct Framed {
     times_ms: Vec<i64>,
 }
 
+/// Places of samples, of which one series has less than four billion: what is kept of each step counts.
 struct Frame {
-    low: usize,
-    high: usize,
+    low: u32,
+    high: u32,
+}
+
+impl Frame {
+    fn low(&self) -> usize {
+        self.low as usize
+    }
+
+    fn high(&self) -> usize {
+        self.high as usize
+    }
+
+    fn range(&self) -> Range<usize> {
+        self.low()..self.high()
+    }
 }
 
 impl Frames {
@@ -408,7 +425,7 @@ impl Frames {
         let print = (times.len(), ends);
         if let Some(&place) = self.places.get(&print) {
             if self.framed[place].times != times {
-                self.framed[place].make::<PER_MS>(framing, times);
+                self.framed[place].make::<PER_MS>(framing, times, &mut self.spaces);
             }
             return place;
         }
@@ -419,7 +436,7 @@ impl Frames {
         self.bytes += bytes;
         let place = self.framed.len();
         let mut framed = Framed::default();
-        framed.make::<PER_MS>(framing, times);
+        framed.make::<PER_MS>(framing, times, &mut self.spaces);
         self.framed.push(framed);
         self.places.insert(print, place);
         place
@@ -437,7 +454,7 @@ impl Framed {
         of_itself + framing.steps.count.saturating_mul(per_step) + times.saturating_mul(2 * size_of::<i64>())
     }
 
-    fn make<const PER_MS: i64>(&mut self, framing: Framing, times: &[i64]) {
+    fn make<const PER_MS: i64>(&mut self, framing: Framing, times: &[i64], spaces: &mut Vec<f64>) {
         let Framing {
             steps,
             when,
@@ -470,19 +487,22 @@ impl Framed {
             };
             stride = high - before;
             low = match i.checked_sub(steps_back) {
-                Some(before) => self.frames[before].high,
+                Some(before) => self.frames[before].high(),
                 None => after(times, low, last_of::<PER_MS>(at.saturating_sub(range_ms))),
             };
-            self.frames.push(Frame { low, high });
+            self.frames.push(Frame {
+                low: low as u32,
+                high: high as u32,
+            });
         }
         if wants == Wants::Reach {
             // Where there is no sample, any time will do.
             let ms = |i: usize| times.get(i).map_or(0, |at| to_ms::<PER_MS>(*at));
             let windows = self.frames.iter().enumerate().map(|(i, frame)| {
-                let ends = (ms(frame.low), ms(frame.high.saturating_sub(1)));
-                (frame.high - frame.low, ends, when.at(steps.at(i)))
+                let ends = (ms(frame.low()), ms(frame.high().saturating_sub(1)));
+                (frame.range().len(), ends, when.at(steps.at(i)))
             });
-            self.reaches.set(windows, range_ms);
+            self.reaches.set(windows, range_ms, spaces);
         }
     }
 }
@@ -718,7 +738,7 @@ mod tests {
         };
         let at = |frames: &mut Frames, framing| {
             let frame = &frames.see::<1>(framing, &times(7)).frames[100];
-            frame.high - frame.low
+            frame.range().len()
         };
         assert_eq!([framing, shorter].map(|f| at(&mut frames, f)), [20, 4]);
         assert_eq!(frames.framed.len(), 1);

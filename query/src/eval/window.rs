@@ -288,70 +288,75 @@ pub struct Reaches {
     sampled: Vec<f64>,
     to_start: Vec<f64>,
     to_end: Vec<f64>,
-    /// Between samples; less than one: the window has too little to stretch.
-    spaces: Vec<f64>,
-    has_gaps: bool,
+    /// Windows that have too little to stretch, ascending.
+    gaps: Vec<usize>,
 }
 
 impl Reaches {
-    pub const BYTES_OF_ONE: usize = 4 * size_of::<f64>();
+    /// Gaps aside, which few have.
+    pub const BYTES_OF_ONE: usize = 3 * size_of::<f64>();
 
-    /// So many windows, each by the number of its samples, the times of its first and last one, and its end.
-    pub fn set(&mut self, windows: impl ExactSizeIterator<Item = (usize, (i64, i64), i64)>, range_ms: i64) {
-        for part in [
-            &mut self.sampled,
-            &mut self.to_start,
-            &mut self.to_end,
-            &mut self.spaces,
-        ] {
+    /// So many windows, each by the number of its samples, the times of its first and last one, and its end. `spaces` is memory to
+    /// work with.
+    pub fn set(
+        &mut self,
+        windows: impl ExactSizeIterator<Item = (usize, (i64, i64), i64)>,
+        range_ms: i64,
+        spaces: &mut Vec<f64>,
+    ) {
+        for part in [&mut self.sampled, &mut self.to_start, &mut self.to_end, spaces] {
             part.resize(windows.len(), 0.0);
         }
+        self.gaps.clear();
         let starts_and_ends = self.to_start.iter_mut().zip(&mut self.to_end);
-        let parts = self.sampled.iter_mut().zip(starts_and_ends).zip(&mut self.spaces);
-        let mut fewest = usize::MAX;
-        for (((sampled, (to_start, to_end)), spaces), (count, (first_ms, last_ms), at)) in parts.zip(windows) {
-            fewest = fewest.min(count);
+        let parts = self.sampled.iter_mut().zip(starts_and_ends).zip(spaces.iter_mut());
+        for (i, (part, (count, (first_ms, last_ms), at))) in parts.zip(windows).enumerate() {
+            let ((sampled, (to_start, to_end)), spaces) = part;
+            if count < 2 {
+                self.gaps.push(i);
+            }
             // Saturating for the ends of windows that have no sample; where there are some, nothing is near the bounds.
             *sampled = (last_ms - first_ms) as f64;
             *to_start = first_ms.saturating_sub(at.saturating_sub(range_ms)) as f64;
             *to_end = at.saturating_sub(last_ms) as f64;
             *spaces = count as f64 - 1.0;
         }
-        self.has_gaps = fewest < 2;
         let level = Level::new();
-        dispatch!(level, _simd => self.measure());
+        dispatch!(level, _simd => self.measure(spaces));
     }
 
     #[inline(always)]
-    fn measure(&mut self) {
+    fn measure(&mut self, spaces: &[f64]) {
         let windows = self.sampled.iter_mut().zip(&mut self.to_start).zip(&mut self.to_end);
-        for (((sampled, to_start), to_end), spaces) in windows.zip(&self.spaces) {
+        for (((sampled, to_start), to_end), spaces) in windows.zip(spaces) {
             let reach = Reach::measured([*sampled, *to_start, *to_end], *spaces);
             (*sampled, *to_start, *to_end) = (reach.sampled, reach.to_start, reach.to_end);
         }
     }
 
-    /// Whether there is a window that has too little to stretch.
-    pub const fn has_gaps(&self) -> bool {
-        self.has_gaps
+    /// Places of the windows that have too little to stretch: theirs is no reach.
+    pub fn gaps(&self) -> &[usize] {
+        &self.gaps
     }
 
-    /// `None`: the window has too little to stretch.
-    pub fn get(&self, i: usize) -> Option<Reach> {
-        (self.spaces[i] >= 1.0).then(|| Reach {
+    pub fn get(&self, i: usize) -> Reach {
+        Reach {
             sampled: self.sampled[i],
             to_start: self.to_start[i],
             to_end: self.to_end[i],
-        })
+        }
     }
 
-    /// What [`Reach::stretched`] gives for the first and last values of all windows, where no value is lower than the one before
-    /// and no window has too little: appended to `out`.
+    /// What [`Reach::stretched`] gives for the first and last values of all windows, where no value is lower than the one before:
+    /// appended to `out`, with absence for the gaps, whose ends may be anything.
     pub fn stretched(&self, ends: (&[f64], &[f64]), range_ms: i64, stretch: Stretch, out: &mut Vec<f64>) {
         let start = out.len();
         out.resize(start + self.sampled.len(), 0.0);
         let level = Level::new();
         dispatch!(level, _simd => self.stretch(ends, range_ms, stretch, &mut out[start..]));
+        for gap in &self.gaps {
+            out[start + gap] = ABSENT;
+        }
     }
 
     #[inline(always)]

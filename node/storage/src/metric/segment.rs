@@ -480,10 +480,27 @@ impl Segment {
 
     /// Pages of a series; none if it is not here.
     pub fn pages_of(&self, id: u32) -> Range<u32> {
-        match self.by_id.binary_search_by_key(&id, |&i| self.series[i as usize].id) {
-            Ok(at) => self.pages_at(self.by_id[at] as usize),
+        let near = self.near(id);
+        match self.by_id[near.clone()].binary_search_by_key(&id, |&i| self.series[i as usize].id) {
+            Ok(at) => self.pages_at(self.by_id[near.start + at] as usize),
             Err(_) => 0..0,
         }
+    }
+
+    /// Where in `by_id` a series can be. Ids are numbers that are given one after the other: between the first and the last of a file
+    /// few are missing, and without any it is one place.
+    fn near(&self, id: u32) -> Range<usize> {
+        let id_at = |place: Option<&u32>| place.map(|&i| self.series[i as usize].id);
+        let (Some(first), Some(last)) = (id_at(self.by_id.first()), id_at(self.by_id.last())) else {
+            return 0..0;
+        };
+        if !(first..=last).contains(&id) {
+            return 0..0;
+        }
+        let count = self.by_id.len();
+        let end = (id - first) as usize + 1;
+        let start = count.saturating_sub((last - id) as usize + 1);
+        start..end.min(count)
     }
 
     /// Pages of a series that may hold rows in `from..=to`.
@@ -1052,6 +1069,25 @@ mod tests {
         };
         assert_eq!(pcos(64), 64);
         assert_eq!(pcos(2), 0);
+    }
+
+    #[test]
+    fn series_are_found_whichever_ids_are_missing() {
+        for ids in [&[7][..], &[3, 4, 5], &[0, 1, 4, 9, 10, u32::MAX], &[5, 900, 901, 5_000]] {
+            let all: Vec<Rows> = ids.iter().map(|id| (*id, vec![1], vec![f64::from(*id)])).collect();
+            let segment = write(&SimDisk::new(), Tier::Flush, &all);
+            let around = ids.iter().flat_map(|id| id.saturating_sub(3)..=id.saturating_add(3));
+            for id in around {
+                let place = ids.iter().position(|i| *i == id).map(|i| i as u32);
+                assert_eq!(
+                    segment.pages_of(id),
+                    place.map_or(0..0, |p| p..p + 1),
+                    "{id} of {ids:?}"
+                );
+            }
+        }
+        let empty = write(&SimDisk::new(), Tier::Flush, &[]);
+        assert_eq!(empty.pages_of(0), 0..0);
     }
 
     #[test]
