@@ -63,8 +63,11 @@ impl Shards for One {
             }
         };
         let columns = series.into_iter().map(column).collect();
-        let natives = vec![];
-        Ok((Columns { columns, natives }, whole))
+        let all = Columns {
+            columns,
+            ..Columns::default()
+        };
+        Ok((all, whole))
     }
 
     async fn natives(&self, r: SeriesRequest) -> Answer<NativeSeries> {

@@ -6,17 +6,18 @@
 use crate::column::{Column, Raw, Steps};
 use crate::engine::{Limits, Options, QueryError};
 use crate::eval::{Evaluator, Loaded, Meter, Notes, Turn, native, rolled, window};
+use crate::fold::Fold;
 use crate::load;
 use crate::pages::{PAGE_LINES, Pages};
 use crate::piped::Sampler;
-use crate::plan::{Made, Piped, Read, Source, SourceKind, When, Windows};
+use crate::plan::{Made, Piped, Read, Source, SourceKind, When, Windows, metric_of};
 use crate::reduce::{How, Reducer, Reduction};
 use crate::shards::{
     Budget, ColumnsRequest, Completeness, CountsRequest, LabelsRequest, LinesRequest, NativeSeries, OldForms,
     SeriesRequest, Shards,
 };
 use hindcast_logql::LineFilter;
-use hindcast_model::{Labels, METRIC_NAME, MatchOp, Matcher, TenantId, TimestampNs};
+use hindcast_model::{Labels, METRIC_NAME, Matcher, TenantId, TimestampNs};
 use hindcast_storage::read::{Direction, LabelTexts, SeriesData};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -65,11 +66,20 @@ impl Fetch<'_> {
         let mut said = Notes::new();
         let (loaded, completeness, old) = match (&source.kind, &source.read) {
             (SourceKind::Series(matchers), Read::Samples) => self.samples(source, matchers, &mut said).await?,
-            (SourceKind::Series(matchers), Read::Columns { made, steps, when }) => {
+            (
+                SourceKind::Series(matchers),
+                Read::Columns {
+                    made,
+                    steps,
+                    when,
+                    fold,
+                },
+            ) => {
                 let reduction = self.reduction(made, *steps, *when).await?;
-                self.columns(source, matchers, reduction, &mut said).await?
+                self.columns(source, matchers, reduction, fold.as_ref(), &mut said)
+                    .await?
             }
-            (SourceKind::Lines { matchers, filters, .. }, Read::Columns { made, steps, when }) => {
+            (SourceKind::Lines { matchers, filters, .. }, Read::Columns { made, steps, when, .. }) => {
                 let windows = load::CountWindows::new(made, *steps, *when);
                 self.counts(matchers, filters, windows).await?
             }
@@ -102,8 +112,7 @@ impl Fetch<'_> {
 
     /// What may be meant by a selector that found nothing: a series that a classic histogram has, of a metric that is a native one.
     async fn native_instead(&self, source: &Source, matchers: &[Matcher]) -> Result<Option<String>, QueryError> {
-        let of_name = |m: &&Matcher| m.name == METRIC_NAME && m.op == MatchOp::Equal;
-        let Some(named) = matchers.iter().find(of_name).map(|m| &m.value) else {
+        let Some(named) = metric_of(matchers) else {
             return Ok(None);
         };
         // What was known at a cut is not told by a search for labels.
@@ -223,15 +232,40 @@ impl Fetch<'_> {
         source: &Source,
         matchers: &[Matcher],
         reduction: Reduction,
+        fold: Option<&Fold>,
         said: &mut Notes,
     ) -> Result<Found, QueryError> {
         let reduction = Arc::new(reduction);
         let series = self.series_request(source, matchers);
-        let request = ColumnsRequest {
+        // The label of owners is put on where columns come in.
+        let fold = fold.filter(|_| !self.options.owner_label);
+        let mut request = ColumnsRequest {
             series: series.clone(),
             reduction: reduction.clone(),
+            fold: fold.cloned().map(Arc::new),
         };
-        let (found, mut completeness) = self.shards.columns(request).await?;
+        let (mut found, mut completeness) = self.shards.columns(request.clone()).await?;
+        if let Some(fold) = fold {
+            self.check_budget()?;
+            let folded = std::mem::take(&mut found.folded);
+            let series: usize = folded.iter().map(|f| f.series.len()).sum();
+            // If there are too many, some may be the same: that is told when all are here.
+            let is_all = found.columns.is_empty() && found.natives.is_empty() && series <= self.limits.series_max;
+            if is_all && let Some((columns, old)) = fold.gathered(folded, reduction.steps) {
+                let metric = metric_of(matchers).map(str::to_owned);
+                return Ok((Loaded::Folded { columns, metric }, completeness, old));
+            }
+            if series > 0 {
+                (request.fold, request.series.budget) = (None, Arc::new(self.budget.afresh()));
+                let budget = request.series.budget.clone();
+                let (again, seen) = self.shards.columns(request).await?;
+                if budget.is_exceeded() {
+                    self.budget.exceed();
+                }
+                completeness = seen;
+                found = again;
+            }
+        }
         let natives = self.natives(found.natives, said)?;
         let load::Columns {
             whole: mut columns,

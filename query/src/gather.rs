@@ -8,7 +8,7 @@
 //! Every cell here is exact about order, not about rounding: sums are compensated (Neumaier), means of sums that
 //! overflow are taken from a sum scaled by a power of two, variances are merged pairwise (Chan).
 
-use crate::column::is_absent;
+use crate::column::{ABSENT, is_absent};
 use fearless_simd::{Level, dispatch};
 use hindcast_model::SLOTS;
 
@@ -108,6 +108,12 @@ pub trait Cell: Clone + Default {
         }
     }
 
+    /// So many words are one cell where it goes to another node.
+    const WORDS: usize;
+    fn put(&self, out: &mut Vec<u64>);
+    /// Of `WORDS` words.
+    fn get(words: &[u64]) -> Self;
+
     /// Merges each cell with one that has seen its value and nothing else.
     fn merge_each(cells: &mut [Self], values: &[f64]) {
         for (cell, v) in cells.iter_mut().zip(values) {
@@ -120,6 +126,19 @@ pub trait Cell: Clone + Default {
     }
 }
 
+impl Sum {
+    fn words(&self) -> [u64; 2] {
+        [self.total, self.lost].map(f64::to_bits)
+    }
+
+    fn of_words(words: &[u64]) -> Self {
+        Self {
+            total: f64::from_bits(words[0]),
+            lost: f64::from_bits(words[1]),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Total {
     count: u64,
@@ -127,6 +146,17 @@ pub struct Total {
 }
 
 impl Cell for Total {
+    const WORDS: usize = 3;
+    fn put(&self, out: &mut Vec<u64>) {
+        out.push(self.count);
+        out.extend(self.sum.words());
+    }
+    fn get(words: &[u64]) -> Self {
+        Self {
+            count: words[0],
+            sum: Sum::of_words(&words[1..]),
+        }
+    }
     fn add(&mut self, v: f64) {
         self.count += 1;
         self.sum.add(v);
@@ -219,6 +249,19 @@ impl Mean {
 }
 
 impl Cell for Mean {
+    const WORDS: usize = 5;
+    fn put(&self, out: &mut Vec<u64>) {
+        out.push(self.count);
+        out.extend(self.sum.words());
+        out.extend(self.scaled.words());
+    }
+    fn get(words: &[u64]) -> Self {
+        Self {
+            count: words[0],
+            sum: Sum::of_words(&words[1..]),
+            scaled: Sum::of_words(&words[3..]),
+        }
+    }
     fn add(&mut self, v: f64) {
         self.count += 1;
         self.sum.add(v);
@@ -252,6 +295,17 @@ pub struct Variance {
 }
 
 impl Cell for Variance {
+    const WORDS: usize = 3;
+    fn put(&self, out: &mut Vec<u64>) {
+        out.extend([self.count, self.mean.to_bits(), self.squares.to_bits()]);
+    }
+    fn get(words: &[u64]) -> Self {
+        Self {
+            count: words[0],
+            mean: f64::from_bits(words[1]),
+            squares: f64::from_bits(words[2]),
+        }
+    }
     fn add(&mut self, v: f64) {
         self.count += 1;
         let distance = v - self.mean;
@@ -284,6 +338,16 @@ pub struct Extreme<const GREATEST: bool> {
 }
 
 impl<const GREATEST: bool> Cell for Extreme<GREATEST> {
+    const WORDS: usize = 1;
+    fn put(&self, out: &mut Vec<u64>) {
+        out.push(self.best.unwrap_or(ABSENT).to_bits());
+    }
+    fn get(words: &[u64]) -> Self {
+        let best = f64::from_bits(words[0]);
+        Self {
+            best: (!is_absent(best)).then_some(best),
+        }
+    }
     fn add(&mut self, v: f64) {
         let better = match self.best {
             None => true,
@@ -307,6 +371,13 @@ impl<const GREATEST: bool> Cell for Extreme<GREATEST> {
 pub struct Count(u64);
 
 impl Cell for Count {
+    const WORDS: usize = 1;
+    fn put(&self, out: &mut Vec<u64>) {
+        out.push(self.0);
+    }
+    fn get(words: &[u64]) -> Self {
+        Self(words[0])
+    }
     fn add(&mut self, _: f64) {
         self.0 += 1;
     }
@@ -390,24 +461,51 @@ pub fn node<C: Cell>(series: &[(u16, &[f64])], run: Run, steps: usize) -> Option
     }
 }
 
-/// Combines the nodes of disjoint aligned runs, ascending, into the node of `run`.
+/// What lies in a run.
+pub enum Part<'a, C> {
+    /// One series: as many values as steps.
+    Series(&'a [f64]),
+    Cells(Cells<C>),
+}
+
+impl<C: Cell> Part<'_, C> {
+    fn into_cells(self, steps: usize) -> Cells<C> {
+        match self {
+            Self::Series(values) => {
+                let mut cells = vec![C::default(); steps];
+                C::add_series(&mut cells, &[(0, values)]);
+                cells
+            }
+            Self::Cells(cells) => cells,
+        }
+    }
+}
+
+/// Combines disjoint aligned runs, ascending, into the node of `run`.
 ///
 /// # Panics
 /// When a run is not aligned or overlaps another: a broken promise of a shard.
-pub fn gather<C: Cell>(nodes: &[(Run, Cells<C>)], run: Run) -> Option<Cells<C>> {
-    let (first, cells) = nodes.first()?;
+pub fn gather<C: Cell>(mut parts: Vec<(Run, Part<'_, C>)>, run: Run, steps: usize) -> Option<Cells<C>> {
+    let first = parts.first()?.0;
     assert!(
         first.is_aligned() && first.len <= run.len,
         "{first:?} is no part of {run:?}"
     );
-    if *first == run {
-        assert!(nodes.len() == 1, "runs overlap within {run:?}");
-        return Some(cells.clone());
+    // What has nothing beside it goes up the tree as it is.
+    if parts.len() == 1 {
+        return parts.pop().map(|(_, part)| part.into_cells(steps));
     }
+    assert!(first != run, "runs overlap within {run:?}");
     let (left, right) = run.halves();
-    let cut = nodes.partition_point(|(r, _)| r.first < right.first);
-    let (low, high) = nodes.split_at(cut);
-    merge_cells(gather(low, left), gather(high, right))
+    let cut = parts.partition_point(|(r, _)| r.first < right.first);
+    let high = parts.split_off(cut);
+    match (gather(parts, left, steps), &high[..]) {
+        (Some(mut cells), [(_, Part::Series(values))]) => {
+            C::merge_each(&mut cells, values);
+            Some(cells)
+        }
+        (low, _) => merge_cells(low, gather(high, right, steps)),
+    }
 }
 
 #[cfg(test)]
@@ -488,20 +586,21 @@ mod tests {
         let whole = node_of::<C>(series, Run::ALL);
         let mut runs = vec![];
         cut(Run::ALL, &mut cuts.iter().copied(), &mut runs);
-        let nodes: Vec<_> = runs
+        let parts: Vec<_> = runs
             .into_iter()
             .filter_map(|run| {
-                let own: Vec<_> = series
-                    .iter()
-                    .copied()
-                    .filter(|(s, _)| run.first <= *s && *s < run.first + run.len)
-                    .collect();
-                node_of::<C>(&own, run).map(|cells| (run, cells))
+                let start = series.partition_point(|(s, _)| *s < run.first);
+                let own = &series[start..series.partition_point(|(s, _)| *s < run.first + run.len)];
+                let part = match own {
+                    [(_, value)] => Some(Part::Series(std::slice::from_ref(value))),
+                    _ => node_of::<C>(own, run).map(Part::Cells),
+                };
+                part.map(|part| (run, part))
             })
             .collect();
         let bits = |cells: Option<Cells<C>>| cells.and_then(|c| c[0].value()).map(f64::to_bits);
         prop_assert_eq!(bits(plain::<C>(series, Run::ALL)), bits(whole.clone()));
-        prop_assert_eq!(bits(gather(&nodes, Run::ALL)), bits(whole));
+        prop_assert_eq!(bits(gather(parts, Run::ALL, 1)), bits(whole));
         Ok(())
     }
 

@@ -8,6 +8,7 @@ pub mod eval;
 pub mod exemplars;
 pub mod explore;
 mod fetch;
+pub mod fold;
 pub mod gather;
 pub mod io;
 mod load;

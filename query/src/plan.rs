@@ -6,8 +6,9 @@
 
 use crate::column::Steps;
 use crate::eval::window::{self, Kernel};
+use crate::fold::{Fold, is_foldable};
 use hindcast_logql as logql;
-use hindcast_model::Matcher;
+use hindcast_model::{METRIC_NAME, MatchOp, Matcher};
 use hindcast_promql::{AggregateOp, At, BinaryOp, Expr, Grouping, Kind, Matching, Selector, Span};
 
 /// What one selector reads, with event time in `from_ms..=to_ms`.
@@ -96,7 +97,13 @@ pub enum Read {
     /// Samples of lines, in these windows.
     Sampled(Windows),
     /// One value per step of each series, made where the series is read.
-    Columns { made: Made, steps: Steps, when: When },
+    Columns {
+        made: Made,
+        steps: Steps,
+        when: When,
+        /// All that is asked for is their aggregation.
+        fold: Option<Fold>,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -229,6 +236,14 @@ pub struct Planned {
 /// Step of a subquery that names none.
 pub const SUBQUERY_STEP_MS: i64 = 60_000;
 
+/// The one metric that a selector names, if it does.
+pub fn metric_of(matchers: &[Matcher]) -> Option<&str> {
+    let named = matchers
+        .iter()
+        .find(|m| m.name == METRIC_NAME && m.op == MatchOp::Equal);
+    named.map(|m| m.value.as_str())
+}
+
 struct Planner {
     query: Steps,
     lookback_ms: i64,
@@ -272,7 +287,12 @@ impl Planner {
 
     /// From now on, `source` is read as columns.
     fn made(&mut self, source: usize, made: Made, steps: Steps, when: When) {
-        self.sources[source].read = Read::Columns { made, steps, when };
+        self.sources[source].read = Read::Columns {
+            made,
+            steps,
+            when,
+            fold: None,
+        };
     }
 
     /// A function of a window over plain series is computed where they are read.
@@ -294,6 +314,32 @@ impl Planner {
                 params: params.to_vec(),
             };
             self.made(source, made, steps, over.when);
+        }
+    }
+
+    /// An aggregation of columns that are made where series are read is folded there.
+    fn push_fold(&mut self, op: AggregateOp, grouping: Option<&Grouping>, input: &Plan) {
+        let (source, drops_name) = match input {
+            Plan::Instant { source, .. } => (*source, false),
+            Plan::Window { over, keeps_name, .. } => match over.input {
+                Input::Source(source) => (source, !keeps_name),
+                Input::Steps { .. } => return,
+            },
+            _ => return,
+        };
+        let Source { kind, read, .. } = &mut self.sources[source];
+        let SourceKind::Series(matchers) = kind else { return };
+        // Without their names, series of several metrics may be the same, which is an error and seen when all are here.
+        if drops_name && metric_of(matchers).is_none() {
+            return;
+        }
+        let Read::Columns { fold, .. } = read else { return };
+        if is_foldable(op) {
+            *fold = Some(Fold {
+                op,
+                grouping: grouping.cloned(),
+                drops_name,
+            });
         }
     }
 
@@ -325,14 +371,20 @@ impl Planner {
                 grouping,
                 param,
                 expr: input,
-            } => Plan::Aggregate {
-                op: *op,
-                grouping: grouping.clone(),
-                param: param.as_ref().map(|p| Box::new(self.expr(p, steps))),
-                input: Box::new(self.expr(input, steps)),
-                span: param.as_ref().map_or(expr.span, |p| p.span),
-                input_span: input.span,
-            },
+            } => {
+                let param = param.as_ref().map(|p| (p.span, Box::new(self.expr(p, steps))));
+                let input_span = input.span;
+                let input = self.expr(input, steps);
+                self.push_fold(*op, grouping.as_ref(), &input);
+                Plan::Aggregate {
+                    op: *op,
+                    grouping: grouping.clone(),
+                    span: param.as_ref().map_or(expr.span, |(span, _)| *span),
+                    param: param.map(|(_, p)| p),
+                    input: Box::new(input),
+                    input_span,
+                }
+            }
             Kind::Binary {
                 op,
                 lhs,

@@ -14,7 +14,7 @@ use crate::column::{ABSENT, Steps, is_absent};
 use crate::eval::rolled::{self, Parts};
 use crate::eval::window::{Kernel, Reaches, Stretch, Window, lost_to_resets};
 use crate::plan::When;
-use crate::shards::{ColumnsRequest, OldForms, SeriesColumn};
+use crate::shards::{Columns, ColumnsRequest, NativeSeries, OldForms, SeriesColumn};
 use hindcast_model::Labels;
 use hindcast_promql::Span;
 use hindcast_storage::VisitedSeries;
@@ -609,10 +609,22 @@ impl<'a> Collector<'a> {
         self.distinct.add(labels, self.found.iter().map(|(_, f)| &f.labels))
     }
 
-    /// In the order of ranks, which is that of sums: whoever asked need not put them in order again.
-    pub fn finish(mut self) -> Vec<SeriesColumn> {
+    /// In the order of ranks, which is that of sums: whoever asked need not put them in order again. Folded, if that is wanted and there
+    /// are no native histograms, which are put beside the floats of their series first.
+    pub fn finish(mut self, natives: Vec<NativeSeries>) -> Columns {
         self.found.sort_unstable_by_key(|(rank, _)| *rank);
-        self.found.into_iter().map(|(_, column)| column).collect()
+        let columns = self.found.into_iter().map(|(_, column)| column);
+        match &self.request.fold {
+            Some(fold) if natives.is_empty() => Columns {
+                folded: vec![fold.folded(columns.collect(), self.request.reduction.steps.count)],
+                ..Columns::default()
+            },
+            _ => Columns {
+                columns: columns.collect(),
+                natives,
+                folded: vec![],
+            },
+        }
     }
 }
 

@@ -46,10 +46,7 @@ pub fn columns(reader: &ShardReader, r: &ColumnsRequest, as_of: Option<u64>) -> 
     let mut collector = Collector::new(r);
     let (select, longest_ns) = (select(&r.series, as_of), r.reduction.longest_window_ns());
     reader.visit_rolled(&select, longest_ns, &mut |s, points| collector.take(s, points))?;
-    Ok(Columns {
-        columns: collector.finish(),
-        natives: natives(reader, &r.series, as_of)?,
-    })
+    Ok(collector.finish(natives(reader, &r.series, as_of)?))
 }
 
 pub fn natives(reader: &ShardReader, r: &SeriesRequest, as_of: Option<u64>) -> Result<Vec<NativeSeries>, ReadError> {

@@ -1,6 +1,7 @@
 //! The seam through which queries reach data, wherever it is. `ops/hindcast` ties it to the peer transport;
 //! `testing::OneShard` and the simulator are the other implementations.
 
+use crate::fold::{Fold, Folded};
 use crate::load;
 use crate::reduce::Reduction;
 use hindcast_model::{
@@ -42,6 +43,14 @@ impl Budget {
     /// For readers that bound themselves.
     pub fn unbounded() -> Self {
         Self::new(usize::MAX, usize::MAX)
+    }
+
+    /// For asking again in another way: as much as at the beginning, and ends when the query does.
+    pub fn afresh(&self) -> Self {
+        Self {
+            cancelled: self.cancelled.clone(),
+            ..Self::new(self.samples_max, self.series_max)
+        }
     }
 
     /// For reading again what was counted already: ends when the query does.
@@ -139,6 +148,8 @@ impl SeriesRequest {
 pub struct ColumnsRequest {
     pub series: SeriesRequest,
     pub reduction: Arc<Reduction>,
+    /// What is wanted is the aggregation of the columns: who can folds them where they are made, and who cannot gives the columns.
+    pub fold: Option<Arc<Fold>>,
 }
 
 /// In which other form than rows samples stood that a value was made of.
@@ -191,6 +202,17 @@ pub struct NativeSeries {
 pub struct Columns {
     pub columns: Vec<SeriesColumn>,
     pub natives: Vec<NativeSeries>,
+    /// In place of columns, of each shard that folded its own.
+    pub folded: Vec<Folded>,
+}
+
+impl Columns {
+    /// Another shard's.
+    pub fn extend(&mut self, more: Self) {
+        self.columns.extend(more.columns);
+        self.natives.extend(more.natives);
+        self.folded.extend(more.folded);
+    }
 }
 
 /// How many lines there are, without the lines.

@@ -208,11 +208,7 @@ impl Shards for OneShard {
                 break;
             }
         }
-        let columns = Columns {
-            columns: collector.finish(),
-            natives: data.natives(&r.series),
-        };
-        Ok((columns, data.completeness()))
+        Ok((collector.finish(data.natives(&r.series)), data.completeness()))
     }
 
     async fn natives(&self, r: SeriesRequest) -> Result<(Vec<NativeSeries>, Completeness), ShardsError> {

@@ -5,6 +5,7 @@
 
 use crate::column::Steps;
 use crate::eval::{rolled, window};
+use crate::fold::{Fold, Folded, FoldedGroup, Leaf, is_foldable};
 use crate::plan::When;
 use crate::reduce::{How, Reduction};
 use crate::replica;
@@ -17,7 +18,7 @@ use hindcast_model::codec::{self, DecodeError};
 use hindcast_model::{
     Histogram, Labels, LogLine, MatchOp, Matcher, Owner, ResourceId, Sample, Slot, SpanNs, TenantId, TimestampNs,
 };
-use hindcast_promql::Span;
+use hindcast_promql::{AggregateOp, Grouping, Span};
 use hindcast_storage::logs::{Filter, FilterText};
 use hindcast_storage::read::{Direction, LabelTexts, SearchLabels, SeriesData, StreamCounts, StreamData};
 use hindcast_storage::{ReadError, ShardReader};
@@ -87,6 +88,9 @@ enum WhatText {
         count: u64,
         fixed: Option<i64>,
         offset_ms: i64,
+        /// A node that does not know it gives the columns.
+        #[serde(default)]
+        fold: Option<FoldText>,
     },
     Natives {
         only: Option<BTreeSet<Labels>>,
@@ -108,6 +112,33 @@ enum WhatText {
         /// `None`: names.
         values_of: Option<String>,
     },
+}
+
+#[derive(Serialize, Deserialize)]
+struct FoldText {
+    op: String,
+    /// `without`, and the labels that it names; else `by`.
+    grouping: Option<(bool, Vec<String>)>,
+    drops_name: bool,
+}
+
+impl FoldText {
+    fn of(fold: &Fold) -> Self {
+        Self {
+            op: fold.op.name().to_owned(),
+            grouping: fold.grouping.as_ref().map(|g| (g.without, g.labels.clone())),
+            drops_name: fold.drops_name,
+        }
+    }
+
+    fn read(self) -> Result<Fold, BadQuestion> {
+        let op = AggregateOp::parse(&self.op).filter(|op| is_foldable(*op));
+        Ok(Fold {
+            op: op.ok_or_else(|| BadQuestion::Unknown(format!("the aggregation {:?}", self.op)))?,
+            grouping: self.grouping.map(|(without, labels)| Grouping { without, labels }),
+            drops_name: self.drops_name,
+        })
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -163,6 +194,15 @@ enum PieceText {
     Lines(Vec<StreamText>),
     LabelSets(Vec<Labels>),
     LabelTexts(Vec<String>),
+    /// Of one shard, the fingerprints of the series that it folded, and in which form they were.
+    FoldedSeries {
+        series: Bytes,
+        windows: bool,
+        lasts: bool,
+        least: bool,
+    },
+    /// A slot of a group, with the values of its series or (`true`) with the words of its cells; those of a group follow each other.
+    FoldedSlots(Vec<(Labels, u16, bool, Bytes)>),
     Closing(Closing),
 }
 
@@ -273,7 +313,11 @@ impl Question {
         let text = match self {
             Self::Series(r) => of_series(r, WhatText::Series { only: only(r) }),
             Self::Natives(r) => of_series(r, WhatText::Natives { only: only(r) }),
-            Self::Columns(ColumnsRequest { series, reduction }) => {
+            Self::Columns(ColumnsRequest {
+                series,
+                reduction,
+                fold,
+            }) => {
                 let Reduction { how, steps, when } = &**reduction;
                 let how = match how {
                     How::Newest { lookback_ms, times } => HowText::Newest {
@@ -296,6 +340,7 @@ impl Question {
                     count: steps.count as u64,
                     fixed: when.fixed,
                     offset_ms: when.offset_ms,
+                    fold: fold.as_deref().map(FoldText::of),
                 };
                 of_series(series, what)
             }
@@ -387,6 +432,7 @@ impl Question {
                 count: steps,
                 fixed,
                 offset_ms,
+                fold,
             } => {
                 let reduction = Reduction {
                     how: how.read()?,
@@ -400,6 +446,7 @@ impl Question {
                 Self::Columns(ColumnsRequest {
                     series: series(only),
                     reduction: Arc::new(reduction),
+                    fold: fold.map(FoldText::read).transpose()?.map(Arc::new),
                 })
             }
             WhatText::LineCounts { bounds, filter: text } => Self::LineCounts(CountsRequest {
@@ -612,10 +659,58 @@ fn line_bytes(line: &LogLine) -> usize {
     line.line.len() + metadata + 16
 }
 
+fn send_folded(folded: Folded, send: &mut dyn FnMut(Bytes) -> bool) -> bool {
+    let OldForms { windows, lasts, least } = folded.old;
+    let series = folded.series.chunks(PIECE_BYTES / 8).all(|series| {
+        let piece = PieceText::FoldedSeries {
+            series: words(series.iter().copied()),
+            windows,
+            lasts,
+            least,
+        };
+        send(codec::to_bytes(&piece).into())
+    });
+    let slots = folded.groups.into_iter().flat_map(|g| {
+        let labels = g.labels;
+        g.slots
+            .into_iter()
+            .map(move |(slot, leaf)| (labels.clone(), slot, leaf))
+    });
+    series
+        && pieces(
+            slots.collect(),
+            |(labels, _, leaf)| {
+                let words = match leaf {
+                    Leaf::Series(values) => values.len(),
+                    Leaf::Cells(words) => words.len(),
+                };
+                labels_bytes(labels) + 8 * words
+            },
+            |(labels, slot, leaf)| match leaf {
+                Leaf::Series(values) => (labels, slot, false, words(values.into_iter().map(f64::to_bits))),
+                Leaf::Cells(cells) => (labels, slot, true, words(cells.into_iter())),
+            },
+            PieceText::FoldedSlots,
+            send,
+        )
+}
+
+/// An answer is of one shard.
+fn of_one_shard(folded: &mut Vec<Folded>) -> &mut Folded {
+    if folded.is_empty() {
+        folded.push(Folded::default());
+    }
+    &mut folded[0]
+}
+
+/// About what they take.
+fn labels_bytes(labels: &Labels) -> usize {
+    labels.iter().map(|(n, v)| n.len() + v.len() + 4).sum::<usize>() + 32
+}
+
 impl Answer {
     /// Hands on all pieces, encoded; false as soon as `send` takes no more.
     pub fn send(self, send: &mut dyn FnMut(Bytes) -> bool) -> bool {
-        let labels_bytes = |l: &Labels| l.iter().map(|(n, v)| n.len() + v.len() + 4).sum::<usize>() + 32;
         match self {
             Self::Series(all) => pieces(
                 all.into_iter().flat_map(split_series).collect(),
@@ -647,7 +742,7 @@ impl Answer {
                     PieceText::Columns,
                     send,
                 );
-                columns && Self::Natives(all.natives).send(send)
+                columns && Self::Natives(all.natives).send(send) && all.folded.into_iter().all(|f| send_folded(f, send))
             }
             Self::Natives(all) => pieces(
                 all,
@@ -698,6 +793,35 @@ impl Answer {
             (Self::Columns(all), PieceText::Columns(more)) => {
                 taken.values = more.iter().map(|c| c.values.len() / 8).sum();
                 all.columns.extend(more.into_iter().map(ColumnText::read));
+            }
+            (
+                Self::Columns(all),
+                PieceText::FoldedSeries {
+                    series,
+                    windows,
+                    lasts,
+                    least,
+                },
+            ) => {
+                let folded = of_one_shard(&mut all.folded);
+                folded.series.extend(of_words(&series));
+                folded.old.merge(OldForms { windows, lasts, least });
+            }
+            (Self::Columns(all), PieceText::FoldedSlots(more)) => {
+                let groups = &mut of_one_shard(&mut all.folded).groups;
+                for (labels, slot, is_cells, words) in more {
+                    taken.values += words.len() / 8;
+                    let leaf = match is_cells {
+                        true => Leaf::Cells(of_words(&words).collect()),
+                        false => Leaf::Series(of_words(&words).map(f64::from_bits).collect()),
+                    };
+                    if groups.last().is_none_or(|g| g.labels != labels) {
+                        let slots = vec![];
+                        groups.push(FoldedGroup { labels, slots });
+                    }
+                    let last = groups.len() - 1;
+                    groups[last].slots.push((slot, leaf));
+                }
             }
             // What they weigh is in the closing, with all that was read.
             (Self::Columns(all), PieceText::Natives(more)) => {
@@ -896,6 +1020,23 @@ mod tests {
             values,
             old: OldForms { windows, lasts, least },
         });
+        let leaf = prop_oneof![
+            prop::collection::vec(any::<u64>(), 0..9).prop_map(Leaf::Cells),
+            prop::collection::vec(value(), 0..9).prop_map(Leaf::Series),
+        ];
+        let cells = prop::collection::vec((0u16..1024, leaf), 1..4);
+        let groups = prop::collection::btree_map(labels(), cells, 0..4);
+        let prints = prop::collection::vec(any::<u64>(), 1..9);
+        let of_one = (groups, prints, any::<[bool; 3]>());
+        let of_one = of_one.prop_map(|(groups, series, [windows, lasts, least])| Folded {
+            groups: groups
+                .into_iter()
+                .map(|(labels, slots)| FoldedGroup { labels, slots })
+                .collect(),
+            series,
+            old: OldForms { windows, lasts, least },
+        });
+        let folded = prop::option::of(of_one).prop_map(Vec::from_iter);
         let stream = (labels(), slot.clone(), prop::collection::vec(line(), 0..5));
         let stream = stream.prop_map(|(labels, slot, lines)| StreamData {
             labels,
@@ -912,8 +1053,13 @@ mod tests {
         });
         prop_oneof![
             prop::collection::vec(series, 0..6).prop_map(Answer::Series),
-            (prop::collection::vec(column, 0..6), natives.clone())
-                .prop_map(|(columns, natives)| Answer::Columns(Columns { columns, natives })),
+            (prop::collection::vec(column, 0..6), natives.clone(), folded).prop_map(|(columns, natives, folded)| {
+                Answer::Columns(Columns {
+                    columns,
+                    natives,
+                    folded,
+                })
+            }),
             natives.prop_map(Answer::Natives),
             prop::collection::vec(stream, 0..6).prop_map(Answer::Lines),
             prop::collection::vec(counts, 0..6).prop_map(Answer::LineCounts),
@@ -944,7 +1090,7 @@ mod tests {
                     format!("{labels} {:?} {} {values:?} {:?}", c.slot, c.fingerprint, c.old)
                 };
                 let columns = all.columns.iter().map(column).collect::<Vec<_>>().join("\n");
-                format!("{columns}\n{:?}", all.natives)
+                format!("{columns}\n{:?}\n{:?}", all.natives, all.folded)
             }
             other => format!("{other:?}"),
         }
@@ -976,7 +1122,7 @@ mod tests {
         }
     }
 
-    fn columns(how: How) -> Question {
+    fn columns(how: How, fold: Option<Fold>) -> Question {
         let series = SeriesRequest {
             tenant: TenantId::default(),
             matchers: vec![
@@ -1005,6 +1151,7 @@ mod tests {
         Question::Columns(ColumnsRequest {
             series,
             reduction: Arc::new(reduction),
+            fold: fold.map(Arc::new),
         })
     }
 
@@ -1057,13 +1204,22 @@ mod tests {
             from: TimestampNs(1),
             to: TimestampNs(2),
         };
-        let questions = [
-            columns(How::Newest {
-                lookback_ms: 5,
-                times: true,
+        let newest = How::Newest {
+            lookback_ms: 5,
+            times: true,
+        };
+        let fold = Fold {
+            op: AggregateOp::Stddev,
+            grouping: Some(Grouping {
+                without: true,
+                labels: vec!["a".into(), "가".into()],
             }),
-            columns(window("rate")),
-            columns(window("quantile_over_time")),
+            drops_name: true,
+        };
+        let questions = [
+            columns(newest, None),
+            columns(window("rate"), Some(fold)),
+            columns(window("quantile_over_time"), None),
             Question::Lines(lines),
             Question::LineCounts(counts),
             Question::LabelSets(labels.clone()),

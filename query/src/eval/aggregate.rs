@@ -4,14 +4,12 @@ use super::native::{Remarks, folded};
 use super::{Evaluator, Notes, Out, at, only_floats, unique, window};
 use crate::column::{ABSENT, Column, Point, Steps, is_absent};
 use crate::engine::QueryError;
-use crate::gather::{self, Cell, Count, Extreme, Mean, Run, Total, Variance};
+use crate::fold::{Grouper, Whole, with_cell};
 use crate::number;
-use hashbrown::HashTable;
-use hindcast_model::{Histogram, Labels, METRIC_NAME};
+use hindcast_model::{Histogram, Labels};
 use hindcast_promql::{AggregateOp, Grouping, Span};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use xxhash_rust::xxh3::xxh3_64;
 
 type Groups = BTreeMap<Labels, Vec<Column>>;
 
@@ -145,51 +143,16 @@ fn fold_natives(
     (touched, kept)
 }
 
-/// Groups by the labels that `grouping` leaves. Each group's labels are made once.
+/// Groups by the labels that `grouping` leaves.
 fn grouped(input: Vec<Column>, grouping: Option<&Grouping>) -> Groups {
-    let named = grouping.map_or(&[][..], |g| &g.labels);
-    let without = grouping.is_some_and(|g| g.without);
-    let keeps = |name: &str| match without {
-        true => name != METRIC_NAME && !named.iter().any(|l| l == name),
-        false => named.iter().any(|l| l == name),
-    };
-    let mut wanted: Vec<&str> = named.iter().map(String::as_str).collect();
-    wanted.sort_unstable();
-    wanted.dedup();
-    let mut by_texts: HashTable<(u64, usize)> = HashTable::new();
-    let mut groups: Vec<(Labels, Vec<Column>)> = vec![];
-    let (mut texts, mut known): (Vec<u8>, Vec<Box<[u8]>>) = (vec![], vec![]);
+    let mut grouper = Grouper::new(grouping, false);
+    let mut groups: Vec<Vec<Column>> = vec![];
     for column in input {
-        texts.clear();
-        // 0xff cannot occur in UTF-8, so that texts never run together.
-        let mut put = |name: &str, value: &str| {
-            for text in [name, value] {
-                texts.extend_from_slice(text.as_bytes());
-                texts.push(0xff);
-            }
-        };
-        if without {
-            let kept = column.labels.iter().filter(|(n, _)| keeps(n));
-            kept.for_each(|(name, value)| put(name, value));
-        } else {
-            let kept = wanted.iter().filter_map(|n| Some((n, column.labels.get(n)?)));
-            kept.for_each(|(name, value)| put(name, value));
-        }
-        let hash = xxh3_64(&texts);
-        let is_same = |(h, i): &(u64, usize)| *h == hash && *known[*i] == *texts;
-        let place = match by_texts.find(hash, is_same) {
-            Some((_, place)) => *place,
-            None => {
-                let place = groups.len();
-                by_texts.insert_unique(hash, (hash, place), |(h, _)| *h);
-                groups.push((column.labels.filtered(keeps), vec![]));
-                known.push(texts.as_slice().into());
-                place
-            }
-        };
-        groups[place].1.push(column);
+        let place = grouper.place(&column.labels);
+        groups.resize_with(groups.len().max(place + 1), Vec::new);
+        groups[place].push(column);
     }
-    groups.into_iter().collect()
+    grouper.into_groups().into_iter().zip(groups).collect()
 }
 
 fn check_param(op: AggregateOp, values: &[f64]) -> Result<(), QueryError> {
@@ -212,37 +175,18 @@ fn check_param(op: AggregateOp, values: &[f64]) -> Result<(), QueryError> {
 }
 
 fn fold(op: AggregateOp, columns: &[Column], scalar: &[f64], steps: Steps) -> Vec<f64> {
-    match op {
-        AggregateOp::Sum => combined::<Total>(columns, steps, |v| v),
-        AggregateOp::Avg => combined::<Mean>(columns, steps, |v| v),
-        AggregateOp::Count => combined::<Count>(columns, steps, |v| v),
-        AggregateOp::Group => combined::<Count>(columns, steps, |_| 1.0),
-        AggregateOp::Min => combined::<Extreme<false>>(columns, steps, |v| v),
-        AggregateOp::Max => combined::<Extreme<true>>(columns, steps, |v| v),
-        AggregateOp::Stdvar => combined::<Variance>(columns, steps, |v| v),
-        AggregateOp::Stddev => combined::<Variance>(columns, steps, f64::sqrt),
-        AggregateOp::Quantile => (0..steps.count)
-            .map(|i| {
-                let mut values: Vec<f64> = present(columns, i).map(|(_, v)| v).collect();
-                if values.is_empty() {
-                    ABSENT
-                } else {
-                    window::quantile(scalar[i], &mut values)
-                }
-            })
-            .collect(),
-        AggregateOp::Topk
-        | AggregateOp::Bottomk
-        | AggregateOp::CountValues
-        | AggregateOp::Limitk
-        | AggregateOp::LimitRatio => unreachable!("{op:?} keeps its inputs apart"),
+    if op == AggregateOp::Quantile {
+        let quantile = |i: usize| {
+            let mut values: Vec<f64> = present(columns, i).map(|(_, v)| v).collect();
+            if values.is_empty() {
+                ABSENT
+            } else {
+                window::quantile(scalar[i], &mut values)
+            }
+        };
+        return (0..steps.count).map(quantile).collect();
     }
-}
-
-fn combined<C: Cell>(columns: &[Column], steps: Steps, finish: fn(f64) -> f64) -> Vec<f64> {
-    let series: Vec<(u16, &[f64])> = columns.iter().map(|c| (c.place.slot, c.values.as_slice())).collect();
-    let cells = gather::node::<C>(&series, Run::ALL, steps.count).unwrap_or_default();
-    cells.iter().map(|c| c.value().map_or(ABSENT, finish)).collect()
+    with_cell(op, Whole(columns, steps.count)).unwrap_or_else(|| unreachable!("{op:?} keeps its inputs apart"))
 }
 
 /// The columns of a group that have a value at step `i`, in order.

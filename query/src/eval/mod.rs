@@ -52,13 +52,19 @@ pub enum Loaded {
     Samples(Vec<Raw>),
     /// Made by the shards. Label sets are unique, metric names are still there.
     Columns(Vec<Column>),
+    /// The aggregation of such columns, folded by the shards.
+    Folded {
+        columns: Vec<Column>,
+        /// The one that the selector names.
+        metric: Option<String>,
+    },
 }
 
 impl Loaded {
     pub fn is_empty(&self) -> bool {
         match self {
             Self::Samples(raws) => raws.is_empty(),
-            Self::Columns(columns) => columns.is_empty(),
+            Self::Columns(columns) | Self::Folded { columns, .. } => columns.is_empty(),
         }
     }
 }
@@ -203,6 +209,9 @@ impl Evaluator {
                         Some(p) => Some(self.eval(p, steps).await?),
                         None => None,
                     };
+                    if let Some(columns) = self.folded(input, steps).await? {
+                        return Ok(Out::Vector(columns));
+                    }
                     let input = self.vector(input, steps).await?;
                     self.aggregate(*op, grouping.as_ref(), param, input, (*span, *input_span), steps)
                         .await
@@ -268,6 +277,44 @@ impl Evaluator {
         Ok(columns)
     }
 
+    /// The aggregation of `input`, if the shards have folded it.
+    async fn folded(&mut self, input: &Plan, steps: Steps) -> Result<Option<Vec<Column>>, QueryError> {
+        let source = match input {
+            Plan::Instant { source, .. } => *source,
+            Plan::Window { over, .. } => match over.input {
+                Input::Source(source) => source,
+                Input::Steps { .. } => return Ok(None),
+            },
+            _ => return Ok(None),
+        };
+        let Some(Loaded::Folded { columns, metric }) =
+            self.data[source].take_if(|d| matches!(d, Loaded::Folded { .. }))
+        else {
+            return Ok(None);
+        };
+        if let Plan::Window { name, params, .. } = input {
+            self.window_params(name, params, steps).await?;
+            // A group has a value where one of its series has.
+            if counts(name) && !columns.is_empty() {
+                self.note_counter(metric.as_deref().unwrap_or(""));
+            }
+        }
+        for _ in &columns {
+            self.charge(steps.count).await?;
+        }
+        Ok(Some(columns))
+    }
+
+    /// The scalar arguments of a function of a window, one per step or none.
+    async fn window_params(&mut self, name: &str, params: &[Plan], steps: Steps) -> Result<[Vec<f64>; 2], QueryError> {
+        let mut scalars = [vec![], vec![]];
+        for (slot, p) in scalars.iter_mut().zip(params) {
+            *slot = self.scalar(p, steps).await?;
+        }
+        functions::check_window_params(name, &scalars)?;
+        Ok(scalars)
+    }
+
     /// The series that windows slide over, staleness markers among their samples.
     async fn over(&mut self, over: &Over) -> Result<Loaded, QueryError> {
         match &over.input {
@@ -296,6 +343,7 @@ impl Evaluator {
                 }
                 return Ok(columns);
             }
+            Loaded::Folded { .. } => unreachable!("an aggregation takes it before its input is asked for"),
         };
         let (when, mut reducer) = (over.when, Reducer::default());
         let reduction = Reduction { how, steps, when };
@@ -327,11 +375,6 @@ impl Evaluator {
         else {
             unreachable!("called for windows only");
         };
-        let mut scalars = [vec![], vec![]];
-        for (slot, p) in scalars.iter_mut().zip(params) {
-            *slot = self.scalar(p, steps).await?;
-        }
-        functions::check_window_params(name, &scalars)?;
         let how = How::Window {
             name,
             span: *span,
@@ -339,12 +382,12 @@ impl Evaluator {
             of_windows: None,
             stretch: window::stretch(name),
             range_ms: over.range_ms,
-            params: scalars,
+            params: self.window_params(name, params, steps).await?,
         };
         let mut columns = self.reduced(over, how, steps).await?;
-        if matches!(name, &"rate" | &"increase" | &"irate") {
+        if counts(name) {
             let of_floats = columns.iter().filter(|c| c.values.iter().any(|v| !is_absent(*v)));
-            of_floats.for_each(|c| self.note_counter(&c.labels));
+            of_floats.for_each(|c| self.note_counter(c.labels.metric_name().unwrap_or("")));
         }
         if *keeps_name {
             // What was read has each label set once.
@@ -357,8 +400,7 @@ impl Evaluator {
     }
 
     /// What a function of counters is given should be one.
-    fn note_counter(&mut self, labels: &Labels) {
-        let metric = labels.metric_name().unwrap_or("");
+    fn note_counter(&mut self, metric: &str) {
         let looks_like_one = ["_total", "_sum", "_count", "_bucket"]
             .iter()
             .any(|s| metric.ends_with(s));
@@ -407,6 +449,11 @@ impl Evaluator {
         };
         Ok(series.into_iter().map(cut).filter(|r| !r.times.is_empty()).collect())
     }
+}
+
+/// Whether it is a function of counters.
+fn counts(function: &str) -> bool {
+    matches!(function, "rate" | "increase" | "irate")
 }
 
 fn as_raw(column: Column, steps: Steps) -> Raw {

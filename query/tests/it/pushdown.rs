@@ -63,8 +63,11 @@ impl Shards for Loading {
             }
         };
         let columns = by_labels.into_values().map(column).collect();
-        let natives = vec![];
-        Ok((Columns { columns, natives }, whole))
+        let all = Columns {
+            columns,
+            ..Columns::default()
+        };
+        Ok((all, whole))
     }
     async fn natives(&self, _: SeriesRequest) -> Answer<NativeSeries> {
         Ok((vec![], Completeness::default()))
@@ -178,7 +181,13 @@ proptest! {
         step in 1i64..30_000,
         range_ms in 1i64..120_000,
         owner_label: bool,
+        are_apart: bool,
     ) {
+        let mut pieces = pieces;
+        if are_apart {
+            // No label set in two places, so that aggregations are folded there.
+            pieces.iter_mut().for_each(|(shard, labels, owner, _)| *labels = 6 * *labels + 3 * *shard + *owner);
+        }
         let real = Arc::new(with_series(&pieces));
         let loading = Loading { real: real.clone(), owner_label };
         let (pushed, loaded) = (Engine::new(real, Limits::default()), Engine::new(Arc::new(loading), Limits::default()));
@@ -194,6 +203,14 @@ proptest! {
             "m_total".to_owned(),
             "sum(m_total)".to_owned(),
             "sum by (i) (m_total offset 20s)".to_owned(),
+            "avg without (i) (m_total)".to_owned(),
+            "min by (__name__) (m_total)".to_owned(),
+            format!("max by (__name__, j) (rate(m_total[{range_ms}ms]))"),
+            "count(m_total)".to_owned(),
+            "group by (i) (m_total)".to_owned(),
+            format!("stddev(sum_over_time(m_total[{range_ms}ms]))"),
+            format!("stdvar without (j) (last_over_time(m_total[{range_ms}ms]))"),
+            format!("avg(increase({{__name__=~\"m_.*\"}}[{range_ms}ms]))"),
             "timestamp(m_total)".to_owned(),
             "absent(m_total{i=\"2\"})".to_owned(),
             format!("rate(m_total[{range_ms}ms] offset -15s)"),
@@ -315,7 +332,99 @@ fn newest(budget: Budget) -> ColumnsRequest {
             budget: Arc::new(budget),
         },
         reduction: Arc::new(reduction),
+        fold: None,
     }
+}
+
+/// Notes of each question whether it wants columns folded.
+struct Noting {
+    real: Real,
+    wants: Mutex<Vec<bool>>,
+}
+
+#[async_trait::async_trait]
+impl Shards for Noting {
+    async fn series(&self, r: SeriesRequest) -> Answer<SeriesData> {
+        self.real.series(r).await
+    }
+    async fn columns(&self, r: ColumnsRequest) -> Result<(Columns, Completeness), ShardsError> {
+        self.wants.lock().unwrap().push(r.fold.is_some());
+        self.real.columns(r).await
+    }
+    async fn natives(&self, r: SeriesRequest) -> Answer<NativeSeries> {
+        self.real.natives(r).await
+    }
+    async fn line_counts(&self, _: CountsRequest) -> Answer<StreamCounts> {
+        unreachable!("no test asks")
+    }
+    async fn lines(&self, _: LinesRequest) -> Answer<StreamData> {
+        unreachable!("no test asks")
+    }
+    async fn label_sets(&self, _: LabelsRequest) -> Answer<Labels> {
+        unreachable!("no test asks")
+    }
+    async fn complete_to(&self, _: &TenantId) -> Result<TimestampNs, ShardsError> {
+        unreachable!("no test asks")
+    }
+}
+
+#[test]
+fn aggregations_are_folded_where_series_lie_and_asked_again_only_when_one_lies_in_two_places() {
+    let rows: Vec<(i64, i32)> = (0..10).map(|t| (t * 1000, 1)).collect();
+    let piece = |shard, labels, owner| (shard, labels, owner, rows.clone());
+    let apart = [piece(0, 0, 1), piece(1, 1, 0), piece(0, 2, 0)];
+    let twice = [piece(0, 0, 1), piece(1, 0, 0)];
+    // Of one owner, so in one slot.
+    let one_slot = [piece(0, 0, 1), piece(1, 1, 1)];
+    let ask = |pieces: &[Piece], expr: &str, options: Options| {
+        let (real, wants) = (with_series(pieces), Mutex::default());
+        let noting = Arc::new(Noting { real, wants });
+        let q = RangeQuery {
+            tenant: TenantId::default(),
+            expr: expr.to_owned(),
+            start: TimestampNs::from_ms(9_000),
+            end: TimestampNs::from_ms(9_000),
+            step: SpanNs::from_secs(1),
+            options,
+        };
+        let answer = block_on(Engine::new(noting.clone(), Limits::default()).range(&q)).unwrap();
+        let values = shown(answer.value).into_iter().map(|(labels, points)| {
+            let value = points.first().map(|(_, bits)| f64::from_bits(*bits));
+            (labels, value.unwrap_or(f64::NAN))
+        });
+        let wants = noting.wants.lock().unwrap().clone();
+        (values.map(|(_, v)| v).collect::<Vec<_>>(), wants)
+    };
+    let plain = |pieces: &[Piece], expr: &str| ask(pieces, expr, Options::default());
+    assert_eq!(plain(&apart, "count(m_total)"), (vec![3.0], vec![true]));
+    assert_eq!(
+        plain(&apart, "count by (i) (rate(m_total[5s]))"),
+        (vec![1.0; 3], vec![true])
+    );
+    assert_eq!(
+        plain(&apart, "max(-m_total)"),
+        (vec![-0.1], vec![false]),
+        "not of columns as they are"
+    );
+    assert_eq!(
+        plain(&apart, "quantile(0.5, m_total)"),
+        (vec![0.1], vec![false]),
+        "not of cells"
+    );
+    let any_name = "sum(rate({__name__=~\"m.*\"}[5s]))";
+    assert_eq!(
+        plain(&apart, any_name),
+        (vec![0.0], vec![false]),
+        "names that go could have told series apart"
+    );
+    assert_eq!(plain(&twice, "count(m_total)"), (vec![1.0], vec![true, false]));
+    assert_eq!(plain(&one_slot, "count(m_total)"), (vec![2.0], vec![true, false]));
+    assert_eq!(plain(&one_slot, "count by (i) (m_total)"), (vec![1.0; 2], vec![true]));
+    let owner_label = Options {
+        owner_label: true,
+        ..Options::default()
+    };
+    assert_eq!(ask(&twice, "count(m_total)", owner_label), (vec![2.0], vec![false]));
 }
 
 #[test]

@@ -707,8 +707,7 @@ impl Shards for ClusterShards {
         let mut all = Columns::default();
         for answer in answers {
             if let Answer::Columns(found) = answer {
-                all.columns.extend(found.columns);
-                all.natives.extend(found.natives);
+                all.extend(found);
             }
         }
         Ok((all, completeness))

@@ -61,9 +61,7 @@ impl Shards for Real {
     async fn columns(&self, r: ColumnsRequest) -> Result<(Columns, Completeness), ShardsError> {
         let mut all = Columns::default();
         for shard in &self.0 {
-            let found = replica::columns(&shard.reader(), &r, None).unwrap();
-            all.columns.extend(found.columns);
-            all.natives.extend(found.natives);
+            all.extend(replica::columns(&shard.reader(), &r, None).unwrap());
         }
         Ok((all, Completeness::default()))
     }

@@ -1,0 +1,288 @@
+//! Aggregations folded where the data lies: a shard adds the columns of its series up, group by group and slot by slot, and sends the
+//! cells; who gathers them merges the slots over the tree of [`gather`].
+//!
+//! Promise: the values are those of the aggregation of the columns themselves, to the bit. A slot is a leaf of the tree, and its series
+//! lie in one shard. Where they do not (a move of slots), or where a label set occurs twice (of two owners) and is one series whose
+//! samples must be put together first, the cells are of no use: [`Fold::gathered`] says so, and the columns are asked for.
+
+use crate::column::{ABSENT, Column, Steps};
+use crate::gather::{self, Cell, Count, Extreme, Mean, Part, Run, Total, Variance};
+use crate::shards::{OldForms, SeriesColumn};
+use hashbrown::HashTable;
+use hindcast_model::{Labels, METRIC_NAME, SLOTS};
+use hindcast_promql::{AggregateOp, Grouping};
+use std::collections::BTreeMap;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// An aggregation of columns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fold {
+    /// One of which cells are kept: see [`with_cell`].
+    pub op: AggregateOp,
+    pub grouping: Option<Grouping>,
+    /// What comes between selector and aggregation takes the metric's name away.
+    pub drops_name: bool,
+}
+
+/// What one shard's columns add up to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Folded {
+    pub groups: Vec<FoldedGroup>,
+    /// Fingerprints of the labels of all series, those without a value among them.
+    pub series: Vec<u64>,
+    pub old: OldForms,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct FoldedGroup {
+    pub labels: Labels,
+    /// Ascending, each once.
+    pub slots: Vec<(u16, Leaf)>,
+}
+
+/// What the series of one group in one slot are.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Leaf {
+    /// One series, as it is.
+    Series(Vec<f64>),
+    /// The words of one cell per step ([`Cell::put`]).
+    Cells(Vec<u64>),
+}
+
+/// What is done with the cells of an aggregation.
+pub trait WithCell {
+    type Out;
+    /// `finish` makes the aggregation's value of a cell's.
+    fn with<C: Cell>(self, finish: fn(f64) -> f64) -> Self::Out;
+}
+
+/// `None`: it is no aggregation that one cell per step suffices for.
+pub fn with_cell<W: WithCell>(op: AggregateOp, what: W) -> Option<W::Out> {
+    Some(match op {
+        AggregateOp::Sum => what.with::<Total>(|v| v),
+        AggregateOp::Avg => what.with::<Mean>(|v| v),
+        AggregateOp::Count => what.with::<Count>(|v| v),
+        AggregateOp::Group => what.with::<Count>(|_| 1.0),
+        AggregateOp::Min => what.with::<Extreme<false>>(|v| v),
+        AggregateOp::Max => what.with::<Extreme<true>>(|v| v),
+        AggregateOp::Stdvar => what.with::<Variance>(|v| v),
+        AggregateOp::Stddev => what.with::<Variance>(f64::sqrt),
+        AggregateOp::Topk
+        | AggregateOp::Bottomk
+        | AggregateOp::CountValues
+        | AggregateOp::Quantile
+        | AggregateOp::Limitk
+        | AggregateOp::LimitRatio => return None,
+    })
+}
+
+/// Whether an aggregation can be folded where the data lies.
+pub fn is_foldable(op: AggregateOp) -> bool {
+    struct Nothing;
+    impl WithCell for Nothing {
+        type Out = ();
+        fn with<C: Cell>(self, _: fn(f64) -> f64) {}
+    }
+    with_cell(op, Nothing).is_some()
+}
+
+/// Tells label sets to their groups, whose labels are made once.
+pub struct Grouper<'a> {
+    named: &'a [String],
+    without: bool,
+    drops_name: bool,
+    /// Of `by`: the labels that tell groups apart, each once.
+    wanted: Vec<&'a str>,
+    /// By the hash of what tells them apart, with their places.
+    by_texts: HashTable<(u64, usize)>,
+    known: Vec<Box<[u8]>>,
+    texts: Vec<u8>,
+    groups: Vec<Labels>,
+}
+
+impl<'a> Grouper<'a> {
+    pub fn new(grouping: Option<&'a Grouping>, drops_name: bool) -> Self {
+        let named = grouping.map_or(&[][..], |g| &g.labels);
+        let mut wanted: Vec<&str> = named.iter().map(String::as_str).collect();
+        wanted.retain(|name| !(drops_name && *name == METRIC_NAME));
+        wanted.sort_unstable();
+        wanted.dedup();
+        Self {
+            named,
+            without: grouping.is_some_and(|g| g.without),
+            drops_name,
+            wanted,
+            by_texts: HashTable::new(),
+            known: vec![],
+            texts: vec![],
+            groups: vec![],
+        }
+    }
+
+    fn keeps(&self, name: &str) -> bool {
+        let is_named = self.named.iter().any(|l| l == name);
+        match self.without {
+            true => name != METRIC_NAME && !is_named,
+            false => is_named && !(self.drops_name && name == METRIC_NAME),
+        }
+    }
+
+    /// The group of a label set: places count from 0, in the order in which groups were met.
+    pub fn place(&mut self, labels: &Labels) -> usize {
+        let mut texts = std::mem::take(&mut self.texts);
+        texts.clear();
+        // 0xff cannot occur in UTF-8, so that texts never run together.
+        let mut put = |name: &str, value: &str| {
+            for text in [name, value] {
+                texts.extend_from_slice(text.as_bytes());
+                texts.push(0xff);
+            }
+        };
+        if self.without {
+            let kept = labels.iter().filter(|(n, _)| self.keeps(n));
+            kept.for_each(|(name, value)| put(name, value));
+        } else {
+            let kept = self.wanted.iter().filter_map(|n| Some((n, labels.get(n)?)));
+            kept.for_each(|(name, value)| put(name, value));
+        }
+        let hash = xxh3_64(&texts);
+        let is_same = |(h, place): &(u64, usize)| *h == hash && *self.known[*place] == *texts;
+        let place = match self.by_texts.find(hash, is_same) {
+            Some((_, place)) => *place,
+            None => {
+                let place = self.groups.len();
+                self.by_texts.insert_unique(hash, (hash, place), |(h, _)| *h);
+                self.groups.push(labels.filtered(|name| self.keeps(name)));
+                self.known.push(texts.as_slice().into());
+                place
+            }
+        };
+        self.texts = texts;
+        place
+    }
+
+    /// The labels of the groups, by their places.
+    pub fn into_groups(self) -> Vec<Labels> {
+        self.groups
+    }
+}
+
+/// Several series of one group and slot, ordered by fingerprint: their cells as words.
+struct Words<'a>(&'a [(u16, &'a [f64])], usize);
+
+impl WithCell for Words<'_> {
+    type Out = Vec<u64>;
+    fn with<C: Cell>(self, _: fn(f64) -> f64) -> Self::Out {
+        let Self(series, steps) = self;
+        let mut cells = vec![C::default(); steps];
+        C::add_series(&mut cells, series);
+        let mut words = Vec::with_capacity(steps * C::WORDS);
+        cells.iter().for_each(|cell| cell.put(&mut words));
+        words
+    }
+}
+
+/// The value of a group at each step, of its slots, which ascend. `None`: they are not what was asked for.
+struct Values<'a>(&'a [(u16, Leaf)], usize);
+
+impl WithCell for Values<'_> {
+    type Out = Option<Vec<f64>>;
+    fn with<C: Cell>(self, finish: fn(f64) -> f64) -> Self::Out {
+        let Self(slots, steps) = self;
+        let mut parts = Vec::with_capacity(slots.len());
+        for (slot, leaf) in slots {
+            let part = match leaf {
+                Leaf::Series(values) if values.len() == steps => Part::Series(values),
+                Leaf::Cells(words) if words.len() == steps * C::WORDS => {
+                    Part::Cells(words.chunks_exact(C::WORDS).map(C::get).collect())
+                }
+                _ => return None,
+            };
+            if *slot >= SLOTS {
+                return None;
+            }
+            let run = Run { first: *slot, len: 1 };
+            parts.push((run, part));
+        }
+        let cells = gather::gather::<C>(parts, Run::ALL, steps).unwrap_or_default();
+        Some(cells.iter().map(|c| c.value().map_or(ABSENT, finish)).collect())
+    }
+}
+
+/// Columns of series that have a value, ordered by (slot, fingerprint): their aggregation at each step.
+pub struct Whole<'a>(pub &'a [Column], pub usize);
+
+impl WithCell for Whole<'_> {
+    type Out = Vec<f64>;
+    fn with<C: Cell>(self, finish: fn(f64) -> f64) -> Self::Out {
+        let Self(columns, steps) = self;
+        let series: Vec<(u16, &[f64])> = columns.iter().map(|c| (c.place.slot, c.values.as_slice())).collect();
+        let cells = gather::node::<C>(&series, Run::ALL, steps).unwrap_or_default();
+        cells.iter().map(|c| c.value().map_or(ABSENT, finish)).collect()
+    }
+}
+
+impl Fold {
+    /// The columns of one shard, ordered by (slot, fingerprint, labels), folded.
+    pub fn folded(&self, mut columns: Vec<SeriesColumn>, steps: usize) -> Folded {
+        let mut grouper = Grouper::new(self.grouping.as_ref(), self.drops_name);
+        let mut grouped: Vec<Vec<usize>> = vec![];
+        let mut old = OldForms::default();
+        for (i, c) in columns.iter().enumerate().filter(|(_, c)| !c.values.is_empty()) {
+            let place = grouper.place(&c.labels);
+            grouped.resize_with(grouped.len().max(place + 1), Vec::new);
+            grouped[place].push(i);
+            old.merge(c.old);
+        }
+        let slot_of: Vec<u16> = columns.iter().map(|c| c.slot.0).collect();
+        let mut groups = Vec::with_capacity(grouped.len());
+        for (labels, of_group) in grouper.into_groups().into_iter().zip(grouped) {
+            let mut slots = vec![];
+            for of_slot in of_group.chunk_by(|a, b| slot_of[*a] == slot_of[*b]) {
+                let slot = slot_of[of_slot[0]];
+                let leaf = match of_slot {
+                    [alone] => Leaf::Series(std::mem::take(&mut columns[*alone].values)),
+                    _ => {
+                        let series: Vec<(u16, &[f64])> =
+                            of_slot.iter().map(|i| (slot, columns[*i].values.as_slice())).collect();
+                        Leaf::Cells(with_cell(self.op, Words(&series, steps)).unwrap_or_default())
+                    }
+                };
+                slots.push((slot, leaf));
+            }
+            groups.push(FoldedGroup { labels, slots });
+        }
+        Folded {
+            groups,
+            series: columns.iter().map(|c| c.fingerprint).collect(),
+            old,
+        }
+    }
+
+    /// The aggregation of what all shards folded, by labels, without columns that have no value. `None`: it does not follow from that.
+    pub fn gathered(&self, all: Vec<Folded>, steps: Steps) -> Option<(Vec<Column>, OldForms)> {
+        let mut seen: Vec<u64> = all.iter().flat_map(|f| &f.series).copied().collect();
+        seen.sort_unstable();
+        if seen.windows(2).any(|pair| pair[0] == pair[1]) {
+            return None;
+        }
+        let mut old = OldForms::default();
+        let mut groups: BTreeMap<Labels, Vec<(u16, Leaf)>> = BTreeMap::new();
+        for folded in all {
+            old.merge(folded.old);
+            for group in folded.groups {
+                groups.entry(group.labels).or_default().extend(group.slots);
+            }
+        }
+        let mut columns = Vec::with_capacity(groups.len());
+        for (labels, mut slots) in groups {
+            slots.sort_unstable_by_key(|(slot, _)| *slot);
+            if slots.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+                return None;
+            }
+            let values = with_cell(self.op, Values(&slots, steps.count))??;
+            columns.extend(Some(Column::computed(labels, values)).filter(|c| !c.is_empty()));
+        }
+        Some((columns, old))
+    }
+}
