@@ -124,6 +124,7 @@ pub enum Timer {
     HistoryPart {
         node: u64,
         life: u64,
+        up_to: u64,
         part: usize,
     },
 }
@@ -348,19 +349,18 @@ impl Desk {
                 parts,
             },
         );
-        (0..count).for_each(|part| Self::send_history(world, node, part));
+        (0..count).for_each(|part| Self::send_history(world, node, index, part));
     }
 
-    fn send_history(world: &mut World, node: u64, part: usize) {
-        let Some(pump) = world.desk_ref().pumps.get(&node) else {
+    /// A part of what goes up to this command, unless another one is brought there by now.
+    fn send_history(world: &mut World, node: u64, up_to: u64, part: usize) {
+        let pump = world.desk_ref().pumps.get(&node);
+        let Some(pump) = pump.filter(|p| p.up_to == up_to) else {
             return;
         };
         let (group, bytes, done) = pump.parts[part].clone();
         if !done {
-            let then = Then::History {
-                up_to: pump.up_to,
-                part,
-            };
+            let then = Then::History { up_to, part };
             world.call(node, group, Payload::Part(bytes), WorldThen::Desk(then));
         }
     }
@@ -385,7 +385,7 @@ impl Desk {
                         .find(|s| GroupId::from(s.shard) == group)
                         .expect("as before");
                     pump.parts[part].1 = entry::encode_part(&intake, again).into();
-                    Self::send_history(world, node, part);
+                    Self::send_history(world, node, up_to, part);
                 }
                 _ => {
                     pump.parts[part].2 = true;
@@ -396,7 +396,15 @@ impl Desk {
                     }
                 }
             },
-            Fate::NotLeader | Fate::Unconfirmed => world.later(AGAIN, Timer::HistoryPart { node, life, part }),
+            Fate::NotLeader | Fate::Unconfirmed => {
+                let again = Timer::HistoryPart {
+                    node,
+                    life,
+                    up_to,
+                    part,
+                };
+                world.later(AGAIN, again);
+            }
         }
     }
 
@@ -542,8 +550,13 @@ impl Desk {
                 Self::record(world, node, life, Box::new(record));
             }
             Timer::Record { node, life, record } => Self::record(world, node, life, record),
-            Timer::HistoryPart { node, life, part } => match world.runs(node).map(Running::life) {
-                Some(now) if now == life => Self::send_history(world, node, part),
+            Timer::HistoryPart {
+                node,
+                life,
+                up_to,
+                part,
+            } => match world.runs(node).map(Running::life) {
+                Some(now) if now == life => Self::send_history(world, node, up_to, part),
                 _ => {
                     world.desk().pumps.remove(&node);
                 }
