@@ -183,14 +183,15 @@ impl WithCell for Words<'_> {
 }
 
 /// The value of a group at each step, of its slots, which ascend. `None`: they are not what was asked for.
-struct Values<'a>(&'a [(u16, Leaf)], usize);
+struct Values(Vec<(u16, Leaf)>, usize);
 
-impl WithCell for Values<'_> {
+impl WithCell for Values {
     type Out = Option<Vec<f64>>;
     fn with<C: Cell>(self, finish: fn(f64) -> f64) -> Self::Out {
         let Self(slots, steps) = self;
         let mut parts = Vec::with_capacity(slots.len());
         for (slot, leaf) in slots {
+            // Words go as their cells come: a group may have a thousand slots of many steps.
             let part = match leaf {
                 Leaf::Series(values) if values.len() == steps => Part::Series(values),
                 Leaf::Cells(words) if words.len() == steps * C::WORDS => {
@@ -198,10 +199,10 @@ impl WithCell for Values<'_> {
                 }
                 _ => return None,
             };
-            if *slot >= SLOTS {
+            if slot >= SLOTS {
                 return None;
             }
-            let run = Run { first: *slot, len: 1 };
+            let run = Run { first: slot, len: 1 };
             parts.push((run, part));
         }
         let cells = gather::gather::<C>(parts, Run::ALL, steps).unwrap_or_default();
@@ -280,7 +281,7 @@ impl Fold {
             if slots.windows(2).any(|pair| pair[0].0 == pair[1].0) {
                 return None;
             }
-            let values = with_cell(self.op, Values(&slots, steps.count))??;
+            let values = with_cell(self.op, Values(slots, steps.count))??;
             columns.extend(Some(Column::computed(labels, values)).filter(|c| !c.is_empty()));
         }
         Some((columns, old))

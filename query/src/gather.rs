@@ -462,18 +462,18 @@ pub fn node<C: Cell>(series: &[(u16, &[f64])], run: Run, steps: usize) -> Option
 }
 
 /// What lies in a run.
-pub enum Part<'a, C> {
+pub enum Part<C> {
     /// One series: as many values as steps.
-    Series(&'a [f64]),
+    Series(Vec<f64>),
     Cells(Cells<C>),
 }
 
-impl<C: Cell> Part<'_, C> {
+impl<C: Cell> Part<C> {
     fn into_cells(self, steps: usize) -> Cells<C> {
         match self {
             Self::Series(values) => {
                 let mut cells = vec![C::default(); steps];
-                C::add_series(&mut cells, &[(0, values)]);
+                C::add_series(&mut cells, &[(0, &values)]);
                 cells
             }
             Self::Cells(cells) => cells,
@@ -485,7 +485,7 @@ impl<C: Cell> Part<'_, C> {
 ///
 /// # Panics
 /// When a run is not aligned or overlaps another: a broken promise of a shard.
-pub fn gather<C: Cell>(mut parts: Vec<(Run, Part<'_, C>)>, run: Run, steps: usize) -> Option<Cells<C>> {
+pub fn gather<C: Cell>(mut parts: Vec<(Run, Part<C>)>, run: Run, steps: usize) -> Option<Cells<C>> {
     let first = parts.first()?.0;
     assert!(
         first.is_aligned() && first.len <= run.len,
@@ -592,7 +592,7 @@ mod tests {
                 let start = series.partition_point(|(s, _)| *s < run.first);
                 let own = &series[start..series.partition_point(|(s, _)| *s < run.first + run.len)];
                 let part = match own {
-                    [(_, value)] => Some(Part::Series(std::slice::from_ref(value))),
+                    [(_, value)] => Some(Part::Series(vec![*value])),
                     _ => node_of::<C>(own, run).map(Part::Cells),
                 };
                 part.map(|part| (run, part))

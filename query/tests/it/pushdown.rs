@@ -336,29 +336,33 @@ fn newest(budget: Budget) -> ColumnsRequest {
     }
 }
 
-/// Notes of each question whether it wants columns folded.
+/// Keeps what it is asked. Without shards it never answers.
+#[derive(Default)]
 struct Noting {
-    real: Real,
-    wants: Mutex<Vec<bool>>,
+    real: Option<Real>,
+    asked: Mutex<Vec<ColumnsRequest>>,
 }
 
 #[async_trait::async_trait]
 impl Shards for Noting {
     async fn series(&self, r: SeriesRequest) -> Answer<SeriesData> {
-        self.real.series(r).await
+        self.real.as_ref().expect("only columns are asked for").series(r).await
     }
     async fn columns(&self, r: ColumnsRequest) -> Result<(Columns, Completeness), ShardsError> {
-        self.wants.lock().unwrap().push(r.fold.is_some());
-        self.real.columns(r).await
+        self.asked.lock().unwrap().push(r.clone());
+        match &self.real {
+            Some(real) => real.columns(r).await,
+            None => futures::future::pending().await,
+        }
     }
-    async fn natives(&self, r: SeriesRequest) -> Answer<NativeSeries> {
-        self.real.natives(r).await
+    async fn natives(&self, _: SeriesRequest) -> Answer<NativeSeries> {
+        unreachable!("no test asks")
     }
     async fn line_counts(&self, _: CountsRequest) -> Answer<StreamCounts> {
         unreachable!("no test asks")
     }
     async fn lines(&self, _: LinesRequest) -> Answer<StreamData> {
-        unreachable!("no test asks")
+        unreachable!("a count reads no lines")
     }
     async fn label_sets(&self, _: LabelsRequest) -> Answer<Labels> {
         unreachable!("no test asks")
@@ -377,8 +381,10 @@ fn aggregations_are_folded_where_series_lie_and_asked_again_only_when_one_lies_i
     // Of one owner, so in one slot.
     let one_slot = [piece(0, 0, 1), piece(1, 1, 1)];
     let ask = |pieces: &[Piece], expr: &str, options: Options| {
-        let (real, wants) = (with_series(pieces), Mutex::default());
-        let noting = Arc::new(Noting { real, wants });
+        let noting = Arc::new(Noting {
+            real: Some(with_series(pieces)),
+            ..Noting::default()
+        });
         let q = RangeQuery {
             tenant: TenantId::default(),
             expr: expr.to_owned(),
@@ -392,8 +398,8 @@ fn aggregations_are_folded_where_series_lie_and_asked_again_only_when_one_lies_i
             let value = points.first().map(|(_, bits)| f64::from_bits(*bits));
             (labels, value.unwrap_or(f64::NAN))
         });
-        let wants = noting.wants.lock().unwrap().clone();
-        (values.map(|(_, v)| v).collect::<Vec<_>>(), wants)
+        let folds: Vec<bool> = noting.asked.lock().unwrap().iter().map(|r| r.fold.is_some()).collect();
+        (values.map(|(_, v)| v).collect::<Vec<_>>(), folds)
     };
     let plain = |pieces: &[Piece], expr: &str| ask(pieces, expr, Options::default());
     assert_eq!(plain(&apart, "count(m_total)"), (vec![3.0], vec![true]));
@@ -569,39 +575,9 @@ fn a_cancelled_query_gets_no_further_series() {
     assert!(collector.take(series, &points).is_break());
 }
 
-/// Never answers; keeps the budget that it was given.
-#[derive(Default)]
-struct Stuck(Mutex<Option<Arc<Budget>>>);
-
-#[async_trait::async_trait]
-impl Shards for Stuck {
-    async fn series(&self, _: SeriesRequest) -> Answer<SeriesData> {
-        unreachable!("no test asks")
-    }
-    async fn columns(&self, r: ColumnsRequest) -> Result<(Columns, Completeness), ShardsError> {
-        *self.0.lock().unwrap() = Some(r.series.budget);
-        futures::future::pending().await
-    }
-    async fn natives(&self, _: SeriesRequest) -> Answer<NativeSeries> {
-        unreachable!("no test asks")
-    }
-    async fn line_counts(&self, _: CountsRequest) -> Answer<StreamCounts> {
-        unreachable!("no test asks")
-    }
-    async fn lines(&self, _: LinesRequest) -> Answer<StreamData> {
-        unreachable!("a count reads no lines")
-    }
-    async fn label_sets(&self, _: LabelsRequest) -> Answer<Labels> {
-        unreachable!("no test asks")
-    }
-    async fn complete_to(&self, _: &TenantId) -> Result<TimestampNs, ShardsError> {
-        unreachable!("no test asks")
-    }
-}
-
 #[test]
 fn dropping_a_query_stops_its_reads() {
-    let stuck = Arc::new(Stuck::default());
+    let stuck = Arc::new(Noting::default());
     let e = Engine::new(stuck.clone(), Limits::default());
     let q = RangeQuery {
         tenant: TenantId::default(),
@@ -613,7 +589,7 @@ fn dropping_a_query_stops_its_reads() {
     };
     let mut run = Box::pin(e.range(&q));
     assert!((&mut run).now_or_never().is_none());
-    let budget = stuck.0.lock().unwrap().clone().expect("the shards were asked");
+    let budget = stuck.asked.lock().unwrap()[0].series.budget.clone();
     assert!(!budget.is_cancelled());
     drop(run);
     assert!(budget.is_cancelled());
