@@ -6,7 +6,7 @@
 use crate::column::{Column, Raw, Steps};
 use crate::engine::{Limits, Options, QueryError};
 use crate::eval::{Evaluator, Loaded, Meter, Notes, Turn, native, rolled, window};
-use crate::fold::Fold;
+use crate::fold::{self, Fold};
 use crate::load;
 use crate::pages::{PAGE_LINES, Pages};
 use crate::piped::Sampler;
@@ -248,10 +248,15 @@ impl Fetch<'_> {
         if let Some(fold) = fold {
             self.check_budget()?;
             let folded = std::mem::take(&mut found.folded);
-            let series: usize = folded.iter().map(|f| f.series.len()).sum();
-            // If there are too many, some may be the same: that is told when all are here.
-            let is_all = found.columns.is_empty() && found.natives.is_empty() && series <= self.limits.series_max;
-            if is_all && let Some((columns, old)) = fold.gathered(folded, reduction.steps) {
+            let (series, different) = fold::counted(&folded);
+            if different > self.limits.series_max {
+                return Err(load::too_many_series(self.limits.series_max));
+            }
+            let is_all = found.columns.is_empty() && found.natives.is_empty();
+            if is_all
+                && series == different
+                && let Some((columns, old)) = fold.gathered(folded, reduction.steps)
+            {
                 let metric = metric_of(matchers).map(str::to_owned);
                 return Ok((Loaded::Folded { columns, metric }, completeness, old));
             }

@@ -3,7 +3,7 @@
 //!
 //! Promise: the values are those of the aggregation of the columns themselves, to the bit. A slot is a leaf of the tree, and its series
 //! lie in one shard. Where they do not (a move of slots), or where a label set occurs twice (of two owners) and is one series whose
-//! samples must be put together first, the cells are of no use: [`Fold::gathered`] says so, and the columns are asked for.
+//! samples must be put together first, the cells are of no use: [`counted`] and [`Fold::gathered`] say so, and the columns are asked for.
 
 use crate::column::{ABSENT, Column, Steps};
 use crate::gather::{self, Cell, Count, Extreme, Mean, Part, Run, Total, Variance};
@@ -47,6 +47,15 @@ pub enum Leaf {
     Series(Vec<f64>),
     /// The words of one cell per step ([`Cell::put`]).
     Cells(Vec<u64>),
+}
+
+/// How many series all shards folded, and how many different ones.
+pub fn counted(all: &[Folded]) -> (usize, usize) {
+    let mut seen: Vec<u64> = all.iter().flat_map(|f| &f.series).copied().collect();
+    let count = seen.len();
+    seen.sort_unstable();
+    seen.dedup();
+    (count, seen.len())
 }
 
 /// What is done with the cells of an aggregation.
@@ -260,13 +269,9 @@ impl Fold {
         }
     }
 
-    /// The aggregation of what all shards folded, by labels, without columns that have no value. `None`: it does not follow from that.
+    /// The aggregation of what all shards folded, each series once ([`counted`]): by labels, without columns that have no value. `None`:
+    /// it does not follow from that.
     pub fn gathered(&self, all: Vec<Folded>, steps: Steps) -> Option<(Vec<Column>, OldForms)> {
-        let mut seen: Vec<u64> = all.iter().flat_map(|f| &f.series).copied().collect();
-        seen.sort_unstable();
-        if seen.windows(2).any(|pair| pair[0] == pair[1]) {
-            return None;
-        }
         let mut old = OldForms::default();
         let mut groups: BTreeMap<Labels, Vec<(u16, Leaf)>> = BTreeMap::new();
         for folded in all {

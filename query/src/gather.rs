@@ -2,7 +2,7 @@
 //!
 //! Series of one slot are added in the order of their label fingerprints. Slots are then combined over one fixed binary
 //! tree of all 1,024: a node is its left half merged with its right half, an empty half counts for nothing. An aligned
-//! run of slots is a node of that tree, so a shard that owns the run may send the node instead of its series, and no
+//! run of slots is a node of that tree, a slot a leaf: a shard may send the leaf instead of its series (`fold.rs`), and no
 //! result depends on how runs were cut.
 //!
 //! Every cell here is exact about order, not about rounding: sums are compensated (Neumaier), means of sums that

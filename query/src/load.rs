@@ -44,7 +44,7 @@ fn place(slot: Slot, stored: &Labels) -> Place {
     }
 }
 
-fn too_many_series(max: usize) -> QueryError {
+pub fn too_many_series(max: usize) -> QueryError {
     QueryError::TooLarge { what: "series", max }
 }
 

@@ -204,6 +204,11 @@ fn limits_are_reached_and_named() {
         format!("the query needs more than {max} {what}; ask for less time, fewer series or a longer step")
     };
     assert_eq!(refused(small, "m"), told(9, "series"));
+    assert_eq!(
+        refused(small, "sum(m)"),
+        told(9, "series"),
+        "also where sums are all that comes"
+    );
     let series_only = Limits {
         series_max: 10,
         ..small
