@@ -35,6 +35,8 @@ marks! {
     InstallMadeUpFor,
     /// A snapshot came and nobody had use for it.
     SnapshotNeedless,
+    /// A learner that was far behind waited for its next share of the log.
+    CatchUpPaced,
     /// A follower's read was answered without another round of heartbeats.
     ReadAnsweredAtOnce,
     /// A joint membership stayed, and the watchdog proposed its end.

@@ -270,12 +270,35 @@ struct Snapshots {
     sending: BTreeMap<u64, u64>,
 }
 
+/// How much of the log learners that are far behind are sent between two ticks. With all of it at once, a node that joins takes
+/// processors and disks from those who write.
+#[derive(Default)]
+struct CatchUp {
+    /// Up to this index every voter has the log: who asks for such entries counts for nothing yet.
+    below: u64,
+    bytes_left: u64,
+    /// Who asked for more.
+    waiting: Vec<GetEntriesContext>,
+}
+
+/// At ticks of 50 ms: 10 MiB a second.
+const CATCH_UP_BYTES_PER_TICK: u64 = 512 << 10;
+/// What a group grows by goes to its learners that much faster, so that they catch up however much is written.
+const CATCH_UP_TIMES: u64 = 4;
+/// Others are sent to with the next heartbeat.
+const CATCH_UP_WAITING_MAX: usize = 16;
+
 /// What raft-rs reads.
 struct Store {
     view: SharedView,
     hard: HardState,
     confs: Confs,
     snapshots: RefCell<Snapshots>,
+    catch_up: RefCell<CatchUp>,
+}
+
+fn bytes_of(entries: &[Entry]) -> u64 {
+    entries.iter().map(|e| e.data.len() as u64).sum()
 }
 
 fn raft_error(e: ViewError) -> raft::Error {
@@ -298,10 +321,27 @@ impl Storage for Store {
         low: u64,
         high: u64,
         max_size: impl Into<Option<u64>>,
-        _: GetEntriesContext,
+        context: GetEntriesContext,
     ) -> raft::Result<Vec<Entry>> {
-        let bytes_max = max_size.into().unwrap_or(u64::MAX);
-        self.view.lock().entries(low, high, bytes_max).map_err(raft_error)
+        let mut bytes_max = max_size.into().unwrap_or(u64::MAX);
+        let mut catch_up = self.catch_up.borrow_mut();
+        // Those that nobody can wait with are not for a peer.
+        let is_paced = context.can_async() && low <= catch_up.below;
+        if is_paced && catch_up.bytes_left == 0 {
+            reached(Mark::CatchUpPaced);
+            if catch_up.waiting.len() < CATCH_UP_WAITING_MAX {
+                catch_up.waiting.push(context);
+            }
+            return Err(StorageError::LogTemporarilyUnavailable.into());
+        }
+        if is_paced {
+            bytes_max = bytes_max.min(catch_up.bytes_left);
+        }
+        let entries = self.view.lock().entries(low, high, bytes_max).map_err(raft_error)?;
+        if is_paced {
+            catch_up.bytes_left = catch_up.bytes_left.saturating_sub(bytes_of(&entries));
+        }
+        Ok(entries)
     }
 
     fn term(&self, index: u64) -> raft::Result<u64> {
@@ -383,6 +423,8 @@ pub struct Driver {
     read_prefix: [u8; 16],
     read_seq: u64,
     read_tick: u64,
+    /// Since the last tick.
+    grown_bytes: u64,
     /// See `is_alone`: the term in which it is.
     alone_in: Option<u64>,
     incoming: Option<(u64, String)>,
@@ -446,6 +488,7 @@ impl Driver {
             read_prefix,
             read_seq: 0,
             read_tick: 0,
+            grown_bytes: 0,
             alone_in: None,
             incoming: None,
             installing: None,
@@ -488,6 +531,7 @@ impl Driver {
             hard: self.hard,
             confs,
             snapshots: RefCell::default(),
+            catch_up: RefCell::default(),
         };
         self.node = Some(RawNode::new(&self.raft_config(), store, &self.logger)?);
         Ok(())
@@ -795,10 +839,36 @@ impl Driver {
             self.raft(|node| node.raft.promotable() && node.campaign().is_ok());
         }
         self.end_joint();
+        self.pace_learners();
         let oldest = self.ticks.saturating_sub(READ_AGE_TICKS_MAX);
         self.reads.retain(|r| r.since_tick >= oldest);
         if self.ticks.is_multiple_of(COMPACT_EVERY_TICKS) {
             self.compact();
+        }
+    }
+
+    /// Learners get their next share of the log, and as much as asked for it is sent.
+    fn pace_learners(&mut self) {
+        let grown_bytes = std::mem::take(&mut self.grown_bytes);
+        let Some(node) = &mut self.node else { return };
+        let learners = node.raft.prs().conf().learners();
+        let paces = node.raft.state == StateRole::Leader && !learners.is_empty();
+        let below = paces.then(|| {
+            let voters = node.raft.prs().iter().filter(|(id, _)| !learners.contains(id));
+            voters.map(|(_, progress)| progress.matched).min().unwrap_or(0)
+        });
+        let bytes_left = match () {
+            () if paces && buggify(Rare::OneAppend) => 1,
+            () => grown_bytes.saturating_mul(CATCH_UP_TIMES).max(CATCH_UP_BYTES_PER_TICK),
+        };
+        let next = CatchUp {
+            below: below.unwrap_or(0),
+            bytes_left,
+            waiting: vec![],
+        };
+        let before = node.mut_store().catch_up.replace(next);
+        for context in before.waiting {
+            node.on_entries_fetched(context);
         }
     }
 
@@ -1087,6 +1157,8 @@ impl Driver {
                 let term = node.raft.term;
                 node.raft.become_follower(term, 0);
             }
+            // A learner that came with it is behind from now on, not from the next tick.
+            self.pace_learners();
         }
         done
     }
@@ -1318,6 +1390,7 @@ impl Driver {
         }
         let entries = ready.take_entries();
         if !entries.is_empty() {
+            self.grown_bytes += bytes_of(&entries);
             let version = node.store().view.lock().append(&entries);
             task.writes.push(LogWrite::Entries { version, entries });
         }

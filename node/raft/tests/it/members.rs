@@ -395,10 +395,14 @@ impl Net {
     }
 
     fn propose(&mut self, at: u64) {
+        self.propose_bytes(at, 200);
+    }
+
+    fn propose_bytes(&mut self, at: u64, bytes: usize) {
         self.names += 1;
         let mut id = [0; 16];
         id[..8].copy_from_slice(&self.names.to_le_bytes());
-        let data = vec![b'x'; 200];
+        let data = vec![b'x'; bytes];
         self.step(at, Input::Propose { id, data });
     }
 
@@ -674,6 +678,42 @@ fn a_late_heartbeat_is_no_loss_to_a_copy_that_let_go() {
     net.change(leader, vec![MemberStep::Learner(NodeId(3))]);
     net.run(20);
     assert_eq!(net.nodes[&3].state.lines.len(), net.nodes[&leader].state.lines.len());
+}
+
+/// A fourth node joined, and three hundred milliseconds long each write took ten times as long: it was sent all of the log at once.
+#[test]
+fn a_learner_far_behind_gets_its_share_of_the_log_with_each_tick_and_what_is_written_waits_for_nobody() {
+    const BYTES: usize = 12 << 10;
+    /// 512 KiB a tick, or four times what came since the last one; what is left is rounded up to a whole entry, and a new leader's
+    /// and a change of members are entries of a few bytes.
+    const SHARE: u64 = (512 << 10) / BYTES as u64 + 3;
+    for (written_per_tick, share) in [(0, SHARE), (1, SHARE), (20, 4 * 20 + 3)] {
+        let mut net = Net::new(1, false);
+        net.run(40);
+        let leader = net.leader().unwrap();
+        for _ in 0..400 {
+            net.propose_bytes(leader, BYTES);
+            net.run(1);
+        }
+        net.start(4);
+        net.change(leader, vec![MemberStep::Learner(NodeId(4))]);
+        let (mut ticks, mut before) = (0, 0);
+        while net.status(4).last_index < net.status(leader).last_index || before == 0 {
+            (0..written_per_tick).for_each(|_| net.propose_bytes(leader, BYTES));
+            net.run(1);
+            let (led, has) = (net.status(leader), net.status(4).last_index);
+            let sent = has - before;
+            assert!(
+                sent <= share + written_per_tick,
+                "{sent} entries within a tick of {written_per_tick}"
+            );
+            assert_eq!(led.commit, led.last_index, "what is written waits");
+            before = has;
+            ticks += 1;
+            assert!(ticks < 40, "{has} of {} after {ticks} ticks", led.last_index);
+        }
+        assert!(ticks > 4, "it was sent all of it within {ticks} ticks");
+    }
 }
 
 #[test]
