@@ -12,9 +12,9 @@
 //! - A proposal is answered `Applied` only when the entry with its own id was applied, `Lost` only when another
 //!   entry stands at its index for good.
 //! - A node that lost entries it had confirmed stops this group (`quarantined`) before raft-rs would panic. Told that it
-//!   counts no more (`Rebuild`), it forgets its log, keeps its vote, and takes nothing but a snapshot, also when it starts anew
-//!   in between. One whose machine
-//!   has damaged files does the same (`GiveUp`), never while it counts by its own log.
+//!   counts no more (`Rebuild`), it forgets its log, keeps its vote, and takes nothing but a snapshot. One whose machine
+//!   has damaged files does the same (`GiveUp`), never while it counts by its own log. Started anew in between it waits on if its
+//!   machine is empty; else it is quarantined again, for another reason ([`Driver::GIVEN_UP`]), and healed as from a loss.
 //! - The membership is the one as of the applied index, also after a crash: what is written is a membership at or before
 //!   the machine's durable index, and the entries behind it are in the log.
 //! - One change of members at a time. A node that finds itself removed neither leads nor campaigns any more.
@@ -30,7 +30,7 @@ use hindcast_env::{Rng, SeededRng};
 use hindcast_model::{GroupId, NodeId};
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType, Snapshot};
-use raft::{Config, GetEntriesContext, RawNode, SnapshotStatus, StateRole, Storage, StorageError};
+use raft::{Config, GetEntriesContext, ProgressState, RawNode, SnapshotStatus, StateRole, Storage, StorageError};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -274,7 +274,7 @@ struct Snapshots {
 /// processors and disks from those who write.
 #[derive(Default)]
 struct CatchUp {
-    /// Up to this index every voter has the log: who asks for such entries counts for nothing yet.
+    /// Up to this index every voter that is well has the log: who asks for such entries counts for nothing yet, or was away.
     below: u64,
     bytes_left: u64,
     /// Who asked for more.
@@ -283,8 +283,10 @@ struct CatchUp {
 
 /// At ticks of 50 ms: 10 MiB a second.
 const CATCH_UP_BYTES_PER_TICK: u64 = 512 << 10;
-/// What a group grows by goes to its learners that much faster, so that they catch up however much is written.
+/// What a group grows by goes to each of its learners that much faster, so that they catch up however much is written.
 const CATCH_UP_TIMES: u64 = 4;
+/// So many tails of the log are kept for a learner that is on its way through it, lest it needs a second snapshot.
+const CATCH_UP_TAILS: u64 = 8;
 /// Others are sent to with the next heartbeat.
 const CATCH_UP_WAITING_MAX: usize = 16;
 
@@ -851,15 +853,23 @@ impl Driver {
     fn pace_learners(&mut self) {
         let grown_bytes = std::mem::take(&mut self.grown_bytes);
         let Some(node) = &mut self.node else { return };
+        let (me, oldest) = (
+            self.config.node.0,
+            self.ticks.saturating_sub(self.config.election_ticks as u64),
+        );
+        let is_heard = |id: u64| id == me || self.heard.get(&id).is_some_and(|at| *at >= oldest);
         let learners = node.raft.prs().conf().learners();
         let paces = node.raft.state == StateRole::Leader && !learners.is_empty();
         let below = paces.then(|| {
-            let voters = node.raft.prs().iter().filter(|(id, _)| !learners.contains(id));
-            voters.map(|(_, progress)| progress.matched).min().unwrap_or(0)
+            // Not those that are down, whose place a learner is to take, nor those of which a new leader knows nothing yet.
+            let known = node.raft.prs().iter().filter(|(id, p)| is_heard(**id) && p.matched > 0);
+            let voters = known.filter(|(id, _)| !learners.contains(id));
+            voters.map(|(_, p)| p.matched).min().unwrap_or(0)
         });
+        let times = CATCH_UP_TIMES.saturating_mul(learners.len() as u64);
         let bytes_left = match () {
             () if paces && buggify(Rare::OneAppend) => 1,
-            () => grown_bytes.saturating_mul(CATCH_UP_TIMES).max(CATCH_UP_BYTES_PER_TICK),
+            () => grown_bytes.saturating_mul(times).max(CATCH_UP_BYTES_PER_TICK),
         };
         let next = CatchUp {
             below: below.unwrap_or(0),
@@ -1617,9 +1627,19 @@ impl Driver {
             let snapshots = node.store().snapshots.borrow();
             let ready = snapshots.ready.values().map(|(at, _)| at.index);
             let limit = ready.chain(snapshots.sending.values().copied()).fold(limit, u64::min);
+            let learners = node.raft.prs().conf().learners().iter();
+            let on_their_way = learners.filter_map(|id| match node.raft.prs().get(*id)? {
+                p if p.state == ProgressState::Replicate => Some(p.matched),
+                p if p.state == ProgressState::Probe => Some(p.next_idx - 1),
+                _ => None,
+            });
+            let needed = on_their_way.min().filter(|_| node.raft.state == StateRole::Leader);
             let mut view = node.store().view.lock();
             let to = view.excess(limit, tail_bytes)?;
-            view.truncate(to)
+            let at_least = view
+                .excess(limit, tail_bytes.saturating_mul(CATCH_UP_TAILS))
+                .unwrap_or(0);
+            view.truncate(to.min(needed.map_or(to, |at| at.max(at_least))))
         });
         let Some(point) = point else { return };
         let mut writes = vec![];

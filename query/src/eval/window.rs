@@ -334,11 +334,6 @@ impl Reaches {
         }
     }
 
-    /// Places of the windows that have too little to stretch: theirs is no reach.
-    pub fn gaps(&self) -> &[usize] {
-        &self.gaps
-    }
-
     pub fn get(&self, i: usize) -> Reach {
         Reach {
             sampled: self.sampled[i],

@@ -688,31 +688,63 @@ fn a_learner_far_behind_gets_its_share_of_the_log_with_each_tick_and_what_is_wri
     /// and a change of members are entries of a few bytes.
     const SHARE: u64 = (512 << 10) / BYTES as u64 + 3;
     for (written_per_tick, share) in [(0, SHARE), (1, SHARE), (20, 4 * 20 + 3)] {
-        let mut net = Net::new(1, false);
-        net.run(40);
-        let leader = net.leader().unwrap();
-        for _ in 0..400 {
-            net.propose_bytes(leader, BYTES);
-            net.run(1);
+        for is_one_down in [false, true] {
+            let mut net = Net::new(1, false);
+            net.run(40);
+            let leader = net.leader().unwrap();
+            if is_one_down {
+                // It is the one that the learner is to stand in for.
+                net.crash(if leader == 3 { 2 } else { 3 });
+                net.run(20);
+            }
+            for _ in 0..400 {
+                net.propose_bytes(leader, BYTES);
+                net.run(1);
+            }
+            net.start(4);
+            net.change(leader, vec![MemberStep::Learner(NodeId(4))]);
+            let (mut ticks, mut before) = (0, 0);
+            while net.status(4).last_index < net.status(leader).last_index || before == 0 {
+                (0..written_per_tick).for_each(|_| net.propose_bytes(leader, BYTES));
+                net.run(1);
+                let (led, has) = (net.status(leader), net.status(4).last_index);
+                let sent = has - before;
+                let most = share + written_per_tick;
+                assert!(sent <= most, "{sent} entries within a tick of {written_per_tick}");
+                assert_eq!(led.commit, led.last_index, "what is written waits");
+                before = has;
+                ticks += 1;
+                assert!(ticks < 40, "{has} of {} after {ticks} ticks", led.last_index);
+            }
+            assert!(ticks > 4, "it was sent all of it within {ticks} ticks");
         }
-        net.start(4);
-        net.change(leader, vec![MemberStep::Learner(NodeId(4))]);
-        let (mut ticks, mut before) = (0, 0);
-        while net.status(4).last_index < net.status(leader).last_index || before == 0 {
-            (0..written_per_tick).for_each(|_| net.propose_bytes(leader, BYTES));
-            net.run(1);
-            let (led, has) = (net.status(leader), net.status(4).last_index);
-            let sent = has - before;
-            assert!(
-                sent <= share + written_per_tick,
-                "{sent} entries within a tick of {written_per_tick}"
-            );
-            assert_eq!(led.commit, led.last_index, "what is written waits");
-            before = has;
-            ticks += 1;
-            assert!(ticks < 40, "{has} of {} after {ticks} ticks", led.last_index);
-        }
-        assert!(ticks > 4, "it was sent all of it within {ticks} ticks");
+    }
+}
+
+/// Files were written while a learner was on its way through the log, which was cut to its usual tail: all began again with a snapshot.
+#[test]
+fn the_log_is_not_cut_before_a_learner_that_is_on_its_way_through_it() {
+    let mut net = Net::new(1, false);
+    net.run(40);
+    let leader = net.leader().unwrap();
+    for _ in 0..700 {
+        net.propose_bytes(leader, 12 << 10);
+        net.run(1);
+    }
+    net.start(4);
+    net.change(leader, vec![MemberStep::Learner(NodeId(4))]);
+    net.run(2);
+    let has = net.status(4).last_index;
+    assert!((1..200).contains(&has), "it is on its way: {has}");
+    (1..=3).for_each(|id| net.save(id));
+    // Longer than between two looks at what may go; the voters' logs are cut at once.
+    net.run(30);
+    assert_eq!(net.status(4).last_index, net.status(leader).last_index);
+    assert!(net.exports.is_empty(), "a snapshot was made: {:?}", net.exports.keys());
+    net.run(30);
+    for id in 1..=3 {
+        let log = net.nodes[&id].driver.status().log_bytes;
+        assert!(log < 2 << 20, "node {id} keeps {log} bytes for nobody");
     }
 }
 
