@@ -19,7 +19,7 @@ use hindcast_proto::trace::{NATIVE, TRACE_LABEL};
 use hindcast_storage::cardinality::Cardinality;
 use hindcast_storage::read::{Direction, LabelTexts};
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The virtual label that holds the hex id of a series' owner, when `Options::owner_label` asks for it.
 pub const OWNER_LABEL: &str = "__owner__";
@@ -519,6 +519,7 @@ impl Engine {
             options,
             limits: self.limits,
             budget: budget.clone(),
+            again: OnceLock::new(),
         };
         let sources = planned.sources.iter().map(|s| fetch.source(s));
         let (mut data, mut completeness) = (vec![], Completeness::default());

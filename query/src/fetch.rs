@@ -20,7 +20,7 @@ use hindcast_logql::LineFilter;
 use hindcast_model::{Labels, METRIC_NAME, Matcher, TenantId, TimestampNs};
 use hindcast_storage::read::{Direction, LabelTexts, SeriesData};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub struct Fetch<'a> {
     pub shards: &'a dyn Shards,
@@ -28,6 +28,8 @@ pub struct Fetch<'a> {
     pub options: &'a Options,
     pub limits: Limits,
     pub budget: Arc<Budget>,
+    /// Of all selectors that are asked again, together.
+    pub again: OnceLock<Arc<Budget>>,
 }
 
 /// Ends the reads of a query when it is dropped, on whatever thread they are.
@@ -261,8 +263,8 @@ impl Fetch<'_> {
                 return Ok((Loaded::Folded { columns, metric }, completeness, old));
             }
             if series > 0 {
-                (request.fold, request.series.budget) = (None, Arc::new(self.budget.afresh()));
-                let budget = request.series.budget.clone();
+                let budget = self.again.get_or_init(|| Arc::new(self.budget.afresh()));
+                (request.fold, request.series.budget) = (None, budget.clone());
                 let (again, seen) = self.shards.columns(request).await?;
                 if budget.is_exceeded() {
                     self.budget.exceed();

@@ -43,7 +43,7 @@ pub struct FoldedGroup {
 /// What the series of one group in one slot are.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Leaf {
-    /// One series, as it is.
+    /// Few series, as they are: one after the other, ordered by fingerprint.
     Series(Vec<f64>),
     /// The words of one cell per step ([`Cell::put`]).
     Cells(Vec<u64>),
@@ -176,19 +176,31 @@ impl<'a> Grouper<'a> {
     }
 }
 
-/// Several series of one group and slot, ordered by fingerprint: their cells as words.
-struct Words<'a>(&'a [(u16, &'a [f64])], usize);
+/// The series of one group and slot, ordered by fingerprint: their cells, or they as they are where cells would be more.
+struct Fewest(Vec<Vec<f64>>, usize);
 
-impl WithCell for Words<'_> {
-    type Out = Vec<u64>;
+impl WithCell for Fewest {
+    type Out = Leaf;
     fn with<C: Cell>(self, _: fn(f64) -> f64) -> Self::Out {
-        let Self(series, steps) = self;
-        let mut cells = vec![C::default(); steps];
-        C::add_series(&mut cells, series);
+        let Self(mut series, steps) = self;
+        if let [alone] = &mut *series {
+            return Leaf::Series(std::mem::take(alone));
+        }
+        if series.len() <= C::WORDS && series.iter().all(|values| values.len() == steps) {
+            return Leaf::Series(series.concat());
+        }
+        let series: Vec<(u16, &[f64])> = series.iter().map(|values| (0, values.as_slice())).collect();
+        let cells = added::<C>(&series, steps);
         let mut words = Vec::with_capacity(steps * C::WORDS);
         cells.iter().for_each(|cell| cell.put(&mut words));
-        words
+        Leaf::Cells(words)
     }
+}
+
+fn added<C: Cell>(series: &[(u16, &[f64])], steps: usize) -> Vec<C> {
+    let mut cells = vec![C::default(); steps];
+    C::add_series(&mut cells, series);
+    cells
 }
 
 /// The value of a group at each step, of its slots, which ascend. `None`: they are not what was asked for.
@@ -203,6 +215,10 @@ impl WithCell for Values {
             // Words go as their cells come: a group may have a thousand slots of many steps.
             let part = match leaf {
                 Leaf::Series(values) if values.len() == steps => Part::Series(values),
+                Leaf::Series(values) if steps > 0 && values.len() % steps == 0 => {
+                    let series: Vec<(u16, &[f64])> = values.chunks_exact(steps).map(|values| (slot, values)).collect();
+                    Part::Cells(added::<C>(&series, steps))
+                }
                 Leaf::Cells(words) if words.len() == steps * C::WORDS => {
                     Part::Cells(words.chunks_exact(C::WORDS).map(C::get).collect())
                 }
@@ -219,15 +235,14 @@ impl WithCell for Values {
     }
 }
 
-/// Columns of series that have a value, ordered by (slot, fingerprint): their aggregation at each step.
-pub struct Whole<'a>(pub &'a [Column], pub usize);
+/// Slots and columns of series, ordered by (slot, fingerprint): their aggregation at each step.
+pub struct Whole<'a>(pub &'a [(u16, &'a [f64])], pub usize);
 
 impl WithCell for Whole<'_> {
     type Out = Vec<f64>;
     fn with<C: Cell>(self, finish: fn(f64) -> f64) -> Self::Out {
-        let Self(columns, steps) = self;
-        let series: Vec<(u16, &[f64])> = columns.iter().map(|c| (c.place.slot, c.values.as_slice())).collect();
-        let cells = gather::node::<C>(&series, Run::ALL, steps).unwrap_or_default();
+        let Self(series, steps) = self;
+        let cells = gather::node::<C>(series, Run::ALL, steps).unwrap_or_default();
         cells.iter().map(|c| c.value().map_or(ABSENT, finish)).collect()
     }
 }
@@ -250,14 +265,12 @@ impl Fold {
             let mut slots = vec![];
             for of_slot in of_group.chunk_by(|a, b| slot_of[*a] == slot_of[*b]) {
                 let slot = slot_of[of_slot[0]];
-                let leaf = match of_slot {
-                    [alone] => Leaf::Series(std::mem::take(&mut columns[*alone].values)),
-                    _ => {
-                        let series: Vec<(u16, &[f64])> =
-                            of_slot.iter().map(|i| (slot, columns[*i].values.as_slice())).collect();
-                        Leaf::Cells(with_cell(self.op, Words(&series, steps)).unwrap_or_default())
-                    }
-                };
+                // As they are folded, they go.
+                let of_slot = of_slot
+                    .iter()
+                    .map(|i| std::mem::take(&mut columns[*i].values))
+                    .collect();
+                let leaf = with_cell(self.op, Fewest(of_slot, steps)).unwrap_or(Leaf::Series(vec![]));
                 slots.push((slot, leaf));
             }
             groups.push(FoldedGroup { labels, slots });
@@ -290,5 +303,70 @@ impl Fold {
             columns.extend(Some(Column::computed(labels, values)).filter(|c| !c.is_empty()));
         }
         Some((columns, old))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hindcast_model::{Owner, Slot};
+    use proptest::prelude::*;
+
+    const OPS: [AggregateOp; 8] = [
+        AggregateOp::Sum,
+        AggregateOp::Avg,
+        AggregateOp::Min,
+        AggregateOp::Max,
+        AggregateOp::Count,
+        AggregateOp::Group,
+        AggregateOp::Stddev,
+        AggregateOp::Stdvar,
+    ];
+
+    fn value() -> impl Strategy<Value = f64> {
+        prop_oneof![
+            4 => (-1e6..1e6).prop_map(|v: f64| v),
+            1 => any::<f64>(),
+            1 => Just(ABSENT),
+            1 => Just(-0.0),
+        ]
+    }
+
+    proptest! {
+        /// An average by instance of two series each took two and a half times what the series themselves would have.
+        #[test]
+        fn what_is_folded_is_never_more_than_the_columns_and_means_the_same(
+            steps in 1usize..5,
+            values in prop::collection::vec((0u16..3, prop::collection::vec(value(), 4)), 1..24),
+        ) {
+            let mut values = values;
+            values.sort_by_key(|(slot, _)| *slot);
+            let column = |(i, (slot, values)): (usize, &(u16, Vec<f64>))| SeriesColumn {
+                labels: Labels::from_pairs([("i", i.to_string().as_str())]),
+                fingerprint: i as u64,
+                owner: Owner::None,
+                slot: Slot(*slot),
+                values: values[..steps].to_vec(),
+                old: OldForms::default(),
+            };
+            let columns: Vec<SeriesColumn> = values.iter().enumerate().map(column).collect();
+            let plain: Vec<(u16, &[f64])> = columns.iter().map(|c| (c.slot.0, c.values.as_slice())).collect();
+            for op in OPS {
+                let fold = Fold { op, grouping: None, drops_name: false };
+                let folded = fold.folded(columns.clone(), steps);
+                let words = |leaf: &Leaf| match leaf {
+                    Leaf::Series(values) => values.len(),
+                    Leaf::Cells(words) => words.len(),
+                };
+                let kept: usize = folded.groups.iter().flat_map(|g| &g.slots).map(|(_, leaf)| words(leaf)).sum();
+                prop_assert!(kept <= columns.len() * steps, "{op:?}: {kept} words of {} series", columns.len());
+                let all = Steps { start: 0, step: 1, count: steps };
+                let (gathered, _) = fold.gathered(vec![folded], all).unwrap();
+                let bits = |values: &[f64]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                let whole = with_cell(op, Whole(&plain, steps)).unwrap();
+                let found = gathered.first().map_or_else(|| vec![ABSENT; steps], |c| c.values.clone());
+                prop_assert_eq!(bits(&found), bits(&whole), "{:?}", op);
+            }
+        }
     }
 }

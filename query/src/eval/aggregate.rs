@@ -186,7 +186,8 @@ fn fold(op: AggregateOp, columns: &[Column], scalar: &[f64], steps: Steps) -> Ve
         };
         return (0..steps.count).map(quantile).collect();
     }
-    with_cell(op, Whole(columns, steps.count)).unwrap_or_else(|| unreachable!("{op:?} keeps its inputs apart"))
+    let series: Vec<(u16, &[f64])> = columns.iter().map(|c| (c.place.slot, c.values.as_slice())).collect();
+    with_cell(op, Whole(&series, steps.count)).unwrap_or_else(|| unreachable!("{op:?} keeps its inputs apart"))
 }
 
 /// The columns of a group that have a value at step `i`, in order.

@@ -433,6 +433,34 @@ fn aggregations_are_folded_where_series_lie_and_asked_again_only_when_one_lies_i
     assert_eq!(ask(&twice, "count(m_total)", owner_label), (vec![2.0], vec![false]));
 }
 
+/// Each of ten aggregations that were asked again could load as much as a whole query may.
+#[test]
+fn selectors_that_are_asked_again_share_what_a_query_may_load() {
+    let rows: Vec<(i64, i32)> = (0..10).map(|t| (t * 1000, 1)).collect();
+    let noting = Arc::new(Noting {
+        real: Some(with_series(&[(0, 0, 1, rows.clone()), (1, 0, 0, rows)])),
+        ..Noting::default()
+    });
+    let q = RangeQuery {
+        tenant: TenantId::default(),
+        expr: "count(m_total) + count(m_total offset 1s)".to_owned(),
+        start: TimestampNs::from_ms(9_000),
+        end: TimestampNs::from_ms(9_000),
+        step: SpanNs::from_secs(1),
+        options: Options::default(),
+    };
+    block_on(Engine::new(noting.clone(), Limits::default()).range(&q)).unwrap();
+    let asked = noting.asked.lock().unwrap();
+    let (first, again): (Vec<_>, Vec<_>) = asked.iter().partition(|r| r.fold.is_some());
+    assert_eq!((first.len(), again.len()), (2, 2));
+    let is_shared = |all: &[&ColumnsRequest]| Arc::ptr_eq(&all[0].series.budget, &all[1].series.budget);
+    assert!(is_shared(&first) && is_shared(&again));
+    assert!(
+        !is_shared(&[first[0], again[0]]),
+        "what was folded is not counted twice"
+    );
+}
+
 #[test]
 fn reading_stops_where_the_budget_ends() {
     let real = ten_series();
