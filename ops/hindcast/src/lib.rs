@@ -8,7 +8,7 @@ pub mod import;
 pub mod server;
 pub mod tls;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Here and not in the program, so that programs which tests build around this library are what is shipped in this, too.
@@ -111,10 +111,42 @@ fn use_small_pages() {
     }
 }
 
+/// The command line. A command that gives no examples of its own gets those that the command above it has for it.
+fn command_line() -> clap::Command {
+    fn of(examples: &str, name: &str) -> String {
+        let start = format!("  hindcast {name} ");
+        let mut is_its = false;
+        let its = examples.lines().filter(|line| {
+            // What is said of an example is indented below it.
+            let is_more = line.starts_with("      ") && !line.trim().is_empty();
+            is_its = (is_its && is_more) || format!("{line} ").starts_with(&start);
+            is_its
+        });
+        its.collect::<Vec<_>>().join("\n")
+    }
+    let mut all = Args::command();
+    let groups: Vec<String> = all.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+    for group in groups {
+        all = all.mut_subcommand(&group, |mut command| {
+            let examples = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let names: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+            for name in names {
+                let its = of(&examples, &format!("{group} {name}"));
+                command = command.mut_subcommand(&name, |leaf| match leaf.get_after_help() {
+                    None if !its.is_empty() => leaf.after_help(format!("Examples:\n{its}")),
+                    _ => leaf,
+                });
+            }
+            command
+        });
+    }
+    all
+}
+
 /// Parses the command line and runs it.
 pub fn main() -> ExitCode {
     use_small_pages();
-    let args = Args::parse();
+    let args = Args::from_arg_matches(&command_line().get_matches()).unwrap_or_else(|e| e.exit());
     if !matches!(args.command, Command::Server(_) | Command::Demo(_)) {
         // `hindcast … | head` ends quietly, as other tools do.
         sigpipe::reset();
@@ -165,5 +197,54 @@ async fn run(command: Command) -> cli::Done {
         Command::Cluster(args) => cli::cluster::run(args).await,
         Command::Cert(args) => cli::cert::run(args),
         Command::Storage(args) => cli::storage::run(args).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Newcomers looked at `hindcast ticket note --help`, and found neither an example nor what NUMBER is.
+    #[test]
+    fn every_command_says_what_its_arguments_are_and_gives_an_example() {
+        fn look(command: &clap::Command, path: &str, missing: &mut Vec<String>) {
+            let mut told = command.clone().render_long_help().to_string();
+            if let Some(long) = command.get_after_long_help() {
+                told.push_str(&long.to_string());
+            }
+            if !told.contains(&format!("  {path}")) && command.get_name() != "hindcast" {
+                missing.push(format!("{path}: an example"));
+            }
+            for arg in command.get_arguments().filter(|a| !a.is_hide_set()) {
+                // Of a choice, what each means says enough.
+                let is_choice = arg.get_possible_values().iter().any(|v| v.get_help().is_some());
+                if !is_choice && arg.get_help().is_none() && arg.get_long_help().is_none() {
+                    missing.push(format!("{path}: what {} is", arg.get_id()));
+                }
+            }
+            for below in command.get_subcommands() {
+                look(below, &format!("{path} {}", below.get_name()), missing);
+            }
+        }
+        let mut missing = vec![];
+        look(&command_line(), "hindcast", &mut missing);
+        assert!(missing.is_empty(), "{}", missing.join("\n"));
+    }
+
+    #[test]
+    fn a_command_gets_its_examples_from_the_one_above_it() {
+        let mut all = command_line();
+        let mut help = |group: &str, name: &str| {
+            let group = all.find_subcommand_mut(group).unwrap();
+            let leaf = group.find_subcommand_mut(name).unwrap();
+            leaf.get_after_help().unwrap().to_string()
+        };
+        let status = help("kafka", "status");
+        assert!(
+            status.starts_with("Examples:\n  hindcast kafka status\n      which node"),
+            "{status}"
+        );
+        assert!(!status.contains("kafka check"), "{status}");
+        assert!(help("cluster", "add").starts_with("Example:"), "its own");
     }
 }

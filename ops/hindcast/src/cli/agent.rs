@@ -12,6 +12,11 @@ const MIB: u64 = 1024 * 1024;
 
 /// This host's metrics and log files over gRPC. `--endpoint` takes several addresses, separated by commas.
 #[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:
+  hindcast agent
+  hindcast agent --endpoint http://10.0.0.1:7400,http://10.0.0.2:7400 --journal
+  hindcast agent --log shop=/var/log/shop.log --buffer-dir /var/lib/hindcast-agent
+      batches outlive the agent and a cluster that cannot be reached")]
 pub struct AgentArgs {
     #[command(flatten)]
     pub client: Client,

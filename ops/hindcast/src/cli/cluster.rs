@@ -63,7 +63,9 @@ enum ClusterAction {
     /// Puts one node in the places of another, in one change per group. The old one may be dead.
     #[command(after_help = "Example:\n  hindcast cluster move 3 4 --endpoint http://127.0.0.1:7400")]
     Move {
+        /// The number of the node that goes.
         from: u64,
+        /// The number of the node that takes its places.
         to: u64,
         #[command(flatten)]
         waiting: Waiting,
@@ -71,7 +73,9 @@ enum ClusterAction {
     /// Makes a node lead a group (`meta`, or a shard's number) from now on.
     #[command(after_help = "Examples:\n  hindcast cluster transfer meta 2\n  hindcast cluster transfer 1 --spread")]
     Transfer {
+        /// `meta`, or a shard's number.
         group: String,
+        /// The number of the node that is to lead.
         #[arg(required_unless_present = "spread")]
         node: Option<u64>,
         /// Nobody in particular: leaders are spread over the nodes again.

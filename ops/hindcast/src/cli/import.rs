@@ -14,9 +14,16 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Backfill from files. `--endpoint` takes several addresses, separated by commas.
 #[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:
+  hindcast import --format openmetrics metrics.txt
+  hindcast import --format csv --metric room_temperature --label site=seoul rooms.csv
+  hindcast import --format jsonl --resource host.name=web-1 app.jsonl
+  hindcast import --format tsdb /var/lib/prometheus
+      begun again after an interruption, it goes on where it ended")]
 pub struct ImportArgs {
     #[command(flatten)]
     pub client: Client,
+    /// What the files are.
     #[arg(long, value_enum)]
     pub format: Format,
     /// The metric's name, for CSV.
@@ -42,6 +49,7 @@ pub struct ImportArgs {
     pub restart: bool,
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
+    /// Files; of a Prometheus its data directory, or blocks of it.
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
 }

@@ -28,6 +28,7 @@ enum IncidentAction {
     },
     /// One incident with its alerts, deliveries and cuts.
     Show {
+        /// The incident, like INC-1.
         id: String,
         #[command(flatten)]
         client: Client,

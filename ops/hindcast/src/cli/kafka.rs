@@ -23,6 +23,7 @@ pub struct KafkaArgs {
 enum KafkaAction {
     /// Shows what a file would consume; reads its passwords and certificates, shows none, and asks no broker.
     Check {
+        /// The file that says what to consume.
         file: PathBuf,
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,

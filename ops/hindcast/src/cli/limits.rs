@@ -16,6 +16,7 @@ pub struct LimitsArgs {
 enum LimitsAction {
     /// Shows what a file of limits comes to for each tenant; asks nobody.
     Check {
+        /// The file of limits.
         file: PathBuf,
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,

@@ -22,6 +22,12 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 #[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:
+  hindcast replay INC-1
+  hindcast replay INC-1 --speed 60 --domain DBMS
+  hindcast replay INC-1 --digest
+      what two replays have in common when they are the same
+  hindcast replay --from 2026-03-02T03:00:00Z --to 2026-03-02T03:30:00Z -o ndjson")]
 pub struct ReplayArgs {
     #[command(flatten)]
     pub client: Client,

@@ -21,6 +21,7 @@ pub struct ScrapeArgs {
 enum ScrapeAction {
     /// Shows what a configuration would scrape, with labels; asks nobody.
     Check {
+        /// The file that Prometheus would read.
         file: PathBuf,
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,

@@ -18,6 +18,7 @@ pub struct SnmpArgs {
 enum SnmpAction {
     /// Shows what a list would poll, and how many may send traps; reads its secrets, shows none, and asks nobody.
     Check {
+        /// The list of devices.
         file: PathBuf,
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,

@@ -60,26 +60,32 @@ enum TicketAction {
     },
     /// One ticket with its conversation and audit trail.
     Show {
+        /// The ticket, like T-1.
         number: String,
         #[command(flatten)]
         common: Common,
     },
     /// Become the owner and start to work; paging stops.
     Take {
+        /// The ticket, like T-1.
         number: String,
         #[command(flatten)]
         editing: Editing,
     },
     /// Write to the conversation.
     Note {
+        /// The ticket, like T-1.
         number: String,
+        /// What to write.
         text: String,
         #[command(flatten)]
         editing: Editing,
     },
     /// Wait for somebody or something.
     Pending {
+        /// The ticket, like T-1.
         number: String,
+        /// What is waited for.
         #[arg(default_value = "")]
         text: String,
         /// customer, vendor, change, maintenance or other.
@@ -90,7 +96,9 @@ enum TicketAction {
     },
     /// The service is restored: say how, in one word and in a sentence.
     Resolve {
+        /// The ticket, like T-1.
         number: String,
+        /// How, in a sentence.
         text: String,
         /// One word, such as fixed, workaround, false-alarm, duplicate.
         #[arg(long)]
@@ -100,7 +108,9 @@ enum TicketAction {
     },
     /// Take a resolved ticket back to work.
     Reopen {
+        /// The ticket, like T-1.
         number: String,
+        /// Why.
         #[arg(default_value = "")]
         text: String,
         #[command(flatten)]
@@ -108,9 +118,12 @@ enum TicketAction {
     },
     /// Hand it to a group, a person, or a person of a group.
     Assign {
+        /// The ticket, like T-1.
         number: String,
+        /// The group that is to work on it.
         #[arg(long, default_value = "", required_unless_present = "person")]
         group: String,
+        /// The person that is to work on it.
         #[arg(long, default_value = "")]
         person: String,
         #[command(flatten)]
