@@ -72,7 +72,7 @@ impl Evaluator {
 
     /// Works until told to stop.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
-        while pause(ROUND, &mut stop).await {
+        while pause(until_round(self.wall.now()), &mut stop).await {
             self.round().await;
         }
     }
@@ -140,15 +140,22 @@ impl Evaluator {
             node: self.node,
             ttl: LEASE_TTL,
         };
-        let token = match propose(self.meta.as_ref(), &lease).await {
-            Ok(GatewayReply::Lease { token, .. }) => token,
-            Ok(_) => return,
-            Err(error) => {
-                tracing::debug!(group = %group.key, %error, "no lease for a rule group");
-                return;
+        let token = async {
+            match propose(self.meta.as_ref(), &lease).await {
+                Ok(GatewayReply::Lease { token, .. }) => Ok(token),
+                Ok(_) => Err(()),
+                Err(error) => {
+                    tracing::debug!(group = %group.key, %error, "no lease for a rule group");
+                    Err(())
+                }
             }
         };
-        let partial = !self.wait_for_sources(&group, instant).await;
+        let is_whole = async { Ok(self.wait_for_sources(&group, instant).await) };
+        // What is proposed without the lease would be refused; sources may be waited for without it.
+        let Ok((token, is_whole)) = tokio::try_join!(token, is_whole) else {
+            return;
+        };
+        let partial = !is_whole;
         let (mut results, mut missing, mut positions) = (vec![], BTreeSet::new(), Positions::new());
         for rule in &group.group.rules {
             results.push(match self.value(&group, &rule.expr, instant).await {
@@ -222,6 +229,12 @@ impl Evaluator {
     }
 }
 
+/// Rounds begin with the instants of rules whose interval is a multiple of theirs, not somewhere after them.
+fn until_round(wall: TimestampNs) -> Duration {
+    let every = ROUND.as_nanos() as i64;
+    Duration::from_nanos((every - wall.0.rem_euclid(every)) as u64)
+}
+
 fn series(value: Value) -> RuleResult {
     match value {
         Value::Scalar(v) => RuleResult::Series(vec![(Labels::empty(), v)]),
@@ -269,5 +282,17 @@ fn bounded(mut evaluation: Evaluation) -> Evaluation {
             }
             _ => return evaluation,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// People were told up to 0.2 s later than need be: rounds began somewhere after the instant that they were for.
+    #[test]
+    fn a_round_begins_with_the_instant() {
+        let waits = [0, 1, 150, 199, 200, 1_000, -1].map(|ms| until_round(TimestampNs::from_ms(ms)).as_millis());
+        assert_eq!(waits, [200, 199, 50, 1, 200, 200, 1]);
     }
 }
