@@ -283,10 +283,13 @@ struct CatchUp {
 
 /// At ticks of 50 ms: 10 MiB a second.
 const CATCH_UP_BYTES_PER_TICK: u64 = 512 << 10;
-/// What a group grows by goes to each of its learners that much faster, so that they catch up however much is written.
+/// For each learner that is behind so many times what the group grew by, so that all of them catch up however much is written, one after
+/// the other.
 const CATCH_UP_TIMES: u64 = 4;
 /// So many tails of the log are kept for a learner that is on its way through it, lest it needs a second snapshot.
 const CATCH_UP_TAILS: u64 = 8;
+/// Of one that is silent for so long (a minute) nobody knows whether it comes again.
+const CATCH_UP_SILENT_TICKS: u64 = 1_200;
 /// Others are sent to with the next heartbeat.
 const CATCH_UP_WAITING_MAX: usize = 16;
 
@@ -860,13 +863,23 @@ impl Driver {
         let is_heard = |id: u64| id == me || self.heard.get(&id).is_some_and(|at| *at >= oldest);
         let learners = node.raft.prs().conf().learners();
         let paces = node.raft.state == StateRole::Leader && !learners.is_empty();
+        let truncated = node.store().view.lock().truncated().index;
         let below = paces.then(|| {
-            // Not those that are down, whose place a learner is to take, nor those of which a new leader knows nothing yet.
-            let known = node.raft.prs().iter().filter(|(id, p)| is_heard(**id) && p.matched > 0);
-            let voters = known.filter(|(id, _)| !learners.contains(id));
-            voters.map(|(_, p)| p.matched).min().unwrap_or(0)
+            // Not those that are down, whose place a learner is to take.
+            let voters = node
+                .raft
+                .prs()
+                .iter()
+                .filter(|(id, _)| !learners.contains(id) && is_heard(**id));
+            let known = voters.filter_map(|(_, p)| match p.matched {
+                // A new leader asks from the end of its log on, and back from there: what it asks for is not known to be there.
+                0 => (p.state == ProgressState::Probe && p.next_idx > truncated).then(|| p.next_idx - 1),
+                matched => Some(matched),
+            });
+            known.min().unwrap_or(0)
         });
-        let times = CATCH_UP_TIMES.saturating_mul(learners.len() as u64);
+        let is_behind = |id: &&u64| is_heard(**id) && node.raft.prs().get(**id).map(|p| p.matched) < below;
+        let times = CATCH_UP_TIMES.saturating_mul(learners.iter().filter(is_behind).count() as u64);
         let bytes_left = match () {
             () if paces && buggify(Rare::OneAppend) => 1,
             () => grown_bytes.saturating_mul(times).max(CATCH_UP_BYTES_PER_TICK),
@@ -1606,7 +1619,21 @@ impl Driver {
         });
     }
 
-    /// Cuts the log to what machine, snapshots under way and the wanted tail leave needless.
+    /// The entries behind it are on their way to a learner.
+    fn needed_by_learners(&self) -> Option<u64> {
+        let node = self.node.as_ref().filter(|n| n.raft.state == StateRole::Leader)?;
+        let oldest = self.ticks.saturating_sub(CATCH_UP_SILENT_TICKS);
+        let learners = node.raft.prs().conf().learners().iter();
+        let heard = learners.filter(|id| self.heard.get(id).is_some_and(|at| *at >= oldest));
+        let places = heard.filter_map(|id| match node.raft.prs().get(*id)? {
+            p if p.state == ProgressState::Replicate => Some(p.matched),
+            p if p.state == ProgressState::Probe => Some(p.next_idx - 1),
+            _ => None,
+        });
+        places.min()
+    }
+
+    /// Cuts the log to what machine, snapshots and learners under way and the wanted tail leave needless.
     fn compact(&mut self) {
         if self.installing.is_some() || self.resetting.is_some() {
             return;
@@ -1623,23 +1650,21 @@ impl Driver {
             self.durable
         };
         let limit = self.applied.min(durable);
+        let needed = self.needed_by_learners();
         let point = self.raft(|node| {
             let snapshots = node.store().snapshots.borrow();
             let ready = snapshots.ready.values().map(|(at, _)| at.index);
             let limit = ready.chain(snapshots.sending.values().copied()).fold(limit, u64::min);
-            let learners = node.raft.prs().conf().learners().iter();
-            let on_their_way = learners.filter_map(|id| match node.raft.prs().get(*id)? {
-                p if p.state == ProgressState::Replicate => Some(p.matched),
-                p if p.state == ProgressState::Probe => Some(p.next_idx - 1),
-                _ => None,
-            });
-            let needed = on_their_way.min().filter(|_| node.raft.state == StateRole::Leader);
             let mut view = node.store().view.lock();
             let to = view.excess(limit, tail_bytes)?;
-            let at_least = view
-                .excess(limit, tail_bytes.saturating_mul(CATCH_UP_TAILS))
-                .unwrap_or(0);
-            view.truncate(to.min(needed.map_or(to, |at| at.max(at_least))))
+            let to = match needed.filter(|at| *at < to) {
+                None => to,
+                Some(at) => at.max(
+                    view.excess(limit, tail_bytes.saturating_mul(CATCH_UP_TAILS))
+                        .unwrap_or(0),
+                ),
+            };
+            view.truncate(to)
         });
         let Some(point) = point else { return };
         let mut writes = vec![];

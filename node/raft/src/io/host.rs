@@ -57,7 +57,8 @@ pub struct RaftConfig {
     /// Proposed and not yet committed, per group.
     pub uncommitted_bytes_max: u64,
     pub committed_bytes_per_ready_max: u64,
-    /// Applied entries kept in the log of each group, so that a short outage needs no snapshot.
+    /// Applied entries kept in the log of each group, so that a short outage needs no snapshot; up to eight times as much while a learner is
+    /// on its way through them.
     pub tail_bytes: u64,
     pub log: LogConfig,
     /// Threads that apply, at most one for each group. More than processors: one that installs a snapshot holds up no other group.

@@ -100,7 +100,7 @@ fn open(id: u64, disk: SimDisk, saved: State, seed: u64, save_often: bool) -> No
         election_ticks: 10,
         election_spread_ticks: 6,
         heartbeat_ticks: 2,
-        message_bytes_max: 4 << 10,
+        message_bytes_max: if save_often { 4 << 10 } else { 1 << 20 },
         inflight_messages_max: 8,
         uncommitted_bytes_max: 1 << 20,
         committed_bytes_per_ready_max: 4 << 10,
@@ -719,6 +719,37 @@ fn a_learner_far_behind_gets_its_share_of_the_log_with_each_tick_and_what_is_wri
             assert!(ticks > 4, "it was sent all of it within {ticks} ticks");
         }
     }
+}
+
+/// The leader that fell came back, and waited behind a learner until that had caught up: the group could bear no other loss meanwhile.
+#[test]
+fn a_voter_that_comes_back_to_another_leader_does_not_wait_behind_a_learner() {
+    let mut net = Net::new(1, false);
+    net.run(40);
+    let fell = net.leader().unwrap();
+    for _ in 0..700 {
+        net.propose_bytes(fell, 12 << 10);
+        net.run(1);
+    }
+    net.crash(fell);
+    net.run(60);
+    let leader = net.leader().unwrap();
+    // More than a learner's share, so that the voter would have to wait its turn more than once.
+    for _ in 0..60 {
+        net.propose_bytes(leader, 12 << 10);
+        net.run(1);
+    }
+    net.start(4);
+    net.change(leader, vec![MemberStep::Learner(NodeId(4))]);
+    net.run(2);
+    net.start(fell);
+    for _ in 0..4 {
+        net.propose(leader);
+        net.run(1);
+    }
+    let last = net.status(leader).last_index;
+    assert!(net.status(4).last_index < last, "the learner has far to go");
+    assert_eq!(net.status(fell).last_index, last);
 }
 
 /// Files were written while a learner was on its way through the log, which was cut to its usual tail: all began again with a snapshot.
