@@ -1,5 +1,5 @@
 //! Aggregations folded where the data lies: a shard adds the columns of its series up, group by group and slot by slot, and sends the
-//! cells; who gathers them merges the slots over the tree of [`gather`].
+//! cells (or the columns of a slot that has fewer than a cell has words); who gathers them merges the slots over the tree of [`gather`].
 //!
 //! Promise: the values are those of the aggregation of the columns themselves, to the bit. A slot is a leaf of the tree, and its series
 //! lie in one shard. Where they do not (a move of slots), or where a label set occurs twice (of two owners) and is one series whose
@@ -215,7 +215,7 @@ impl WithCell for Values {
             // Words go as their cells come: a group may have a thousand slots of many steps.
             let part = match leaf {
                 Leaf::Series(values) if values.len() == steps => Part::Series(values),
-                Leaf::Series(values) if steps > 0 && values.len() % steps == 0 => {
+                Leaf::Series(values) if steps > 0 && !values.is_empty() && values.len() % steps == 0 => {
                     let series: Vec<(u16, &[f64])> = values.chunks_exact(steps).map(|values| (slot, values)).collect();
                     Part::Cells(added::<C>(&series, steps))
                 }

@@ -49,8 +49,10 @@ fn with_exponent(v: f64) -> String {
     let shortest = format!("{v:e}");
     let digits = shortest.split('e').next().unwrap_or_default();
     let decimals = digits.split_once('.').map_or(0, |(_, decimals)| decimals.len());
-    // The standard library takes the larger of two shortest ones that are equally near, Go the even one.
-    let text = format!("{v:.decimals$e}");
+    // The standard library takes the larger of two shortest ones that are equally near, Go the even one. Below a power of two, numbers lie
+    // closer together than above it: the nearest with so many digits may be another number there, and is not taken.
+    let nearest = format!("{v:.decimals$e}");
+    let text = if nearest.parse() == Ok(v) { nearest } else { shortest };
     let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
     let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |e| ('-', e));
     format!("{digits}e{sign}{exponent:0>2}")
@@ -102,15 +104,31 @@ mod tests {
             // The standard library's digits are the shortest, too, and take three times as long; of two that are equally near it
             // takes the larger one, save where it is told how many digits.
             let shortest = v.to_string();
-            let nearest = match shortest.split_once('.') {
-                Some((_, decimals)) => format!("{v:.*}", decimals.len()),
-                None => shortest,
-            };
+            let nearest = shortest.split_once('.').map(|(_, decimals)| format!("{v:.*}", decimals.len()));
+            let nearest = nearest.filter(|text| text.parse() == Ok(v)).unwrap_or(shortest);
             prop_assert_eq!(go_fixed(v), nearest);
             let json = go_json(v);
             prop_assert_eq!(json.parse::<f64>().unwrap().to_bits(), v.to_bits());
             let in_words = v == 0.0 || (1e-6..1e21).contains(&v.abs());
             prop_assert_eq!(json.contains('e'), !in_words);
+        }
+    }
+
+    /// 2^-24, a bound of exponential histograms, was written as a number beside it.
+    #[test]
+    fn powers_of_two_read_back_as_themselves() {
+        assert_eq!(go_json(2f64.powi(-24)), "5.960464477539063e-08");
+        assert_eq!(go_json(-2f64.powi(-44)), "-5.684341886080802e-14");
+        for v in (-1074..1024).map(|k| 2f64.powi(k)) {
+            for text in [go_json(v), go_fixed(v), go_general(v)] {
+                assert_eq!(text.parse(), Ok(v), "{text}");
+            }
+            let digits = |text: &str| text.split('e').next().unwrap().len();
+            assert_eq!(
+                digits(&with_exponent(v)),
+                digits(&format!("{v:e}")),
+                "{v:e}: as few as can be"
+            );
         }
     }
 
