@@ -307,7 +307,7 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     (
         "hindcast_raft_quarantined",
         "gauge",
-        "Whether this copy of the group takes no part any more: it lost what it had confirmed, or its node ended while the copy was let go or rebuilt. `cluster status` says which; both heal by themselves.",
+        "Whether this copy of the group takes no part any more: it lost what it had confirmed, or its node ended while the copy was let go or rebuilt. `cluster status` says which; both heal by themselves while the others are a majority.",
     ),
     ("hindcast_raft_term", "gauge", "Raft term."),
     (
