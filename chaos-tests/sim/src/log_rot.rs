@@ -80,11 +80,18 @@ pub struct Said {
     start_term: u64,
     /// Of the entries from `first` on.
     terms: Vec<u64>,
+    /// Index and term of the snapshot whose files may be in force while the log does not begin there yet.
+    announced: Option<(u64, u64)>,
 }
 
 impl Said {
     pub fn last(&self) -> u64 {
         (self.first + self.terms.len() as u64).saturating_sub(1)
+    }
+
+    /// Up to where the node may have what others count on.
+    pub fn known(&self) -> u64 {
+        self.last().max(self.announced.map_or(0, |(index, _)| index))
     }
 
     fn term(&self, index: u64) -> Option<u64> {
@@ -105,7 +112,9 @@ pub fn read(disk: SimDisk, plan: &Plan) -> Result<Log, LogError> {
     let mut store = LogStore::open(Arc::new(disk), LOG_DIR, log_config(plan))?;
     let mut log = Log::new();
     for group in store.groups() {
-        let hard = store.recovered(group).hard;
+        let recovered = store.recovered(group);
+        let hard = recovered.hard;
+        let announced = recovered.announced.as_ref().map(|s| (s.at.index, s.at.term));
         let view = store.view(group);
         let view = view.lock();
         let first = view.first_index();
@@ -116,6 +125,7 @@ pub fn read(disk: SimDisk, plan: &Plan) -> Result<Log, LogError> {
             first,
             start_term,
             terms,
+            announced,
         };
         log.insert(group, said);
     }
@@ -150,6 +160,11 @@ pub fn taken(before: &Log, after: &Result<Log, LogError>) -> Taken {
         if is.last() + 1 < was.first {
             // With the record of where the log begins anew went all that it stands for.
             entries.push((*group, was.first - 1, was.start_term));
+        }
+        if let Some((index, term)) = was.announced.filter(|_| is.announced != was.announced)
+            && !is.has(index, term)
+        {
+            entries.push((*group, index, term));
         }
     }
     match entries.is_empty() {
@@ -191,6 +206,26 @@ mod tests {
             lost(said(62, &[]), said(50, &[2; 12])).is_empty(),
             "it has what the beginning stands for"
         );
+    }
+
+    /// A seed called a node's refusal its own fault: a bit had taken the word that a snapshot's files take force, and a power cut
+    /// the record with which the log begins anew after it.
+    #[test]
+    fn an_announcement_that_is_lost_is_a_loss() {
+        let said = |announced| Said {
+            first: 1,
+            announced,
+            ..Said::default()
+        };
+        let log = |said: Said| Log::from([(GroupId(1), said)]);
+        let announced = said(Some((83, 2)));
+        assert_eq!(announced.known(), 83);
+        match taken(&log(announced.clone()), &Ok(log(said(None)))) {
+            Taken::Entries(entries) => assert_eq!(entries, [(GroupId(1), 83, 2)]),
+            other => panic!("{other:?}"),
+        }
+        let nothing = taken(&log(announced.clone()), &Ok(log(announced)));
+        assert!(matches!(nothing, Taken::Nothing), "{nothing:?}");
     }
 
     /// Rounds of two entries each, all of them synced: of the last one nothing says that it was.

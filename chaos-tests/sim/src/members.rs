@@ -196,6 +196,10 @@ impl Members {
 
     fn bring(world: &mut World, replaces: Option<u64>) {
         let members = world.members();
+        // Nobody goes on asking that the one that was lost be a member: of two wishes the later one holds.
+        members
+            .joiners
+            .retain(|_, j| j.id.map(|id| id.0) != replaces || replaces.is_none());
         members.next_joiner += 1;
         let joiner = members.next_joiner;
         members.joiners.insert(joiner, Joiner { replaces, id: None });

@@ -735,7 +735,7 @@ impl World {
         }
         if !matches!(taken, Taken::Nothing) {
             self.ledger.counts.log_rots += 1;
-            let owed = before.iter().map(|(group, said)| (*group, said.last()));
+            let owed = before.iter().map(|(group, said)| (*group, said.known()));
             self.nodes.get_mut(&node).expect("a node").owed = Some(owed.collect());
         }
         self.note(|| format!("node {node}: {rot:?} takes {taken:?} from its log"));
@@ -1650,6 +1650,8 @@ impl World {
             // The driver's count: machines do not see the empty entries of new leaders.
             let applied: BTreeSet<u64> = states().map(|s| s.applied).collect();
             let commits: BTreeSet<u64> = states().map(|s| s.commit).collect();
+            // A leader knows what is committed only once an entry of its own is: until then its log has more.
+            let lasts: BTreeSet<u64> = states().map(|s| s.last_index).collect();
             let has_state = |r: &Running| {
                 let s = r.status(group);
                 s.applied > 0 || s.quarantined.is_some() || s.is_rebuilding
@@ -1666,8 +1668,10 @@ impl World {
             }
             if leaders.len() != 1 || leaders.contains(&None) {
                 busy.push(format!("group {group} has leaders {leaders:?}"));
-            } else if applied.len() != 1 || applied != commits {
-                busy.push(format!("group {group} is applied up to {applied:?} of {commits:?}"));
+            } else if applied.len() != 1 || applied != commits || applied != lasts {
+                busy.push(format!(
+                    "group {group} is applied up to {applied:?} of {commits:?} in logs up to {lasts:?}"
+                ));
             }
         }
         for (id, w) in &self.writers {
