@@ -197,9 +197,8 @@ impl Members {
     fn bring(world: &mut World, replaces: Option<u64>) {
         let members = world.members();
         // Nobody goes on asking that the one that was lost be a member: of two wishes the later one holds.
-        members
-            .joiners
-            .retain(|_, j| j.id.map(|id| id.0) != replaces || replaces.is_none());
+        let is_lost = |j: &Joiner| j.replaces.is_none() && j.id.is_some_and(|id| Some(id.0) == replaces);
+        members.joiners.retain(|_, j| !is_lost(j));
         members.next_joiner += 1;
         let joiner = members.next_joiner;
         members.joiners.insert(joiner, Joiner { replaces, id: None });
