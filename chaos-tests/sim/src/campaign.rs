@@ -12,12 +12,22 @@ use hindcast_env::buggify::Point;
 use hindcast_env::planted::{self, Bug};
 use hindcast_env::reached::Reached;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// How often a long campaign says how far it is.
 const TOLD_EVERY: Duration = Duration::from_secs(20);
+
+/// Other seeds for each commit; the same ones for all who look at it. The first one where there is no commit.
+pub fn seed_of_commit() -> u64 {
+    let head = Command::new("git").args(["rev-parse", "HEAD"]).output();
+    let head = head
+        .map(|o| String::from_utf8_lossy(&o.stdout).into_owned())
+        .unwrap_or_default();
+    u64::from_str_radix(head.get(..12).unwrap_or("1"), 16).unwrap_or(1)
+}
 
 /// When a campaign ends, if nothing fails before.
 #[derive(Clone, Copy, Debug)]

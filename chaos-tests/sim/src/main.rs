@@ -4,7 +4,7 @@ use clap::Parser;
 use hindcast_env::planted::Bug;
 use hindcast_env::reached::Mark;
 use hindcast_sim::Plan;
-use hindcast_sim::campaign::{Budget, Outcome, hunt, run_guarded};
+use hindcast_sim::campaign::{Budget, Outcome, hunt, run_guarded, seed_of_commit};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -25,6 +25,9 @@ struct Cli {
     /// The first seed.
     #[arg(long, default_value_t = 1)]
     from: u64,
+    /// Begins at the seed of this commit: other seeds for each, the same ones for all who look at it.
+    #[arg(long, conflicts_with = "from")]
+    of_commit: bool,
     /// How many seeds.
     #[arg(long, default_value_t = 1_000)]
     seeds: u64,
@@ -54,7 +57,7 @@ fn main() -> ExitCode {
         return one(seed);
     }
     let budget = Budget {
-        first: cli.from,
+        first: if cli.of_commit { seed_of_commit() } else { cli.from },
         seeds: cli.soak.map_or(cli.seeds, |_| u64::MAX),
         time: Duration::from_secs(cli.soak.map_or(60 * cli.minutes, |h| 3600 * h)),
         seeds_min: 0,

@@ -1,9 +1,8 @@
 //! Seeds of this commit: as many as fit into the time that the test command has for them.
 
 use hindcast_env::buggify::Point;
-use hindcast_sim::campaign::{Budget, hunt, run_guarded};
+use hindcast_sim::campaign::{Budget, hunt, run_guarded, seed_of_commit};
 use hindcast_sim::{Plan, kept_seeds};
-use std::process::Command;
 use std::time::Duration;
 
 const TIME: Duration = Duration::from_secs(55);
@@ -12,15 +11,6 @@ const SEEDS_MIN: u64 = 40;
 
 /// With fewer, what happens in one of forty may well not have happened.
 const SEEDS_FOR_SHARES: u64 = 150;
-
-/// Other seeds for each commit; the same ones for all who look at it.
-fn first_seed() -> u64 {
-    let head = Command::new("git").args(["rev-parse", "HEAD"]).output();
-    let head = head
-        .map(|o| String::from_utf8_lossy(&o.stdout).into_owned())
-        .unwrap_or_default();
-    u64::from_str_radix(head.get(..12).unwrap_or("1"), 16).unwrap_or(1)
-}
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
@@ -56,7 +46,7 @@ fn what_cores_do_rarely_they_do_as_often_as_a_plan_says_and_nothing_is_lost() {
 
 #[test]
 fn whatever_fails_nothing_that_was_acknowledged_is_lost() {
-    let first = first_seed();
+    let first = seed_of_commit();
     let budget = Budget {
         first,
         seeds: u64::MAX,

@@ -59,7 +59,7 @@ const PROOFS: &[Proof] = &[
     },
     Proof {
         name: "sim",
-        shows: "whole clusters simulated for three minutes, at least 300 seeds a minute: nothing acknowledged is lost, and every rare place is reached",
+        shows: "whole clusters simulated for three minutes from seeds of this commit, at least 300 seeds a minute: nothing acknowledged is lost, and every rare place is reached",
         run: Run::Cargo(&[
             "run",
             "--release",
@@ -69,6 +69,7 @@ const PROOFS: &[Proof] = &[
             "--features",
             "planted-bugs",
             "--",
+            "--of-commit",
             "--seeds",
             "1000000",
             "--minutes",
