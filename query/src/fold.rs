@@ -6,7 +6,7 @@
 //! samples must be put together first, the cells are of no use: [`counted`] and [`Fold::gathered`] say so, and the columns are asked for.
 
 use crate::column::{ABSENT, Column, Steps};
-use crate::gather::{self, Cell, Count, Extreme, Mean, Part, Run, Total, Variance};
+use crate::gather::{self, Cells, Count, Extreme, Mean, Part, Plain, Run, Totals, Variance};
 use crate::shards::{OldForms, SeriesColumn};
 use hashbrown::HashTable;
 use hindcast_model::{Labels, METRIC_NAME, SLOTS};
@@ -45,7 +45,7 @@ pub struct FoldedGroup {
 pub enum Leaf {
     /// Few series, as they are: one after the other, ordered by fingerprint.
     Series(Vec<f64>),
-    /// The words of one cell per step ([`Cell::put`]).
+    /// The words of one cell per step ([`Cells::words`]).
     Cells(Vec<u64>),
 }
 
@@ -62,20 +62,20 @@ pub fn counted(all: &[Folded]) -> (usize, usize) {
 pub trait WithCell {
     type Out;
     /// `finish` makes the aggregation's value of a cell's.
-    fn with<C: Cell>(self, finish: fn(f64) -> f64) -> Self::Out;
+    fn with<K: Cells>(self, finish: fn(f64) -> f64) -> Self::Out;
 }
 
 /// `None`: it is no aggregation that one cell per step suffices for.
 pub fn with_cell<W: WithCell>(op: AggregateOp, what: W) -> Option<W::Out> {
     Some(match op {
-        AggregateOp::Sum => what.with::<Total>(|v| v),
-        AggregateOp::Avg => what.with::<Mean>(|v| v),
-        AggregateOp::Count => what.with::<Count>(|v| v),
-        AggregateOp::Group => what.with::<Count>(|_| 1.0),
-        AggregateOp::Min => what.with::<Extreme<false>>(|v| v),
-        AggregateOp::Max => what.with::<Extreme<true>>(|v| v),
-        AggregateOp::Stdvar => what.with::<Variance>(|v| v),
-        AggregateOp::Stddev => what.with::<Variance>(f64::sqrt),
+        AggregateOp::Sum => what.with::<Totals>(|v| v),
+        AggregateOp::Avg => what.with::<Plain<Mean>>(|v| v),
+        AggregateOp::Count => what.with::<Plain<Count>>(|v| v),
+        AggregateOp::Group => what.with::<Plain<Count>>(|_| 1.0),
+        AggregateOp::Min => what.with::<Plain<Extreme<false>>>(|v| v),
+        AggregateOp::Max => what.with::<Plain<Extreme<true>>>(|v| v),
+        AggregateOp::Stdvar => what.with::<Plain<Variance>>(|v| v),
+        AggregateOp::Stddev => what.with::<Plain<Variance>>(f64::sqrt),
         AggregateOp::Topk
         | AggregateOp::Bottomk
         | AggregateOp::CountValues
@@ -90,7 +90,7 @@ pub fn is_foldable(op: AggregateOp) -> bool {
     struct Nothing;
     impl WithCell for Nothing {
         type Out = ();
-        fn with<C: Cell>(self, _: fn(f64) -> f64) {}
+        fn with<K: Cells>(self, _: fn(f64) -> f64) {}
     }
     with_cell(op, Nothing).is_some()
 }
@@ -181,26 +181,28 @@ struct Fewest(Vec<Vec<f64>>, usize);
 
 impl WithCell for Fewest {
     type Out = Leaf;
-    fn with<C: Cell>(self, _: fn(f64) -> f64) -> Self::Out {
+    fn with<K: Cells>(self, _: fn(f64) -> f64) -> Self::Out {
         let Self(mut series, steps) = self;
         if let [alone] = &mut *series {
             return Leaf::Series(std::mem::take(alone));
         }
-        if series.len() <= C::WORDS && series.iter().all(|values| values.len() == steps) {
+        if series.len() <= K::WORDS && series.iter().all(|values| values.len() == steps) {
             return Leaf::Series(series.concat());
         }
         let series: Vec<(u16, &[f64])> = series.iter().map(|values| (0, values.as_slice())).collect();
-        let cells = added::<C>(&series, steps);
-        let mut words = Vec::with_capacity(steps * C::WORDS);
-        cells.iter().for_each(|cell| cell.put(&mut words));
-        Leaf::Cells(words)
+        Leaf::Cells(added::<K>(&series, steps).words())
     }
 }
 
-fn added<C: Cell>(series: &[(u16, &[f64])], steps: usize) -> Vec<C> {
-    let mut cells = vec![C::default(); steps];
-    C::add_series(&mut cells, series);
+fn added<K: Cells>(series: &[(u16, &[f64])], steps: usize) -> K {
+    let mut cells = K::new(steps);
+    cells.add(series);
     cells
+}
+
+/// The aggregation's value at each step.
+fn finished<K: Cells>(cells: Option<K>, finish: fn(f64) -> f64) -> Vec<f64> {
+    cells.map_or(vec![], |c| c.values().map(|v| v.map_or(ABSENT, finish)).collect())
 }
 
 /// The value of a group at each step, of its slots, which ascend. `None`: they are not what was asked for.
@@ -208,7 +210,7 @@ struct Values(Vec<(u16, Leaf)>, usize);
 
 impl WithCell for Values {
     type Out = Option<Vec<f64>>;
-    fn with<C: Cell>(self, finish: fn(f64) -> f64) -> Self::Out {
+    fn with<K: Cells>(self, finish: fn(f64) -> f64) -> Self::Out {
         let Self(slots, steps) = self;
         let mut parts = Vec::with_capacity(slots.len());
         for (slot, leaf) in slots {
@@ -217,11 +219,9 @@ impl WithCell for Values {
                 Leaf::Series(values) if values.len() == steps => Part::Series(values),
                 Leaf::Series(values) if steps > 0 && !values.is_empty() && values.len() % steps == 0 => {
                     let series: Vec<(u16, &[f64])> = values.chunks_exact(steps).map(|values| (slot, values)).collect();
-                    Part::Cells(added::<C>(&series, steps))
+                    Part::Cells(added::<K>(&series, steps))
                 }
-                Leaf::Cells(words) if words.len() == steps * C::WORDS => {
-                    Part::Cells(words.chunks_exact(C::WORDS).map(C::get).collect())
-                }
+                Leaf::Cells(words) if words.len() == steps * K::WORDS => Part::Cells(K::of_words(&words)),
                 _ => return None,
             };
             if slot >= SLOTS {
@@ -230,8 +230,7 @@ impl WithCell for Values {
             let run = Run { first: slot, len: 1 };
             parts.push((run, part));
         }
-        let cells = gather::gather::<C>(parts, Run::ALL, steps).unwrap_or_default();
-        Some(cells.iter().map(|c| c.value().map_or(ABSENT, finish)).collect())
+        Some(finished(gather::gather::<K>(parts, Run::ALL, steps), finish))
     }
 }
 
@@ -240,10 +239,9 @@ pub struct Whole<'a>(pub &'a [(u16, &'a [f64])], pub usize);
 
 impl WithCell for Whole<'_> {
     type Out = Vec<f64>;
-    fn with<C: Cell>(self, finish: fn(f64) -> f64) -> Self::Out {
+    fn with<K: Cells>(self, finish: fn(f64) -> f64) -> Self::Out {
         let Self(series, steps) = self;
-        let cells = gather::node::<C>(series, Run::ALL, steps).unwrap_or_default();
-        cells.iter().map(|c| c.value().map_or(ABSENT, finish)).collect()
+        finished(gather::node::<K>(series, Run::ALL, steps), finish)
     }
 }
 
@@ -336,8 +334,8 @@ mod tests {
         /// An average by instance of two series each took two and a half times what the series themselves would have.
         #[test]
         fn what_is_folded_is_never_more_than_the_columns_and_means_the_same(
-            steps in 1usize..5,
-            values in prop::collection::vec((0u16..3, prop::collection::vec(value(), 4)), 1..24),
+            steps in 1usize..20,
+            values in prop::collection::vec((0u16..3, prop::collection::vec(value(), 19)), 1..24),
         ) {
             let mut values = values;
             values.sort_by_key(|(slot, _)| *slot);
