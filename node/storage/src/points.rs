@@ -1,5 +1,6 @@
 //! Samples of one series as two columns: what readers fill, kernels read and segments store.
 
+use fearless_simd::{Level, dispatch};
 use hindcast_model::{Sample, TimestampNs};
 
 /// Times (event time in nanoseconds) and values, as many of each.
@@ -61,8 +62,8 @@ impl Points {
 
     /// Puts samples that came in the order of commits into the order of time; of equal times the last stays.
     pub fn settle(&mut self) {
-        // Without a branch: it is true of nearly all.
-        if !self.times.windows(2).fold(false, |any, t| any | (t[0] >= t[1])) {
+        let (level, times) = (Level::new(), self.times.as_slice());
+        if dispatch!(level, _simd => is_ascending(times)) {
             return;
         }
         let mut order: Vec<u32> = (0..self.len() as u32).collect();
@@ -82,6 +83,13 @@ impl Points {
             values: kept.iter().map(|&i| self.values[i]).collect(),
         };
     }
+}
+
+/// True of nearly all: no branch on the way, so that it becomes vector code.
+#[inline(always)]
+fn is_ascending(times: &[i64]) -> bool {
+    let later = times.get(1..).unwrap_or_default();
+    !times.iter().zip(later).fold(false, |any, (t, next)| any | (t >= next))
 }
 
 #[cfg(test)]
