@@ -20,7 +20,7 @@
 //! - One change of members at a time. A node that finds itself removed neither leads nor campaigns any more.
 
 use crate::log::{HardState, LogError, LogWrite, Recovered, SnapshotPoint};
-use crate::log_view::{Point, SharedView, ViewError};
+use crate::log_view::{LogView, Point, SharedView, ViewError};
 use crate::members::{self, Confs, MemberStep, PeerProgress};
 use bytes::Bytes;
 use hindcast_env::buggify::{Point as Rare, buggify};
@@ -586,9 +586,10 @@ impl Driver {
         let mut view = view.lock();
         if let Some(SnapshotPoint { at, conf: bytes }) = &recovered.announced
             && self.applied == at.index
-            && view.last_index() != at.index
+            && lacks(&view, *at)
         {
-            // The machine's files made it, the new start of the log did not.
+            // The machine's files made it, the new start of the log did not. Where the log has that entry, its rest is worth as much as
+            // any: the files may not have made it, and entries brought the copy to where it is.
             reached(Mark::InstallMadeUpFor);
             view.reset(*at);
             if hard.term < at.term {
@@ -1694,6 +1695,15 @@ impl Driver {
         drop(snapshots);
         self.out
             .extend(dirs.into_iter().map(|(_, dir)| Output::Discard { dir }));
+    }
+}
+
+/// Whether a log ends before that entry, or has another one in its place. One that begins behind it does not lack it.
+fn lacks(view: &LogView, at: Point) -> bool {
+    match view.term(at.index) {
+        Ok(term) => term != at.term,
+        Err(ViewError::Compacted) => false,
+        Err(_) => true,
     }
 }
 

@@ -6,10 +6,11 @@ use hindcast_env::{SeededRng, SimDisk};
 use hindcast_model::{GroupId, NodeId};
 use hindcast_raft::Role;
 use hindcast_raft::driver::{Driver, DriverConfig, Input, Outcome, Output, Refused, Start, WriteTask, is_for_machine};
-use hindcast_raft::log::{LogConfig, LogStore, LogWrite};
+use hindcast_raft::log::{HardState, LogConfig, LogStore, LogWrite, SnapshotPoint};
+use hindcast_raft::log_view::Point;
 use hindcast_raft::members::MemberStep;
 use protobuf::Message as _;
-use raft::eraftpb::Message;
+use raft::eraftpb::{ConfState, Entry, Message};
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -37,7 +38,12 @@ fn name(m: &Message) -> String {
 impl Node {
     fn new(id: u64, voters: u64, seed: u64) -> Self {
         let disk = Arc::new(SimDisk::new());
-        let mut log = LogStore::open(disk, "log", LogConfig::default()).unwrap();
+        let log = LogStore::open(disk, "log", LogConfig::default()).unwrap();
+        Self::starting(id, voters, seed, log, 0)
+    }
+
+    /// With what is in the log, and a machine whose files stand at `applied`.
+    fn starting(id: u64, voters: u64, seed: u64, mut log: LogStore, applied: u64) -> Self {
         let group = GroupId(0);
         let config = DriverConfig {
             group,
@@ -56,8 +62,8 @@ impl Node {
         let start = Start {
             recovered: log.recovered(group),
             view: log.view(group),
-            applied: 0,
-            durable: 0,
+            applied,
+            durable: applied,
             rng: SeededRng::new(seed + id),
             logger: slog::Logger::root(slog::Discard, slog::o!()),
         };
@@ -469,6 +475,59 @@ fn a_heartbeat_beyond_the_log_stops_the_group_instead_of_the_process() {
                 the log ends at 0, but the leader, node 2, has this node's word for entries up to 12; this copy takes no more part in group 0 until it is rebuilt from a peer
         "#]],
     );
+}
+
+/// A copy was to get a snapshot as of entry 5, its node ended before the files took force, and entries brought it past 5 after all. It
+/// ended again while its files stood at 5 by chance, and would have thrown away what it had confirmed after that.
+#[test]
+fn a_snapshot_that_never_came_takes_nothing_from_a_log_that_went_on_without_it() {
+    // The log has entries up to `last`, of that term from 4 on; it begins behind `cut`.
+    let restarted = |last: u64, term: u64, cut: Option<u64>| {
+        let group = GroupId(0);
+        let disk = Arc::new(SimDisk::new());
+        let mut log = LogStore::open(disk.clone(), "log", LogConfig::default()).unwrap();
+        let mut voters = ConfState::default();
+        voters.set_voters(vec![1, 2, 3]);
+        let point = |index, term| SnapshotPoint {
+            at: Point { index, term },
+            conf: voters.write_to_bytes().unwrap().into(),
+        };
+        let entry = |index| Entry {
+            index,
+            term: if index < 4 { 1 } else { term },
+            ..Entry::default()
+        };
+        let hard = HardState {
+            term: 2,
+            vote: 0,
+            commit: 3,
+        };
+        let mut writes = vec![
+            LogWrite::HardState(hard),
+            LogWrite::Conf(point(0, 0)),
+            LogWrite::Announce(point(5, 2)),
+            LogWrite::Entries {
+                version: 0,
+                entries: (1..=last).map(entry).collect(),
+            },
+        ];
+        writes.extend(cut.map(|index| LogWrite::Truncate(Point { index, term })));
+        writes.into_iter().for_each(|w| log.write(group, w).unwrap());
+        log.commit(true).unwrap();
+        drop(log);
+        let log = LogStore::open(disk, "log", LogConfig::default()).unwrap();
+        let node = Node::starting(1, 3, 1, log, 5);
+        let status = node.driver.status();
+        (status.last_index, status.quarantined.is_some())
+    };
+    assert_eq!(restarted(9, 2, None), (9, false), "entries 6 to 9 were confirmed");
+    assert_eq!(
+        restarted(3, 2, None),
+        (5, false),
+        "the files took force, the log's new start was lost"
+    );
+    assert_eq!(restarted(9, 1, None), (5, false), "the log had another entry 5");
+    assert!(restarted(9, 2, Some(7)).1, "the files have lost entries 6 and 7");
 }
 
 #[test]
