@@ -324,7 +324,7 @@ mod tests {
     fn value() -> impl Strategy<Value = f64> {
         prop_oneof![
             4 => (-1e6..1e6).prop_map(|v: f64| v),
-            1 => any::<f64>(),
+            1 => prop::num::f64::ANY,
             1 => Just(ABSENT),
             1 => Just(-0.0),
         ]

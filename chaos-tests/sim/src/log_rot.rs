@@ -89,6 +89,15 @@ impl Said {
         (self.first + self.terms.len() as u64).saturating_sub(1)
     }
 
+    /// The files that were announced did not take force: nobody counts on them yet.
+    pub fn forget_announced(&mut self) {
+        self.announced = None;
+    }
+
+    pub fn announced(&self) -> Option<u64> {
+        self.announced.map(|(index, _)| index)
+    }
+
     /// Up to where the node may have what others count on.
     pub fn known(&self) -> u64 {
         self.last().max(self.announced.map_or(0, |(index, _)| index))

@@ -413,6 +413,11 @@ impl Running {
         shown.show(self.corrected_now(), self.clock.monotonic(), stored_clock(&*self.meta))
     }
 
+    /// Up to where the files of each group are, those of a snapshot among them that took force a moment ago.
+    pub fn files_at(&self) -> BTreeMap<GroupId, u64> {
+        self.machines.iter().map(|(group, m)| (*group, m.durable())).collect()
+    }
+
     pub fn is_short_of_room(&self) -> bool {
         self.disk.free_bytes().is_ok_and(|free| free == 0)
     }

@@ -709,12 +709,21 @@ impl World {
         }
         let voters = (0..=self.plan.shards).map(|g| (GroupId(g), self.voters_of(GroupId(g))));
         let voters: BTreeMap<GroupId, Vec<Vec<NodeId>>> = voters.collect();
+        let files: BTreeMap<GroupId, u64> = self.nodes[&node]
+            .running
+            .as_ref()
+            .map_or_else(BTreeMap::new, Running::files_at);
         self.crash(node, "power cut, and its log rots");
         let disk = self.nodes[&node].disk.clone();
-        let Ok(before) = log_rot::read(disk.fork(), &self.plan) else {
+        let Ok(mut before) = log_rot::read(disk.fork(), &self.plan) else {
             // It is on its way aside already.
             return;
         };
+        for (group, said) in &mut before {
+            if said.announced() > files.get(group).copied() {
+                said.forget_announced();
+            }
+        }
         let Some(rot) = Rot::draw(&disk, &mut self.rng) else {
             return;
         };
